@@ -1,0 +1,120 @@
+"""Time per arc and step, and how it depends on the length of the delay buffer.
+
+    python benchmarks/bench_simulate.py [--device cpu|gpu|tpu] [--cores 1] [--double]
+
+The rival, in the same run, is the textbook way: a scan over steps that keeps the history in a ring, written for one network and vmapped.
+"""
+
+import argparse
+import os
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("--device", default="cpu", help="cpu, gpu or tpu")
+parser.add_argument("--cores", type=int, default=1, help="virtual devices that the batch is spread over, on cpu")
+parser.add_argument("--double", action="store_true", help="double precision")
+options = parser.parse_args()
+os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.cores}"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import machine, seconds
+
+import dgdlb_jax as dgd
+
+jax.config.update("jax_enable_x64", options.double)
+DT, STEP_SIZE = 0.01, 0.05
+
+
+def networks(count: int, frontends: int, backends: int, rows: int) -> dgd.Network:
+    """Random networks whose latencies fill a delay buffer of so many rows."""
+    rng = np.random.default_rng(0)
+    draw = lambda low, high, *shape: jnp.asarray(rng.uniform(low, high, (count, *shape)), float)
+
+    def build(rate, steps, max_rate):
+        return dgd.Network(rate, steps * DT, dgd.Hyperbolic(max_rate=max_rate, half_load=jnp.ones(backends)))
+
+    rate = draw(0.5, 1.5, frontends) * backends / frontends
+    return jax.vmap(build)(rate, draw(1, rows - 3, frontends, backends), draw(2, 4, backends))
+
+
+def ours(batch: dgd.Network, policy, steps: int, rows: int):
+    """The product, keeping statistics only."""
+    return lambda: dgd.simulate_batch(
+        batch,
+        policy,
+        duration=steps * DT,
+        dt=DT,
+        save=dgd.SaveAt.statistics(),
+        max_latency=(rows - 2) * DT,
+        throw=False,
+    )
+
+
+def textbook(batch: dgd.Network, steps: int, rows: int):
+    """DGD-LB by a scan over a ring of (rows, frontends, backends), first order, vmapped over networks."""
+
+    def one(network):
+        lag = network.latency / DT
+        whole, fraction = jnp.floor(lag).astype(int), lag - jnp.floor(lag)
+        i, j = jnp.indices(lag.shape)
+
+        def look(ring, k, *index):
+            now, before = ring[(k - whole) % rows, *index], ring[(k - whole - 1) % rows, *index]
+            return now + fraction * (before - now)
+
+        def step(carry, k):
+            routing, workload, flows, workloads = carry
+            seen = look(workloads, k, j)
+            inflow = look(flows, k, i, j).sum(0)
+            gradient = jax.vmap(network.service.marginal_latency)(seen) + network.cost_latency
+            moved = routing - DT * STEP_SIZE * gradient
+            ranked = -jnp.sort(-moved, axis=1)
+            excess = (jnp.cumsum(ranked, axis=1) - 1) / jnp.arange(1, moved.shape[1] + 1)
+            cut = jnp.take_along_axis(excess, (ranked > excess).sum(1, keepdims=True) - 1, axis=1)
+            routing = jnp.maximum(moved - cut, 0)
+            workload = workload + DT * (inflow - network.service.rate(workload))
+            flows = flows.at[(k + 1) % rows].set(network.arrival_rate[:, None] * routing)
+            return (routing, workload, flows, workloads.at[(k + 1) % rows].set(workload)), None
+
+        start = jnp.full(lag.shape, 1 / lag.shape[1], network.latency.dtype)
+        flow = network.arrival_rate[:, None] * start
+        empty = jnp.ones(lag.shape[1], flow.dtype)
+        rings = jnp.broadcast_to(flow, (rows, *flow.shape)), jnp.broadcast_to(empty, (rows, *empty.shape))
+        return jax.lax.scan(step, (start, empty, *rings), jnp.arange(steps))[0][1]
+
+    return jax.jit(lambda: jax.vmap(one)(batch))
+
+
+def main() -> None:
+    """Print the table."""
+    print(machine())
+    print(
+        "float64" if options.double else "float32", "| figures in ns per arc and step, median of 5, compilation apart\n"
+    )
+    print("| network | topologies | rows | DGD-LB | least latency | textbook scan | textbook / DGD-LB | compile s |")
+    print("|---|---|---|---|---|---|---|---|")
+    cases = [(3, 3, 256, 128), (10, 10, 64, 64), (10, 10, 64, 512), (10, 10, 64, 4096), (32, 32, 16, 128)]
+    by_rows = {}
+    for frontends, backends, count, rows in cases:
+        batch = networks(count, frontends, backends, rows)
+        # A long buffer needs many steps, or filling it once would be most of what is measured.
+        steps = max(4 * rows, 1000)
+        work = count * frontends * backends * steps
+        compiled, dgdlb = seconds(ours(batch, dgd.DGDLB(STEP_SIZE), steps, rows))
+        _, greedy = seconds(ours(batch, dgd.LeastLatency(), steps, rows))
+        few = max(steps // 10, 100)
+        _, plain = seconds(textbook(batch, few, rows), repeats=3)
+        figures = [value * 1e9 for value in (dgdlb / work, greedy / work, plain / (work / steps * few))]
+        by_rows[rows] = figures[0] if frontends == 10 else by_rows.get(rows, 0.0)
+        print(
+            f"| {frontends}x{backends} | {count} | {rows} | {figures[0]:.2f} | {figures[1]:.2f} | {figures[2]:.1f} | "
+            f"{figures[2] / figures[0]:.1f} | {compiled:.1f} |",
+            flush=True,
+        )
+    print(f"\n10x10, time per step at 4096 rows over that at 64: {by_rows[4096] / by_rows[64]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""A differentiable simulator of load balancing with network latencies, after DGD-LB (arXiv:2504.10693).
+
+Names are resolved on first use, so that `import dgdlb_jax` costs nothing beyond what is used.
+"""
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dgdlb_jax.analysis.optimum import Optimum as Optimum
+    from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
+    from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
+    from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
+    from dgdlb_jax.analysis.step_size import suggest_dt as suggest_dt
+    from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
+    from dgdlb_jax.experiments.compare import Comparison as Comparison
+    from dgdlb_jax.experiments.compare import compare as compare
+    from dgdlb_jax.model import topologies as topologies
+    from dgdlb_jax.model.demand import AbstractDemand as AbstractDemand
+    from dgdlb_jax.model.demand import Constant as Constant
+    from dgdlb_jax.model.demand import DailyCycle as DailyCycle
+    from dgdlb_jax.model.demand import Jumps as Jumps
+    from dgdlb_jax.model.demand import Trace as Trace
+    from dgdlb_jax.model.fleets import list_fleets as list_fleets
+    from dgdlb_jax.model.fleets import load_fleet as load_fleet
+    from dgdlb_jax.model.network import Network as Network
+    from dgdlb_jax.model.network import stack as stack
+    from dgdlb_jax.model.service import AbstractService as AbstractService
+    from dgdlb_jax.model.service import Exponential as Exponential
+    from dgdlb_jax.model.service import Hyperbolic as Hyperbolic
+    from dgdlb_jax.model.service import Logarithmic as Logarithmic
+    from dgdlb_jax.model.service import ManyServer as ManyServer
+    from dgdlb_jax.model.service import PerBackend as PerBackend
+    from dgdlb_jax.model.service import Power as Power
+    from dgdlb_jax.model.service import Replicas as Replicas
+    from dgdlb_jax.model.service import ServiceFit as ServiceFit
+    from dgdlb_jax.model.service import Tabulated as Tabulated
+    from dgdlb_jax.model.service import concatenate as concatenate
+    from dgdlb_jax.model.service import fit_service as fit_service
+    from dgdlb_jax.numerics.results import InputError as InputError
+    from dgdlb_jax.numerics.results import Result as Result
+    from dgdlb_jax.numerics.simplex import project_simplex as project_simplex
+    from dgdlb_jax.numerics.simplex import project_tangent_cone as project_tangent_cone
+    from dgdlb_jax.policies import DGDLB as DGDLB
+    from dgdlb_jax.policies import AbstractFlowPolicy as AbstractFlowPolicy
+    from dgdlb_jax.policies import AbstractInstantPolicy as AbstractInstantPolicy
+    from dgdlb_jax.policies import FixedRouting as FixedRouting
+    from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
+    from dgdlb_jax.policies import LeastLatency as LeastLatency
+    from dgdlb_jax.policies import LeastWorkload as LeastWorkload
+    from dgdlb_jax.policies import Nearest as Nearest
+    from dgdlb_jax.policies import Observation as Observation
+    from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
+    from dgdlb_jax.policies import Uniform as Uniform
+    from dgdlb_jax.simulation.engine import simulate as simulate
+    from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
+    from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
+    from dgdlb_jax.simulation.trajectory import Statistics as Statistics
+    from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
+
+_HOME = {
+    "analysis.optimum": ("Optimum", "solve_optimum"),
+    "analysis.step_size": ("default_step_size", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
+    "experiments.compare": ("Comparison", "compare"),
+    "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
+    "model.fleets": ("list_fleets", "load_fleet"),
+    "model.network": ("Network", "stack"),
+    "model.service": (
+        "AbstractService", "Exponential", "Hyperbolic", "Logarithmic", "ManyServer", "PerBackend", "Power", "Replicas",
+        "ServiceFit", "Tabulated", "concatenate", "fit_service",
+    ),
+    "numerics.results": ("InputError", "Result"),
+    "numerics.simplex": ("project_simplex", "project_tangent_cone"),
+    "policies": (
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
+        "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "Uniform",
+    ),
+    "simulation.engine": ("simulate", "simulate_batch"),
+    "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = {"topologies": "model.topologies"}
+
+__all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
+__version__ = _version("dgdlb_jax")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    elif name in _MODULE:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

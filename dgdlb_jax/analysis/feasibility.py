@@ -1,0 +1,76 @@
+"""Which frontends and backends are short when demand exceeds capacity, in words."""
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.results import InputError, Result
+
+_MOST_NAMED = 6
+
+
+def explain_infeasible(network: Network, results: Int[Array, "*batch"]) -> None:
+    """Raise when a network that was not solved asks for more than its backends can serve; return when none does.
+
+    **Raises:** `InputError`, one sentence: which frontends and backends are short, by how much, and what to do.
+    """
+    codes = np.atleast_1d(np.asarray(results))
+    for element in np.flatnonzero(codes != Result.successful):
+        single = network if network.batch is None else network[int(element)]
+        message = _shortage(single)
+        if message:
+            place = "" if network.batch is None else f"Element {element} of the batch: "
+            raise InputError(place + message)
+
+
+def _shortage(network: Network) -> str | None:
+    rate, mask = np.asarray(network.arrival_rate, float), np.asarray(network.mask)
+    supremum = np.asarray(network.service.supremum, float)
+    if network.capacity is not None:
+        factor = np.asarray(network.capacity.mean_rate, float)
+        supremum = np.where(factor > 0, factor * supremum, 0)
+    senders, backends = _bottleneck(rate, mask, supremum)
+    asked, offered = rate[senders].sum(), supremum[backends].sum()
+    if not senders.any() or asked < offered:
+        return None
+    return (
+        f"{_named('frontend', senders, network.frontend_names)} ({asked:.6g} requests/s) can only use "
+        f"{_named('backend', backends, network.backend_names)}, which cannot serve more than {offered:.6g} requests/s: "
+        f"short by {asked - offered:.4g} requests/s; add capacity there, reduce these rates, or allow further arcs in the mask."
+    )
+
+
+def _bottleneck(
+    rate: Float[np.ndarray, " frontends"], mask: Bool[np.ndarray, "frontends backends"], supremum: Float[np.ndarray, " backends"]
+) -> tuple[Bool[np.ndarray, " frontends"], Bool[np.ndarray, " backends"]]:
+    r"""The frontends that ask for most above what all their backends can serve, and those backends.
+
+    The largest $\sum_{i \in S} \lambda_i - \sum_{j \in R(S)} \sup \ell_j$ over sets $S$ with reachable backends $R(S)$ is a minimum cut,
+    the dual of a maximum flow: $\max \lambda^T s - c^T t$ with $s_i \le t_j$ on arcs, $0 \le s, t \le 1$, which has 0-1 solutions.
+    """
+    from scipy.optimize import linprog  # late: only needed to explain a failure
+    from scipy.sparse import coo_matrix
+
+    frontends, backends = mask.shape
+    open_ended = np.isinf(supremum)
+    rate, most = np.where(mask[:, open_ended].any(1), 0, rate), np.where(open_ended, 0, supremum)
+    i, j = np.nonzero(mask & (rate > 0)[:, None])
+    count = np.arange(i.size)
+    entries = np.concatenate([np.ones(i.size), -np.ones(i.size)])
+    arcs = coo_matrix((entries, (np.tile(count, 2), np.concatenate([i, frontends + j]))), (i.size, frontends + backends))
+    # A millionth more demand, so that demand equal to capacity, which no finite workload serves, counts as short too.
+    scale = max(rate.sum(), 1e-300)
+    objective = np.concatenate([-rate * (1 + 1e-9), most]) / scale
+    solution = linprog(objective, A_ub=arcs.tocsr(), b_ub=np.zeros(i.size), bounds=(0, 1), method="highs-ds")
+    chosen = solution.x > 0.5
+    senders = chosen[:frontends] & (rate > 0)
+    return senders, mask[senders].any(0)
+
+
+def _named(kind: str, chosen: Bool[np.ndarray, " entries"], names: tuple[str, ...] | None) -> str:
+    """`frontends Oslo, Bergen`; by number where the network has no names."""
+    who = [names[k] if names else str(k) for k in np.flatnonzero(chosen)]
+    if not who:
+        return f"no {kind}"
+    listed = ", ".join(who[:_MOST_NAMED]) + (f" and {len(who) - _MOST_NAMED} more" if len(who) > _MOST_NAMED else "")
+    return f"{kind}{'s' if len(who) > 1 else ''} {listed}"

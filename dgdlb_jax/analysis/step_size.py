@@ -1,0 +1,215 @@
+"""How large a step size, how small a time step, how long a run: defaults from the optimum."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.results import is_concrete
+
+_SAFETY = 0.25  # of what theorem C with the largest latency allows
+_SHARE_IN_USE = 1e-9  # smaller shares of a frontend's traffic are rounding
+
+
+class Gains(eqx.Module):
+    r"""What the dynamics near a workload depend on, per backend.
+
+    - `slope`: $a = \ell'$, 1/s.
+    - `gain`: $c = -\ell''/\ell'^2$, seconds per request: how the marginal latency rises with the workload.
+    - `initial_slope`: $\ell'(0)$, 1/s; 0 where no frontend can reach.
+    """
+
+    slope: Float[Array, "*batch backends"]
+    gain: Float[Array, "*batch backends"]
+    initial_slope: Float[Array, "*batch backends"]
+
+
+def gains_at(network: Network, workload: Float[Array, " backends"]) -> Gains:
+    """The gains of one network at a workload; a capacity that changes in time counts with its mean."""
+    factor = 1.0 if network.capacity is None else network.capacity.mean_rate
+    slope, curvature = network.service.slope(workload), network.service.curvature(workload)
+    initial = jnp.where(network.backend_mask, factor * network.service.initial_slope, 0)
+    return Gains(factor * slope, -_ratio(curvature / slope**2, factor), initial)
+
+
+def default_step_size(
+    network: Network, optimum: Optimum | None = None, *, update_interval: ArrayLike = 0.0
+) -> Float[Array, "*batch frontends"]:
+    r"""A step size for DGD-LB that converges from usual starts as well, well below the limit of local stability.
+
+    $$ \eta_i = \frac14 \min_{j \in S^+_i} \frac{a_j}{2 c_j \Lambda^+_j \max_{k \in S^+_i} \tau_{ik}} $$
+    $S^+_i$ is the support at the optimum and, for a frontend with two arcs, its two cheapest by marginal latency; $\Lambda^+_j$ is the
+    rate of the frontends with $j \in S^+_i$; $\tau$ is the mean of forward and feedback latency.
+
+    **Arguments:**
+
+    - `network`: one network or a batch.
+    - `optimum`: of that network; solved when left out.
+    - `update_interval`: seconds between two updates of a frontend. Latencies count as at least that long, and at least as a
+      thousandth of the fastest service time: without any delay every step size is stable.
+
+    **Returns:** `(frontends,)` in 1/s^2, with a leading axis for a batch; 0 for a frontend with one arc or nothing to send.
+
+    **Source:** the condition of theorem C of this project (own derivation), made robust by measurements far from the optimum.
+    """
+    optimum = _solved(network, optimum)
+    interval = jnp.asarray(update_interval, network.latency.dtype)
+    return _apply(_default_step_size, network.anonymous(), optimum, interval)
+
+
+def slowest_decay_rate(network: Network, step_size: ArrayLike, optimum: Optimum | None = None) -> Float[Array, "*batch"]:
+    r"""How slowly a small disturbance of the optimum dies out under DGD-LB with a small step size, 1/s.
+
+    The smaller of the slowest service, $\min_j a_j$, and of the slowest routing mode: the smallest eigenvalue of
+    $A^{-1} \sum_i \lambda_i \eta_i P_i C$ on the support that is not zero by structure, $P_i = I - 11^T/k_i$.
+
+    **Arguments:** `step_size` in 1/s^2, a scalar or one number per frontend (in a batch also one per network).
+
+    **Returns:** a scalar, `(batch,)` for a batch; inf when nothing is in use.
+
+    **Source:** own derivation (the limit of small step sizes of the linearised dynamics).
+    """
+    optimum = _solved(network, optimum)
+    return _apply(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step_size), optimum)
+
+
+def suggest_dt(
+    network: Network, step_size: ArrayLike | None = None, optimum: Optimum | None = None
+) -> float | Float[Array, "*batch"]:
+    r"""A time step that resolves the fastest service, the latencies and the loop of DGD-LB.
+
+    $$ \min\Big( \frac{0.1}{\max_j \ell_j'(0)}, \frac{\max \tau}{20}, \frac{0.05}{w} \Big), \qquad
+       w \sqrt{w^2 + a_j^2} = c_j \sum_i \lambda_i \eta_i $$
+    with the largest $w$ of any backend; the sum is over frontends that have a choice and may use the backend. Without latencies the
+    second term is left out.
+
+    **Arguments:** `step_size` in 1/s^2, `default_step_size` when left out.
+
+    **Returns:** seconds: for a single network a float, rounded down to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
+    """
+    optimum = _solved(network, optimum)
+    step_size = default_step_size(network, optimum) if step_size is None else step_size
+    dt = _apply(_suggest_dt, network.anonymous(), _per_frontend(network, step_size), optimum)
+    return _round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
+
+
+def suggest_duration(
+    network: Network, step_size: ArrayLike | None = None, optimum: Optimum | None = None
+) -> float | Float[Array, "*batch"]:
+    """A duration after which DGD-LB has settled: ten times the slowest decay time, and at least 50 of the largest latency.
+
+    **Arguments:** `step_size` in 1/s^2, `default_step_size` when left out.
+
+    **Returns:** seconds: for a single network a float, rounded up to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
+    """
+    optimum = _solved(network, optimum)
+    step_size = default_step_size(network, optimum) if step_size is None else step_size
+    duration = _apply(_suggest_duration, network.anonymous(), _per_frontend(network, step_size), optimum)
+    return _round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
+
+
+def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array, ""]) -> Float[Array, " frontends"]:
+    gains, choices = gains_at(network, optimum.workload), _choices(network, optimum)
+    rate = network.arrival_rate
+    shared = (rate[:, None] * choices).sum(0)
+    fastest = 1e-3 * _ratio(1.0, gains.initial_slope.max())
+    delay = jnp.maximum(0.5 * (network.latency + network.feedback_latency), jnp.maximum(interval, fastest))
+    longest = jnp.where(choices, delay, 0).max(1)
+    allowed = gains.slope / (2 * gains.gain * shared)
+    smallest = jnp.where(choices & (shared > 0), allowed, jnp.inf).min(1)
+    step = _SAFETY * smallest / longest
+    moving = (network.mask.sum(1) > 1) & (rate > 0) & jnp.isfinite(step)
+    return jnp.where(moving, step, 0)
+
+
+def _slowest_decay_rate(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
+    gains, used = gains_at(network, optimum.workload), _support(network, optimum)
+    slowest_service = jnp.where(used.any(0), gains.slope, jnp.inf).min()
+    weight = jnp.sqrt(jnp.where(used.any(0), gains.gain / gains.slope, 0))
+    strength = network.arrival_rate * step_size
+    count = jnp.maximum(used.sum(1), 1)
+    spread = used * (strength / count)[:, None]
+    modes = jnp.diag((used * strength[:, None]).sum(0)) - spread.T @ used.astype(spread.dtype)
+    rates = jnp.linalg.eigvalsh(weight[:, None] * modes * weight)
+    structural = rates <= 1e3 * network.backends * jnp.finfo(rates.dtype).eps * rates.max()
+    return jnp.minimum(slowest_service, jnp.where(structural, jnp.inf, rates).min())
+
+
+def _suggest_dt(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
+    gains, choices = gains_at(network, optimum.workload), _choices(network, optimum)
+    strength = jnp.where(choices.sum(1) > 1, network.arrival_rate * step_size, 0)
+    loop = gains.gain * (choices * strength[:, None]).sum(0)
+    frequency = _crossing(gains.slope, loop).max()
+    latency = _largest_latency(network)
+    terms = (_ratio(0.1, gains.initial_slope.max()), _ratio(latency / 20, latency > 0), _ratio(0.05, frequency))
+    return jnp.stack([jnp.asarray(term, latency.dtype) for term in terms]).min()
+
+
+def _suggest_duration(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
+    slowest = _slowest_decay_rate(network, step_size, optimum)
+    slowest = jnp.where(jnp.isfinite(slowest), slowest, gains_at(network, optimum.workload).initial_slope.max())
+    return jnp.maximum(10 / slowest, 50 * _largest_latency(network))
+
+
+def _crossing(slope: Float[Array, " backends"], loop: Float[Array, " backends"]) -> Float[Array, " backends"]:
+    r"""The positive root of $w \sqrt{w^2 + a^2} = K$, without cancellation for small $K$."""
+    return loop * jnp.sqrt(2 / (slope**2 + jnp.sqrt(slope**4 + 4 * loop**2)))
+
+
+def _support(network: Network, optimum: Optimum) -> Bool[Array, "frontends backends"]:
+    """Arcs that carry traffic at the optimum."""
+    return network.mask & (optimum.routing > _SHARE_IN_USE) & (network.arrival_rate > 0)[:, None]
+
+
+def _choices(network: Network, optimum: Optimum) -> Bool[Array, "frontends backends"]:
+    """$S^+$: the support, and the two cheapest arcs of a frontend that has two."""
+    seen = 1 / gains_at(network, optimum.workload).slope + network.cost_latency
+    order = jnp.argsort(jnp.where(network.mask, seen, jnp.inf), axis=1)
+    rank = jnp.argsort(order, axis=1)
+    return network.mask & ((rank < 2) | _support(network, optimum))
+
+
+def _largest_latency(network: Network) -> Float[Array, ""]:
+    return jnp.maximum(network.latency, network.feedback_latency).max()
+
+
+def _solved(network: Network, optimum: Optimum | None) -> Optimum:
+    return solve_optimum(network) if optimum is None else optimum
+
+
+@eqx.filter_jit
+def _apply(function, network: Network, *arguments):
+    """`function(network, *arguments)`, mapped over the batch if there is one; scalars among the arguments are shared."""
+    if network.batch is None:
+        return function(network, *arguments)
+    axes = tuple(0 if all(leaf.ndim for leaf in jax.tree.leaves(argument)) else None for argument in arguments)
+    return jax.vmap(function, in_axes=(0, *axes))(network, *arguments)
+
+
+def _per_frontend(network: Network, step_size: ArrayLike) -> Float[Array, "*batch frontends"]:
+    """A step size as one number per frontend; in a batch `(batch,)` is one number per network."""
+    step = jnp.asarray(step_size, network.latency.dtype)
+    if network.batch is None:
+        return jnp.broadcast_to(step, (network.frontends,))
+    return jnp.broadcast_to(step[:, None] if step.ndim == 1 else step, (network.batch, network.frontends))
+
+
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float[Array, "..."]:
+    """The quotient, inf where the denominator is 0."""
+    positive = jnp.asarray(denominator) > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), jnp.inf)
+
+
+def _round_down(value: float) -> float:
+    """To 1, 2 or 5 times a power of ten; numbers that are round already stay."""
+    power = math.floor(math.log10(value * (1 + 1e-9)))
+    return max(float(f"{digit}e{power}") for digit in (1, 2, 5) if digit * 10.0**power <= value * (1 + 1e-9))
+
+
+def _round_up(value: float) -> float:
+    power = math.floor(math.log10(value * (1 - 1e-9)))
+    return min(float(f"{digit}e{power}") for digit in (1, 2, 5, 10) if digit * 10.0**power >= value * (1 - 1e-9))

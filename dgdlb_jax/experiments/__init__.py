@@ -1,0 +1,1 @@
+"""What is asked of a network: comparisons of balancers, verdicts, pictures and files."""

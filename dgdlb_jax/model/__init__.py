@@ -1,0 +1,1 @@
+"""What is simulated, and where it comes from."""

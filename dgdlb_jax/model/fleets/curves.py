@@ -1,0 +1,119 @@
+"""The `[curves]` and `[backends]` sections: from kinds and figures to one service curve."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dgdlb_jax.model.fleets.document import Folder, Section, nearest
+from dgdlb_jax.model.fleets.tables import Table
+from dgdlb_jax.model.service import (
+    AbstractService,
+    Exponential,
+    Hyperbolic,
+    Logarithmic,
+    ManyServer,
+    Power,
+    Replicas,
+    ServiceFit,
+    Tabulated,
+    concatenate,
+    fit_service,
+)
+
+
+class Formula(NamedTuple):
+    """A curve given by a formula: its class, its parameters in the file, and which of them may be left out."""
+
+    maker: type[AbstractService]
+    parameters: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+FORMULAS = {
+    "hyperbolic": Formula(Hyperbolic, ("max_rate", "half_load")),
+    "exponential": Formula(Exponential, ("max_rate", "scale")),
+    "power": Formula(Power, ("unit_rate", "scale", "exponent")),
+    "logarithmic": Formula(Logarithmic, ("unit_rate", "scale")),
+    "many-server": Formula(ManyServer, ("servers", "service_time"), ("sharpness",)),
+}
+
+
+class Service(NamedTuple):
+    """The curve over all backends, and the fits that it came from."""
+
+    curve: AbstractService
+    fits: tuple[ServiceFit, ...]
+
+
+def read_service(document: Section, backends: Section, names: tuple[str, ...], folder: Folder) -> Service:
+    """One curve over all backends, with replicas."""
+    known = document.section("curves").sections()
+    chosen = _chosen_curves(backends, names, known)
+    used = {name: known[name] for name in dict.fromkeys(chosen)}
+    read = {name: _read_curve(section, folder) for name, section in used.items()}
+    for name, section in known.items():
+        if name not in used:
+            _read_curve(section, folder)  # a curve nobody uses is still held to the rules
+    curve = concatenate([read[name][0] for name in chosen])
+    if "replicas" in backends:
+        curve = backends.build(Replicas, curve, np.array(backends.numbers("replicas", len(names), above=True)))
+    return Service(curve, tuple(fit for _, fit in read.values() if fit is not None))
+
+
+def _chosen_curves(backends: Section, names: tuple[str, ...], known: dict[str, Section]) -> tuple[str, ...]:
+    if isinstance(backends.content.get("curve"), str):
+        return (backends.choice("curve", known),) * len(names)
+    chosen = backends.names("curve", len(names))
+    for name in chosen:
+        if name not in known:
+            raise backends.error("curve", f'contains "{name}", and there is no [curves.{name}]', nearest(name, known))
+    return chosen
+
+
+def _read_curve(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit | None]:
+    kinds: Mapping[str, Callable[[Section, Folder], tuple[AbstractService, ServiceFit | None]]]
+    kinds = dict.fromkeys(FORMULAS, _formula) | {"measured": _measured, "mixture": _mixture}
+    return kinds[section.choice("kind", kinds)](section, folder)
+
+
+def _formula(section: Section, folder: Folder) -> tuple[AbstractService, None]:
+    del folder
+    formula = FORMULAS[section.content["kind"]]
+    section.only("kind", *formula.parameters, *formula.optional, "capacity")
+    optional = [key for key in (*formula.optional, "capacity") if key in section]
+    values = {key: [section.number(key, above=True)] for key in (*formula.parameters, *optional)}
+    return section.build(formula.maker, **values), None
+
+
+def _measured(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit]:
+    section.only("kind", "table", "workload", "throughput", "rate_scale", "capacity")
+    if "table" in section:
+        name = section.text_of("table")
+        table = Table(folder, name, section.place)
+        workload = table.numbers(table.column("workload", "concurrency"), above=True)
+        throughput = table.numbers(table.column("throughput", "throughput_rps"), above=True)
+    else:
+        name = section.place
+        workload = section.numbers("workload", above=True)
+        throughput = section.numbers("throughput", len(workload), above=True)
+    rate = np.array(throughput) * section.number("rate_scale", 1.0, above=True)
+    fit = section.build(fit_service, workload, rate, name=name)
+    curve = fit.service
+    if "capacity" in section:
+        capacity = [section.number("capacity", above=True)]
+        curve = section.build(Tabulated, curve.weights, curve.scales, capacity, curve.measured_workload)
+    return curve, fit
+
+
+def _mixture(section: Section, folder: Folder) -> tuple[AbstractService, None]:
+    del folder
+    section.only("kind", "weights", "scales", "capacity", "measured_workload")
+    weights = section.numbers("weights")
+    scales = section.numbers("scales", len(weights), above=True)
+    bounds = {
+        argument: [section.number(key, above=True)]
+        for argument, key in (("capacity", "capacity"), ("measured", "measured_workload"))
+        if key in section
+    }
+    return section.build(Tabulated, np.array(weights)[:, None], np.array(scales)[:, None], **bounds), None

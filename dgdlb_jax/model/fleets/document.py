@@ -1,0 +1,229 @@
+"""Reading TOML with errors that a person can act on: file, line, field, value, remedy."""
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Callable, Collection, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from dgdlb_jax.numerics.results import InputError
+
+Folder = Path | Traversable
+
+# A value shown in a message is cut here, so that the message stays one readable sentence.
+_LONGEST_VALUE = 60
+_MOST_NAMES = 8
+_LONGEST_PATH = 300
+
+
+def nearest(word: object, known: Collection[str]) -> str:
+    """`did you mean "known"?`, or the list of what there is when nothing is near."""
+    close = difflib.get_close_matches(clipped(str(word)), [clipped(name) for name in known], n=1, cutoff=0.5)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return f"known here: {listed(sorted(known))}." if known else "nothing is known here."
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(clipped(name) for name in names[:_MOST_NAMES]) + more
+
+
+def clipped(text: str) -> str:
+    """The text on one line, shortened to what a message can bear."""
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {one if number == 1 else many}"
+
+
+def read_text(file: Folder, wanted_by: str = "") -> str:
+    """The text of a file, or an `InputError` that names it."""
+    name = str(file) if len(str(file)) <= _LONGEST_PATH else clipped(file.name)
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not a text file in UTF-8 (byte {error.start}): save it as UTF-8.") from error
+    except FileNotFoundError as error:
+        raise InputError(f"{wanted_by}{name} does not exist: check the name, or create the file.") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{wanted_by}{name} cannot be read ({why}): give the name of a readable text file.") from error
+
+
+def parse(file: Folder) -> "Section":
+    """The whole TOML file as its outermost section."""
+    text = read_text(file)
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{file} is not valid TOML: {str(error).removesuffix('.')}; correct it there.") from error
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{file} is not valid TOML ({error}): simplify or correct it.") from error
+    return Section(content, file.name, text, ())
+
+
+class Section:
+    """A table of a TOML file that checks what it hands out and remembers which keys were asked for.
+
+    `wanted` counts in the methods: how many numbers or names there have to be (None: any number, at least one).
+    """
+
+    def __init__(self, content: dict[str, Any], file: str, text: str, path: tuple[str, ...]):
+        self.content, self.file, self.text, self.path = content, file, text, path
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.content
+
+    def error(self, key: str, problem: str, remedy: str) -> InputError:
+        """The exception to raise about `key`: `fleet.toml:7: frontends.rate <problem>: <remedy>`."""
+        line = _line_of(self.text, self.path, key)
+        place = f"{self.file}:{line}" if line else self.file
+        field = clipped(".".join([*self.path, key]))
+        return InputError(f"{place}: {field} {problem}: {remedy}")
+
+    def only(self, *known: str) -> None:
+        """Raise for the first key that is not among the known ones."""
+        for key in self.content:
+            if key not in known:
+                raise self.error(key, "is not a known key", nearest(key, known))
+
+    def get(self, key: str, kind: type | tuple[type, ...], described: str, default: Any = ...) -> Any:
+        """A value of the given type; a missing key without default is an error. (A bool never counts as a number.)"""
+        if key not in self.content:
+            if default is ...:
+                raise self.error(key, "is missing", f"give {described}.")
+            return default
+        value = self.content[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.error(key, f"is {shown(value)}", f"give {described}.")
+        return value
+
+    def text_of(self, key: str, default: Any = ...) -> Any:
+        return self.get(key, str, "a text in quotes", default)
+
+    def flag(self, key: str, default: bool) -> bool:
+        return self.get(key, bool, "true or false", default)
+
+    def section(self, key: str, default: Any = ...) -> "Section":
+        """A table within this table; an empty one when it is missing and `default` says so."""
+        content = self.get(key, dict, f"a table, [{'.'.join([*self.path, key])}]", default)
+        return Section(content, self.file, self.text, (*self.path, key))
+
+    def sections(self) -> dict[str, "Section"]:
+        """All tables within this table, by name."""
+        return {key: self.section(key) for key, value in self.content.items() if isinstance(value, dict)}
+
+    def choice(self, key: str, known: Collection[str], default: Any = ...) -> str:
+        value = self.text_of(key, default)
+        if value not in known:
+            raise self.error(key, f"is {shown(value)}", nearest(value, known))
+        return value
+
+    def names(self, key: str, wanted: int | None = None, default: Any = ...) -> tuple[str, ...]:
+        """A list of texts."""
+        values = self.get(key, list, "a list of names", default)
+        for value in values:
+            if not isinstance(value, str) or not value.strip():
+                raise self.error(key, f"contains {shown(value)}", "give a list of names in quotes.")
+        self._check_count(key, values, wanted)
+        return tuple(values)
+
+    def number(self, key: str, default: Any = ..., *, minimum: float = 0.0, above: bool = False) -> float:
+        """One finite number of at least (or above) `minimum`."""
+        value = self.get(key, (int, float), "a number", default)
+        return value if value is default else self._number(key, value, minimum, above)
+
+    def numbers(
+        self, key: str, wanted: int | None = None, default: Any = ..., *, minimum: float = 0.0, above: bool = False
+    ) -> list[float]:
+        """A list of numbers; one number alone stands for all when the count is known."""
+        values = self.get(key, (list, int, float), "numbers", default)
+        if values is default:
+            return values
+        if not isinstance(values, list):
+            values = [values] * (wanted or 1)
+        self._check_count(key, values, wanted)
+        return [self._number(key, value, minimum, above) for value in values]
+
+    def matrix(self, key: str, rows: int | None, columns: int) -> list[list[float]]:
+        """Rows of numbers."""
+        values = self.get(key, list, "a list of rows of numbers")
+        self._check_count(key, values, rows, ("row", "rows"))
+        for k, row in enumerate(values):
+            if not isinstance(row, list) or len(row) != columns:
+                raise self.error(key, f"has row {k} = {shown(row)}", f"give {columns} numbers in every row.")
+        return [[self._number(key, value, 0.0, False) for value in row] for row in values]
+
+    def build(self, maker: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`maker(...)`, whose complaints get this section's place in front."""
+        try:
+            return maker(*args, **kwargs)
+        except InputError as error:
+            raise InputError(f"{self.place}: {error}") from error
+
+    @property
+    def place(self) -> str:
+        """`fleet.toml [curves.h100]`."""
+        return f"{self.file} [{'.'.join(self.path)}]" if self.path else self.file
+
+    def _check_count(
+        self, key: str, values: Sequence[Any], wanted: int | None, things: tuple[str, str] = ("entry", "entries")
+    ) -> None:
+        if not values or (wanted is not None and len(values) != wanted):
+            raise self.error(key, f"has {counted(len(values), *things)}", f"give {wanted or 'at least 1'}.")
+
+    def _number(self, key: str, value: Any, minimum: float, above: bool) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.error(key, f"contains {shown(value)}", "give numbers, without quotes.")
+        number = to_float(value)
+        if not (math.isfinite(number) and (number > minimum if above else number >= minimum)):
+            rule = rule_for(minimum, above)
+            raise self.error(key, f"contains {shown(value)}", f"give {rule}.")
+        return number
+
+
+def rule_for(minimum: float, above: bool) -> str:
+    """What a number has to be, in words."""
+    if minimum == -math.inf:
+        return "a finite number"
+    if minimum == 0:
+        return "a positive, finite number" if above else "a finite number that is not negative"
+    return f"a finite number {'above' if above else 'of at least'} {minimum:g}"
+
+
+def to_float(value: int | float) -> float:
+    """A float; integers beyond its range become infinite instead of an exception."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def shown(value: object) -> str:
+    """A value as it appears in a message."""
+    try:
+        return clipped(f'"{value}"' if isinstance(value, str) else str(value))
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__}"
+
+
+def _line_of(text: str, path: tuple[str, ...], key: str) -> int | None:
+    """Where `key` of the table `path` is set, as far as a plain look at the lines can tell; else where the table starts."""
+    header, table = re.compile(r"^\s*\[([^\[\]]+)\]\s*(#.*)?$"), ()
+    start = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if found := header.match(line):
+            table = tuple(part.strip().strip("\"'") for part in found[1].split("."))
+            if table in (path, (*path, key)):
+                start = number
+        elif table == path and re.match(rf"^\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return number
+    return start

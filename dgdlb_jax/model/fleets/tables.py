@@ -1,0 +1,92 @@
+"""Reading CSV tables with errors that name file, line and column."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dgdlb_jax.model.fleets.document import Folder, clipped, counted, nearest, read_text, rule_for, shown
+from dgdlb_jax.numerics.results import InputError
+
+
+class Row(NamedTuple):
+    """One line of a table: its number in the file and its cells by column."""
+
+    line: int
+    cells: dict[str, str]
+
+
+class Table:
+    """A CSV table: one header line, commas, and comment lines that start with `#`. Further columns are ignored."""
+
+    def __init__(self, folder: Folder, name: str, wanted_by: str):
+        self.name = clipped(name)
+        text = read_text(folder / name, f"{wanted_by} names the table ").removeprefix("\ufeff")
+        lines, cells = self._cells(text)
+        self.columns = cells[0]
+        self._check_header(lines[0])
+        self.rows = [self._row(line, row) for line, row in zip(lines[1:], cells[1:], strict=True)]
+
+    def _cells(self, text: str) -> tuple[list[int], list[list[str]]]:
+        """The line numbers and cells of everything that is neither blank nor a comment."""
+        numbered = enumerate(text.splitlines(), start=1)
+        kept = {k: line for k, line in numbered if line.strip() and not line.lstrip().startswith("#")}
+        try:
+            rows = list(csv.reader(io.StringIO("\n".join(kept.values()))))
+        except csv.Error as error:
+            raise InputError(f"{self.name} is not a CSV table ({error}): separate plain cells by commas.") from error
+        if len(rows) != len(kept):
+            raise InputError(f"{self.name} has a quoted cell that runs over several lines: close the quotes in each.")
+        if len(rows) < 2:
+            raise InputError(f"{self.name} has no rows: write a line of column names and at least one line of values.")
+        return list(kept), [[cell.strip() for cell in row] for row in rows]
+
+    def _check_header(self, line: int) -> None:
+        for k, column in enumerate(self.columns):
+            if column in self.columns[:k]:
+                raise InputError(f'{self.name}:{line}: column "{clipped(column)}" occurs twice: rename or remove one.')
+
+    def _row(self, line: int, cells: list[str]) -> Row:
+        if len(cells) != len(self.columns):
+            raise InputError(
+                f"{self.name}:{line}: the line has {counted(len(cells), 'cell', 'cells')}, but the table has "
+                f"{counted(len(self.columns), 'column', 'columns')}: complete or correct the line."
+            )
+        return Row(line, dict(zip(self.columns, cells, strict=True)))
+
+    def column(self, *known: str) -> str:
+        """Whichever of the known spellings of a column the table has."""
+        for name in known:
+            if name in self.columns:
+                return name
+        hint = (
+            nearest(known[0], self.columns)
+            .replace("did you mean", "is it")
+            .replace("known here:", "it has the columns")
+        )
+        raise InputError(f'{self.name}: column "{known[0]}" is missing ({hint.rstrip(".")}): add or rename it.')
+
+    def number(self, row: Row, column: str, *, minimum: float = 0.0, above: bool = False) -> float:
+        """A cell as a finite number of at least (or above) `minimum`."""
+        cell = row.cells[column]
+        try:
+            value = float(cell)
+        except ValueError as error:
+            raise self.error(row, column, "is not a number", "correct the cell.") from error
+        if not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
+            raise self.error(row, column, "is out of range", f"give {rule_for(minimum, above)}.")
+        return value
+
+    def numbers(self, column: str, *, minimum: float = 0.0, above: bool = False) -> list[float]:
+        """A whole column."""
+        return [self.number(row, column, minimum=minimum, above=above) for row in self.rows]
+
+    def error(self, row: Row, column: str, problem: str, remedy: str) -> InputError:
+        """The exception to raise about a cell: `latency.csv:7:3: rtt_ms "x" <problem>: <remedy>`."""
+        place = f"{self.name}:{row.line}:{self.columns.index(column) + 1}"
+        return InputError(f"{place}: {column} {shown(row.cells[column])} {problem}: {remedy}")
+
+    def known_names(self, columns: Sequence[str]) -> set[str]:
+        """Every name that occurs in the given columns."""
+        return {row.cells[column] for row in self.rows for column in columns}

@@ -1,0 +1,160 @@
+"""Measured service curves: mixtures of saturating exponentials."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dgdlb_jax.model.service.base import AbstractService, Numbers, below, check, floating, measurement
+from dgdlb_jax.numerics.results import InputError
+
+# Newton's method below gains at least one component of the mixture every other step; nothing seen needed more than 12.
+_MOST_STEPS = 60
+
+
+class Tabulated(AbstractService):
+    r"""A measured curve as a nonnegative mixture: increasing, concave and smooth by construction.
+
+    $$ \ell(N) = \sum_k w_k (1 - e^{-N / s_k}), \quad w_k \ge 0 $$
+
+    **Arguments:**
+
+    - `weights`: $w$, `(components, backends)` in requests/s.
+    - `scales`: $s$, `(components, backends)` in requests.
+    - `capacity`: `(backends,)`, the highest measured throughput in requests/s; the supremum by default.
+    - `measured`: `(backends,)`, the largest measured workload in requests; inf by default.
+
+    **Raises:** `InputError` on values of the wrong sign or not finite, on shapes that differ, on weights that are all 0.
+    See `fit_service` for how to get here from a table. **Source:** own derivation.
+    """
+
+    weights: Float[Array, "..."]
+    scales: Float[Array, "..."]
+    capacity: Float[Array, "..."]
+    measured: Float[Array, "..."]
+
+    def __init__(
+        self,
+        weights: Numbers,
+        scales: Numbers,
+        capacity: Numbers | None = None,
+        measured: Numbers | None = None,
+    ):
+        self.weights = floating("Tabulated", "weights", weights)
+        self.scales = floating("Tabulated", "scales", scales).astype(self.weights.dtype)
+        if self.weights.ndim < 2 or self.weights.shape != self.scales.shape:
+            raise InputError(
+                f"Tabulated: weights {self.weights.shape} and scales {self.scales.shape} need one shape, "
+                "components x backends."
+            )
+        check("Tabulated", "weights", self.weights, lambda value: value >= 0, "finite and not negative")
+        check("Tabulated", "scales", self.scales, lambda value: value > 0, "positive and finite")
+        check("Tabulated", "sum of weights", self.supremum, lambda value: value > 0, "positive")
+        self.capacity = measurement("Tabulated", "capacity", capacity, self.supremum)
+        self.measured = measurement("Tabulated", "measured", measured, jnp.full_like(self.supremum, jnp.inf))
+
+    def rate(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        return _rate(self.weights, self.scales, workload)
+
+    def slope(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        return _moment(self.weights, self.scales, workload, 1)
+
+    def curvature(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        return -_moment(self.weights, self.scales, workload, 2)
+
+    def inverse(self, rate: Float[Array, "..."]) -> Float[Array, "..."]:
+        return below(rate, self.supremum, lambda r: _inverse(self.weights, self.scales, r))
+
+    @property
+    def initial_slope(self) -> Float[Array, "..."]:
+        return (self.weights / self.scales).sum(axis=0)
+
+    @property
+    def supremum(self) -> Float[Array, "..."]:
+        return self.weights.sum(axis=0)
+
+    @property
+    def nominal_capacity(self) -> Float[Array, "..."]:
+        """The highest measured throughput."""
+        return self.capacity
+
+    @property
+    def measured_workload(self) -> Float[Array, "..."]:
+        return self.measured
+
+    @property
+    def components(self) -> int:
+        """How many exponentials are mixed, those of weight 0 included."""
+        return self.weights.shape[0]
+
+    def with_components(self, components: int) -> "Tabulated":
+        """The same curve with further components of weight 0, so that curves of different tables fit together."""
+        extra = ((0, components - self.components),) + ((0, 0),) * (self.weights.ndim - 1)
+        padded = jnp.pad(self.weights, extra), jnp.pad(self.scales, extra, constant_values=1)
+        return jax.tree.unflatten(jax.tree.structure(self), [*padded, self.capacity, self.measured])
+
+
+def _lift(leaf: Float[Array, "..."], workload: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A `(components, trailing)` leaf made to broadcast against `(leading, trailing)` workloads."""
+    extra = jnp.ndim(workload) - leaf.ndim + 1
+    return leaf.reshape(leaf.shape[:1] + (1,) * extra + leaf.shape[1:])
+
+
+def _decay(scales: Float[Array, "..."], workload: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exponents $-N / s_k$, components first."""
+    return -jnp.asarray(workload)[None] / _lift(scales, workload)
+
+
+def _rate(
+    weights: Float[Array, "..."], scales: Float[Array, "..."], workload: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    return (_lift(weights, workload) * -jnp.expm1(_decay(scales, workload))).sum(axis=0)
+
+
+def _moment(
+    weights: Float[Array, "..."], scales: Float[Array, "..."], workload: Float[Array, "..."], order: int
+) -> Float[Array, "..."]:
+    r"""$\sum_k w_k s_k^{-order} e^{-N / s_k}$."""
+    return (_lift(weights / scales**order, workload) * jnp.exp(_decay(scales, workload))).sum(axis=0)
+
+
+@jax.custom_jvp
+def _inverse(
+    weights: Float[Array, "..."], scales: Float[Array, "..."], rate: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    r"""The workload of a rate below the supremum $\ell_\infty$, by Newton's method on a logarithmic scale.
+
+    $g(N) = \log(\ell_\infty - \ell(N))$ is decreasing and convex, so the iterates rise monotonically to the root of
+    $g(N) = \log(\ell_\infty - r)$ from below, and for a single exponential the first step is exact.
+    """
+    supremum = jnp.broadcast_to(weights.sum(axis=0), rate.shape)
+    left = supremum - rate
+    resolution = 4 * jnp.finfo(rate.dtype).eps
+
+    def step(workload):
+        missing = rate - _rate(weights, scales, workload)
+        tail = _moment(weights, scales, workload, 0)
+        # For small rates the difference of logarithms cancels, for large ones `missing` does.
+        low = rate < supremum / 2
+        distance = jnp.where(low, jnp.log1p(jnp.where(low, missing, 0) / left), jnp.log(tail / left))
+        return workload + distance * tail / _moment(weights, scales, workload, 1)
+
+    def unfinished(state):
+        workload, change, steps = state
+        return (steps < _MOST_STEPS) & jnp.any(jnp.abs(change) > resolution * workload)
+
+    def advance(state):
+        workload, _, steps = state
+        new = step(workload)
+        return new, new - workload, steps + 1
+
+    first = step(jnp.zeros_like(rate))
+    return jax.lax.while_loop(unfinished, advance, (first, first, 1))[0]
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    """The implicit function theorem: $dN = (dr - d\\ell) / \\ell'(N)$, with $d\\ell$ the change of the curve at fixed $N$."""
+    weights, scales, rate = primals
+    workload = _inverse(weights, scales, rate)
+    _, change = jax.jvp(lambda w, s: _rate(w, s, workload), (weights, scales), tangents[:2])
+    return workload, (tangents[2] - change) / _moment(weights, scales, workload, 1)

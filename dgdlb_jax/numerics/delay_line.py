@@ -1,0 +1,97 @@
+"""A delay line: the recent past of a vector signal, kept in a ring of fixed size.
+
+The order of use decides its speed: **write first, then read**. XLA then updates the ring in place; the other order copies all of it
+in every step. The ring is one-dimensional, rows (time) are its slow axis, and the row index is one scalar for all lanes.
+
+A delay is a real number of rows, `lag + fraction`. `taps` splits it; the reader gathers whole rows, and interpolates either when a
+value is written (where the fraction belongs to what is written) or from this and the last reading (where it belongs to the reader).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class DelayLine(eqx.Module):
+    """A ring of `rows` rows, `width` numbers each. Row `k` of the signal stands in row `k mod rows` of the ring."""
+
+    ring: Float[Array, " numbers"]
+    rows: int = eqx.field(static=True)
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row holds."""
+        return self.ring.shape[0] // self.rows
+
+
+class Taps(eqx.Module):
+    """Where a reader looks: flat offsets into the ring, the fraction of a row beyond, and what did not fit.
+
+    `offset` is relative to the start of the row of the present, so that reading costs one addition, one comparison and one gather.
+    """
+
+    offset: Int[Array, " taps"]
+    fraction: Float[Array, "*shape"]
+    overflow: Bool[Array, "*shape"]
+
+
+def rows_for(delay: float, dt: float) -> int:
+    """How many rows a line needs for delays up to `delay` seconds at a step of `dt` seconds: the whole rows, the present, one spare."""
+    return int(-(-delay // dt)) + 2
+
+
+def filled(row: Float[Array, " width"], rows: int) -> DelayLine:
+    """A line whose signal has always been `row`."""
+    return DelayLine(jnp.tile(row, rows), rows)
+
+
+def taps(delay: Float[Array, "*shape"], column: Int[Array, "*shape"], width: int, rows: int) -> Taps:
+    """Taps that read `column` of the signal after `delay` rows.
+
+    **Arguments:**
+
+    - `delay`: how long ago, a real number of rows, not negative.
+    - `column`: which number of a row to read.
+    - `width`, `rows`: the size of the line.
+
+    A delay longer than the line holds is reported in `overflow`; what is read there has no meaning, but lies inside the ring.
+    """
+    whole = jnp.floor(delay)
+    overflow = ~(whole <= rows - 2)
+    lag = jnp.where(overflow, 0, whole).astype(jnp.int32)
+    return Taps((column.astype(jnp.int32) - lag * width).reshape(-1), jnp.where(overflow, 0, delay - whole), overflow)
+
+
+def write(line: DelayLine, k: Int[Array, ""], row: Float[Array, "..."]) -> DelayLine:
+    """The line with `row` as row `k` of its signal.
+
+    A two-dimensional `row` is written slice by slice: flattening it first would cost a division per element inside the loop.
+    """
+    start = _row(line, k)
+    ring = line.ring
+    slices = row if row.ndim == 2 else row[None]
+    for number, values in enumerate(slices):
+        ring = jax.lax.dynamic_update_slice(ring, values, (start + number * values.shape[0],))
+    return DelayLine(ring, line.rows)
+
+
+def read(line: DelayLine, k: Int[Array, ""], offset: Int[Array, " taps"]) -> Float[Array, " taps"]:
+    """What the taps see when row `k` is the present: row `k - lag` of the signal, whole rows only."""
+    index = _row(line, k) + offset
+    index = jnp.where(index < 0, index + line.ring.shape[0], index)
+    # `line.ring[index]` would wrap negative indices once more for every element.
+    numbers = jax.lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=(0,), start_index_map=(0,))
+    mode = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return jax.lax.gather(line.ring, index[:, None], numbers, (1,), mode=mode)
+
+
+def interpolate(
+    now: Float[Array, "..."], before: Float[Array, "..."], fraction: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The signal `fraction` of a row before `now`, on the straight line to `before`, one row earlier."""
+    return now + fraction * (before - now)
+
+
+def _row(line: DelayLine, k: Int[Array, ""]) -> Int[Array, ""]:
+    return jax.lax.rem(k, jnp.int32(line.rows)) * line.width

@@ -1,0 +1,79 @@
+"""How a computation ended: sentences for people, one integer per element for batches."""
+
+import enum
+import itertools
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+
+class InputError(ValueError):
+    """A user's input is at fault; the message names the value, the place and the remedy in one sentence."""
+
+
+class Result(enum.IntEnum):
+    """Result codes. Arrays of them (int32) travel through `jit` and `vmap`; the failure of one element never stops a batch."""
+
+    successful = 0
+    not_finite = 1
+    latency_overflow = 2
+    step_too_large = 3
+    infeasible = 4
+    not_converged = 5
+
+    @property
+    def sentence(self) -> str:
+        """What happened and what to do about it."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Result.successful: "The computation was successful.",
+    Result.not_finite: "A value became NaN or infinite: check the inputs for NaN, and try a smaller step size or dt.",
+    Result.latency_overflow: (
+        "A latency does not fit the delay buffer: raise max_latency to the largest latency, or leave it out outside jit."
+    ),
+    Result.step_too_large: (
+        "The time step is too large for the fastest backend (dt * service slope > 1): "
+        "lower dt, suggest_dt(network) proposes a value."
+    ),
+    Result.infeasible: "The demand exceeds what the backends can serve: lower arrival rates, add capacity or allow more arcs.",
+    Result.not_converged: "The solver stopped before it reached its tolerance: rescale the inputs or use float64.",
+}
+
+
+def code(result: Result) -> Int[Array, ""]:
+    """One result as an array."""
+    return jnp.asarray(int(result), jnp.int32)
+
+
+def first_failure(*results: Int[Array, "..."]) -> Int[Array, "..."]:
+    """The first code that is not `successful`, elementwise."""
+    merged = results[0]
+    for result in results[1:]:
+        merged = jnp.where(merged == Result.successful, result, merged)
+    return merged
+
+
+def is_concrete(*trees) -> bool:
+    """Whether no leaf is a tracer, so that values may be looked at."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in itertools.chain(*map(jax.tree.leaves, trees)))
+
+
+def raise_on_failure(results: Int[Array, "..."], what: str) -> None:
+    """Raise `InputError` with the sentence of the first failure, and where in a batch it is. Does nothing under tracing."""
+    if not is_concrete(results):
+        return
+    codes = np.asarray(results)
+    failed = np.flatnonzero(codes != Result.successful)
+    if failed.size == 0:
+        return
+    place = (
+        ""
+        if codes.ndim == 0
+        else f", element {failed[0]} ({failed.size} of {codes.size} failed; throw=False keeps the others)"
+    )
+    raise InputError(f"{what}{place}: {Result(int(codes.flat[failed[0]])).sentence}")

@@ -1,0 +1,126 @@
+"""What can be said about a simulation's inputs before it runs: sizes of the buffer and the loop, and sentences for people."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import delay_line
+from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.simulation.trajectory import SimulationState
+
+LARGEST_STEP = 2**31 - 2  # steps are counted in int32
+
+
+class Grid(NamedTuple):
+    """The time grid of a batch: concrete numbers, known before anything is compiled."""
+
+    dt: Float[np.ndarray, " batch"]
+    steps: Int[np.ndarray, " batch"]
+    rows: int
+
+
+def grid(networks: Network, duration: Numbers, dt: Numbers, max_latency: float | None) -> Grid:
+    """Steps and buffer rows from durations, steps and latencies in seconds.
+
+    **Raises:** `InputError` for a dt or duration that is not positive, or not known outside `jit`, and for latencies without values.
+    """
+    size = networks.latency.shape[0]
+    step = _positive("dt", dt, size)
+    steps = np.ceil(_positive("duration", duration, size) / step * (1 - 1e-12))
+    if steps.max() > LARGEST_STEP:
+        raise InputError(
+            f"duration / dt is {steps.max():.3g} steps, more than the {LARGEST_STEP} that can be counted: raise dt, or shorten the run."
+        )
+    return Grid(step, np.maximum(steps, 1).astype(np.int64), _rows(networks, step, max_latency))
+
+
+def _positive(name: str, value: Numbers, size: int) -> Float[np.ndarray, " batch"]:
+    if not is_concrete(value):
+        raise InputError(f"{name} is traced: give it as a Python number (or a NumPy array), outside jit.")
+    numbers = np.asarray(value, float)
+    if numbers.shape not in ((), (1,), (size,)):
+        raise InputError(f"{name} has shape {numbers.shape}: give one number, or one for each of the {size} networks.")
+    if not np.all(np.isfinite(numbers) & (numbers > 0)):
+        worst = numbers.flat[np.argmin(np.isfinite(numbers) & (numbers > 0))]
+        raise InputError(f"{name} is {worst}: give a finite positive number of seconds.")
+    return np.broadcast_to(numbers, (size,))
+
+
+def _rows(networks: Network, dt: Float[np.ndarray, " batch"], max_latency: float | None) -> int:
+    if max_latency is not None:
+        return delay_line.rows_for(float(max_latency), float(dt.min()))
+    if not is_concrete(networks.latency, networks.feedback_latency):
+        raise InputError(
+            "The network is traced, so the size of the delay buffer is unknown: "
+            "give max_latency=, a number of seconds that no latency exceeds."
+        )
+    largest = np.maximum(np.asarray(networks.latency), np.asarray(networks.feedback_latency)).max(axis=(1, 2))
+    return max(delay_line.rows_for(float(tau), float(h)) for tau, h in zip(largest, dt, strict=True))
+
+
+def too_large_step(networks: Network, dt: Float[Array, " batch"]) -> Bool[Array, " batch"]:
+    """Whether a step is longer than the shortest service: the trapezoidal rule would overshoot an empty backend."""
+    return ((dt[:, None] * _fastest(networks) > 1) & networks.backend_mask).any(-1)
+
+
+def _fastest(networks: Network) -> Float[Array, "batch backends"]:
+    return jax.vmap(lambda service: service.initial_slope)(networks.service)
+
+
+def resumable(state: SimulationState, time_grid: Grid) -> None:
+    """Check that a run can go on from a state with this grid; nothing under tracing.
+
+    **Raises:** `InputError` for another dt or buffer, or networks that do not stand at the same step.
+    """
+    if not is_concrete(state):
+        return
+    step, dt = np.asarray(state.step), np.asarray(state.time_step)
+    if state.flow_line.shape[1] != time_grid.rows:
+        raise InputError(
+            f"The state to go on from has a delay buffer of {state.flow_line.shape[1]} rows, this run needs {time_grid.rows}: "
+            "use the same latencies, dt and max_latency."
+        )
+    if not np.allclose(dt, time_grid.dt, rtol=1e-6, atol=0):
+        raise InputError(
+            f"The state to go on from has dt = {dt.flat[0]:.6g} s, this run {time_grid.dt.flat[0]:.6g} s: use the same."
+        )
+    if step.min() != step.max():
+        raise InputError(
+            f"The networks to go on from stand at different steps ({step.min()} to {step.max()}): go on with those of equal step."
+        )
+    if step.max() + time_grid.steps.max() > LARGEST_STEP:
+        raise InputError(
+            f"The run would pass step {LARGEST_STEP}, the last that can be counted: start afresh from (routing, workload)."
+        )
+
+
+def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> None:
+    """Name the backend that dt is too large for, or the arc that does not fit the buffer; nothing under tracing.
+
+    **Raises:** `InputError` with the values and the remedy.
+    """
+    if not is_concrete(networks):
+        return
+    place = "" if networks.latency.shape[0] == 1 else "network {}, "
+    slope = np.where(np.asarray(networks.backend_mask), np.asarray(_fastest(networks)), 0)
+    over = time_grid.dt[:, None] * slope > 1
+    if over.any():
+        n, j = np.argwhere(over)[0]
+        backend = networks.backend_names[j] if networks.backend_names else str(j)
+        raise InputError(
+            f"dt = {time_grid.dt[n]:.4g} s is too large for {place.format(n)}backend {backend}, which serves a lone request in "
+            f"{1 / slope[n, j]:.4g} s: use a dt of at most a tenth of that, {0.1 / slope[n, j]:.3g} s."
+        )
+    for field in ("latency", "feedback_latency") if max_latency is not None else ():
+        values = np.asarray(getattr(networks, field))
+        late = ~(np.floor(values / time_grid.dt[:, None, None]) <= time_grid.rows - 2)
+        if late.any():
+            n, i, j = np.argwhere(late)[0]
+            raise InputError(
+                f"Network.{field}[{i}, {j}] = {values[n, i, j]:.6g} s {place.format(n)}does not fit the delay buffer of "
+                f"max_latency = {max_latency:.6g} s: raise max_latency, or leave it out."
+            )

@@ -1,0 +1,244 @@
+"""The simulator: `simulate` and `simulate_batch`, which are one."""
+
+import dataclasses
+import math
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.native import one_native_loop
+from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
+from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.simulation import checks
+from dgdlb_jax.simulation.dynamics import Field
+from dgdlb_jax.simulation.loop import observe_fields, repeat
+from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, suspend
+from dgdlb_jax.simulation.step import Carry, Clock, Wiring, advance
+from dgdlb_jax.simulation.summary import Window, statistics
+from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
+
+LANES = 64  # frontends x lanes that keep the vector units busy while a tile still fits the cache
+
+
+def simulate(
+    network: Network,
+    policy: AbstractPolicy,
+    *,
+    duration: float,
+    dt: float,
+    initial: tuple[Matrices, Matrix] | SimulationState | None = None,
+    save: SaveAt | None = None,
+    max_latency: float | None = None,
+    throw: bool = True,
+) -> Trajectory:
+    r"""Simulate a policy in a network with latencies.
+
+    $$ \dot N_j = \sum_i f_{ij}(t - \tau^{fwd}_{ij}) - \ell_j(N_j), \qquad f_{ij} = \lambda_i x_{ij}, \qquad
+       \dot x_i = \mathrm{Proj}_{T(x_i)}(v_i) $$
+
+    with $v_i$ the policy's velocity at what frontend $i$ sees after the feedback latency. History before the start is constant.
+    A fixed step of second order, for latencies that are any real number of seconds.
+
+    **Arguments:**
+
+    - `network`: a `Network`. `policy`: how its frontends route; parameters are scalars or have a leading frontend axis.
+    - `duration`: seconds to simulate; rounded up to whole steps.
+    - `dt`: length of a step, seconds; `suggest_dt(network)` proposes one.
+
+    Other arguments:
+
+    - `initial`: `(routing, workload)`, or the `final` of a run to go on from. Default: routing in proportion to nominal capacity,
+      with the workload that carries it.
+    - `save`: what to keep, a `SaveAt`; every step by default.
+    - `max_latency`: the largest latency that the delay buffer has to hold, seconds; read from the network by default. Under `jit`,
+      where the network has no values yet, it must be given.
+    - `throw`: raise when the run fails. Otherwise, and under `jit` or `vmap`, look at `result`.
+
+    **Returns:** a `Trajectory`.
+
+    **Raises:** `InputError` for a step too large for the fastest backend, a latency longer than the buffer, values that are not
+    finite, a start of the wrong shape.
+
+    **Source:** the model of arXiv:2504.10693; the scheme is this project's own.
+    """
+    if network.batch is not None:
+        raise InputError(
+            f"simulate takes one network, this is a batch of {network.batch}: use simulate_batch, or network[0]."
+        )
+    if isinstance(initial, tuple):
+        routing, workload = initial
+        initial = jnp.asarray(routing), jnp.asarray(workload)
+    one = partial(jax.tree.map, lambda leaf: leaf[None])
+    runs = simulate_batch(
+        one(network),
+        jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) else leaf, policy),
+        duration=duration,
+        dt=dt,
+        initial=None if initial is None else one(initial),
+        save=None if save is None else one(save),
+        max_latency=max_latency,
+        throw=throw,
+        devices=1,
+    )
+    return jax.tree.map(lambda leaf: leaf[0], runs)
+
+
+def simulate_batch(
+    networks: Network,
+    policy: AbstractPolicy,
+    *,
+    duration: Numbers,
+    dt: Numbers,
+    initial: tuple[Matrices, Matrix] | SimulationState | None = None,
+    save: SaveAt | None = None,
+    max_latency: float | None = None,
+    throw: bool = True,
+    devices: int | None = None,
+    lanes: int | None = None,
+) -> Trajectory:
+    """Simulate many networks at once: `simulate` for each of them, with the same answers.
+
+    **Arguments:** as for `simulate`, with a leading batch axis:
+
+    - `networks`: a batch, from `stack` or a topology family.
+    - `policy`: parameters are scalars, `(batch,)` or `(batch, frontends, ...)`.
+    - `duration`, `dt`: scalars or `(batch,)`. A network that reaches its end first stands still until all have.
+    - `devices`: over how many devices the batch is spread; all by default.
+    - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
+
+    **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
+    leaves the others alone and shows in `result`.
+
+    **Raises:** as `simulate`, naming the first network that failed.
+    """
+    if networks.batch is None:
+        raise InputError(
+            "simulate_batch takes a batch: stack([network, ...]) makes one, simulate takes a single network."
+        )
+    save = SaveAt() if save is None else save
+    grid = checks.grid(networks, duration, dt, max_latency)
+    if throw:
+        checks.explain(networks, grid, max_latency)
+    dtype = networks.latency.dtype
+    if isinstance(initial, SimulationState):
+        checks.resumable(initial, grid)
+    inputs = _Inputs(
+        network=networks.anonymous(),
+        policy=jax.tree.map(jnp.asarray, policy),
+        initial=default_start(networks.anonymous()) if initial is None else check_start(networks, initial),
+        reference=None if save.reference is None else jnp.asarray(save.reference, dtype),
+        dt=jnp.asarray(grid.dt, dtype),
+        steps=jnp.asarray(grid.steps, jnp.int32),
+        after=jnp.asarray(np.ceil(np.broadcast_to(save.after, grid.dt.shape) / grid.dt * (1 - 1e-12)), jnp.int32),
+    )
+    plan = _Plan(grid.rows, int(grid.steps.max()), save.every, save.fields, save.summary)
+    size = networks.batch
+    spread = min(devices or jax.local_device_count(), size) if is_concrete(inputs) else 1
+    runs = _run(inputs, plan, spread, lanes or _lanes(networks.frontends, math.ceil(size / spread)))
+    if throw:
+        raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
+    return dataclasses.replace(runs, frontend_names=networks.frontend_names, backend_names=networks.backend_names)
+
+
+class _Inputs(eqx.Module):
+    """Everything with a batch axis."""
+
+    network: Network
+    policy: AbstractPolicy
+    initial: tuple[Array, Array] | SimulationState
+    reference: Float[Array, "batch backends"] | None
+    dt: Float[Array, " batch"]
+    steps: Int[Array, " batch"]
+    after: Int[Array, " batch"]
+
+
+class _Plan(eqx.Module):
+    """Everything that is compiled in."""
+
+    rows: int = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    every: int | None = eqx.field(static=True)
+    fields: tuple[str, ...] = eqx.field(static=True)
+    summary: bool = eqx.field(static=True)
+
+
+def _lanes(frontends: int, networks: int) -> int:
+    """How many networks run side by side on one device."""
+    if jax.default_backend() != "cpu":
+        return networks
+    return min(2 ** int(math.log2(max(1, LANES / frontends))), networks)
+
+
+@eqx.filter_jit
+def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
+    """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
+    size = inputs.dt.shape[0]
+    tiles = spread * math.ceil(size / (lanes * spread))
+    shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
+
+    def cut(leaf):
+        # The last tile is filled up with copies of the last network.
+        filled = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], tiles * lanes - size, axis=0)])
+        return filled.reshape(tiles, lanes, *leaf.shape[1:])
+
+    def run_tile(batched, shared):
+        return _run_tile(eqx.combine(batched, shared), plan)
+
+    def run_tiles(batched, shared):
+        each = one_native_loop(run_tile)
+        if tiles == spread:
+            return jax.tree.map(lambda leaf: leaf[None], each(jax.tree.map(lambda leaf: leaf[0], batched), shared))
+        return jax.lax.map(lambda tile: each(tile, shared), batched)
+
+    if spread > 1:
+        mesh = Mesh(np.array(jax.local_devices()[:spread]), ("batch",))
+        split, whole = PartitionSpec("batch"), PartitionSpec()
+        run_tiles = jax.shard_map(run_tiles, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
+    runs = run_tiles(jax.tree.map(cut, batched), shared)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], runs)
+
+
+def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
+    network, dt = inputs.network, inputs.dt
+    field = Field(network, inputs.policy)
+    wiring = Wiring(field, field.shape.over_frontends(dt), plan.rows)
+    count_wires = "in_flight" in plan.fields
+    if isinstance(inputs.initial, SimulationState):
+        carry = resume(field, inputs.initial, count_wires)
+    else:
+        carry = begin(field, *inputs.initial, dt, plan.rows, count_wires)
+    last = carry.k + inputs.steps
+    clock = Clock(field.shape, dt, last)
+    window = None
+    if plan.summary:
+        window = Window(field, carry.k + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
+        carry = dataclasses.replace(carry, sums=window.begin(field, carry.k, carry.workload))
+    look = partial(observe_fields, field, clock, plan.fields)
+    carry, saved = repeat(partial(advance, field, wiring, clock, window), look, carry, plan.steps, plan.every)
+    summary = None
+    if window is not None and carry.sums is not None:
+        summary = statistics(field, window, dt, carry.sums, carry.peak, inputs.reference is not None)
+    results = (
+        _code(wiring.overflow, Result.latency_overflow),
+        _code(checks.too_large_step(network, dt), Result.step_too_large),
+        _code(~_finite(field, carry), Result.not_finite),
+    )
+    final = suspend(field, carry, last, dt)
+    return Trajectory(**dict.fromkeys(FIELDS) | saved, statistics=summary, final=final, result=first_failure(*results))
+
+
+def _finite(field: Field, carry: Carry) -> Bool[Array, " lanes"]:
+    lanes = field.shape.lanes
+    routing = jnp.isfinite(carry.routing).reshape(-1, lanes).all(0)
+    return routing & jnp.isfinite(carry.workload).reshape(-1, lanes).all(0)
+
+
+def _code(failed: Bool[Array, " lanes"], result: Result) -> Int[Array, " lanes"]:
+    return jnp.where(failed, jnp.int32(result), jnp.int32(Result.successful))

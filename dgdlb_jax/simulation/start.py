@@ -1,0 +1,101 @@
+"""Where a run starts: from a routing and a workload with constant history, or from where another run ended."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import delay_line
+from dgdlb_jax.numerics.delay_line import DelayLine
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.types import Matrices, Matrix
+from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.simulation.dynamics import Field
+from dgdlb_jax.simulation.step import Carry
+from dgdlb_jax.simulation.trajectory import SimulationState
+
+Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
+
+
+@eqx.filter_jit
+def default_start(networks: Network) -> tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]]:
+    """Routing in proportion to nominal capacity, and the workload that carries it (0 where it cannot be carried)."""
+    capacity = jnp.broadcast_to(networks.nominal_capacity[:, None], networks.mask.shape)
+    share = jax.vmap(jax.vmap(proportional))(capacity, networks.mask)
+    rate = jax.vmap(lambda demand: demand.rate(jnp.zeros(())))(networks.demand)
+    workload = jax.vmap(lambda service, inflow: service.inverse(inflow))(
+        networks.service, (rate[..., None] * share).sum(1)
+    )
+    return share, jnp.where(jnp.isfinite(workload) & networks.backend_mask, workload, 0)
+
+
+def check_start(networks: Network, initial: tuple[Matrices, Matrix] | SimulationState) -> Start:
+    """The start as arrays of the network's precision.
+
+    **Raises:** `InputError` for wrong shapes.
+    """
+    if isinstance(initial, SimulationState):
+        return initial
+    routing, workload = (jnp.asarray(values, networks.latency.dtype) for values in initial)
+    size, frontends, backends = networks.latency.shape
+    for name, found, expected in (
+        ("routing", routing.shape, (size, frontends, backends)),
+        ("workload", workload.shape, (size, backends)),
+    ):
+        if found != expected:
+            raise InputError(f"initial {name} has shape {found[1:]}: the network needs {expected[1:]}.")
+    return routing, workload
+
+
+def begin(
+    field: Field, routing: Array, workload: Array, dt: Float[Array, " lanes"], rows: int, count_wires: bool
+) -> Carry:
+    """The first carry of a run with constant history: routing and workload have always been so, and the wires are full."""
+    shape = field.shape
+    x, n = shape.arcs(routing), shape.last(workload)
+    t0, step = jnp.zeros(x.shape[1:], x.dtype), shape.over_frontends(dt)
+    seen = shape.backend_to_arcs(workload)
+    flow = field.arrival_rate(t0) * x
+    observation = field.observe(t0, seen, flow, step)
+    policy = field.init(observation)
+    velocity = field.velocity(t0, x, observation, policy)[0] if field.flows else None
+    arrivals = jnp.swapaxes(flow.reshape(shape.backends, shape.frontends, shape.lanes), 0, 1)
+    return Carry(
+        k=jnp.zeros((), jnp.int32), routing=x, workload=n, flow=flow,
+        inflow=arrivals.reshape(shape.frontends, -1).sum(0), velocity=velocity, reading=seen,
+        flows=delay_line.filled(flow.reshape(-1), rows), workloads=delay_line.filled(n, rows),
+        policy=policy, peak=n, in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
+    )  # fmt: skip
+
+
+def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
+    """The carry from which a stopped run goes on, to the bit."""
+    shape = field.shape
+    flows = shape.arcs(state.flow_line)
+    return Carry(
+        k=state.step[0], routing=shape.arcs(state.routing), workload=shape.last(state.workload),
+        flow=shape.arcs(state.flow), inflow=shape.last(state.inflow),
+        velocity=shape.arcs(state.velocity) if field.flows else None, reading=shape.arcs(state.reading),
+        flows=DelayLine(flows.reshape(-1), flows.shape[0]),
+        workloads=DelayLine(shape.last(state.workload_line).reshape(-1), flows.shape[0]),
+        policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
+        in_flight=state.in_flight if count_wires else None, sums=None,
+    )  # fmt: skip
+
+
+def suspend(field: Field, carry: Carry, steps: Int[Array, " lanes"], dt: Float[Array, " lanes"]) -> SimulationState:
+    """Everything that a later run needs, batch axis first."""
+    shape = field.shape
+    rows = carry.flows.rows
+    flows = carry.flows.ring.reshape(rows, shape.backends, -1)
+    nothing = jnp.zeros_like(carry.routing)
+    in_flight = jnp.full_like(dt, jnp.nan) if carry.in_flight is None else carry.in_flight
+    return SimulationState(
+        step=steps.astype(jnp.int32), time_step=dt, routing=shape.from_arcs(carry.routing), workload=shape.from_last(carry.workload),
+        flow=shape.from_arcs(carry.flow), inflow=shape.from_last(carry.inflow),
+        velocity=shape.from_arcs(nothing if carry.velocity is None else carry.velocity),
+        reading=shape.from_arcs(carry.reading), in_flight=in_flight, peak_workload=shape.from_last(carry.peak),
+        flow_line=shape.from_arcs(flows), workload_line=shape.from_last(carry.workloads.ring.reshape(rows, -1)),
+        policy_state=jax.tree.map(shape.from_first, carry.policy),
+    )  # fmt: skip

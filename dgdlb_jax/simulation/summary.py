@@ -1,0 +1,107 @@
+"""Running statistics: what is summed up during a run, without keeping its history."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.trajectory import Statistics
+
+
+class Sums(eqx.Module):
+    """Statistics in the making."""
+
+    flow: Arcs
+    workload: Backends
+    deviation: Backends
+    lowest: Backends
+    highest: Backends
+    rise: Float[
+        Array, "2 backend_lanes"
+    ]  # first moment of the workload in time, about the middle of each half of the window
+
+
+class Window(eqx.Module):
+    """From which step statistics count; their beginning, middle and end; the workload that distances refer to."""
+
+    start: Int[Array, " frontend_lanes"]
+    marks: tuple[Int[Array, " backend_lanes"], ...]
+    reference: Backends
+
+    def __init__(
+        self, field: Field, first: Int[Array, " lanes"], last: Int[Array, " lanes"], reference: Float[Array, "lanes backends"] | None
+    ):
+        shape = field.shape
+        marks = (first, first + (last - first) // 2, last)
+        self.start = shape.over_frontends(first)
+        self.marks = tuple(shape.over_backends(mark) for mark in marks)
+        self.reference = jnp.zeros((), field.latency.dtype) if reference is None else shape.last(reference)
+
+    def begin(self, field: Field, k: Int[Array, ""], workload: Backends) -> Sums:
+        """Empty sums; extremes start from the workload only if the window begins at once."""
+        zero, start = jnp.zeros_like(workload), self.marks[0]
+        return Sums(
+            flow=jnp.zeros_like(field.latency),
+            workload=zero,
+            deviation=zero,
+            lowest=jnp.where(k >= start, workload, jnp.inf),
+            highest=jnp.where(k >= start, workload, -jnp.inf),
+            rise=jnp.stack([zero, zero]),
+        )
+
+    def add(
+        self,
+        sums: Sums,
+        k: Int[Array, ""],
+        step_f: Frontends,
+        step_b: Backends,
+        flows: Arcs,
+        before: Backends,
+        after: Backends,
+    ) -> Sums:
+        """One step by the trapezoidal rule; `flows` is the sum of the flows before and after. Outside the window its weight is 0."""
+        start, middle, last = self.marks
+        weight_f = jnp.where(k >= self.start, step_f / 2, 0)
+        weight_b = jnp.where(k >= start, step_b / 2, 0)
+        inside = k + 1 >= start
+        away = jnp.abs(before - self.reference) + jnp.abs(after - self.reference)
+        late = k >= middle
+        lever = (k - jnp.where(late, middle, start)) + (1 - jnp.where(late, last - middle, middle - start)) / 2
+        rise = jnp.where(weight_b > 0, lever.astype(after.dtype) * (before + after) / 2, 0)
+        return Sums(
+            flow=sums.flow + weight_f * flows,
+            workload=sums.workload + weight_b * (before + after),
+            deviation=sums.deviation + weight_b * away,
+            lowest=jnp.where(inside, jnp.minimum(sums.lowest, after), sums.lowest),
+            highest=jnp.where(inside, jnp.maximum(sums.highest, after), sums.highest),
+            rise=sums.rise + jnp.stack([jnp.where(late, 0, rise), jnp.where(late, rise, 0)]),
+        )
+
+
+def statistics(
+    field: Field, window: Window, dt: Float[Array, " lanes"], sums: Sums, peak: Backends, has_reference: bool
+) -> Statistics:
+    """The finished statistics, batch axis first."""
+    shape = field.shape
+    first, middle, last = (shape.from_last(mark)[:, 0] for mark in window.marks)
+    duration = (last - first) * dt
+    flow, workload = shape.from_arcs(sums.flow), shape.from_last(sums.workload)
+    network_cost = (flow * shape.from_arcs(field.cost_latency)).sum((1, 2))
+    sent = flow.sum(-1, keepdims=True)
+    steps = jnp.stack([middle - first, last - middle], axis=1).astype(dt.dtype)
+    spread = steps * (steps**2 - 1) / 12 * dt[:, None]  # of that many equidistant instants about their middle, times dt
+    away = shape.from_last(sums.deviation).sum(-1) / duration
+    reference = shape.from_last(window.reference).sum(-1) if has_reference else jnp.full_like(away, jnp.nan)
+    return Statistics(
+        duration=duration,
+        arrivals=flow.sum((1, 2)),
+        cost=workload.sum(-1) + network_cost,
+        network_cost=network_cost,
+        mean_workload=workload / duration[:, None],
+        lowest_workload=shape.from_last(sums.lowest),
+        highest_workload=shape.from_last(sums.highest),
+        mean_routing=jnp.where(sent > 0, flow / jnp.where(sent > 0, sent, 1), 0),
+        workload_growth=shape.from_last(sums.rise) / jnp.where(spread > 0, spread, jnp.inf)[..., None],
+        distance=away / reference,
+        peak_workload=shape.from_last(peak),
+    )

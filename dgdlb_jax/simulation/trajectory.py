@@ -1,0 +1,203 @@
+"""What a simulation keeps: which instants, which statistics, and the state it can go on from."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.types import Matrix, Numbers
+
+if TYPE_CHECKING:
+    import xarray
+
+FIELDS = ("routing", "workload", "arrival_rate", "cost_rate", "in_flight")
+
+
+class SaveAt(eqx.Module):
+    """What to keep of a run.
+
+    - `SaveAt()`: every step, the start and the end included. `SaveAt(every=k)`: every k-th step, and the end.
+    - `SaveAt(fields=("workload", ...))`: only these of routing, workload, arrival_rate, cost_rate, in_flight.
+    - `SaveAt.statistics(after=...)`: no history, only time integrals and extremes from the time `after` on, in seconds after the
+      start of the run (in a batch also one number per network).
+    - `SaveAt.final()`: only the state at the end.
+
+    Statistics come with every choice but `final`. `reference` is a workload `(backends,)` to measure the distance to.
+
+    **Raises:** `InputError` for an unknown field, `every` below 1 or a negative `after`.
+    """
+
+    after: Float[np.ndarray, "*batch"]
+    reference: Float[Array, "*batch backends"] | None
+    every: int | None = eqx.field(static=True)
+    fields: tuple[str, ...] = eqx.field(static=True)
+    summary: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        every: int | None = 1,
+        *,
+        fields: tuple[str, ...] | None = None,
+        after: Numbers = 0.0,
+        reference: Matrix | None = None,
+        summary: bool = True,
+    ):
+        if every is not None and (every < 1 or every != int(every)):
+            raise InputError(f"SaveAt(every={every}): save every k-th step, with a whole number k of at least 1.")
+        unknown = [field for field in fields or () if field not in FIELDS]
+        if unknown:
+            raise InputError(f"SaveAt(fields=...) knows no {unknown[0]!r}: choose from {', '.join(FIELDS)}.")
+        if not is_concrete(after):
+            raise InputError("SaveAt(after=...) is traced: give it as a Python number (or a NumPy array), outside jit.")
+        self.after = np.asarray(after, float)
+        if not np.all(np.isfinite(self.after) & (self.after >= 0)):
+            raise InputError(
+                f"SaveAt(after={after}): statistics start at a finite time that is not negative, in seconds."
+            )
+        self.every = None if every is None else int(every)
+        self.fields = FIELDS if fields is None else tuple(fields)
+        self.reference = None if reference is None else jnp.asarray(reference)
+        self.summary = summary
+
+    @classmethod
+    def statistics(cls, *, after: Numbers = 0.0, reference: Matrix | None = None) -> "SaveAt":
+        """Only statistics: memory does not grow with the duration."""
+        return cls(None, fields=(), after=after, reference=reference)
+
+    @classmethod
+    def final(cls) -> "SaveAt":
+        """Only the state at the end."""
+        return cls(None, fields=(), summary=False)
+
+
+class SimulationState(eqx.Module):
+    """All that a run needs to go on as if it had never stopped. In a batch every array has a leading axis.
+
+    - `step`: steps taken since the start; the time is `step * time_step`.
+    - `time_step`: dt, seconds.
+    - `routing` `(frontends, backends)`, `workload` `(backends,)`: the state at that time.
+    - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory.
+
+    Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
+    """
+
+    step: Int[Array, "*batch"]
+    time_step: Float[Array, "*batch"]
+    routing: Float[Array, "*batch frontends backends"]
+    workload: Float[Array, "*batch backends"]
+    flow: Float[Array, "*batch frontends backends"]
+    inflow: Float[Array, "*batch backends"]
+    velocity: Float[Array, "*batch frontends backends"]
+    reading: Float[Array, "*batch frontends backends"]
+    in_flight: Float[Array, "*batch"]
+    peak_workload: Float[Array, "*batch backends"]
+    flow_line: Float[Array, "*batch rows frontends backends"]
+    workload_line: Float[Array, "*batch rows backends"]
+    policy_state: PyTree
+
+    @property
+    def time(self) -> Float[Array, "*batch"]:
+        """Seconds since the start."""
+        return self.step * self.time_step
+
+
+class Statistics(eqx.Module):
+    r"""Time integrals and extremes over the window from `after` to the end. In a batch every array has a leading axis.
+
+    - `duration`: length of the window, seconds.
+    - `arrivals`: $\int \sum_i \lambda_i dt$, requests.
+    - `cost`: $\int (\sum_j N_j + \sum_{ij} f_{ij} \tau^{cost}_{ij}) dt$, request-seconds.
+    - `network_cost`: the second half of it.
+    - `mean_workload`, `lowest_workload`, `highest_workload` `(backends,)`: requests.
+    - `mean_routing` `(frontends, backends)`: share of the requests that went this way.
+    - `workload_growth` `(2, backends)`: slope of the straight line through the workload (least squares) in each half of the
+      window, requests/s.
+    - `distance`: time mean of $\sum_j |N_j - N^{ref}_j| / \sum_j N^{ref}_j$; NaN without a reference.
+    - `peak_workload` `(backends,)`: largest workload of the whole run, before the window too.
+    """
+
+    duration: Float[Array, "*batch"]
+    arrivals: Float[Array, "*batch"]
+    cost: Float[Array, "*batch"]
+    network_cost: Float[Array, "*batch"]
+    mean_workload: Float[Array, "*batch backends"]
+    lowest_workload: Float[Array, "*batch backends"]
+    highest_workload: Float[Array, "*batch backends"]
+    mean_routing: Float[Array, "*batch frontends backends"]
+    workload_growth: Float[Array, "*batch 2 backends"]
+    distance: Float[Array, "*batch"]
+    peak_workload: Float[Array, "*batch backends"]
+
+    @property
+    def mean_latency(self) -> Float[Array, "*batch"]:
+        """Time-integrated cost over time-integrated arrivals, seconds."""
+        return self.cost / self.arrivals
+
+    @property
+    def network_share(self) -> Float[Array, "*batch"]:
+        """The part of the latency that is spent on the network."""
+        return self.network_cost / self.cost
+
+    @property
+    def swing(self) -> Float[Array, "*batch"]:
+        """Largest peak-to-peak workload of a backend over its mean."""
+        # A backend that is hardly used has no swing worth a verdict: its mean is compared with a millionth of the largest one.
+        floor = 1e-6 * jnp.max(self.mean_workload, axis=-1, keepdims=True)
+        floor = jnp.maximum(floor, jnp.finfo(self.mean_workload.dtype).tiny)
+        return jnp.max((self.highest_workload - self.lowest_workload) / jnp.maximum(self.mean_workload, floor), axis=-1)
+
+    @property
+    def growth(self) -> Float[Array, "*batch 2"]:
+        """Largest growth of a backend's workload in each half of the window, as a part of the total arrival rate."""
+        return jnp.max(self.workload_growth, axis=-1) * (self.duration / self.arrivals)[..., None]
+
+
+class Trajectory(eqx.Module):
+    """A run. In a batch every array has a leading axis; what was not asked for is None.
+
+    - `time` `(time,)`: seconds of the saved instants.
+    - `routing` `(time, frontends, backends)`: shares. `workload` `(time, backends)`: requests.
+    - `arrival_rate` `(time, frontends)`: requests/s.
+    - `cost_rate` `(time,)`: workload plus what is charged for the network, requests.
+    - `in_flight` `(time,)`: requests on the forward wires.
+    - `statistics`: time integrals and extremes, see `Statistics`.
+    - `final`: the state at the end; give it as `initial` to go on.
+    - `result`: how it ended, a `Result` code.
+    """
+
+    time: Float[Array, "*batch time"]
+    routing: Float[Array, "*batch time frontends backends"] | None
+    workload: Float[Array, "*batch time backends"] | None
+    arrival_rate: Float[Array, "*batch time frontends"] | None
+    cost_rate: Float[Array, "*batch time"] | None
+    in_flight: Float[Array, "*batch time"] | None
+    statistics: Statistics | None
+    final: SimulationState
+    result: Int[Array, "*batch"]
+    frontend_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
+    backend_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
+
+    @property
+    def mean_latency(self) -> Float[Array, "*batch time"]:
+        """Momentary mean latency: cost rate over total arrival rate, seconds."""
+        if self.cost_rate is None or self.arrival_rate is None:
+            raise InputError(
+                "run.mean_latency needs the saved fields cost_rate and arrival_rate: add them to SaveAt(fields=...)."
+            )
+        return self.cost_rate / self.arrival_rate.sum(-1)
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The run as an `xarray.Dataset` with labelled dimensions and units."""
+        from dgdlb_jax.simulation.dataset import to_dataset
+
+        return to_dataset(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the run as a netCDF file that xarray opens; an existing file is replaced only by a complete one."""
+        from dgdlb_jax.simulation.dataset import write
+
+        return write(self, path)

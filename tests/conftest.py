@@ -1,0 +1,22 @@
+"""The world the tests run in: double precision, a compilation cache that outlives a run."""
+
+import os
+import zlib
+
+import jax
+import numpy as np
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax.config.update("jax_enable_x64", True)
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """A random generator of the test's own: it depends on the test's name and on nothing else."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))

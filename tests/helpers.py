@@ -1,0 +1,142 @@
+"""What the tests share: lists of all curves and policies, small networks to run them in, finite differences."""
+
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from dgdlb_jax.model import service as curves
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.policies.greedy import GreatestMarginalRate, LeastWorkload
+from dgdlb_jax.policies.latency import LeastLatency
+from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
+
+from oracles import service, workload_serving
+
+
+def _between(rng, low, high, *shape):
+    return rng.uniform(low, high, shape)
+
+
+# name -> curve with parameters for B backends, each about 8 requests/s at a workload of a few
+CURVES = {
+    "Hyperbolic": lambda rng, B: curves.Hyperbolic(_between(rng, 7, 10, B), _between(rng, 4, 8, B)),
+    "Exponential": lambda rng, B: curves.Exponential(_between(rng, 7, 10, B), _between(rng, 4, 8, B)),
+    "Power": lambda rng, B: curves.Power(_between(rng, 4, 7, B), _between(rng, 2, 4, B), _between(rng, 0.4, 0.7, B)),
+    "Logarithmic": lambda rng, B: curves.Logarithmic(_between(rng, 4, 6, B), _between(rng, 2, 4, B)),
+    "ManyServer": lambda rng, B: curves.ManyServer(_between(rng, 5, 9, B), _between(rng, 0.7, 1.0, B)),
+    "Tabulated": lambda rng, B: curves.Tabulated(
+        _between(rng, 2, 4, 3, B),
+        np.array([2.0, 5.0, 12.0])[:, None] * _between(rng, 0.8, 1.2, 3, B),
+        np.full(B, 7.0),
+        np.full(B, 40.0),
+    ),
+    "PerBackend": lambda rng, B: curves.PerBackend(
+        (CURVES["Hyperbolic"](rng, B), CURVES["Logarithmic"](rng, B), CURVES["Exponential"](rng, B)), np.arange(B) % 3
+    ),
+    "Replicas": lambda rng, B: curves.Replicas(
+        curves.Hyperbolic(_between(rng, 2, 3, B), _between(rng, 1, 2, B)), np.array([2.0, 3.0, 4.0, 3.0])[:B]
+    ),
+}
+
+
+def routing_table(network) -> np.ndarray:
+    """Some routing on the arcs of a network, different for every frontend."""
+    mask = np.asarray(network.mask)
+    weight = np.where(mask, 1 + np.arange(mask.size).reshape(mask.shape) % 5, 0.0)
+    return weight / weight.sum(1, keepdims=True)
+
+
+# name -> policy for a network
+POLICIES = {
+    "DGDLB": lambda network: DGDLB(0.05 * (1 + np.arange(network.frontends) / 4)),
+    "Uniform": lambda network: Uniform(),
+    "ProportionalToCapacity": lambda network: ProportionalToCapacity(),
+    "Nearest": lambda network: Nearest(),
+    "LeastWorkload": lambda network: LeastWorkload(),
+    "LeastLatency": lambda network: LeastLatency(),
+    "GreatestMarginalRate": lambda network: GreatestMarginalRate(),
+    "FixedRouting": lambda network: FixedRouting(routing_table(network)),
+}
+
+# Of the small network. All tests share them, the size of the delay buffer included, and with them compiled code.
+DT, STEPS, MAX_LATENCY = 0.02, 200, 0.6
+SETTINGS = {"duration": STEPS * DT, "dt": DT, "max_latency": MAX_LATENCY}
+
+
+def small_network(rng, curve="Hyperbolic", **changes) -> Network:
+    """3 frontends, 4 backends, one arc missing; latencies of whole steps, with fractions, below a step, and zero."""
+    F, B = 3, 4
+    mask = np.ones((F, B), bool)
+    mask[1, 2] = False
+    latency = rng.uniform(0.0, 0.5, (F, B))
+    latency[0, 0], latency[0, 1], latency[1, 0], latency[2, 3] = 0.0, 0.3 * DT, 7 * DT, DT
+    feedback = rng.uniform(0.0, 0.4, (F, B))
+    feedback[0, 1], feedback[1, 1], feedback[2, 2] = 0.0, 0.6 * DT, 5 * DT
+    settings = {
+        "arrival_rate": np.array([4.0, 6.0, 5.0]),
+        "latency": latency,
+        "service": CURVES[curve](rng, B),
+        "mask": mask,
+        "feedback_latency": feedback,
+        "cost_latency": latency + rng.uniform(0, 0.1, (F, B)),
+    } | changes
+    return Network(**settings)
+
+
+def some_start(rng, network) -> tuple[np.ndarray, np.ndarray]:
+    """(routing, workload) away from any equilibrium, some entries of the routing at zero."""
+    mask = np.asarray(network.mask)
+    weight = np.where(mask & (rng.random(mask.shape) < 0.7), rng.random(mask.shape), 0)
+    weight[np.arange(len(mask)), mask.argmax(1)] += 0.1
+    return weight / weight.sum(1, keepdims=True), rng.uniform(1, 6, network.backends)
+
+
+def interior_equilibrium(rng, frontends=3, backends=3, latency=None, feedback=None, demand=None, rates=None):
+    """(network, start) at rest under DGD-LB with all arcs in use: cost latencies make the marginal latencies equal.
+
+    With KKT, 1 / ell'_j + cost_ij = nu_i for every arc; the rest of the network is free.
+    """
+    shape = (frontends, backends)
+    rates = rng.uniform(3, 6, frontends) if rates is None else np.asarray(rates)
+    routing = rng.dirichlet(np.full(backends, 20.0), frontends)
+    curve = curves.Hyperbolic(rates.sum() / backends * rng.uniform(1.6, 2.2, backends), rng.uniform(3, 5, backends))
+    inflow = rates @ routing
+    workload = np.array([workload_serving(curve, inflow[j], j, backends) for j in range(backends)])
+    marginal = 1 / service(curve, workload)[1]
+    cost = marginal.max() + rng.uniform(0.1, 0.5, frontends)[:, None] - marginal
+    latency = rng.uniform(0.05, 0.4, shape) if latency is None else latency
+    feedback = rng.uniform(0.05, 0.4, shape) if feedback is None else feedback
+    network = Network(rates if demand is None else demand, latency, curve, feedback_latency=feedback, cost_latency=cost)
+    return network, (routing, workload)
+
+
+def central_difference(function, point, direction, h=1e-5):
+    """Directional derivative of `function` at `point`, a pytree of arrays, by a central difference."""
+    ahead = jax.tree.map(lambda p, d: p + h * d, point, direction)
+    behind = jax.tree.map(lambda p, d: p - h * d, point, direction)
+    return jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * h), function(ahead), function(behind))
+
+
+@contextmanager
+def single_precision():
+    """The world of somebody who never enabled float64."""
+    with jax.enable_x64(False):
+        yield
+
+
+@contextmanager
+def compilations():
+    """A list that grows with every trace and every compilation while the context is open."""
+    seen, is_open = [], True
+
+    def listen(event, duration, **details):
+        del duration, details
+        if is_open and event.startswith("/jax/core/compile/"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        is_open = False

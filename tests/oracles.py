@@ -1,0 +1,348 @@
+"""Slow, obvious, independent references in NumPy: loops over frontends, backends and steps, full histories, no JAX.
+
+Nothing here uses the package; networks, curves and policies are only asked for their plain parameters.
+"""
+
+from itertools import combinations
+from types import SimpleNamespace
+
+import numpy as np
+
+# --- projections ------------------------------------------------------------------------------------------------------
+
+
+def project_simplex(values, mask=None):
+    """Nearest point of the simplex to one vector: sort, find how many entries stay, cut."""
+    values = np.asarray(values, float)
+    mask = np.ones(values.shape, bool) if mask is None else np.asarray(mask, bool)
+    if not mask.any():
+        return np.zeros(values.shape)
+    shifted = values[mask] - values[mask].max()  # the projection does not see a common shift; huge entries lose nothing
+    ordered = np.sort(shifted)[::-1]
+    cuts = (np.cumsum(ordered) - 1) / np.arange(1, ordered.size + 1)
+    cut = cuts[np.flatnonzero(ordered > cuts)[-1]]
+    point = np.zeros(values.shape)
+    point[mask] = np.maximum(shifted - cut, 0)
+    return point
+
+
+def project_tangent_cone(velocity, point, mask=None):
+    """Nearest feasible direction at a point of the simplex: try every set of boundary entries that stay put."""
+    velocity, point = np.asarray(velocity, float), np.asarray(point, float)
+    mask = np.ones(velocity.shape, bool) if mask is None else np.asarray(mask, bool)
+    boundary = [j for j in range(velocity.size) if mask[j] and point[j] == 0]
+    best, distance = np.zeros(velocity.shape), np.inf
+    for count in range(len(boundary) + 1):
+        for fixed in combinations(boundary, count):
+            free = np.array([mask[j] and j not in fixed for j in range(velocity.size)])
+            if not free.any():
+                continue
+            direction = np.where(free, velocity - velocity[free].mean(), 0)
+            feasible = all(direction[j] >= 0 for j in boundary)
+            if feasible and np.sum((direction - velocity)[mask] ** 2) < distance:
+                best, distance = direction, np.sum((direction - velocity)[mask] ** 2)
+    return best
+
+
+# --- service curves: rate and slope by the name of the curve ----------------------------------------------------------
+
+
+def _hyperbolic(c, N):
+    return c.max_rate * N / (c.half_load + N), c.max_rate * c.half_load / (c.half_load + N) ** 2
+
+
+def _exponential(c, N):
+    return c.max_rate * (1 - np.exp(-N / c.scale)), c.max_rate / c.scale * np.exp(-N / c.scale)
+
+
+def _power(c, N):
+    grown = 1 + N / c.scale
+    return c.unit_rate * (grown**c.exponent - 1), c.unit_rate * c.exponent / c.scale * grown ** (c.exponent - 1)
+
+
+def _logarithmic(c, N):
+    return c.unit_rate * np.log(1 + N / c.scale), c.unit_rate / (c.scale + N)
+
+
+def _many_server(c, N):
+    bend = 1 + (N / c.servers) ** c.sharpness
+    return N / c.service_time * bend ** (-1 / c.sharpness), bend ** (-1 / c.sharpness - 1) / c.service_time
+
+
+def _tabulated(c, N):
+    return (
+        sum(w * (1 - np.exp(-N / s)) for w, s in zip(c.weights, c.scales, strict=True)),
+        sum(w / s * np.exp(-N / s) for w, s in zip(c.weights, c.scales, strict=True)),
+    )
+
+
+def _replicas(c, N):
+    rate, slope = service(c.curve, N / c.count)
+    return c.count * rate, slope
+
+
+def _per_backend(c, N):
+    both = [service(curve, N) for curve in c.curves]
+    rate = np.array([both[k][0][j] for j, k in enumerate(c.index)])
+    slope = np.array([both[k][1][j] for j, k in enumerate(c.index)])
+    return rate, slope
+
+
+def service(curve, workload):
+    """(service rate, its slope) at a workload `(backends,)`."""
+    formulas = {
+        "Hyperbolic": _hyperbolic,
+        "Exponential": _exponential,
+        "Power": _power,
+        "Logarithmic": _logarithmic,
+        "ManyServer": _many_server,
+        "Tabulated": _tabulated,
+        "Replicas": _replicas,
+        "PerBackend": _per_backend,
+    }
+    return formulas[type(curve).__name__](_plain(curve), np.asarray(workload, float))
+
+
+def _plain(curve):
+    """The curve's fields as NumPy arrays; nested curves stay what they are."""
+    fields = {name: getattr(curve, name) for name in curve.__dataclass_fields__}
+    nested = ("curve", "curves")
+    return SimpleNamespace(**{name: value if name in nested else np.asarray(value) for name, value in fields.items()})
+
+
+def workload_serving(curve, rate, backend, backends):
+    """Workload of one backend that serves a rate, by bisection."""
+
+    def served(N):
+        return float(service(curve, np.full(backends, N))[0][backend])
+
+    low, high = 0.0, 1.0
+    while served(high) < rate:
+        high *= 2
+        if high > 1e12:
+            return np.inf
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if served(middle) < rate else (low, middle)
+    return (low + high) / 2
+
+
+# --- policies: what one frontend does, by the name of the policy ------------------------------------------------------
+
+
+def _to_least(score, mask):
+    least = min(s for s, m in zip(score, mask, strict=True) if m)
+    best = [j for j in range(len(mask)) if mask[j] and score[j] == least]
+    return np.array([1 / len(best) if j in best else 0.0 for j in range(len(mask))])
+
+
+def _shares(weight, mask):
+    weight = np.where(mask, weight, 0)
+    return weight / weight.sum()
+
+
+def _latency_as_seen(seen):
+    empty = 1 / seen.slope
+    busy = [N / r if N > 0 else e for N, r, e in zip(seen.workload, seen.rate, empty, strict=True)]
+    return seen.cost_latency + np.array(busy)
+
+
+INSTANT = {
+    "Uniform": lambda policy, i, seen: _shares(np.ones(seen.mask.size), seen.mask),
+    "ProportionalToCapacity": lambda policy, i, seen: _shares(seen.nominal_capacity, seen.mask),
+    "Nearest": lambda policy, i, seen: _to_least(seen.cost_latency, seen.mask),
+    "LeastWorkload": lambda policy, i, seen: _to_least(seen.workload, seen.mask),
+    "LeastLatency": lambda policy, i, seen: _to_least(_latency_as_seen(seen), seen.mask),
+    "GreatestMarginalRate": lambda policy, i, seen: _to_least(-seen.slope, seen.mask),
+    "FixedRouting": lambda policy, i, seen: np.asarray(policy.routing)[i],
+}
+
+
+def gradient_velocity(policy, i, seen):
+    """DGD-LB: minus the step size times (1 / slope + network latency)."""
+    step = np.asarray(policy.step_size)
+    return -(step if step.ndim == 0 else step[i]) * (1 / seen.slope + seen.cost_latency)
+
+
+# --- the simulator ----------------------------------------------------------------------------------------------------
+
+
+def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=None):
+    """The discrete scheme of the engine, word by word, with lists that remember everything.
+
+    `arrival_rate(t)` and `capacity(t)` are plain functions of time; without them the network's mean rates and 1.
+    `initial` is (routing, workload). Returns arrays over `steps + 1` instants.
+    """
+    F, B = np.asarray(network.mask).shape
+    mask, forward, feedback, cost = (
+        np.asarray(value) for value in (network.mask, network.latency, network.feedback_latency, network.cost_latency)
+    )
+    nominal = np.asarray(network.nominal_capacity)
+    curve, instant = network.service, INSTANT.get(type(policy).__name__)
+    mean = np.asarray(network.arrival_rate)
+    demand = arrival_rate or (lambda t: mean)
+    factor = capacity or (lambda t: np.ones(B))
+
+    lag_fb = np.floor(feedback / dt).astype(int)
+    frac_fb = feedback / dt - lag_fb
+    x = [np.array(initial[0], float)]
+    N = [np.array(initial[1], float)]
+    f = [demand(0.0)[:, None] * x[0]]
+
+    def past(history, k, start):
+        return history[k] if k >= 0 else start
+
+    def seen_by(i, k, raw, before):
+        """What frontend i sees at step k; `raw` was read now, `before` one step ago."""
+        workload = raw[i] + frac_fb[i] * (before[i] - raw[i])
+        rate, slope = np.empty(B), np.empty(B)
+        for j in range(B):
+            every_rate, every_slope = service(curve, np.full(B, workload[j]))
+            then = 1.0 if capacity is None else factor(max(k * dt - feedback[i, j], 0.0))[j]
+            rate[j], slope[j] = then * every_rate[j], then * every_slope[j]
+        return SimpleNamespace(
+            workload=workload, rate=rate, slope=slope, mask=mask[i], nominal_capacity=nominal, cost_latency=cost[i]
+        )
+
+    raw = np.tile(N[0], (F, 1))
+    v = [None if instant else np.array([gradient_velocity(policy, i, seen_by(i, 0, raw, raw)) for i in range(F)])]
+    inflow, done = [delivered(f, forward, dt, 0)], [0.0]
+    for k in range(steps):
+        now, then = k * dt, (k + 1) * dt
+        rate_now = factor(now) * service(curve, N[k])[0]
+        slope_of_N = inflow[k] - rate_now
+        predicted = N[k] + dt * slope_of_N
+        before, raw = raw, np.empty((F, B))
+        for i in range(F):
+            for j in range(B):
+                at = k + 1 - lag_fb[i, j]
+                raw[i, j] = predicted[j] if at == k + 1 else past(N, at, N[0])[j]
+        x_new, v_new = np.zeros((F, B)), np.zeros((F, B))
+        for i in range(F):
+            seen = seen_by(i, k + 1, raw, before)
+            if instant:
+                x_new[i] = instant(policy, i, seen)
+            else:
+                v_new[i] = gradient_velocity(policy, i, seen)
+                x_new[i] = project_simplex(x[k][i] + dt / 2 * (v[k][i] + v_new[i]), mask[i])
+        x.append(x_new)
+        v.append(v_new)
+        f.append(demand(then)[:, None] * x_new)
+        inflow.append(delivered(f, forward, dt, k + 1))
+        rate_then = factor(then) * service(curve, predicted)[0]
+        N.append(N[k] + dt / 2 * (slope_of_N + inflow[k + 1] - rate_then))
+        done.append(done[-1] + dt / 2 * (rate_now + rate_then).sum())
+    x, N, f = np.array(x), np.array(N), np.array(f)
+    return SimpleNamespace(
+        time=np.arange(steps + 1) * dt,
+        routing=x,
+        workload=N,
+        flow=f,
+        arrival_rate=np.array([demand(k * dt) for k in range(steps + 1)]),
+        cost_rate=N.sum(1) + (f * cost).sum((1, 2)),
+        network_rate=(f * cost).sum((1, 2)),
+        in_flight=on_the_wires(f, forward, dt),
+        served=np.array(done),
+    )
+
+
+def on_the_wires(flow, latency, dt):
+    """Requests on the forward wires at every instant: what was sent less what has come out, from all flows so far."""
+    steps, F, B = flow.shape
+    total = np.zeros(steps)
+    for i in range(F):
+        for j in range(B):
+            lag = int(np.floor(latency[i, j] / dt))
+            frac = latency[i, j] / dt - lag
+            sent = [0.0]
+            for k in range(1, steps):
+                sent.append(sent[-1] + dt / 2 * (flow[k - 1, i, j] + flow[k, i, j]))
+            for k in range(steps):
+                out = [sent[m] if m >= 0 else m * dt * flow[0, i, j] for m in (k - lag, k - lag - 1)]
+                total[k] += sent[k] - (1 - frac) * out[0] - frac * out[1]
+    return total
+
+
+def served(curve, flow, workload, latency, dt):
+    """Requests served since the start, from the histories of flow and workload: the scheme's own trapezoid."""
+    total = [0.0]
+    arriving = [delivered(flow, latency, dt, k) for k in range(len(flow))]
+    for k in range(len(flow) - 1):
+        rate = service(curve, workload[k])[0]
+        predicted = workload[k] + dt * (arriving[k] - rate)
+        total.append(total[-1] + dt / 2 * (rate + service(curve, predicted)[0]).sum())
+    return np.array(total)
+
+
+def delivered(flow, latency, dt, k):
+    """Requests/s that reach every backend at step k."""
+    inflow = np.zeros(latency.shape[1])
+    for i in range(latency.shape[0]):
+        for j in range(latency.shape[1]):
+            lag = int(np.floor(latency[i, j] / dt))
+            frac = latency[i, j] / dt - lag
+            inflow[j] += (1 - frac) * flow[max(k - lag, 0)][i, j] + frac * flow[max(k - lag - 1, 0)][i, j]
+    return inflow
+
+
+def statistics(run, dt, first, reference=None):
+    """Time integrals and extremes over the instants from `first` on, by the trapezoid rule and plain min and max."""
+
+    def integral(values):
+        return dt * (values[first:-1] + values[first + 1 :]).sum(0) / 2
+
+    N, arrivals = run.workload[first:], integral(run.arrival_rate.sum(1))
+    duration = dt * (len(N) - 1)
+    away = integral(np.abs(run.workload - reference).sum(1)) if reference is not None else np.nan
+    return SimpleNamespace(
+        duration=duration,
+        arrivals=arrivals,
+        cost=integral(run.cost_rate),
+        mean_latency=integral(run.cost_rate) / arrivals,
+        network_share=integral(run.network_rate) / integral(run.cost_rate),
+        mean_workload=integral(run.workload) / duration,
+        lowest_workload=N.min(0),
+        highest_workload=N.max(0),
+        peak_workload=run.workload.max(0),
+        mean_routing=integral(run.flow) / integral(run.arrival_rate)[:, None],
+        swing=((N.max(0) - N.min(0)) / (integral(run.workload) / duration)).max(),
+        distance=away / duration / (np.nan if reference is None else reference.sum()),
+    )
+
+
+# --- delay equations with known answers -------------------------------------------------------------------------------
+
+
+def rightmost_root(a, K, delay):
+    """Rightmost root of s (s + a) + K exp(-delay s) = 0 above the real axis: Newton from many starts."""
+    real, imag = np.meshgrid(np.linspace(-4 / delay, 2 / delay, 40), np.linspace(1e-3, 12 / delay, 60))
+    s = (real + 1j * imag).ravel()
+    with np.errstate(all="ignore"):
+        for _ in range(60):
+            value, slope = s * (s + a) + K * np.exp(-delay * s), 2 * s + a - delay * K * np.exp(-delay * s)
+            s = s - value / slope
+        found = s[(np.abs(s * (s + a) + K * np.exp(-delay * s)) < 1e-10 * (1 + np.abs(s) ** 2)) & (s.imag > 1e-6)]
+    return found[np.argmax(found.real)]
+
+
+def critical_gain(a, delay):
+    """The K that puts a root on the imaginary axis: theta tan(theta) = a delay, K = (a / delay) theta / sin(theta)."""
+    low, high = 1e-9, np.pi / 2 - 1e-12
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle * np.tan(middle) < a * delay else (low, middle)
+    return a / delay * low / np.sin(low)
+
+
+def oscillation(signal, spacing):
+    """Growth rate and angular frequency of a signal exp(s t) + its conjugate, from its linear recurrence (Prony)."""
+    (p, q), *_ = np.linalg.lstsq(np.stack([signal[1:-1], signal[:-2]], 1), signal[2:], rcond=None)
+    root = np.roots([1, -p, -q]).astype(complex)
+    return np.log(root[np.argmax(root.imag)]) / spacing
+
+
+def gradient_flow(network, step_size, arrival_rate, workload, routing):
+    """Time derivatives (routing, workload) of DGD-LB without latencies inside the simplex; all arcs exist."""
+    served, slope = service(network.service, workload)
+    velocity = -step_size * (1 / slope + np.asarray(network.cost_latency))
+    return velocity - velocity.mean(1, keepdims=True), arrival_rate @ routing - served

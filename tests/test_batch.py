@@ -1,0 +1,197 @@
+"""Batches: padding, sizes, tiles, `vmap` and a broken neighbour change nothing."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.policies.latency import LeastLatency
+from dgdlb_jax.simulation.engine import simulate, simulate_batch
+from dgdlb_jax.simulation.trajectory import SaveAt
+
+import oracles
+from helpers import CURVES, DT, MAX_LATENCY, SETTINGS, STEPS, small_network, some_start
+
+FEW = SETTINGS | {"save": SaveAt(every=20)}
+ROUNDING = {"rtol": 1e-11, "atol": 1e-11}
+
+
+def network_of_size(number, F, B) -> Network:
+    rng = np.random.default_rng(number)
+    mask = rng.random((F, B)) < 0.8
+    mask[np.arange(F), rng.integers(B, size=F)] = True
+    latency = rng.uniform(0, 0.5, (F, B)) * (rng.random((F, B)) < 0.9)
+    return Network(rng.uniform(1, 4, F), latency, CURVES["Hyperbolic"](rng, B), mask=mask)
+
+
+def step_size(number, F):
+    return np.random.default_rng(1000 + number).uniform(0.05, 0.2, F)
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """37 networks of up to 3 x 4, their stack and its step sizes; two of the full size among them."""
+    rng = np.random.default_rng(11)
+    sizes = [
+        (3, 4),
+        (2, 3),
+        *zip(rng.integers(1, 4, 34).tolist(), rng.integers(1, 5, 34).tolist(), strict=True),
+        (3, 4),
+    ]
+    networks = [network_of_size(n, F, B) for n, (F, B) in enumerate(sizes)]
+    steps = np.zeros((37, 3))
+    for n, (F, _) in enumerate(sizes):
+        steps[n, :F] = step_size(n, F)
+    return networks, stack(networks), steps
+
+
+def part(tree, chosen):
+    return jax.tree.map(lambda leaf: leaf[chosen], tree)
+
+
+def assert_same_runs(one, other, **tolerance):
+    for field in ("routing", "workload", "arrival_rate", "cost_rate", "in_flight"):
+        np.testing.assert_allclose(getattr(one, field), getattr(other, field), err_msg=field, **(tolerance or ROUNDING))
+    for name in ("mean_latency", "network_share", "swing", "mean_workload", "peak_workload", "growth"):
+        found, expected = (getattr(run.statistics, name) for run in (one, other))
+        np.testing.assert_allclose(found, expected, err_msg=name, **(tolerance or ROUNDING))
+
+
+@pytest.fixture(scope="module")
+def together(mixed):
+    _, batch, steps = mixed
+    return simulate_batch(batch, DGDLB(steps), **FEW)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_padding_changes_nothing(mixed, together, number):
+    """A network alone, at its own size, against itself in the batch; the padding carries nothing."""
+    networks, batch, _ = mixed
+    F, B = networks[number].frontends, networks[number].backends
+    alone = simulate(networks[number], DGDLB(step_size(number, F)), **FEW)
+    padded = part(together, number)
+    np.testing.assert_allclose(padded.routing[:, :F, :B], alone.routing, **ROUNDING)
+    np.testing.assert_allclose(padded.workload[:, :B], alone.workload, **ROUNDING)
+    for field in ("cost_rate", "in_flight", "mean_latency"):
+        np.testing.assert_allclose(getattr(padded, field), getattr(alone, field), err_msg=field, **ROUNDING)
+    for name in ("mean_latency", "network_share", "swing"):
+        found, expected = (getattr(run.statistics, name) for run in (padded, alone))
+        np.testing.assert_allclose(found, expected, err_msg=name, **ROUNDING)
+    assert not np.asarray(together.routing)[~np.broadcast_to(batch.mask[:, None], together.routing.shape)].any()
+    unreachable = ~np.broadcast_to(batch.backend_mask[:, None], together.workload.shape)
+    assert not np.asarray(together.workload)[unreachable].any()
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_size_of_the_batch_does_not_matter(mixed, together, size):
+    _, batch, steps = mixed
+    few = simulate_batch(part(batch, slice(size)), DGDLB(steps[:size]), **FEW)
+    assert_same_runs(few, part(together, slice(size)))
+
+
+def test_the_order_of_the_batch_does_not_matter(mixed, together):
+    _, batch, steps = mixed
+    order = np.random.default_rng(0).permutation(37)
+    shuffled = simulate_batch(part(batch, order), DGDLB(steps[order]), **FEW)
+    assert_same_runs(shuffled, part(together, order))
+
+
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_tiles_do_not_matter(mixed, together, lanes):
+    """16 lanes at a time leave a last tile that is not full."""
+    _, batch, steps = mixed
+    assert_same_runs(simulate_batch(batch, DGDLB(steps), lanes=lanes, **FEW), together)
+
+
+@pytest.mark.parametrize("policy", [DGDLB(0.1), LeastLatency()], ids=lambda policy: type(policy).__name__)
+def test_vmap_is_the_batch(mixed, policy):
+    _, batch, _ = mixed
+    batch = part(batch, slice(5))
+    mapped = jax.vmap(lambda network: simulate(network, policy, throw=False, **FEW))(batch)
+    assert_same_runs(mapped, simulate_batch(batch, policy, **FEW))
+    np.testing.assert_array_equal(mapped.result, np.zeros(5))
+
+
+@pytest.mark.parametrize("curve", ["Tabulated", "PerBackend", "Replicas"])
+def test_curves_with_further_axes_or_parts_run_in_batches(curve):
+    """Two networks side by side, each against the slow reference, default step and buffer checks included."""
+    networks = [small_network(np.random.default_rng(n), curve) for n in (1, 2)]
+    starts = [some_start(np.random.default_rng(n), networks[0]) for n in (3, 4)]
+    initial = tuple(np.stack(parts) for parts in zip(*starts, strict=True))
+    runs = simulate_batch(stack(networks), DGDLB(0.1), initial=initial, **FEW)
+    for n in (0, 1):
+        expected = oracles.simulate(networks[n], DGDLB(0.1), STEPS, DT, starts[n])
+        np.testing.assert_allclose(runs.workload[n], expected.workload[::20], **ROUNDING)
+        np.testing.assert_allclose(runs.routing[n], expected.routing[::20], **ROUNDING)
+
+
+@pytest.mark.parametrize("steps", [(50, 200, 130), (90, 90, 90)], ids=["unequal", "equal"])
+def test_every_network_has_its_own_step_and_duration(steps):
+    """Lanes that end early stand still; all are the slow reference. Those that stand at one step can go on together."""
+    network, policy = network_of_size(3, 3, 4), DGDLB(0.1)
+    batch, start = stack([network] * 3), some_start(np.random.default_rng(5), network)
+    dt, steps, more = DT / np.array([1, 2, 4]), np.array(steps), 60
+    settings = {"dt": dt, "max_latency": MAX_LATENCY, "save": SaveAt.statistics()}
+    starts = tuple(np.stack([array] * 3) for array in start)
+    runs = simulate_batch(batch, policy, duration=steps * dt, initial=starts, **settings)
+    np.testing.assert_allclose(runs.final.time, steps * dt, rtol=1e-14)
+    references = [oracles.simulate(network, policy, int(steps[n]) + more, dt[n], start) for n in range(3)]
+    for n, expected in enumerate(references):
+        short = SimpleNamespace(**{name: values[: steps[n] + 1] for name, values in vars(expected).items()})
+        summary = oracles.statistics(short, dt[n], 0)
+        assert_ends(runs.final, n, expected, steps[n])
+        for name in ("duration", "arrivals", "mean_latency", "swing", "mean_workload", "mean_routing"):
+            np.testing.assert_allclose(getattr(runs.statistics, name)[n], getattr(summary, name), **ROUNDING)
+    if len(set(steps)) > 1:
+        with pytest.raises(InputError, match="equal step"):
+            simulate_batch(batch, policy, duration=more * dt, initial=runs.final, **settings)
+        return
+    onward = simulate_batch(batch, policy, duration=more * dt, initial=runs.final, **settings)
+    for n, expected in enumerate(references):
+        assert_ends(onward.final, n, expected, steps[n] + more)
+
+
+def assert_ends(final, n, expected, step):
+    """Network n of a batch ended where the reference was at this step."""
+    np.testing.assert_allclose(final.workload[n], expected.workload[step], **ROUNDING)
+    np.testing.assert_allclose(final.routing[n], expected.routing[step], **ROUNDING)
+
+
+def test_a_batch_goes_on_to_the_bit(mixed):
+    _, batch, steps = mixed
+    batch, policy = part(batch, slice(5)), DGDLB(steps[:5])
+    long = simulate_batch(batch, policy, **FEW)
+    half = FEW | {"duration": FEW["duration"] / 2}
+    first = simulate_batch(batch, policy, **half)
+    second = simulate_batch(batch, policy, initial=first.final, **half)
+    for one, other in zip(jax.tree.leaves(long.final), jax.tree.leaves(second.final), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_one_broken_network_does_not_harm_the_others():
+    networks = [small_network(np.random.default_rng(n)) for n in range(5)]
+    batch = stack(networks)
+    whole = simulate_batch(batch, DGDLB(0.1), **SETTINGS)
+    broken = with_rates(batch, batch.demand.mean_rate.at[2, 1].set(jnp.nan))
+    run = simulate_batch(broken, DGDLB(0.1), throw=False, **SETTINGS)
+    np.testing.assert_array_equal(run.result, [0, 0, Result.not_finite, 0, 0])
+    for n in (0, 1, 3, 4):
+        np.testing.assert_array_equal(run.workload[n], whole.workload[n])
+        np.testing.assert_array_equal(run.routing[n], whole.routing[n])
+    with pytest.raises(InputError, match="element 2"):
+        simulate_batch(broken, DGDLB(0.1), **SETTINGS)
+
+
+def with_rates(network, rates):
+    """A network with rates that no constructor would accept: swapped in below all checks."""
+    leaves, structure = jax.tree.flatten(network)
+    place = next(
+        n
+        for n, leaf in enumerate(leaves)
+        if leaf is network.demand.mean_rate or np.array_equal(leaf, network.demand.mean_rate)
+    )
+    return jax.tree.unflatten(structure, [*leaves[:place], rates, *leaves[place + 1 :]])

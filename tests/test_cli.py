@@ -1,0 +1,275 @@
+"""The command line, as a person or a script uses it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dgdlb_jax.cli import main
+
+xarray = pytest.importorskip("xarray")
+
+SHORT = ["--duration", "20", "--dt", "0.02", "--quiet"]
+PICTURES = ("latency.png", "routing.png", "workloads.png")
+
+
+@pytest.fixture(autouse=True)
+def _keep_jax_settings(tmp_path, monkeypatch):
+    """The command line sets up JAX for its own process; tests share theirs."""
+    names = (
+        "jax_enable_x64",
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    if before["jax_compilation_cache_dir"] is None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of `two-by-two` with all its files, from another process: (folder, JSON document)."""
+    folder = tmp_path_factory.mktemp("run") / "new" / "out"
+    done = _dgdlb("run", "two-by-two", *SHORT, "--json", "--output", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def _dgdlb(*arguments, **options):
+    command = [sys.executable, "-m", "dgdlb_jax", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=_environment(), **options)
+
+
+def _environment():
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, os.environ.get("PYTHONPATH", "")]
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_PLATFORMS": "cpu"}
+    cache = jax.config.values["jax_compilation_cache_dir"]
+    return found if cache is None else {**found, "JAX_COMPILATION_CACHE_DIR": cache}
+
+
+def _names(document):
+    return list(document["optimum"]["routing"]), list(document["optimum"]["workload"])
+
+
+def test_json_is_all_there_is_on_standard_output(finished):
+    _, document = finished
+    assert document["fleet"] == "two-by-two"
+    names = [row["balancer"] for row in document["balancers"]]
+    assert names[0] == "DGD-LB"
+    assert set(names) == {"DGD-LB", "least latency", "GMSR", "least workload", "proportional", "uniform", "nearest"}
+    for shares in document["optimum"]["routing"].values():
+        assert sum(shares.values()) == pytest.approx(1)
+    for row in document["balancers"]:
+        for key, value in row.items():
+            if value is None:
+                assert row["null_because"][key]
+        if row["mean_latency"] is not None:
+            assert row["excess"] == pytest.approx(row["mean_latency"] / document["optimum"]["mean_latency"] - 1)
+            assert row["excess"] > -1e-6  # nothing beats the optimum at rest
+
+
+def test_run_nc_holds_runs_inputs_units_and_versions(finished):
+    folder, document = finished
+    with xarray.open_dataset(folder / "run.nc") as data:
+        frontends, backends = _names(document)
+        assert list(data.frontend.values) == frontends
+        assert list(data.backend.values) == backends
+        assert data.workload.dims == ("balancer", "time", "backend")
+        assert data.workload.units == "requests"
+        assert data.time.units == "s"
+        assert data.time.values[-1] == pytest.approx(20.0)
+        assert data.latency.units == "s"
+        assert data.step_size.units == "1/s^2"
+        np.testing.assert_allclose(data.routing.sum("backend"), 1, atol=1e-9)
+        np.testing.assert_allclose(data.mean_latency, data.cost_rate / data.arrival_rate.sum("frontend"), rtol=1e-12)
+        assert data.attrs["optimum_mean_latency"] == document["optimum"]["mean_latency"]
+        assert data.attrs["precision"] == "float64"
+        assert json.loads(data.attrs["versions"])["jax"] == jax.__version__
+        assert "kind" in json.loads(data.attrs["service"])
+        found = dict(zip(data.balancer.values, data.final_latency.values, strict=True))
+        for row in document["balancers"]:
+            expected = np.inf if row["mean_latency"] is None else row["mean_latency"]
+            assert found[row["balancer"]] == expected
+
+
+def test_pictures_are_written_and_not_empty(finished):
+    image = pytest.importorskip("matplotlib.image")
+    folder, _ = finished
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["run.nc", *PICTURES])
+    for name in PICTURES:
+        pixels = image.imread(folder / name)
+        assert min(pixels.shape[:2]) > 200
+        assert np.std(pixels[..., :3]) > 0.05
+        packed = (pixels[..., :3] * 255).astype(int) @ [65536, 256, 1]
+        assert len(np.unique(packed)) > 20  # several colours and their shades
+
+
+def test_a_person_reads_a_verdict(finished, capsys, tmp_path):
+    _, document = finished
+    frontends, backends = _names(document)
+    table = tmp_path / "now.csv"
+    lines = [
+        "frontend,backend,share",
+        *(f"{name}, {backends[0]}, 0.5\n{name}, {backends[1]}, 0.5" for name in frontends),
+    ]
+    table.write_text("\n".join(lines))
+    assert main(["run", "two-by-two", *SHORT, "--policies", "dgd-lb", "--current", str(table)]) == 0
+    text = capsys.readouterr()
+    assert text.err == ""
+    for expected in (
+        "two-by-two:",
+        "mean latency",
+        "over optimum",
+        "settled",
+        "current routing",
+        *frontends,
+        *backends,
+    ):
+        assert expected in text.out
+    assert "Your current routing costs" in " ".join(text.out.split())
+    assert Path("dgdlb-two-by-two", "run.nc").is_file()
+
+
+def test_an_existing_folder_keeps_what_else_is_in_it(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("keep me")
+    (folder / "run.nc").write_text("old")
+    assert main(["run", "two-by-two", *SHORT, "--policies", "dgd-lb", "--output", str(folder)]) == 0
+    assert (folder / "notes.txt").read_text() == "keep me"
+    assert (folder / "run.nc").stat().st_size > 1000
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_two_fleets_stand_side_by_side(capsys, tmp_path):
+    from dgdlb_jax.model.fleets import load_fleet
+
+    load_fleet("two-by-two").to_toml(tmp_path / "mine.toml")
+    command = ["run", "two-by-two", "mine.toml", *SHORT, "--policies", "dgd-lb,uniform", "--output", "both"]
+    assert main([*command, "--no-files"]) == 0
+    assert not Path("both").exists()
+    last = capsys.readouterr().out.strip().split("\n\n")[-1]
+    assert last.startswith("over optimum")
+    assert "uniform" in last
+    assert main(command) == 0
+    assert sorted(path.name for path in Path("both").iterdir()) == ["mine", "two-by-two"]
+
+
+BAD_ARGUMENTS = [
+    (["run", "two-by-two", "--step-size", "-1"], "--step-size"),
+    (["run", "two-by-two", "--step-size", "nan"], "--step-size"),
+    (["run", "two-by-two", "--step-size", "fast"], "--step-size"),
+    (["run", "two-by-two", "--dt", "0"], "--dt"),
+    (["run", "two-by-two", "--duration", "inf"], "--duration"),
+    (["run", "two-by-two", "--start", "anywhere"], "--start"),
+    (["run", "two-by-two", "--policies", ","], "--policies"),
+    (["walk"], "walk"),
+    ([], "COMMAND"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD_ARGUMENTS)
+def test_bad_arguments_are_named(arguments, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+BAD_INPUTS = [
+    (["run", "two-by-tow"], "two-by-two"),
+    (["run", "missing.toml"], "missing.toml"),
+    (["run", "two-by-two", "--policies", "dgdlb"], "did you mean dgd-lb"),
+    (["run", "two-by-two", "--dt", "100"], "dt"),
+    (["run", "two-by-two", "--dt", "1e-9", "--duration", "1e6"], "steps"),
+    (["run", "two-by-two", "--current", "missing.csv"], "missing.csv"),
+    (["run", "a/fleet.toml", "b/fleet.toml"], "one at a time"),
+    (["run", "two-by-two", "--demand", "peak"], "peak"),
+    (["run", "two-by-two", "--output", "file"], "file"),
+    (["run", "two-by-two", "--output", "file/below"], "file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD_INPUTS)
+def test_bad_inputs_are_one_sentence_and_leave_nothing(arguments, named, capsys, tmp_path):
+    Path("file").write_text("in the way")
+    assert main([*arguments, "--quiet"]) == 2
+    text = capsys.readouterr()
+    assert text.out == ""
+    assert text.err.startswith("dgdlb: error: ")
+    assert text.err.count("\n") == 1
+    assert named in text.err
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "cache"}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the super-user may write anywhere")
+def test_a_folder_without_permission_is_named(capsys, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    assert main(["run", "two-by-two", "--output", str(locked / "out")]) == 2
+    assert str(locked) in capsys.readouterr().err
+
+
+def test_fleets_are_listed(capsys):
+    assert main(["fleets"]) == 0
+    text = capsys.readouterr().out
+    for name in ("two-by-two", "small-models", "global-llm", "global-prefill"):
+        assert name in text
+    assert main(["fleets", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"two-by-two", "small-models", "global-llm", "global-prefill"} <= {fleet["name"] for fleet in listed}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["fleets", "--help"]])
+def test_help_and_version_do_not_import_jax(arguments):
+    code = (
+        "import sys\nfrom dgdlb_jax.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "finally: print('jax' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), timeout=60)
+    assert done.returncode == 0
+    assert done.stderr.split() == ["False", "False"]
+    assert "dgdlb" in done.stdout
+
+
+def test_without_the_extra_it_says_what_to_type(capsys, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "xarray" else real(name, *rest)
+    )
+    assert main(["run", "two-by-two"]) == 2
+    assert 'pip install "dgdlb_jax[cli]"' in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_leaves_at_once_and_leaves_nothing(tmp_path):
+    """A run of hours, interrupted while compiled code runs."""
+    arguments = ["run", "two-by-two", "--duration", "3e6", "--dt", "0.01", "--output", "out"]
+    command = [sys.executable, "-m", "dgdlb_jax", *arguments]
+    environment = {**_environment(), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        time.sleep(5)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - started < 10
+    assert text.splitlines()[-1] == "dgdlb: interrupted; no file is half-written."
+    assert "Traceback" not in text
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,45 @@
+"""A batch spread over two devices is the batch on one: two virtual CPU devices in a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+
+HERE = Path(__file__).parent
+SCRIPT = """
+import jax
+jax.config.update("jax_enable_x64", True)
+import numpy as np
+from helpers import DT, small_network
+from dgdlb_jax.model.network import stack
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.simulation.trajectory import SaveAt
+
+assert jax.local_device_count() == 2
+batch = stack([small_network(np.random.default_rng(n)) for n in range(5)])  # one device gets a spare
+policy = DGDLB(0.1 * (1 + np.arange(15.0).reshape(5, 3) / 10))
+settings = dict(duration=2.0, dt=DT, max_latency=0.6, save=SaveAt(every=10))
+runs = [simulate_batch(batch, policy, devices=devices, **settings) for devices in (None, 1)]
+assert len(jax.tree.leaves(runs[0].final)[1].sharding.device_set) == 2, "the batch should lie on both devices"
+for one, other in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[1]), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+again = simulate_batch(batch, policy, initial=runs[0].final, **settings)
+assert np.isfinite(again.workload).all()
+print("agree")
+"""
+
+
+def test_two_devices_agree_with_one():
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith("agree")

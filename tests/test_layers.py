@@ -1,0 +1,99 @@
+"""The house: imports run downwards only, the core needs core packages only, and importing changes no settings."""
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "dgdlb_jax"
+LAYERS = ("numerics", "model", "policies", "simulation", "analysis", "experiments", "cli")
+CORE = LAYERS[:5]
+CORE_PACKAGES = {"jax", "jaxlib", "equinox", "optax", "jaxtyping", "numpy", "dgdlb_jax"} | sys.stdlib_module_names
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem == "cli")
+
+
+def layer(module: str) -> str:
+    """`model` for `dgdlb_jax.model.network`; the package itself for `dgdlb_jax`."""
+    return ([*module.split("."), ""])[1]
+
+
+def dotted_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def imports(path: Path) -> list[tuple[int, str]]:
+    """(line, absolute dotted name) of everything a module imports, inside functions as well."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = dotted_name(path).split(".")
+            base = parents[: len(parents) - node.level + (path.stem == "__init__")] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            # `from dgdlb_jax import model` imports a layer, not a name.
+            found += [(node.lineno, f"{name}.{alias.name}" if name == "dgdlb_jax" else name) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted_name)
+def test_imports_run_downwards_only(path):
+    own = LAYERS.index(layer(dotted_name(path)))
+    for line, name in imports(path):
+        if name.split(".")[0] != "dgdlb_jax" or name == "dgdlb_jax.__version__":
+            continue
+        assert layer(name) in LAYERS, f"{path.name}:{line} imports {name}, which belongs to no layer"
+        assert LAYERS.index(layer(name)) <= own, f"{path.name}:{line} imports {name} from a layer above its own"
+
+
+@cache
+def loaded_with(path: Path) -> list[tuple[int, str]]:
+    """What `imports` finds outside functions and outside `if TYPE_CHECKING`: what loading the module loads."""
+    tree = ast.parse(path.read_text())
+    later = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    ]
+    lines = {
+        child.lineno for node in later for child in ast.walk(node) if isinstance(child, ast.Import | ast.ImportFrom)
+    }
+    return [(line, name) for line, name in imports(path) if line not in lines]
+
+
+def needs_extras(path: Path) -> bool:
+    return any(name.split(".")[0] not in CORE_PACKAGES for _, name in loaded_with(path))
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if layer(dotted_name(p)) in CORE], ids=dotted_name)
+def test_core_needs_core_packages_only(path):
+    """A module of the core that needs an extra package is loaded inside functions only, so that the core works without."""
+    if needs_extras(path):
+        return
+    optional = {dotted_name(p) for p in MODULES if needs_extras(p)}
+    for line, name in loaded_with(path):
+        assert name not in optional, f"{path.name}:{line} loads {name}, which needs a package that is not in the core"
+
+
+def test_only_a_few_modules_of_the_core_need_extras():
+    optional = {dotted_name(p) for p in MODULES if layer(dotted_name(p)) in CORE and needs_extras(p)}
+    assert optional <= {"dgdlb_jax.simulation.dataset"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PACKAGE.rglob("*.py") if p.stem != "cli" and "cli" not in p.parts], ids=dotted_name
+)
+def test_settings_are_left_alone(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Attribute):
+            continue
+        text = ast.unparse(node)
+        assert text != "jax.config.update", f"{path.name}:{node.lineno} changes jax.config: only the command line may"
+        assert text not in ("os.environ", "os.putenv"), f"{path.name}:{node.lineno} touches the environment"
+
+
+def test_the_test_of_layers_sees_the_package():
+    assert {layer(dotted_name(path)) for path in MODULES} >= set(CORE)

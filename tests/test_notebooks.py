@@ -1,0 +1,21 @@
+"""Notebooks run from a clean kernel, errors fatal."""
+
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("default")
+def test_notebook_runs(path, tmp_path):
+    nbformat = pytest.importorskip("nbformat", reason="install the notebooks extra")
+    client = pytest.importorskip("nbclient", reason="install the notebooks extra")
+    notebook = nbformat.read(path, as_version=4)
+    client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+def test_notebooks_are_committed_with_their_figures():
+    for path in NOTEBOOKS:
+        assert "image/png" in path.read_text(), path.name

@@ -1,0 +1,58 @@
+"""The package as a user gets it: a wheel with its data, lazy names, an import that changes nothing."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import dgdlb_jax as dgd
+
+ROOT = Path(__file__).parent.parent
+
+
+def _python(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
+    )
+    return done.stdout
+
+
+def test_wheel_holds_data_and_runs(tmp_path):
+    pytest.importorskip("hatchling", reason="hatchling builds the wheel: install the test extra")
+    build = "from hatchling.build import build_wheel; print(build_wheel({!r}))".format(str(tmp_path))
+    name = subprocess.run(
+        [sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()[-1]
+    with zipfile.ZipFile(tmp_path / name) as wheel:
+        wheel.extractall(tmp_path / "site")
+    run = "import dgdlb_jax, dgdlb_jax.cli as c; print(dgdlb_jax.__file__); raise SystemExit(c.main(['fleets']))"
+    printed = _python(run, PYTHONPATH=str(tmp_path / "site"))
+    assert printed.splitlines()[0].startswith(str(tmp_path / "site"))
+    for fleet in ("global-llm", "global-prefill", "small-models", "two-by-two"):
+        assert fleet in printed
+    assert (tmp_path / "site" / "dgdlb_jax" / "py.typed").exists()
+
+
+def test_every_public_name_resolves_and_is_documented():
+    for name in dgd.__all__:
+        assert getattr(dgd, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'simulat'"):
+        _ = dgd.simulat
+
+
+def test_version_is_stated_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert dgd.__version__ == project["version"]
+
+
+def test_import_is_light_and_changes_nothing():
+    code = (
+        "import sys, os; before = dict(os.environ); import dgdlb_jax; assert 'jax' not in sys.modules; import jax;"
+        "values = dict(jax.config.values); [getattr(dgdlb_jax, name) for name in dgdlb_jax.__all__];"
+        "assert dict(jax.config.values) == values and dict(os.environ) == before"
+    )
+    _python(code)

@@ -1,0 +1,257 @@
+"""Policies: each against its definition for one frontend, ties, masks, and policies of a user's own."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dgdlb_jax.model.demand import Jumps
+from dgdlb_jax.model.network import stack
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractInstantPolicy, Observation
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.policies.greedy import GreatestMarginalRate, LeastWorkload
+from dgdlb_jax.policies.latency import LeastLatency
+from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
+from dgdlb_jax.simulation.engine import simulate, simulate_batch
+from dgdlb_jax.simulation.trajectory import SaveAt
+
+import oracles
+from helpers import CURVES, DT, MAX_LATENCY, POLICIES, SETTINGS, STEPS, small_network, some_start
+
+INSTANT = [Uniform(), ProportionalToCapacity(), Nearest(), LeastWorkload(), LeastLatency(), GreatestMarginalRate()]
+
+
+def name(policy) -> str:
+    return type(policy).__name__
+
+
+def observation(backends=5, **values) -> Observation:
+    """What one frontend sees, everything equal and unremarkable but for what is given."""
+    defaults = dict.fromkeys(
+        ("workload", "service_rate", "marginal_latency", "cost_latency", "outstanding", "nominal_capacity"),
+        np.ones(backends),
+    )
+    scalars = {"arrival_rate": jnp.asarray(1.0), "time_step": jnp.asarray(0.1)}
+    given = defaults | {"mask": np.ones(backends, bool)} | scalars | values
+    return Observation(**{key: jnp.asarray(value) for key, value in given.items()})
+
+
+def random_observation(rng, backends=5) -> tuple[Observation, SimpleNamespace]:
+    """The same sight for the package and for the reference."""
+    mask = rng.random(backends) < 0.7
+    mask[rng.integers(backends)] = True
+    workload, rate, slope, cost, capacity = rng.uniform(0.1, 3, (5, backends))
+    seen = observation(
+        backends,
+        workload=workload,
+        service_rate=rate,
+        marginal_latency=1 / slope,
+        cost_latency=cost,
+        nominal_capacity=capacity,
+        mask=mask,
+    )
+    plain = SimpleNamespace(
+        workload=workload, rate=rate, slope=slope, cost_latency=cost, nominal_capacity=capacity, mask=mask
+    )
+    return seen, plain
+
+
+@pytest.mark.parametrize("policy", INSTANT, ids=name)
+def test_route_is_the_definition(rng, policy):
+    for _ in range(20):
+        seen, plain = random_observation(rng)
+        routing, state = policy.route(jnp.asarray(0.0), seen, policy.init(seen))
+        np.testing.assert_allclose(routing, oracles.INSTANT[name(policy)](policy, 0, plain), rtol=1e-14)
+        assert state == ()
+
+
+def test_gradient_descent_goes_against_the_marginal_latency(rng):
+    for _ in range(20):
+        seen, plain = random_observation(rng)
+        velocity, _ = DGDLB(0.7).velocity(jnp.asarray(0.0), jnp.full(5, 0.2), seen, ())
+        np.testing.assert_allclose(velocity, oracles.gradient_velocity(DGDLB(0.7), 0, plain), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("policy", "field"),
+    [
+        (LeastWorkload(), "workload"),
+        (Nearest(), "cost_latency"),
+        (GreatestMarginalRate(), "marginal_latency"),
+        (LeastLatency(), "cost_latency"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else name(value),
+)
+def test_ties_are_shared_equally_and_masked_arcs_get_nothing(policy, field):
+    mask = np.array([True, True, False, True, True])
+    seen = observation(mask=mask, **{field: np.array([2.0, 0.5, 0.1, 0.5, 0.7])})
+    np.testing.assert_array_equal(policy.route(jnp.asarray(0.0), seen, ())[0], [0, 0.5, 0, 0.5, 0])
+    all_equal = observation(mask=mask)
+    np.testing.assert_array_equal(policy.route(jnp.asarray(0.0), all_equal, ())[0], mask / 4)
+
+
+def test_least_latency_at_empty_backends_takes_the_service_time():
+    seen = observation(3, workload=np.zeros(3), service_rate=np.zeros(3), marginal_latency=np.array([3.0, 1.0, 2.0]))
+    np.testing.assert_array_equal(LeastLatency().route(jnp.asarray(0.0), seen, ())[0], [0, 1, 0])
+
+
+@pytest.mark.parametrize("policy", [*INSTANT, FixedRouting(np.full((3, 5), 0.2))], ids=name)
+def test_a_frontend_without_arcs_routes_nothing(policy):
+    """As padding makes them; nothing may become NaN."""
+    seen = observation(mask=np.zeros(5, bool))
+    rule = FixedRouting(jnp.zeros(5).at[0].set(1.0)) if isinstance(policy, FixedRouting) else policy
+    routing = rule.route(jnp.asarray(0.0), seen, ())[0]
+    assert np.isfinite(routing).all()
+    if not isinstance(policy, FixedRouting):
+        np.testing.assert_array_equal(routing, np.zeros(5))
+
+
+@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf, [0.1, -1.0]])
+def test_bad_step_sizes_are_named(value):
+    with pytest.raises(InputError, match="step_size"):
+        DGDLB(value)
+
+
+@pytest.mark.parametrize("row", [[0.5, 0.4], [1.5, -0.5], [np.nan, 1.0]])
+def test_bad_routing_tables_are_named(row):
+    with pytest.raises(InputError, match="routing"):
+        FixedRouting([[0.5, 0.5], row])
+
+
+def test_a_routing_table_of_the_wrong_size_is_named(rng):
+    with pytest.raises(InputError, match="routing"):
+        simulate(small_network(rng), FixedRouting(np.full((3, 3), 1 / 3)), **SETTINGS)
+
+
+def test_step_sizes_of_the_wrong_size_are_named(rng):
+    with pytest.raises(InputError, match="step_size"):
+        simulate(small_network(rng), DGDLB([0.1, 0.2]), **SETTINGS)
+
+
+def test_news_travels_no_faster_than_the_feedback_latency():
+    """Two worlds that differ from t = 1 on at backend 0 alone: a frontend acts on it after its own feedback latency."""
+    feedback = np.tile(np.array([[0.11], [0.25], [0.43]]), (1, 4))
+    runs = []
+    for later in (1.0, 0.3):
+        capacity = Jumps([1.0001], [[1.0, 1.0, 1.0, 1.0], [later, 1.0, 1.0, 1.0]])
+        network = small_network(np.random.default_rng(2), capacity=capacity, feedback_latency=feedback)
+        runs.append(simulate(network, DGDLB(0.02 * np.ones(3)), **SETTINGS))
+    moved = np.abs(np.asarray(runs[0].routing) - runs[1].routing).max(-1) > 1e-13
+    first = np.asarray(runs[0].time)[moved.argmax(0)]
+    assert moved.any(0).all()
+    assert (first > 1.0 + feedback[:, 0]).all()
+    assert (first < 1.0 + feedback[:, 0] + 2 * DT).all()
+
+
+# --- time-averaged cost of rivals that jump ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "policy", [LeastWorkload(), LeastLatency(), GreatestMarginalRate()], ids=lambda policy: type(policy).__name__
+)
+def test_mean_latency_of_jumping_policies_does_not_depend_on_the_step(policy):
+    """They chatter at the rate of the latencies, not of the step; averages settle."""
+    network = small_network(np.random.default_rng(8))
+    runs = simulate_batch(
+        stack([network] * 3),
+        policy,
+        duration=30.0,
+        dt=DT / np.array([1.0, 2.0, 4.0]),
+        max_latency=MAX_LATENCY,
+        save=SaveAt.statistics(after=10.0),
+    )
+    np.testing.assert_allclose(runs.statistics.mean_latency, runs.statistics.mean_latency[2], rtol=0.03)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("seed", range(5))
+def test_every_curve_with_every_policy_is_the_slow_reference(curve, policy, seed):
+    rng = np.random.default_rng(seed)
+    network = small_network(rng, curve)
+    policy, start = POLICIES[policy](network), some_start(rng, network)
+    expected = oracles.simulate(network, policy, STEPS, DT, start)
+    run = simulate(network, policy, initial=start, **SETTINGS)
+    np.testing.assert_allclose(run.routing, expected.routing, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(run.workload, expected.workload, rtol=1e-11, atol=1e-11)
+
+
+# --- a user's own -----------------------------------------------------------------------------------------------------
+
+
+class SlowShares(AbstractInstantPolicy):
+    """Less to backends with a large moving average of the workload: memory, and a parameter per frontend."""
+
+    memory: jax.Array
+
+    def init(self, observation):
+        return observation.workload
+
+    def route(self, t, observation, state):
+        average = state + observation.time_step / self.memory * (observation.workload - state)
+        weight = jnp.where(observation.mask, 1 / (1 + average), 0)
+        return weight / weight.sum(0), average
+
+
+class LogarithmicDescent(AbstractFlowPolicy):
+    """Descent along the logarithm of the marginal latency, with momentum kept as memory."""
+
+    step_size: jax.Array
+
+    def init(self, observation):
+        return jnp.zeros_like(observation.workload)
+
+    def velocity(self, t, routing, observation, state):
+        push = -self.step_size * jnp.log(observation.marginal_latency + observation.cost_latency)
+        momentum = state + observation.time_step * (push - state)
+        return momentum, momentum
+
+
+@pytest.mark.parametrize(
+    "policy", [SlowShares(jnp.array([0.5, 1.0, 2.0])), LogarithmicDescent(jnp.array([0.3, 0.5, 0.4]))], ids=name
+)
+def test_policies_with_memory_go_on_to_the_bit(rng, policy):
+    network = small_network(rng)
+    start = some_start(rng, network)
+    long = simulate(network, policy, initial=start, **SETTINGS)
+    half = SETTINGS | {"duration": STEPS // 2 * DT}
+    first = simulate(network, policy, initial=start, **half)
+    second = simulate(network, policy, initial=first.final, **half)
+    np.testing.assert_array_equal(second.routing[-1], long.routing[-1])
+    np.testing.assert_array_equal(second.workload[-1], long.workload[-1])
+    for one, other in zip(
+        jax.tree.leaves(second.final.policy_state), jax.tree.leaves(long.final.policy_state), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(np.asarray(long.routing).sum(-1), 1, rtol=0, atol=1e-14)
+
+
+def test_a_policy_with_memory_is_the_slow_reference(rng):
+    """The moving average of what each frontend saw, recomputed from the history; feedback takes whole steps here."""
+    feedback = DT * rng.integers(1, 12, (3, 4))
+    network = small_network(rng, feedback_latency=feedback)
+    memory = np.array([0.5, 1.0, 2.0])
+    run = simulate(network, SlowShares(jnp.asarray(memory)), initial=some_start(rng, network), **SETTINGS)
+    workload, mask = np.asarray(run.workload), np.asarray(network.mask)
+    lag = np.rint(feedback / DT).astype(int)
+    average = np.tile(workload[0], (3, 1))
+    for k in range(1, STEPS + 1):
+        seen = np.array([[workload[max(k - lag[i, j], 0), j] for j in range(4)] for i in range(3)])
+        average = average + DT / memory[:, None] * (seen - average)
+        weight = np.where(mask, 1 / (1 + average), 0)
+        np.testing.assert_allclose(run.routing[k], weight / weight.sum(1, keepdims=True), rtol=1e-10)
+
+
+def test_the_registry_lists_every_policy():
+    from dgdlb_jax.policies import gradient, greedy, latency, static
+
+    members = {
+        member.__name__
+        for module in (gradient, greedy, latency, static)
+        for member in vars(module).values()
+        if isinstance(member, type) and issubclass(member, AbstractFlowPolicy | AbstractInstantPolicy)
+    }
+    assert members - {"AbstractFlowPolicy", "AbstractInstantPolicy"} == set(POLICIES)
