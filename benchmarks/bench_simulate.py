@@ -19,9 +19,9 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.core
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import machine, seconds
 
 import dgdlb_jax as dgd
+from common import machine, seconds
 
 jax.config.update("jax_enable_x64", options.double)
 DT, STEP_SIZE = 0.01, 0.05

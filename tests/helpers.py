@@ -4,13 +4,13 @@ from contextlib import contextmanager
 
 import jax
 import numpy as np
+
 from dgdlb_jax.model import service as curves
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.greedy import GreatestMarginalRate, LeastWorkload
 from dgdlb_jax.policies.latency import LeastLatency
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
-
 from oracles import service, workload_serving
 
 

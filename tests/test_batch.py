@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import oracles
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.latency import LeastLatency
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
-
-import oracles
 from helpers import CURVES, DT, MAX_LATENCY, SETTINGS, STEPS, small_network, some_start
 
 FEW = SETTINGS | {"save": SaveAt(every=20)}

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import oracles
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
@@ -12,8 +14,6 @@ from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.latency import LeastLatency
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
-
-import oracles
 from helpers import (
     CURVES,
     DT,

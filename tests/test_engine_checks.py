@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
+
 from dgdlb_jax.model.network import stack
 from dgdlb_jax.model.service import Hyperbolic, Tabulated
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
-
 from helpers import DT, SETTINGS, small_network
 
 

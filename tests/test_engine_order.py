@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from dgdlb_jax.model.demand import DailyCycle
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
-
 from helpers import interior_equilibrium
 from oracles import critical_gain, gradient_flow, oscillation, rightmost_root, service, workload_serving
 

@@ -23,7 +23,7 @@ def _python(code: str, **environment: str) -> str:
 
 def test_wheel_holds_data_and_runs(tmp_path):
     pytest.importorskip("hatchling", reason="hatchling builds the wheel: install the test extra")
-    build = "from hatchling.build import build_wheel; print(build_wheel({!r}))".format(str(tmp_path))
+    build = f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))"
     name = subprocess.run(
         [sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()[-1]

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import oracles
 from dgdlb_jax.model.demand import Jumps
 from dgdlb_jax.model.network import stack
 from dgdlb_jax.numerics.results import InputError
@@ -16,8 +18,6 @@ from dgdlb_jax.policies.latency import LeastLatency
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
-
-import oracles
 from helpers import CURVES, DT, MAX_LATENCY, POLICIES, SETTINGS, STEPS, small_network, some_start
 
 INSTANT = [Uniform(), ProportionalToCapacity(), Nearest(), LeastWorkload(), LeastLatency(), GreatestMarginalRate()]

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import CURVES
 
 from dgdlb_jax.model import service as curves
 from dgdlb_jax.model.service import align, concatenate, fit_service
 from dgdlb_jax.numerics.results import InputError
+from helpers import CURVES
 
 B = 4
 WORKLOADS = np.concatenate([[0.0], np.logspace(-6, 3, 37)])

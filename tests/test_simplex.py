@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from dgdlb_jax.numerics.simplex import project_simplex, project_tangent_cone
 
+from dgdlb_jax.numerics.simplex import project_simplex, project_tangent_cone
 from oracles import project_simplex as simplex_formula
 from oracles import project_tangent_cone as cone_by_trial
 

@@ -41,7 +41,9 @@ def _shortage(network: Network) -> str | None:
 
 
 def _bottleneck(
-    rate: Float[np.ndarray, " frontends"], mask: Bool[np.ndarray, "frontends backends"], supremum: Float[np.ndarray, " backends"]
+    rate: Float[np.ndarray, " frontends"],
+    mask: Bool[np.ndarray, "frontends backends"],
+    supremum: Float[np.ndarray, " backends"],
 ) -> tuple[Bool[np.ndarray, " frontends"], Bool[np.ndarray, " backends"]]:
     r"""The frontends that ask for most above what all their backends can serve, and those backends.
 
@@ -57,14 +59,16 @@ def _bottleneck(
     i, j = np.nonzero(mask & (rate > 0)[:, None])
     count = np.arange(i.size)
     entries = np.concatenate([np.ones(i.size), -np.ones(i.size)])
-    arcs = coo_matrix((entries, (np.tile(count, 2), np.concatenate([i, frontends + j]))), (i.size, frontends + backends))
+    arcs = coo_matrix(
+        (entries, (np.tile(count, 2), np.concatenate([i, frontends + j]))), (i.size, frontends + backends)
+    )
     # A millionth more demand, so that demand equal to capacity, which no finite workload serves, counts as short too.
     scale = max(rate.sum(), 1e-300)
     objective = np.concatenate([-rate * (1 + 1e-9), most]) / scale
     solution = linprog(objective, A_ub=arcs.tocsr(), b_ub=np.zeros(i.size), bounds=(0, 1), method="highs-ds")
     chosen = solution.x > 0.5
     senders = chosen[:frontends] & (rate > 0)
-    return senders, mask[senders].any(0)
+    return senders, np.asarray(mask[senders].any(axis=0))
 
 
 def _named(kind: str, chosen: Bool[np.ndarray, " entries"], names: tuple[str, ...] | None) -> str:

@@ -8,8 +8,6 @@ $$ \text{cost}_{ij} + p_j - \nu_i = z_{ij}, \quad f_{ij} z_{ij} = 0, \quad \sum_
 Solvers keep $N$ and $\nu$ and let $p$ and $z$ follow: the dual side is then always feasible, and no supremum needs a barrier.
 """
 
-from typing import Self
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -47,7 +45,9 @@ class FlowProblem(eqx.Module):
     arcs: Open
 
     @classmethod
-    def of(cls, rate: Frontends, cost: Arcs, allowed: Open, service: AbstractService, factor: Backends | None) -> Self:
+    def of(
+        cls, rate: Frontends, cost: Arcs, allowed: Open, service: AbstractService, factor: Backends | None
+    ) -> "FlowProblem":
         """The problem of networks that are already in lanes, all numbers in one precision."""
         dtype = jnp.result_type(rate, cost)
         rate, cost, service, factor = jax.tree.map(
@@ -105,7 +105,7 @@ class FlowProblem(eqx.Module):
         return jnp.where(self.arcs, self.cost + self.price(workload)[None] - multiplier[:, None], 1)
 
     def unmet(self, flow: Arcs, workload: Backends) -> tuple[Frontends, Backends]:
-        r"""What is missing from each frontend's flows, $\lambda_i - \sum_j f_{ij}$, and what backends do not serve, $\sum_i f_{ij} - \ell_j$."""
+        r"""What is missing from each frontend's flows, $\lambda_i - \sum_j f_{ij}$, and what is not served, $\sum_i f_{ij} - \ell_j$."""
         missing = jnp.where(self.sending, self.rate - flow.sum(1), 0)
         return missing, flow.sum(0) - self.service_rate(workload)
 

@@ -50,7 +50,12 @@ def interior_point(problem: FlowProblem) -> tuple[Point, Bool[Array, " lanes"]]:
 
 
 def _iterate(
-    problem: FlowProblem, step: Callable, most: int, point: Point, done: Bool[Array, " lanes"], hopeless: Bool[Array, " lanes"]
+    problem: FlowProblem,
+    step: Callable,
+    most: int,
+    point: Point,
+    done: Bool[Array, " lanes"],
+    hopeless: Bool[Array, " lanes"],
 ) -> tuple[Point, Bool[Array, " lanes"], Bool[Array, " lanes"]]:
     """Steps until every lane is done; a lane that is done stays as it is, so its answer does not depend on the others."""
 

@@ -7,7 +7,16 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float, Int
 
 from dgdlb_jax.analysis.feasibility import explain_infeasible
-from dgdlb_jax.analysis.flow_problem import Arcs, FlowProblem, Frontends, Lanes, Open, Point, divisor, newton_direction, row_min
+from dgdlb_jax.analysis.flow_problem import (
+    Arcs,
+    FlowProblem,
+    Frontends,
+    Lanes,
+    Point,
+    divisor,
+    newton_direction,
+    row_min,
+)
 from dgdlb_jax.analysis.interior_point import interior_point
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
@@ -198,7 +207,8 @@ def _complete(problem: FlowProblem, flow: Arcs, point: Point) -> tuple[Arcs, Fro
     routing = flow / divisor(flow.sum(1))[:, None]
     seen = problem.cost + problem.price(point.workload)[None]
     cheapest = row_min(problem.allowed, seen)
-    best = problem.allowed & (jnp.arange(seen.shape[1])[:, None] == jnp.where(problem.allowed, seen, jnp.inf).argmin(1)[:, None])
+    best = problem.allowed & (
+        jnp.arange(seen.shape[1])[:, None] == jnp.where(problem.allowed, seen, jnp.inf).argmin(1)[:, None]
+    )
     routing = jnp.where(sending[:, None], routing, best.astype(routing.dtype))
     return routing, jnp.where(sending, point.multiplier, cheapest)
-

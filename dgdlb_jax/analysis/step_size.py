@@ -61,7 +61,9 @@ def default_step_size(
     return _apply(_default_step_size, network.anonymous(), optimum, interval)
 
 
-def slowest_decay_rate(network: Network, step_size: ArrayLike, optimum: Optimum | None = None) -> Float[Array, "*batch"]:
+def slowest_decay_rate(
+    network: Network, step_size: ArrayLike, optimum: Optimum | None = None
+) -> Float[Array, "*batch"]:
     r"""How slowly a small disturbance of the optimum dies out under DGD-LB with a small step size, 1/s.
 
     The smaller of the slowest service, $\min_j a_j$, and of the slowest routing mode: the smallest eigenvalue of

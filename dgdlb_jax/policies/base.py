@@ -88,7 +88,9 @@ def share_equally(best: Bool[Array, "backends *lanes"], dtype) -> Float[Array, "
     return chosen / jnp.maximum(jnp.sum(chosen, axis=0), 1)
 
 
-def least(score: Float[Array, "backends *lanes"], mask: Bool[Array, "backends *lanes"]) -> Float[Array, "backends *lanes"]:
+def least(
+    score: Float[Array, "backends *lanes"], mask: Bool[Array, "backends *lanes"]
+) -> Float[Array, "backends *lanes"]:
     """All traffic to the backends with the least score, ties shared equally."""
     allowed = jnp.where(mask, score, jnp.inf)
     return share_equally(mask & (allowed <= jnp.min(allowed, axis=0)), score.dtype)

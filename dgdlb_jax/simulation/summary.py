@@ -29,7 +29,11 @@ class Window(eqx.Module):
     reference: Backends
 
     def __init__(
-        self, field: Field, first: Int[Array, " lanes"], last: Int[Array, " lanes"], reference: Float[Array, "lanes backends"] | None
+        self,
+        field: Field,
+        first: Int[Array, " lanes"],
+        last: Int[Array, " lanes"],
+        reference: Float[Array, "lanes backends"] | None,
     ):
         shape = field.shape
         marks = (first, first + (last - first) // 2, last)

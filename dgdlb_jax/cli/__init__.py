@@ -1,0 +1,59 @@
+"""The command line, `dgdlb`: one module per command. Nothing heavy is imported before a command starts: help and version cost nothing."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from dgdlb_jax import __version__
+from dgdlb_jax.cli import fleets, run
+
+COMMANDS = (run, fleets)
+"""Modules with `add(commands)`, which adds a parser whose default `command` is the function to call."""
+
+_ABOUT = """Where should each region send its requests, does a distributed rule find that point by itself despite
+the network latencies, and what do the balancers in use today cost? Give a fleet, get a verdict."""
+
+_EXAMPLES = """examples:
+  dgdlb run                                  two built-in fleets side by side
+  dgdlb run global-llm                       one of them
+  dgdlb run my-fleet.toml                    your own: TOML + CSV tables, described in the README
+  dgdlb run my-fleet.toml --current now.csv  ... against the routing table you use today
+  dgdlb fleets                               what is built in
+
+exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. **Returns:** the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _answer(options)
+    except KeyboardInterrupt:
+        print("dgdlb: interrupted; no file is half-written.", file=sys.stderr, flush=True)
+        os._exit(130)  # compiled code in other threads cannot be stopped, and a normal exit would wait for it
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it leaves
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `dgdlb` with all its commands."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="dgdlb", description=_ABOUT, epilog=_EXAMPLES, formatter_class=style)
+    parser.add_argument("--version", action="version", version=f"dgdlb {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in COMMANDS:
+        module.add(commands)
+    return parser
+
+
+def _answer(options: argparse.Namespace) -> int:
+    from dgdlb_jax.numerics.results import InputError
+
+    try:
+        options.command(options)
+    except InputError as error:
+        print(f"dgdlb: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,97 @@
+"""What the commands share: JAX set up once, kinds of numbers, notes and progress on standard error."""
+
+import argparse
+import contextlib
+import importlib.util
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_EXTRA = ("matplotlib", "xarray", "h5netcdf", "h5py", "rich")
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number above 0")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """A comma-separated list of names, each once."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("give at least one name")
+    return list(dict.fromkeys(found))
+
+
+def require_extra(options: argparse.Namespace) -> None:
+    """Say which line to type when files are asked for and a package for them is missing."""
+    from dgdlb_jax.numerics.results import InputError
+
+    if options.no_files:
+        return
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f'{", ".join(missing)} missing; type: pip install "dgdlb_jax[cli]" (or use --no-files).')
+
+
+def set_up_jax() -> None:
+    """Double precision, and compiled code kept between runs. An entry point may do this; the package never does."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
+        with contextlib.suppress(OSError):  # a home that cannot be written only costs compile time
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Warnings about a fleet's tables as lines that a person can read."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)):
+        print(f"dgdlb: note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def progress(options: argparse.Namespace, what: str) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A bar on standard error with the time left; nothing when nobody watches."""
+    if options.quiet or not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(
+        *parts, TextColumn("left:"), TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(f"{what}: optimum", total=None)
+
+        def report(done: int, total: int, last: str) -> None:
+            bar.update(
+                task, completed=done, total=total, description=f"{what}: {last} done" if done else f"{what}: running"
+            )
+
+        yield report

@@ -1,0 +1,131 @@
+"""`dgdlb run`: the verdict on a fleet."""
+
+import argparse
+import json
+from pathlib import Path
+
+from dgdlb_jax.cli.common import names, notes, positive, progress, require_extra, set_up_jax
+
+HEADLINE = ("small-models", "global-llm")
+"""What `dgdlb run` runs when no fleet is named."""
+
+_ABOUT = """Find the optimal routing of a fleet, then let DGD-LB and the balancers in use today run in it from the
+same start. Prints what each of them costs over the optimum, whether it settles, oscillates or lets queues grow
+without end, and where each frontend should send its traffic. Writes run.nc (open it with xarray) and pictures."""
+
+_EXAMPLES = """examples:
+  dgdlb run
+  dgdlb run small-models --start nearest
+  dgdlb run my-fleet.toml --current now.csv --output results
+  dgdlb run global-llm --demand trace
+  dgdlb run two-by-two --policies dgd-lb,least-latency --duration 60
+  dgdlb run two-by-two --json --no-files | jq '.balancers[] | [.balancer, .excess]'
+
+words:
+  settled        no workload swings by more than 2 % of its mean over the last fifth of the run
+  oscillating    one does
+  diverging      some queue grows without end; "short by" is what the backends lack
+  settled after  from then on the latency stays within 0.1 % of the optimum, or twice the final excess
+
+--current is a CSV file with the columns frontend,backend,share; the shares of a frontend sum to 1:
+  frontend,backend,share
+  westeurope,northeurope,0.7
+  westeurope,uksouth,0.3
+
+exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted; nothing
+is ever half-written. Compiled code is kept in $JAX_COMPILATION_CACHE_DIR, by default the user's cache folder."""
+
+
+def add(commands) -> None:
+    """Add the command."""
+    run = commands.add_parser(
+        "run",
+        help="the verdict on a fleet",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.set_defaults(command=run_fleets)
+    _add_options(run)
+
+
+def _add_options(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument
+    add(
+        "fleets",
+        nargs="*",
+        metavar="FLEET",
+        help=f"built-in fleet or path of a TOML file (default: {' and '.join(HEADLINE)})",
+    )
+    add(
+        "--demand",
+        metavar="NAME",
+        default="mean",
+        help="name of one of the fleet's demands over time, such as trace: run under that as well, against the moving "
+        "quasi-static optimum (a reference, not a bound)",
+    )
+    add(
+        "--policies",
+        metavar="A,B,...",
+        type=names,
+        help="which balancers (default: all): dgd-lb, least-latency, gmsr, "
+        "least-workload, proportional, uniform, nearest",
+    )
+    add("--current", metavar="CSV", type=Path, help="your own routing table, as one more balancer")
+    add(
+        "--step-size",
+        metavar="X",
+        type=positive,
+        help="step size of DGD-LB, 1/s^2 (default: a cautious one per frontend)",
+    )
+    add(
+        "--start",
+        choices=("proportional", "nearest", "uniform"),
+        default="proportional",
+        help="routing that all balancers start from (default: proportional to capacity)",
+    )
+    add("--dt", metavar="S", type=positive, help="time step, seconds (default: suggested from the fleet, and printed)")
+    add(
+        "--duration",
+        metavar="S",
+        type=positive,
+        help="seconds to simulate (default: suggested from the fleet, and printed)",
+    )
+    add(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="folder for run.nc and pictures (default: ./dgdlb-FLEET; with several "
+        "fleets, a folder for each inside DIR)",
+    )
+    add("--no-files", action="store_true", help="write nothing")
+    add("--json", action="store_true", help="print JSON on standard output, and nothing else there")
+    add(
+        "--quiet",
+        action="store_true",
+        help="no progress bar (there is none anyway when standard error is not a terminal)",
+    )
+
+
+def run_fleets(options: argparse.Namespace) -> None:
+    """Run, write, print."""
+    require_extra(options)
+    set_up_jax()
+    from dgdlb_jax.experiments.job import Job, Settings, folders
+    from dgdlb_jax.experiments.words import side_by_side
+
+    fleets = list(dict.fromkeys(options.fleets)) or list(HEADLINE)
+    where = dict.fromkeys(fleets) if options.no_files else folders(fleets, options.output)
+    chosen = ("demand", "policies", "current", "step_size", "start", "dt", "duration")
+    settings = Settings(**{name: getattr(options, name) for name in chosen})
+    with notes():
+        jobs = [Job(settings, fleet, where[fleet]) for fleet in fleets]  # complaints come before any work
+    for job in jobs:
+        job.run(lambda what: progress(options, what))
+        if not options.json:
+            print(job.text(), end="\n\n", flush=True)
+    if options.json:
+        documents = [job.document() for job in jobs]
+        print(json.dumps(documents[0] if len(jobs) == 1 else documents, indent=2, allow_nan=False))
+    elif len(jobs) > 1:
+        print(side_by_side([job.comparison for job in jobs]))
