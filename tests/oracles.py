@@ -7,6 +7,7 @@ from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
+
 from policy_oracles import FLOWS, INSTANT, MEMORY
 from policy_oracles import gradient_velocity as gradient_velocity
 
