@@ -49,12 +49,22 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import AbstractInstantPolicy as AbstractInstantPolicy
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
+    from dgdlb_jax.policies import HotCold as HotCold
     from dgdlb_jax.policies import LeastLatency as LeastLatency
+    from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
+    from dgdlb_jax.policies import LeastRequest as LeastRequest
     from dgdlb_jax.policies import LeastWorkload as LeastWorkload
+    from dgdlb_jax.policies import MirrorDescent as MirrorDescent
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
+    from dgdlb_jax.policies import PeakEWMA as PeakEWMA
+    from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
+    from dgdlb_jax.policies import ShortestExpectedDelay as ShortestExpectedDelay
+    from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
+    from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies import spillover as spillover
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
@@ -77,8 +87,10 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
-        "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "Uniform",
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "HotCold",
+        "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "MirrorDescent", "Nearest", "Observation",
+        "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ShortestExpectedDelay", "Softmin", "Uniform",
+        "WeightedLeastRequest", "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
