@@ -5,7 +5,6 @@ asked for, or a quarter of them). Time steps, durations and how often something 
 nothing but itself.
 """
 
-import functools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.experiments.sweep.cases import Cases, Columns, join, kinds, prepare, runnable
 from dgdlb_jax.experiments.sweep.measures import COSTS, WORKLOADS, Runs, compute, empty, needs
 from dgdlb_jax.experiments.sweep.spec import Spec
@@ -23,7 +23,7 @@ from dgdlb_jax.experiments.verdict import LAST_PART
 from dgdlb_jax.numerics.delay_line import rows_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.engine import simulate_batch
-from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
+from dgdlb_jax.simulation.trajectory import SaveAt
 
 _ROWS = (64, 256)  # sizes of delay lines; larger ones are powers of two
 _INSTANTS = 1024  # of a latency's history, up to twice as many: enough for the time to settle
@@ -110,7 +110,7 @@ def batches(cases: Cases, measures: tuple[str, ...], batch: int) -> Iterator[Bat
     """The cases that can run, in batches of one shape, those of similar length together; small ones where memory is short."""
     rows, wanted = runnable(cases), needs(measures)
     steps = _steps(cases)
-    shapes = [shape_of(cases, row, steps[row], wanted) for row in rows]
+    shapes = [shape_of(cases, int(row), float(steps[row]), wanted) for row in rows]
     for shape in sorted(set(shapes)):
         members = rows[[k for k, found in enumerate(shapes) if found == shape]]
         members = members[np.argsort(steps[members], kind="stable")]
@@ -178,42 +178,37 @@ def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
     count = batch.rows.size
     cases = batch.cases.take(_filled(batch.rows, batch.width))
     with _memory_errors():
-        trajectory = jax.block_until_ready(_simulate(cases, batch.shape, measures))
+        networks, optimum = jax.tree.map(jnp.asarray, (cases.networks, cases.optimum))
+        policy = cases.balancer(networks, optimum)
+        trajectory = simulate_batch(
+            networks,
+            policy,
+            duration=cases.duration,
+            dt=cases.dt,
+            initial=(jnp.asarray(cases.routing), jnp.asarray(cases.workload)),
+            save=_save(cases, batch.shape, optimum, needs(measures)),
+            max_latency=(batch.shape.rows - 2.5) * float(cases.dt.min()),  # makes the delay line of that many rows
+            frames=batch.shape.frames,
+            throw=False,
+        )
         runs = Runs(
-            networks=cases.networks,
-            policy=cases.balancer(),
-            optimum=cases.optimum,
+            networks=networks,
+            policy=policy,
+            optimum=optimum,
             dt=cases.dt,
             duration=cases.duration,
             default=cases.default,
             sufficient=cases.sufficient,
             critical=cases.critical,
-            trajectory=jax.tree.map(np.asarray, trajectory),
+            trajectory=jax.block_until_ready(trajectory),
         )
         return compute(measures, runs, count)
 
 
-def _simulate(cases: Cases, shape: Shape, measures: tuple[str, ...]) -> Trajectory:
-    wanted = needs(measures)
+def _save(cases: Cases, shape: Shape, optimum: Optimum, wanted: set[str]) -> SaveAt:
     fields = ("cost_rate",) * (COSTS in wanted) + ("workload",) * (WORKLOADS in wanted)
-    place = functools.partial(jax.tree.map, jnp.asarray)
-    save = SaveAt(
-        shape.every or None,
-        fields=fields,
-        after=(1 - LAST_PART) * cases.duration,
-        reference=place(cases.optimum.workload),
-    )
-    return simulate_batch(
-        place(cases.networks),
-        cases.balancer(),
-        duration=cases.duration,
-        dt=cases.dt,
-        initial=(place(cases.routing), place(cases.workload)),
-        save=save,
-        max_latency=(shape.rows - 2.5) * float(cases.dt.min()),  # makes the delay line of that many rows
-        frames=shape.frames,
-        throw=False,
-    )
+    after = (1 - LAST_PART) * cases.duration
+    return SaveAt(shape.every or None, fields=fields, after=after, reference=optimum.workload)
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:

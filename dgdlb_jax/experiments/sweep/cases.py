@@ -10,11 +10,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
-from dgdlb_jax.experiments.compare import BALANCERS, STARTS, start_state
+from dgdlb_jax.experiments.balancers import BALANCERS
+from dgdlb_jax.experiments.compare import STARTS, start_state
 from dgdlb_jax.experiments.sweep import optional
 from dgdlb_jax.experiments.sweep.inputs import NEAR_OPTIMUM, STEP_SIZES
 from dgdlb_jax.experiments.sweep.measures import CRITICAL, DEFAULT, SUFFICIENT
@@ -65,11 +66,11 @@ class Cases:
         }
         return replace(self, **chosen)
 
-    def balancer(self) -> AbstractPolicy:
-        """The policy of these cases, parameters with a leading axis."""
-        policy = BALANCERS[self.policy][1](jnp.asarray(self.step_size))
+    def balancer(self, networks: Network, optimum: Optimum) -> AbstractPolicy:
+        """The policy of these cases, parameters with a leading axis; networks and optimum as they lie on the device."""
+        policy = BALANCERS[self.policy].make(networks, optimum, jnp.asarray(self.step_size))
         for name, values in self.parameters.items():
-            policy = _with_parameter(policy, name, lambda _, values=values: jnp.asarray(values), self.policy)
+            policy = _with_parameter(policy, name, functools.partial(_replaced, jnp.asarray(values)), self.policy)
         return policy
 
 
@@ -109,8 +110,8 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
         critical = optional.critical_step_size(networks, optimum)
     step = _step_size(columns, default, sufficient, critical)
     routing, workload = _start(columns, networks, optimum)
-    suggested = suggest_dt(networks, step, optimum), suggest_duration(networks, step, optimum)
-    dt, duration = _times(columns, *map(np.asarray, suggested), max_steps)
+    suggested = np.asarray(suggest_dt(networks, step, optimum)), np.asarray(suggest_duration(networks, step, optimum))
+    dt, duration = _times(columns, *suggested, max_steps)
     result = np.asarray(optimum.result)
     finite = np.isfinite(np.asarray(step)).all(-1) & np.isfinite(dt) & np.isfinite(duration) & (dt > 0)
     host = functools.partial(jax.tree.map, np.asarray)
@@ -194,7 +195,7 @@ def _drawer(
     chosen = CURVES[curve] if curve else getattr(usual, "func", usual)
     settings = dict(sizes) if family != "one_frontend" else {k: v for k, v in sizes if k != "frontends"}
 
-    def draw(seed: Int[Array, ""], *values: Float[Array, ""]) -> Network:
+    def draw(seed: UInt32[Array, ""], *values: Float[Array, ""]) -> Network:
         given = dict(zip(numbers, values, strict=True))
         keywords = dict(getattr(usual, "keywords", {}))
         if "service_time" in given:
@@ -204,6 +205,11 @@ def _drawer(
         return pad(network, padded_size(network.frontends), padded_size(network.backends))
 
     return jax.jit(jax.vmap(draw))
+
+
+def _replaced(new: Array, old: Array) -> Array:
+    del old
+    return new
 
 
 def _with_curve(networks: Network, name: str, values: np.ndarray, place: str) -> Network:

@@ -120,7 +120,7 @@ def _settle_time(runs: Runs) -> Float[np.ndarray, " cases"]:
 
 def _period(runs: Runs) -> Float[np.ndarray, " cases"]:
     statistics = statistics_of(runs.trajectory)
-    loudest = np.argmax(np.asarray(statistics.highest_workload - statistics.lowest_workload), axis=-1)
+    loudest = np.argmax(np.asarray(statistics.highest_workload) - np.asarray(statistics.lowest_workload), axis=-1)
 
     def one(k: int) -> float:
         part = runs.moving_part(k)

@@ -110,6 +110,6 @@ def compile_seconds() -> float:
     return _seconds[0]
 
 
-def _listen(event: str, seconds: float, **_) -> None:
+def _listen(event: str, duration_secs: float, **_) -> None:
     if event.startswith("/jax/core/compile/") and event.endswith("_duration"):
-        _seconds[0] += seconds
+        _seconds[0] += duration_secs

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgdlb_jax.experiments.sweep.inputs import INPUTS, PARAMETERS, Value
+from dgdlb_jax.experiments.sweep.inputs import INPUTS, PARAMETERS
 from dgdlb_jax.experiments.sweep.lock import Lock
 from dgdlb_jax.experiments.sweep.measures import Measure, wanted
 from dgdlb_jax.experiments.sweep.spec import Spec
@@ -306,8 +306,3 @@ class _disk_errors:
             why = "the disk is full" if error.errno in _FULL else (error.strerror or str(error))
             remedy = "make room" if error.errno in _FULL else "choose another place, or correct its permissions"
             raise InputError(f"{self.path} cannot be written ({why}): {remedy}; {self.state}.") from error
-
-
-def value_text(value: Value) -> str:
-    """A value as people write it."""
-    return value if isinstance(value, str) else f"{value:g}"
