@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
     from dgdlb_jax.experiments.compare import Comparison as Comparison
     from dgdlb_jax.experiments.compare import compare as compare
+    from dgdlb_jax.experiments.sweep import open_sweep as open_sweep
+    from dgdlb_jax.experiments.sweep import sweep as sweep
     from dgdlb_jax.model import topologies as topologies
     from dgdlb_jax.model.demand import AbstractDemand as AbstractDemand
     from dgdlb_jax.model.demand import Constant as Constant
@@ -74,6 +76,7 @@ _HOME = {
     "analysis.optimum": ("Optimum", "solve_optimum"),
     "analysis.step_size": ("default_step_size", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "experiments.compare": ("Comparison", "compare"),
+    "experiments.sweep": ("open_sweep", "sweep"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "model.fleets": ("list_fleets", "load_fleet"),
     "model.network": ("Network", "stack"),

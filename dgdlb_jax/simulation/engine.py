@@ -18,7 +18,7 @@ from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.loop import observe_fields, repeat
+from dgdlb_jax.simulation.loop import observe_fields, repeat, repeat_as_told
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, suspend
 from dgdlb_jax.simulation.step import Carry, Clock, Wiring, advance
 from dgdlb_jax.simulation.summary import Window, statistics
@@ -99,6 +99,7 @@ def simulate_batch(
     initial: tuple[Matrices, Matrix] | SimulationState | None = None,
     save: SaveAt | None = None,
     max_latency: float | None = None,
+    frames: int | None = None,
     throw: bool = True,
     devices: int | None = None,
     lanes: int | None = None,
@@ -110,6 +111,9 @@ def simulate_batch(
     - `networks`: a batch, from `stack` or a topology family.
     - `policy`: parameters are scalars, `(batch,)` or `(batch, frontends, ...)`.
     - `duration`, `dt`: scalars or `(batch,)`. A network that reaches its end first stands still until all have.
+    - `frames`: room for this many saved instants. With it the number of steps is data, not compiled in: batches of other durations,
+      time steps and `save.every` share compiled code if their delay lines are equally long (`max_latency`). Room that is left over
+      repeats the last instant. Not for reverse-mode derivatives.
     - `devices`: over how many devices the batch is spread; all by default.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
 
@@ -139,8 +143,13 @@ def simulate_batch(
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.asarray(grid.steps, jnp.int32),
         after=jnp.asarray(np.ceil(np.broadcast_to(save.after, grid.dt.shape) / grid.dt * (1 - 1e-12)), jnp.int32),
+        every=None if frames is None or save.every is None else jnp.asarray(save.every, jnp.int32),
     )
-    plan = _Plan(grid.rows, int(grid.steps.max()), save.every, save.fields, save.summary)
+    if frames is not None:
+        _check_frames(frames, int(grid.steps.max()), save.every)
+        plan = _Plan(grid.rows, None, None, save.fields, save.summary, frames)
+    else:
+        plan = _Plan(grid.rows, int(grid.steps.max()), save.every, save.fields, save.summary)
     size = networks.batch
     spread = min(devices or jax.local_device_count(), size) if is_concrete(inputs) else 1
     runs = _run(inputs, plan, spread, lanes or _lanes(networks.frontends, math.ceil(size / spread)))
@@ -159,16 +168,26 @@ class _Inputs(eqx.Module):
     dt: Float[Array, " batch"]
     steps: Int[Array, " batch"]
     after: Int[Array, " batch"]
+    every: Int[Array, ""] | None  # instead of the plan's, when the number of steps is data
 
 
 class _Plan(eqx.Module):
     """Everything that is compiled in."""
 
     rows: int = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
+    steps: int | None = eqx.field(static=True)
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
+    frames: int = eqx.field(static=True, default=0)
+
+
+def _check_frames(frames: int, steps: int, every: int | None) -> None:
+    needed = 0 if every is None else -(-steps // every) + 1
+    if frames < needed:
+        raise InputError(
+            f"frames={frames} has no room for the {needed} instants of SaveAt(every={every}): raise one of them."
+        )
 
 
 def _lanes(frontends: int, networks: int) -> int:
@@ -223,7 +242,11 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         window = Window(field, carry.k + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
         carry = dataclasses.replace(carry, sums=window.begin(field, carry.k, carry.workload))
     look = partial(observe_fields, field, clock, plan.fields)
-    carry, saved = repeat(partial(advance, field, wiring, clock, window), look, carry, plan.steps, plan.every)
+    step = partial(advance, field, wiring, clock, window)
+    if plan.steps is None:
+        carry, saved = repeat_as_told(step, look, carry, inputs.steps.max(), inputs.every, plan.frames)
+    else:
+        carry, saved = repeat(step, look, carry, plan.steps, plan.every)
     summary = None
     if window is not None and carry.sums is not None:
         summary = statistics(field, window, dt, carry.sums, carry.peak, inputs.reference is not None)
