@@ -167,7 +167,7 @@ def test_a_full_disk_is_one_sentence_and_the_store_goes_on(finished, tmp_path, m
     sweep(small(), tmp_path / "frame.zarr", progress=False).close()  # the frame itself is written without any trouble
     with monkeypatch.context() as patch:
         patch.setattr(Store, "create", classmethod(lambda cls, *arguments: _created(cls, arguments, patch, full)))
-        with pytest.raises(InputError, match="the disk is full.*make room.*goes on from here"):
+        with pytest.raises(InputError, match=r"the disk is full.*make room.*goes on from here"):
             sweep(small(), path, progress=False)
     assert complete(path) == 1
     sweep(small(), path, progress=False).close()

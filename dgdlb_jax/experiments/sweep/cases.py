@@ -27,7 +27,7 @@ from dgdlb_jax.policies.base import AbstractPolicy
 
 Columns = Mapping[str, np.ndarray]
 
-_KINDS = ("fleet", "family", "frontends", "backends", "curve", "policy", "start")
+_KINDS = ("fleet", "family", "frontends", "backends", "curve", "density", "policy", "start")
 _FINEST = (1, 2, 3)  # sizes below 4 are padded to these, larger ones to 2^k and 1.5 * 2^k
 
 
@@ -170,38 +170,35 @@ def _networks(columns: Columns) -> Network:
         networks = _random_networks(columns)
     for name, values in factors.items():
         networks = _with_curve(networks, name, values, fleet or str(columns["family"][0]))
-    if "load" in columns and (fleet is not None or factors):
+    if "load" in columns:  # rates are proportional to it in every family
         networks = networks.with_load(columns["load"])
     return networks.with_latency_scale(columns["latency_scale"])
 
 
 def _random_networks(columns: Columns) -> Network:
-    numbers = tuple(name for name in ("load", "density", "service_time") if name in columns)
-    if columns["family"][0] != "sparse":
-        numbers = tuple(name for name in numbers if name != "density")
-    sizes = {name: int(columns[name][0]) for name in ("frontends", "backends") if name in columns}
-    curve = str(columns["curve"][0]) if "curve" in columns else None
-    draw = _drawer(str(columns["family"][0]), tuple(sizes.items()), curve, numbers)
-    return draw(jnp.asarray(columns["seed"], jnp.uint32), *(jnp.asarray(columns[name]) for name in numbers))
+    family = str(columns["family"][0])
+    settings: dict[str, Any] = {name: int(columns[name][0]) for name in ("frontends", "backends") if name in columns}
+    if family == "one_frontend":
+        settings.pop("frontends", None)
+    if family == "sparse" and "density" in columns:
+        settings["density"] = float(columns["density"][0])
+    draw = _drawer(family, tuple(settings.items()), str(columns["curve"][0]) if "curve" in columns else None)
+    time = columns.get("service_time")
+    return draw(jnp.asarray(columns["seed"], jnp.uint32), None if time is None else jnp.asarray(time))
 
 
 @functools.cache
-def _drawer(
-    family: str, sizes: tuple[tuple[str, int], ...], curve: str | None, numbers: tuple[str, ...]
-) -> Callable[..., Network]:
-    """A compiled function from seeds and numbers to a padded batch of the family."""
+def _drawer(family: str, settings: tuple[tuple[str, Any], ...], curve: str | None) -> Callable[..., Network]:
+    """A compiled function from seeds and service times (None: the usual ones) to a padded batch of the family."""
     make = FAMILIES[family]
     usual: Any = inspect.signature(make).parameters["service"].default
     chosen = CURVES[curve] if curve else getattr(usual, "func", usual)
-    settings = dict(sizes) if family != "one_frontend" else {k: v for k, v in sizes if k != "frontends"}
 
-    def draw(seed: UInt32[Array, ""], *values: Float[Array, ""]) -> Network:
-        given = dict(zip(numbers, values, strict=True))
-        keywords = dict(getattr(usual, "keywords", {}))
-        if "service_time" in given:
-            keywords["service_time"] = given.pop("service_time")
-        service = functools.partial(chosen, **keywords)
-        network = make(jax.random.key(seed), service=service, **settings, **given)
+    def draw(seed: UInt32[Array, ""], service_time: Float[Array, ""] | None) -> Network:
+        keywords = dict(getattr(usual, "keywords", {})) | (
+            {} if service_time is None else {"service_time": service_time}
+        )
+        network = make(jax.random.key(seed), service=functools.partial(chosen, **keywords), **dict(settings))
         return pad(network, padded_size(network.frontends), padded_size(network.backends))
 
     return jax.jit(jax.vmap(draw))

@@ -107,6 +107,7 @@ def probe(spec: Spec, columns: Columns) -> list[Batch]:
     **Raises:** `InputError` for whatever would only show once the sweep runs, memory above all.
     """
     cases = prepare_all(columns, spec.max_steps, needs(spec.measures), batch_of(spec))
+    cases.balancer(*jax.tree.map(jnp.asarray, (cases.networks, cases.optimum)))  # parameters that it does not have
     return list(batches(cases, spec.measures, batch_of(spec)))
 
 
