@@ -14,11 +14,9 @@ import dgdlb_jax as dgd
 ROOT = Path(__file__).parent.parent
 
 
-def _python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | environment
-    )
-    return done.stdout
+def _python(code: str, folder: Path = ROOT, **environment: str) -> str:
+    command, env = [sys.executable, "-c", code], os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env, cwd=folder).stdout
 
 
 def test_wheel_holds_data_and_runs(tmp_path):
@@ -30,7 +28,7 @@ def test_wheel_holds_data_and_runs(tmp_path):
     with zipfile.ZipFile(tmp_path / name) as wheel:
         wheel.extractall(tmp_path / "site")
     run = "import dgdlb_jax, dgdlb_jax.cli as c; print(dgdlb_jax.__file__); raise SystemExit(c.main(['fleets']))"
-    printed = _python(run, PYTHONPATH=str(tmp_path / "site"))
+    printed = _python(run, tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert printed.splitlines()[0].startswith(str(tmp_path / "site"))
     for fleet in ("global-llm", "global-prefill", "small-models", "two-by-two"):
         assert fleet in printed

@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.analysis.feasibility import explain_infeasible
 from dgdlb_jax.analysis.flow_problem import (
@@ -12,6 +12,7 @@ from dgdlb_jax.analysis.flow_problem import (
     FlowProblem,
     Frontends,
     Lanes,
+    Open,
     Point,
     divisor,
     newton_direction,
@@ -108,10 +109,11 @@ def _solve_batch(*networks) -> Optimum:
 def _solve_tile(networks) -> Optimum:
     """The solver works with the lanes last, callers have the batch axis first."""
     problem = FlowProblem.of(*jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, -1), networks))
-    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), _solve(problem))
+    return Optimum(**jax.tree.map(lambda leaf: jnp.moveaxis(leaf, -1, 0), _solve(problem)))
 
 
-def _solve(problem: FlowProblem) -> Optimum:
+def _solve(problem: FlowProblem) -> dict[str, Array]:
+    """The fields of an `Optimum`, lanes last."""
     fixed = stop_gradient(problem)
     rough, hopeless = interior_point(fixed)
     used = _support(fixed, rough)
@@ -123,7 +125,7 @@ def _solve(problem: FlowProblem) -> Optimum:
     return _report(problem, best, jnp.where(worse, rough_gap, gap), hopeless)
 
 
-def _support(problem: FlowProblem, point: Point) -> Arcs:
+def _support(problem: FlowProblem, point: Point) -> Open:
     """Arcs in use: those whose share of the traffic is larger than their relative slack (one of the two is nearly 0)."""
     share = point.flow / divisor(problem.rate)[:, None]
     seen = problem.cost + problem.price(point.workload)[None]
@@ -131,13 +133,13 @@ def _support(problem: FlowProblem, point: Point) -> Arcs:
     return problem.arcs & (share > slack)
 
 
-def _on_support(problem: FlowProblem, used: Arcs, point: Point) -> Point:
+def _on_support(problem: FlowProblem, used: Open, point: Point) -> Point:
     flow = jnp.where(used, point.flow, 0)
     flow = flow * (problem.rate / divisor(flow.sum(1)))[:, None]
     return Point(flow, jnp.where(used.any(0), point.workload, 0), point.multiplier, point.aim)
 
 
-def _polish(problem: FlowProblem, used: Arcs, point: Point) -> Point:
+def _polish(problem: FlowProblem, used: Open, point: Point) -> Point:
     r"""Newton's method for the equations on the support, started from a point that is nearly there.
 
     A proximal term $\frac{\delta \nu_i}{2 \lambda_i} (f_{ij} - f^k_{ij})^2$ makes the solution unique when routing is not. The start is
@@ -181,7 +183,7 @@ def _gap(problem: FlowProblem, point: Point) -> Lanes:
     return jnp.where(jnp.isfinite(cost), gap / divisor(cost), jnp.inf)
 
 
-def _report(problem: FlowProblem, point: Point, gap: Lanes, hopeless: Lanes) -> Optimum:
+def _report(problem: FlowProblem, point: Point, gap: Lanes, hopeless: Bool[Array, " lanes"]) -> dict[str, Array]:
     flow = jnp.maximum(point.flow, 0)
     network, total = (flow * problem.cost).sum((0, 1)), problem.rate.sum(0)
     cost = point.workload.sum(0) + network
@@ -190,7 +192,7 @@ def _report(problem: FlowProblem, point: Point, gap: Lanes, hopeless: Lanes) -> 
     result = jnp.where(gap <= tolerance, int(Result.successful), int(Result.not_converged))
     result = jnp.where(jnp.isfinite(cost), result, int(Result.not_finite))
     result = jnp.where(hopeless, int(Result.infeasible), result).astype(jnp.int32)
-    return Optimum(
+    return dict(
         routing=routing,
         workload=point.workload,
         multiplier=multiplier,

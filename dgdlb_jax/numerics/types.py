@@ -5,5 +5,5 @@ from collections.abc import Sequence
 from jaxtyping import ArrayLike
 
 Numbers = ArrayLike | Sequence[float]
-Matrix = ArrayLike | Sequence[Sequence[float]]
+Matrix = Numbers | Sequence[Sequence[float]]
 Matrices = Matrix | Sequence[Sequence[Sequence[float]]]

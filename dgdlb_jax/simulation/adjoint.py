@@ -147,7 +147,7 @@ class _Derivative:
         return jax.tree.unflatten(self.tree, leaves)
 
     def _way_back(self, leaves) -> WayBack:
-        system, carry, extra = self._inputs(leaves)
+        _, carry, extra = self._inputs(leaves)
         values = [leaves[k] for k in self.moving if k < self._parts()]
         return WayBack(lambda values: self._inputs(leaves, values)[0], values, carry, extra, self.task.look)
 

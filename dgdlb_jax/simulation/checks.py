@@ -10,6 +10,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import delay_line
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 LARGEST_STEP = 2**31 - 2  # steps are counted in int32
@@ -88,6 +89,13 @@ def resumable(state: SimulationState, time_grid: Grid) -> None:
         raise InputError(
             f"The state to go on from has dt = {dt.flat[0]:.6g} s, this run {time_grid.dt.flat[0]:.6g} s: use the same."
         )
+    waited = np.flatnonzero(step != np.asarray(state.row))
+    if waited.size:
+        raise InputError(
+            f"The network to go on from (number {waited[0]}) ended at step {step.flat[waited[0]]} of a batch that ran to step "
+            f"{np.asarray(state.row).flat[waited[0]]}, and its wires have drained since: start afresh from (routing, workload), "
+            "or give all networks of a batch equally many steps."
+        )
     if step.min() != step.max():
         raise InputError(
             f"The networks to go on from stand at different steps ({step.min()} to {step.max()}): go on with those of equal step."
@@ -96,6 +104,22 @@ def resumable(state: SimulationState, time_grid: Grid) -> None:
         raise InputError(
             f"The run would pass step {LARGEST_STEP}, the last that can be counted: start afresh from (routing, workload)."
         )
+
+
+def policy_fits(networks: Network, policy: AbstractPolicy) -> None:
+    """Check that a policy's parameters are scalars, one number per network, or have the network's frontend axis.
+
+    **Raises:** `InputError` naming the parameter.
+    """
+    size, frontends = networks.latency.shape[:2]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(policy):
+        name = type(policy).__name__ + jax.tree_util.keystr(path)
+        if leaf.ndim and leaf.shape[0] != size:
+            raise InputError(f"{name} has {leaf.shape[0]} entries, but there are {size} networks: give one for each.")
+        if leaf.ndim > 1 and leaf.shape[1] != frontends:
+            raise InputError(
+                f"{name} has {leaf.shape[1]} entries, but the network has {frontends} frontends: give a scalar, or one for each."
+            )
 
 
 def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State
 from dgdlb_jax.simulation.lanes import Shape
 
@@ -90,11 +91,23 @@ class Field(eqx.Module):
 
     def velocity(self, t: Frontends, routing: Arcs, observation: Observation, state: State) -> tuple[Arcs, State]:
         """The raw velocity of the routing, before any projection (1/s)."""
-        return self._each_frontend(lambda policy, *seen: policy.velocity(*seen), t, routing, observation, state)
+        velocity, state = self._each_frontend(
+            lambda policy, *seen: policy.velocity(*seen), t, routing, observation, state
+        )
+        return self._checked(velocity, "velocity"), state
 
     def route(self, t: Frontends, observation: Observation, state: State) -> tuple[Arcs, State]:
         """Where an instant policy sends the traffic."""
-        return self._each_frontend(lambda policy, *seen: policy.route(*seen), t, observation, state)
+        routing, state = self._each_frontend(lambda policy, *seen: policy.route(*seen), t, observation, state)
+        return self._checked(routing, "route"), state
+
+    def _checked(self, arcs: Arcs, what: str) -> Arcs:
+        if arcs.shape != self.mask.shape:
+            raise InputError(
+                f"{type(self.policy).__name__}.{what} gives a routing of shape {arcs.shape[:-1]}, but the network has "
+                f"{self.shape.backends} backends: give one number for each."
+            )
+        return arcs
 
     @property
     def flows(self) -> bool:

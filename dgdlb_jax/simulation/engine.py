@@ -128,9 +128,11 @@ def simulate_batch(
     dtype = networks.latency.dtype
     if isinstance(initial, SimulationState):
         checks.resumable(initial, grid)
+    policy = jax.tree.map(jnp.asarray, policy)
+    checks.policy_fits(networks, policy)
     inputs = _Inputs(
         network=networks.anonymous(),
-        policy=jax.tree.map(jnp.asarray, policy),
+        policy=policy,
         initial=default_start(networks.anonymous()) if initial is None else check_start(networks, initial),
         reference=None if save.reference is None else jnp.asarray(save.reference, dtype),
         dt=jnp.asarray(grid.dt, dtype),

@@ -200,7 +200,7 @@ class WayBack:
 
     def step(self, state: Reverse, kept: Values, pending: Pending | None) -> Reverse:
         """One step backwards."""
-        now, after, shape = self.recall(kept), self.recall(state.after), self.system.field.shape
+        now, after = self.recall(kept), self.recall(state.after)
         real, rest = eqx.partition(now, eqx.is_inexact_array)
         system = self.system_of
 
@@ -286,7 +286,7 @@ class WayBack:
         """Which leaves of a state the way back depends on: trace it, and see which inputs no output needs."""
 
         def one_step(before, after):
-            state = self.begin(after, self.carry.now)
+            state = self.begin(after, eqx.filter(self.carry.now, eqx.is_inexact_array))
             looks = jax.tree.map(jnp.zeros_like, self.look(self.system, self.carry.now))
             state = self.look_back(state, looks)
             pending = None if self.extra is None else Pending(self.extra[0], self.carry.now.k)

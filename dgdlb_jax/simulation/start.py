@@ -3,12 +3,13 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import delay_line
 from dgdlb_jax.numerics.delay_line import DelayLine
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.dynamics import Field
@@ -33,7 +34,7 @@ def default_start(networks: Network) -> tuple[Float[Array, "batch frontends back
 def check_start(networks: Network, initial: tuple[Matrices, Matrix] | SimulationState) -> Start:
     """The start as arrays of the network's precision.
 
-    **Raises:** `InputError` for wrong shapes.
+    **Raises:** `InputError` for wrong shapes, values that are negative or not finite, rows that do not sum to 1.
     """
     if isinstance(initial, SimulationState):
         return initial
@@ -45,7 +46,27 @@ def check_start(networks: Network, initial: tuple[Matrices, Matrix] | Simulation
     ):
         if found != expected:
             raise InputError(f"initial {name} has shape {found[1:]}: the network needs {expected[1:]}.")
+    if is_concrete(networks, routing, workload):
+        _check_values(networks, np.asarray(routing), np.asarray(workload))
     return routing, workload
+
+
+def _check_values(networks: Network, routing: np.ndarray, workload: np.ndarray) -> None:
+    for name, values in (("routing", routing), ("workload", workload)):
+        bad = np.argwhere(~(np.isfinite(values) & (values >= 0)))
+        if bad.size:
+            at = tuple(int(index) for index in bad[0])
+            raise InputError(
+                f"initial {name}{list(at[1:])} is {values[at]:g}: give finite numbers that are not negative."
+            )
+    open_arcs = np.asarray(networks.mask)
+    sums = np.where(open_arcs, routing, 0).sum(-1)
+    off = np.argwhere(open_arcs.any(-1) & (np.abs(sums - 1) > 1e-5))
+    if off.size:
+        n, i = (int(index) for index in off[0])
+        raise InputError(
+            f"initial routing of frontend {i} sums to {sums[n, i]:.6g} over its arcs: the shares of a frontend sum to 1."
+        )
 
 
 def begin(
@@ -90,12 +111,32 @@ def suspend(field: Field, carry: Carry, steps: Int[Array, " lanes"], dt: Float[A
     rows = carry.flows.rows
     flows = carry.flows.ring.reshape(rows, shape.backends, -1)
     nothing = jnp.zeros_like(now.routing)
-    in_flight = jnp.full_like(dt, jnp.nan) if now.in_flight is None else now.in_flight
+    in_flight = _on_the_wires(field, carry, flows, dt) if now.in_flight is None else now.in_flight
     return SimulationState(
-        step=steps.astype(jnp.int32), time_step=dt, routing=shape.from_arcs(now.routing), workload=shape.from_last(now.workload),
+        step=steps.astype(jnp.int32), row=jnp.full(steps.shape, now.k, jnp.int32), time_step=dt,
+        routing=shape.from_arcs(now.routing), workload=shape.from_last(now.workload),
         flow=shape.from_arcs(now.flow), inflow=shape.from_last(now.inflow),
         velocity=shape.from_arcs(nothing if now.velocity is None else now.velocity),
         reading=shape.from_arcs(now.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=shape.from_arcs(flows), workload_line=shape.from_last(carry.workloads.ring.reshape(rows, -1)),
         policy_state=jax.tree.map(shape.from_first, now.policy),
     )  # fmt: skip
+
+
+def _on_the_wires(
+    field: Field, carry: Carry, rows: Float[Array, "rows backends frontend_lanes"], dt: Float[Array, " lanes"]
+) -> Float[Array, " lanes"]:
+    """Requests on the forward wires, read off the delay line: what a run that counts them step by step would have found.
+
+    By the trapezoidal rule over the whole steps of a latency; the line holds flows that are a fraction of a step old already.
+    """
+    step = field.shape.over_frontends(dt)
+    delay = field.latency / step
+    lag = jnp.floor(delay)
+    fraction = delay - lag
+    size = rows.shape[0]
+    age = jnp.mod(carry.now.k - jnp.arange(size), size)[:, None, None]
+    whole = (((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows).sum(0)
+    newest = delay_line.row(carry.flows, carry.now.k).reshape(lag.shape)
+    beyond = (fraction * carry.now.flow + newest - (1 - fraction) * carry.now.flow) / 2
+    return field.shape.per_lane((step * (whole + beyond)).sum(0))

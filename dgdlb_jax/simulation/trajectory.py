@@ -78,6 +78,7 @@ class SimulationState(eqx.Module):
     """All that a run needs to go on as if it had never stopped. In a batch every array has a leading axis.
 
     - `step`: steps taken since the start; the time is `step * time_step`.
+    - `row`: where the delay lines stand; beyond `step` in a network of a batch that had to wait for longer runs.
     - `time_step`: dt, seconds.
     - `routing` `(frontends, backends)`, `workload` `(backends,)`: the state at that time.
     - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory.
@@ -86,6 +87,7 @@ class SimulationState(eqx.Module):
     """
 
     step: Int[Array, "*batch"]
+    row: Int[Array, "*batch"]
     time_step: Float[Array, "*batch"]
     routing: Float[Array, "*batch frontends backends"]
     workload: Float[Array, "*batch backends"]
