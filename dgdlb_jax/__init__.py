@@ -8,6 +8,12 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
+    from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
+    from dgdlb_jax.analysis.critical import critical_mode as critical_mode
+    from dgdlb_jax.analysis.critical import critical_step_size as critical_step_size
+    from dgdlb_jax.analysis.linearise import Linearisation as Linearisation
+    from dgdlb_jax.analysis.linearise import linearise as linearise
     from dgdlb_jax.analysis.optimum import Optimum as Optimum
     from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
     from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
@@ -73,6 +79,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
+    "analysis.linearise": ("Linearisation", "linearise"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
     "analysis.step_size": ("default_step_size", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "experiments.compare": ("Comparison", "compare"),
