@@ -17,10 +17,11 @@ from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_con
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
+from dgdlb_jax.simulation.adjoint import evolve
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.loop import observe_fields, repeat, repeat_as_told
+from dgdlb_jax.simulation.loop import run_as_told
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, suspend
-from dgdlb_jax.simulation.step import Carry, Clock, Wiring, advance
+from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
@@ -213,10 +214,9 @@ def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
         return _run_tile(eqx.combine(batched, shared), plan)
 
     def run_tiles(batched, shared):
-        each = one_native_loop(run_tile)
         if tiles == spread:
-            return jax.tree.map(lambda leaf: leaf[None], each(jax.tree.map(lambda leaf: leaf[0], batched), shared))
-        return jax.lax.map(lambda tile: each(tile, shared), batched)
+            return jax.tree.map(lambda leaf: leaf[None], run_tile(jax.tree.map(lambda leaf: leaf[0], batched), shared))
+        return jax.lax.map(lambda tile: run_tile(tile, shared), batched)
 
     if spread > 1:
         mesh = Mesh(np.array(jax.local_devices()[:spread]), ("batch",))
@@ -235,34 +235,36 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         carry = resume(field, inputs.initial, count_wires)
     else:
         carry = begin(field, *inputs.initial, dt, plan.rows, count_wires)
-    last = carry.k + inputs.steps
+    first = carry.now.k
+    last = first + inputs.steps
     clock = Clock(field.shape, dt, last)
     window = None
     if plan.summary:
-        window = Window(field, carry.k + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
-        carry = dataclasses.replace(carry, sums=window.begin(field, carry.k, carry.workload))
-    look = partial(observe_fields, field, clock, plan.fields)
-    step = partial(advance, field, wiring, clock, window)
+        window = Window(field, first + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
+        sums = window.begin(field, first, carry.now.workload)
+        carry = eqx.tree_at(lambda c: c.now.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
+    system = System(field, wiring, clock, window)
     if plan.steps is None:
-        carry, saved = repeat_as_told(step, look, carry, inputs.steps.max(), inputs.every, plan.frames)
+        told = one_native_loop(partial(run_as_told, fields=plan.fields, frames=plan.frames))
+        carry, saved = told(system, carry, inputs.steps.max(), inputs.every)
     else:
-        carry, saved = repeat(step, look, carry, plan.steps, plan.every)
-    summary = None
-    if window is not None and carry.sums is not None:
-        summary = statistics(field, window, dt, carry.sums, carry.peak, inputs.reference is not None)
+        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields)
+    now, summary = carry.now, None
+    if window is not None and now.sums is not None:
+        summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)
     results = (
         _code(wiring.overflow, Result.latency_overflow),
         _code(checks.too_large_step(network, dt), Result.step_too_large),
-        _code(~_finite(field, carry), Result.not_finite),
+        _code(~_finite(field, now), Result.not_finite),
     )
     final = suspend(field, carry, last, dt)
     return Trajectory(**dict.fromkeys(FIELDS) | saved, statistics=summary, final=final, result=first_failure(*results))
 
 
-def _finite(field: Field, carry: Carry) -> Bool[Array, " lanes"]:
+def _finite(field: Field, now: Now) -> Bool[Array, " lanes"]:
     lanes = field.shape.lanes
-    routing = jnp.isfinite(carry.routing).reshape(-1, lanes).all(0)
-    return routing & jnp.isfinite(carry.workload).reshape(-1, lanes).all(0)
+    routing = jnp.isfinite(now.routing).reshape(-1, lanes).all(0)
+    return routing & jnp.isfinite(now.workload).reshape(-1, lanes).all(0)
 
 
 def _code(failed: Bool[Array, " lanes"], result: Result) -> Int[Array, " lanes"]:

@@ -19,7 +19,7 @@ from dgdlb_jax.model.fleets.document import Section, clipped, nearest, parse
 from dgdlb_jax.numerics.results import InputError
 
 LARGEST_SWEEP = 10**9
-LARGEST_AXIS = 10**7
+LARGEST_AXIS = 10**6
 _OUTERMOST = ("fleet", "family", "frontends", "backends", "curve", "policy")  # what needs compiled code of its own
 _TOP = ("name", "description", "measures", "axes", "zip", "fixed", "run")
 _RANGE_OF_INTEGERS, _RANGE_OF_NUMBERS = ("count", "first"), ("from", "to", "count", "spacing")
@@ -221,6 +221,10 @@ def _values(section: Section, key: str) -> tuple[Value, ...]:
         raise section.error(key, "is an axis of length zero", "give at least one value.")
     if len(values) > LARGEST_AXIS:
         raise section.error(key, f"has {len(values)} values", f"give at most {LARGEST_AXIS}.")
+    if isinstance(content, dict):  # a range is as good as its ends
+        inputs.checked(section, key, key, values[0])
+        inputs.checked(section, key, key, values[-1])
+        return tuple(values)
     return tuple(inputs.checked(section, key, key, value) for value in values)
 
 
