@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dgdlb_jax.experiments import verdict as ends
 from dgdlb_jax.experiments.balancers import BALANCERS
-from dgdlb_jax.experiments.claims.judge import failures, observed_over_critical
+from dgdlb_jax.experiments.claims.judge import cycles, observed_over_critical
 
 if TYPE_CHECKING:
     import xarray
@@ -81,8 +81,9 @@ def sufficient(data: Data) -> Figure:
     for k, family in enumerate(random["family"].values):
         factor = random["critical_factor"].sel(family=family).values.ravel()
         _distribution(ax, factor[np.isfinite(factor)], str(family).replace("_", " "), k)
-    fleets = data["fleets"]["critical_factor"].values.ravel()
-    _distribution(ax, fleets[np.isfinite(fleets)], "real regions", random.sizes["family"])
+    if "fleets" in data:
+        fleets = data["fleets"]["critical_factor"].values.ravel()
+        _distribution(ax, fleets[np.isfinite(fleets)], "real regions", random.sizes["family"])
     ax.axvline(1, color="black", lw=1, ls="--")
     ax.set_xscale("log")
     ax.legend(frameon=False, loc="lower right")
@@ -117,13 +118,13 @@ def tight(data: Data) -> Figure:
 
 
 def stable(data: Data) -> Figure:
-    """Claim 5: part of the runs that fail, by step size and start (lines), in every world (panels)."""
+    """Claim 5: part of the runs that end in a cycle, by step size and start (lines), in every world (panels)."""
     runs = data["runs"]
     worlds = [f"{c}, load {float(v):g}" for c, v in zip(runs["curve"].values, runs["load"].values, strict=True)]
     policies = [str(name) for name in runs["policy"].values]
     figure = Figure(figsize=(3.3 * len(worlds) + 1.2, 2.9 * len(policies) + 0.4), layout="constrained")
     grid = figure.subplots(len(policies), len(worlds), squeeze=False, sharex=True, sharey=True)
-    share = failures(runs).where(runs["verdict"] != ends.Verdict.failed)
+    share = cycles(runs).where(runs["verdict"] != ends.Verdict.failed)
     share = share.mean([dim for dim in ("seed", "latency_scale") if dim in share.dims])
     for row, policy in enumerate(policies):
         for column, world in enumerate(worlds):
@@ -143,7 +144,7 @@ def stable(data: Data) -> Figure:
             name = BALANCERS[policy].label if policy in BALANCERS else policy
             _named(
                 figure, ax, "step size / critical" if row == len(policies) - 1 else "",
-                "failing runs (%)" if column == 0 else "", f"{name}: {world}" if len(policies) > 1 else world,
+                "runs in a cycle (%)" if column == 0 else "", f"{name}: {world}" if len(policies) > 1 else world,
             )  # fmt: skip
             ax.title.set_fontsize(9)
     grid[0, -1].legend(title="start", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -11,7 +11,7 @@ from dgdlb_jax.model.fleets.document import parse
 from dgdlb_jax.numerics.results import InputError
 
 SIZES = ("quick", "full")
-"""How much is computed: seconds to a minute for each claim, or minutes to hours."""
+"""How much is computed: a look in a minute or two, or hundreds of topologies for each claim."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def _claim(key: str, document: Mapping[str, Any], size: str) -> Claim:
     changes = document.get("quick", {}) if size == "quick" else {}
     sweeps = {}
     for part, spec in document["sweeps"].items():
+        if part in changes.get("skip", ()):
+            continue
         named = {"name": f"claim-{key}-{part}-{size}", "description": document["statement"]}
         sweeps[part] = read_spec(_merged({**named, **spec}, changes.get(part, {})))
     return Claim(key, document["title"], document["statement"], sweeps)
