@@ -153,7 +153,7 @@ def stable(data: Data) -> Figure:
 
 def gains(data: Data) -> Figure:
     """Claim 6: median excess of every balancer against latency, bands for DGD-LB and the closest rival."""
-    runs = data["random"]
+    runs = data["random"].swap_dims(latency="latency_scale")
     figure, ax = _one((9.5, 5.2))
     median = runs["excess"].median("seed", skipna=True)
     order = [str(name) for name in median["policy"].values[np.argsort(median.mean("latency_scale").values)]]
