@@ -82,7 +82,7 @@ def curves(
             places, np.where(np.isinf(middle), np.nan, middle), color=colour, ls=style, marker="o", ms=3.5, label=label
         )
     _scale_x(ax, _values(dataset, x))
-    if log_y and ax.get_ylim()[1] > 0:
+    if log_y and _has_positive(dataset, y):
         ax.set_yscale("log")
         _percent(ax.yaxis) if y == "excess" else None
     _leave_out_the_infinite(ax, dataset, x, y, by)
@@ -189,7 +189,7 @@ def distribution(dataset: Dataset, y: str | None = None, by: str | None = None, 
         if finite.size:
             share = np.arange(1, finite.size + 1) / values.size
             ax.step(finite, share, where="post", color=COLOURS[k % 8], ls=STYLES[k // 8 % 4], label=label)
-    if y in _LOG and ax.get_xlim()[1] > 0:
+    if y in _LOG and _has_positive(dataset, y):
         ax.set_xscale("log")
         _percent(ax.xaxis) if y == "excess" else None
     ax.set_ylim(0, 1.02)
@@ -374,11 +374,17 @@ def _leave_out_the_infinite(ax: Axes, dataset: Dataset, x: str, y: str, by: str 
     """Room for what is finite: bands that reach to infinity leave the picture at the top."""
     finite = np.concatenate([np.ravel(_quartiles(part, x, y)[1:]) for _, part in _groups(dataset, by)])
     finite = finite[np.isfinite(finite)]
-    if finite.size and y in _LOG and finite.max() > 0:
-        lowest = max(finite[finite > 0].min(), _FLOOR if y == "excess" else 0)
-        ax.set_ylim(lowest / 1.5, 1.5 * max(finite.max(), lowest))
+    if finite.size and ax.get_yscale() == "log":
+        positive = finite[finite > 0] if (finite > 0).any() else np.array([_FLOOR])
+        lowest = max(positive.min(), _FLOOR if y == "excess" else 0)
+        ax.set_ylim(lowest / 1.5, 1.5 * max(positive.max(), lowest))
     elif finite.size and ax.get_ylim()[1] > finite.max() > 0:
         ax.set_ylim(top=1.05 * finite.max())
+
+
+def _has_positive(dataset: Dataset, y: str) -> bool:
+    values = np.asarray(dataset[y].values, float)
+    return bool((np.isfinite(values) & (values > 0)).any())
 
 
 def _percent(axis) -> None:
