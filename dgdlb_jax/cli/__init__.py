@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from dgdlb_jax import __version__
-from dgdlb_jax.cli import fleets, reproduce, run, sweep
+from dgdlb_jax.cli import fleets, plot, reproduce, run, sweep
 
-COMMANDS = (run, sweep, reproduce, fleets)
+COMMANDS = (run, sweep, plot, reproduce, fleets)
 """Modules with `add(commands)`, which adds a parser whose default `command` is the function to call."""
 
 _ABOUT = """Where should each region send its requests, does a distributed rule find that point by itself despite

@@ -14,7 +14,7 @@ from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 
 def critical_step_size(networks: Network, optimum: Optimum) -> Float[Array, " cases"]:
     """The exact critical step size of every network, 1/s^2."""
-    return jnp.asarray(_function("critical_step_size")(networks))
+    return jnp.asarray(_function("critical_step_size")(networks, optimum=optimum, throw=False))
 
 
 def sufficient_step_size(networks: Network, optimum: Optimum) -> Float[Array, "cases frontends"]:
