@@ -1,7 +1,6 @@
 """Run the sweeps of the claims, judge them, write the table, the figures and the counterexamples."""
 
 import csv
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -114,7 +113,8 @@ def write_table(folder: Path, rows: Sequence[Row], size: str) -> None:
 
 
 def _show(claim: Claim, folder: Path, progress: bool) -> Row:
-    from dgdlb_jax.experiments.claims.figures import FIGURES, save  # needs matplotlib
+    from dgdlb_jax.experiments.claims.figures import FIGURES  # needs matplotlib
+    from dgdlb_jax.experiments.sweep.pictures import save_pictures
 
     data, files = {}, []
     for part, spec in claim.sweeps.items():
@@ -122,9 +122,7 @@ def _show(claim: Claim, folder: Path, progress: bool) -> Row:
         data[part] = sweep(spec, store, progress=progress).load()
         files.append(store.name)
     judgement = JUDGES[claim.key](data)
-    figure = folder / f"claim-{claim.key}.png"
-    save(FIGURES[claim.key](data), figure)
-    files.append(figure.name)
+    files += [path.name for path in save_pictures({f"claim-{claim.key}": FIGURES[claim.key](data)}, folder)]
     command = ""
     if judgement.against is not None:
         example = folder / f"claim-{claim.key}-counterexample.toml"
@@ -141,8 +139,3 @@ def _seeds(claim: Claim) -> str:
         return f"{min(found[0])}-{max(found[0])}" if found else "none"
 
     return "; ".join(f"{part} {seeds(spec)}" for part, spec in claim.sweeps.items())
-
-
-def again(size: str, output: Path) -> str:
-    """The command that goes on."""
-    return shlex.join(["dgdlb", "reproduce", "--size", size, "--output", str(output)])
