@@ -8,6 +8,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgdlb_jax.analysis import conditions as conditions
+    from dgdlb_jax.analysis.conditions import sufficient_step_size as sufficient_step_size
     from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
     from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
     from dgdlb_jax.analysis.critical import critical_mode as critical_mode
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
+    from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.conditions": ("sufficient_step_size",),
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.linearise": ("Linearisation", "linearise"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
@@ -83,13 +87,13 @@ _HOME = {
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
         "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
-        "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "Uniform",
+        "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "SampledDGDLB", "Uniform",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"topologies": "model.topologies"}
+_MODULES = {"conditions": "analysis.conditions", "topologies": "model.topologies"}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = _version("dgdlb_jax")

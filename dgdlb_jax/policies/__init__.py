@@ -8,6 +8,7 @@ from dgdlb_jax.policies.gradient import DGDLB as DGDLB
 from dgdlb_jax.policies.greedy import GreatestMarginalRate as GreatestMarginalRate
 from dgdlb_jax.policies.greedy import LeastWorkload as LeastWorkload
 from dgdlb_jax.policies.latency import LeastLatency as LeastLatency
+from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
 from dgdlb_jax.policies.static import FixedRouting as FixedRouting
 from dgdlb_jax.policies.static import Nearest as Nearest
 from dgdlb_jax.policies.static import ProportionalToCapacity as ProportionalToCapacity
