@@ -8,6 +8,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgdlb_jax.analysis import conditions as conditions
+    from dgdlb_jax.analysis.conditions import sufficient_step_size as sufficient_step_size
     from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
     from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
     from dgdlb_jax.analysis.critical import critical_mode as critical_mode
@@ -67,8 +69,12 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import PeakEWMA as PeakEWMA
     from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
+<<<<<<< HEAD
     from dgdlb_jax.policies import ShortestExpectedDelay as ShortestExpectedDelay
     from dgdlb_jax.policies import Softmin as Softmin
+=======
+    from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
+>>>>>>> stability
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
     from dgdlb_jax.policies import spillover as spillover
@@ -80,6 +86,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.conditions": ("sufficient_step_size",),
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.linearise": ("Linearisation", "linearise"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
@@ -96,16 +103,21 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
+<<<<<<< HEAD
         "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "HotCold",
         "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "MirrorDescent", "Nearest", "Observation",
         "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ShortestExpectedDelay", "Softmin", "Uniform",
         "WeightedLeastRequest", "spillover",
+=======
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
+        "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "SampledDGDLB", "Uniform",
+>>>>>>> stability
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"topologies": "model.topologies"}
+_MODULES = {"conditions": "analysis.conditions", "topologies": "model.topologies"}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = _version("dgdlb_jax")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from dgdlb_jax.experiments import verdict as ends
 from dgdlb_jax.experiments.balancers import BALANCERS
@@ -93,7 +93,7 @@ def stable(data: Data) -> Figure:
         for k, start in enumerate(runs["start"].values):
             line = share.sel(policy=policies[row], start=start).isel(world=column)
             ax.plot(line["step_size_over_critical"], 100 * line, marker="o", ms=3.5, color=COLOURS[k], label=str(start))
-        ax.set_xscale("log")
+        _log_ticks(ax, runs["step_size_over_critical"].values)
         ax.set_ylim(-3, 103)
         below, beside = row == len(policies) - 1, column == 0
         name = BALANCERS[policies[row]].label
@@ -127,12 +127,9 @@ def gains(data: Data) -> Figure:
         )
         if policy in banded:
             ax.fill_between(places, bottom, top, color=colour, alpha=0.15, lw=0)
-    ax.set_xscale("log")
+    _log_ticks(ax, places, ["none" if value == 0 else f"{value:g}" for value in scale])
     ax.set_yscale("log")
     ax.set_ylim(_FLOOR, _TOP)
-    if scale.min() == 0:
-        ticks = [places[0], *(10.0**k for k in range(-2, 3))]
-        ax.set_xticks(ticks, ["none", *(f"{tick:g}" for tick in ticks[1:])])
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     finish(ax, "mean network latency / service time", "mean latency over the optimum", "6: excess by balancer")
     ax.legend(title="medians, best first;\nbands 5-95 %", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
@@ -165,6 +162,13 @@ def _titled(ax: Axes, title: str, legend: str) -> Figure:
     if ax.get_legend_handles_labels()[1]:
         ax.legend(title=legend, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     return _figure(ax)
+
+
+def _log_ticks(ax: Axes, places: np.ndarray, labels: list[str] | None = None) -> None:
+    """A logarithmic axis with ticks at the values that were computed, and nowhere else."""
+    ax.set_xscale("log")
+    ax.set_xticks(places, labels or [f"{place:g}" for place in places])
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _figure(ax: Axes) -> Figure:

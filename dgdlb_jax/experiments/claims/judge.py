@@ -53,11 +53,11 @@ class Judgement:
 def optimal(data: Data) -> Judgement:
     """Claim 1: the excess of settled runs, of two lengths, and of runs that start at the optimum."""
     runs, rest = data["runs"], data["rest"]
-    excess, settled = runs["excess"].values, runs["verdict"].values == ends.Verdict.settled
-    long = np.abs(excess[-1][settled[-1]])
+    settled = np.abs(runs["excess"]).where(runs["verdict"] == ends.Verdict.settled)
+    short, long = (_known(settled.isel(duration_over_suggested=k)) for k in (0, -1))
     numbers = {
-        "settled": float(settled[-1].mean()),
-        "median excess of settled runs": _quantile(np.abs(excess[0][settled[0]]), 0.5),
+        "settled": float(settled.isel(duration_over_suggested=-1).notnull().mean()),
+        "median excess of settled runs": _quantile(short, 0.5),
         "median excess of settled runs, 4 times as long": _quantile(long, 0.5),
         "95 % excess of settled runs, 4 times as long": _quantile(long, 0.95),
         "largest excess of settled runs, 4 times as long": _quantile(long, 1.0),
@@ -308,6 +308,11 @@ def percent(part: float) -> str:
 
 def _quantile(values: np.ndarray, q: float) -> float:
     return float(np.quantile(values, q)) if values.size else float("nan")
+
+
+def _known(values: "xarray.DataArray") -> np.ndarray:
+    flat = values.values.ravel()
+    return flat[np.isfinite(flat)]
 
 
 def _topologies(runs: "xarray.Dataset") -> int:
