@@ -69,12 +69,9 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import PeakEWMA as PeakEWMA
     from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
-<<<<<<< HEAD
+    from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
     from dgdlb_jax.policies import ShortestExpectedDelay as ShortestExpectedDelay
     from dgdlb_jax.policies import Softmin as Softmin
-=======
-    from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
->>>>>>> stability
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
     from dgdlb_jax.policies import spillover as spillover
@@ -103,15 +100,10 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-<<<<<<< HEAD
         "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "HotCold",
         "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "MirrorDescent", "Nearest", "Observation",
-        "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ShortestExpectedDelay", "Softmin", "Uniform",
+        "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform",
         "WeightedLeastRequest", "spillover",
-=======
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
-        "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "SampledDGDLB", "Uniform",
->>>>>>> stability
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),

@@ -65,6 +65,7 @@ def _seen(r):
 BALANCED = {
     "DGDLB": lambda r: _marginal(r) + COST,
     "MirrorDescent": lambda r: _marginal(r) + COST,
+    "SampledDGDLB": lambda r: _marginal(r) + COST,
     "LeastMarginalLatency": lambda r: _marginal(r) + COST,
     "GreatestMarginalRate": _marginal,
     "Softmin": lambda r: _marginal(r) + COST + 0.3 * np.log(r),
@@ -114,7 +115,7 @@ def test_all_have_an_answer_by_hand():
 # --- symmetries -------------------------------------------------------------------------------------------------------
 
 # Powers of the unit of time that parameters are measured in.
-UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1}
+UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1, "interval": 1}
 # To these one request is one request.
 COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA"}
 

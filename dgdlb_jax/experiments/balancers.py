@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.analysis.optimum import Optimum
+from dgdlb_jax.analysis.step_size import default_step_size
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies import (
@@ -26,6 +27,7 @@ from dgdlb_jax.policies import (
     PeakEWMA,
     PowerOfChoices,
     ProportionalToCapacity,
+    SampledDGDLB,
     ShortestExpectedDelay,
     Softmin,
     Uniform,
@@ -68,6 +70,12 @@ def calm_softmin(network: Network) -> Softmin:
     return Softmin(3 * time, 1 / time)
 
 
+def sampled_every_second(network: Network, optimum: Optimum, step_size: StepSize) -> SampledDGDLB:
+    """DGD-LB whose frontends update once a second, with a step size that is cautious enough for that."""
+    cautious = default_step_size(network.anonymous(), optimum, update_interval=1.0)
+    return SampledDGDLB(jnp.minimum(step_size, cautious), 1.0)
+
+
 BALANCERS: dict[str, Balancer] = {
     "dgd-lb": Balancer(DGD, lambda network, optimum, step: DGDLB(step)),
     "least-latency": Balancer("least latency", _plain(LeastLatency)),
@@ -77,6 +85,7 @@ BALANCERS: dict[str, Balancer] = {
     "uniform": Balancer("uniform", _plain(Uniform)),
     "nearest": Balancer("nearest", _plain(Nearest)),
     "mirror-descent": Balancer("mirror descent", lambda network, optimum, step: MirrorDescent(2 * step)),
+    "sampled-dgd-lb": Balancer("DGD-LB every second", sampled_every_second),
     "softmin": Balancer("softmin", lambda network, optimum, step: calm_softmin(network)),
     "gmsr-network": Balancer("GMSR + network", _plain(LeastMarginalLatency)),
     "peak-ewma": Balancer("peak EWMA", _plain(PeakEWMA)),

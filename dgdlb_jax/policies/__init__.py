@@ -12,15 +12,12 @@ from dgdlb_jax.policies.greedy import PowerOfChoices as PowerOfChoices
 from dgdlb_jax.policies.greedy import ShortestExpectedDelay as ShortestExpectedDelay
 from dgdlb_jax.policies.latency import HotCold as HotCold
 from dgdlb_jax.policies.latency import LeastLatency as LeastLatency
-<<<<<<< HEAD
 from dgdlb_jax.policies.requests import LeastRequest as LeastRequest
 from dgdlb_jax.policies.requests import PeakEWMA as PeakEWMA
 from dgdlb_jax.policies.requests import WeightedLeastRequest as WeightedLeastRequest
+from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
 from dgdlb_jax.policies.smooth import MirrorDescent as MirrorDescent
 from dgdlb_jax.policies.smooth import Softmin as Softmin
-=======
-from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
->>>>>>> stability
 from dgdlb_jax.policies.static import FixedRouting as FixedRouting
 from dgdlb_jax.policies.static import Nearest as Nearest
 from dgdlb_jax.policies.static import ProportionalToCapacity as ProportionalToCapacity
