@@ -1,5 +1,7 @@
 """Every policy of the registry through the same list: rest points computed by hand, units, order, jit, vmap, steps, derivatives."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -123,7 +125,10 @@ COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA"}
 def in_units(policy, time):
     """The same rule with seconds `time` times as many."""
     return type(policy)(
-        **{name: getattr(policy, name) * time ** UNITS.get(name, 0) for name in policy.__dataclass_fields__}
+        **{
+            name: getattr(policy, name) * time ** UNITS.get(name, 0)
+            for name in (field.name for field in dataclasses.fields(policy))
+        }
     )
 
 
