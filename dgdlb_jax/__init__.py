@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis.optimum import Optimum as Optimum
     from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
     from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
+    from dgdlb_jax.analysis.step_size import drain_time as drain_time
     from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
     from dgdlb_jax.analysis.step_size import suggest_dt as suggest_dt
     from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
@@ -74,7 +75,7 @@ _HOME = {
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.linearise": ("Linearisation", "linearise"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
-    "analysis.step_size": ("default_step_size", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
+    "analysis.step_size": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "experiments.compare": ("Comparison", "compare"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "model.fleets": ("list_fleets", "load_fleet"),

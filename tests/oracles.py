@@ -346,3 +346,54 @@ def gradient_flow(network, step_size, arrival_rate, workload, routing):
     served, slope = service(network.service, workload)
     velocity = -step_size * (1 / slope + np.asarray(network.cost_latency))
     return velocity - velocity.mean(1, keepdims=True), arrival_rate @ routing - served
+
+
+# --- the static optimum by a general convex solver --------------------------------------------------------------------
+
+
+def concave_rate(curve, workload, j, backends):
+    """The service rate of backend j as a concave cvxpy expression of its workload."""
+    import cvxpy as cp
+
+    def at(value, *index):
+        value = np.asarray(value)
+        return value[(*index, j if value.shape[-1] == backends else 0)]
+
+    name = type(curve).__name__
+    if name == "Hyperbolic":
+        return at(curve.max_rate) - at(curve.max_rate) * at(curve.half_load) * cp.inv_pos(
+            at(curve.half_load) + workload
+        )
+    if name == "Exponential":
+        return at(curve.max_rate) * (1 - cp.exp(-workload / at(curve.scale)))
+    if name == "Power":
+        return at(curve.unit_rate) * (
+            cp.power(1 + workload / at(curve.scale), float(at(curve.exponent)), approx=False) - 1
+        )
+    if name == "Logarithmic":
+        return at(curve.unit_rate) * cp.log(1 + workload / at(curve.scale))
+    if name == "ManyServer":
+        # N (1 + (N/n)^p)^(-1/p) is the norm of (N/n, 1) of the negative order -p.
+        pair = cp.hstack([workload / at(curve.servers), 1])
+        return at(curve.servers) / at(curve.service_time) * cp.pnorm(pair, -float(at(curve.sharpness)), approx=False)
+    if name == "Tabulated":
+        parts = range(np.asarray(curve.weights).shape[0])
+        return sum(at(curve.weights, k) * (1 - cp.exp(-workload / at(curve.scales, k))) for k in parts)
+    if name == "Replicas":
+        return at(curve.count) * concave_rate(curve.curve, workload / at(curve.count), j, backends)
+    return concave_rate(curve.curves[int(np.asarray(curve.index)[j])], workload, j, backends)
+
+
+def optimum(network):
+    """(mean latency, workload) of the optimum by cvxpy and Clarabel."""
+    import cvxpy as cp
+
+    rate, cost, mask = (np.asarray(array) for array in (network.arrival_rate, network.cost_latency, network.mask))
+    flow, workload = cp.Variable(cost.shape, nonneg=True), cp.Variable(cost.shape[1], nonneg=True)
+    constraints = [cp.sum(flow, axis=1) == rate, cp.multiply(flow, ~mask) == 0]
+    for j in range(cost.shape[1]):
+        constraints.append(cp.sum(flow[:, j]) <= concave_rate(network.service, workload[j], j, cost.shape[1]))
+    problem = cp.Problem(cp.Minimize(cp.sum(workload) + cp.sum(cp.multiply(flow, cost))), constraints)
+    tight = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+    problem.solve(solver=cp.CLARABEL, **tight)
+    return problem.value / rate.sum(), workload.value
