@@ -123,7 +123,15 @@ def test_the_counterexample_is_a_fleet_that_shows_it(rows, folder):
 
 
 def test_a_case_of_a_sweep_becomes_a_network_without_padding():
-    case = {"family": "complete", "frontends": 5, "backends": 7, "seed": 3, "load": 0.6, "latency_scale": 2.0, "step_size": 0.1}
+    case = {
+        "family": "complete",
+        "frontends": 5,
+        "backends": 7,
+        "seed": 3,
+        "load": 0.6,
+        "latency_scale": 2.0,
+        "step_size": 0.1,
+    }
     network, step = network_of(case)
     assert network.latency.shape == (5, 7)
     assert float(network.load) == pytest.approx(0.6)
@@ -177,4 +185,11 @@ def test_the_list_of_claims(capsys):
 
 
 def test_percent_is_short():
-    assert [percent(x) for x in (0, 0.0412, 0.5, 1.2, np.inf, np.nan)] == ["0 %", "4.1 %", "50 %", "120 %", "no end", "unknown"]
+    assert [percent(x) for x in (0, 0.0412, 0.5, 1.2, np.inf, np.nan)] == [
+        "0 %",
+        "4.1 %",
+        "50 %",
+        "120 %",
+        "no end",
+        "unknown",
+    ]

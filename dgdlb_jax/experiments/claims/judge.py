@@ -77,7 +77,7 @@ def optimal(data: Data) -> Judgement:
 
 def local(data: Data) -> Judgement:
     """Claim 2: growth rates of small deviations against the rightmost root."""
-    runs = data["runs"]
+    runs = data["runs"].swap_dims(step="step_size_over_critical")
     growth, root = runs["growth_rate"].values, runs["abscissa"].values
     usable = np.isfinite(growth) & np.isfinite(root) & (runs["linear_region"].values > 3e-4)
     error = np.abs(growth[usable] / root[usable] - 1)
