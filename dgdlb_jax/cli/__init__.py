@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from dgdlb_jax import __version__
-from dgdlb_jax.cli import fleets, plot, run, sweep
+from dgdlb_jax.cli import fleets, plot, report, run, sweep
 
-COMMANDS = (run, sweep, plot, fleets)
+COMMANDS = (run, sweep, plot, report, fleets)
 """Modules with `add(commands)`, which adds a parser whose default `command` is the function to call."""
 
 _ABOUT = """Where should each region send its requests, does a distributed rule find that point by itself despite
