@@ -8,6 +8,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgdlb_jax.analysis import conditions as conditions
+    from dgdlb_jax.analysis.conditions import sufficient_step_size as sufficient_step_size
     from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
     from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
     from dgdlb_jax.analysis.critical import critical_mode as critical_mode
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import PeakEWMA as PeakEWMA
     from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
+    from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
     from dgdlb_jax.policies import ShortestExpectedDelay as ShortestExpectedDelay
     from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.conditions": ("sufficient_step_size",),
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.linearise": ("Linearisation", "linearise"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
@@ -98,14 +102,14 @@ _HOME = {
     "policies": (
         "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "HotCold",
         "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "MirrorDescent", "Nearest", "Observation",
-        "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ShortestExpectedDelay", "Softmin", "Uniform",
+        "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform",
         "WeightedLeastRequest", "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"topologies": "model.topologies"}
+_MODULES = {"conditions": "analysis.conditions", "topologies": "model.topologies"}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = _version("dgdlb_jax")

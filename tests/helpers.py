@@ -17,6 +17,7 @@ from dgdlb_jax.policies.greedy import (
 )
 from dgdlb_jax.policies.latency import HotCold, LeastLatency
 from dgdlb_jax.policies.requests import LeastRequest, PeakEWMA, WeightedLeastRequest
+from dgdlb_jax.policies.sampled import SampledDGDLB
 from dgdlb_jax.policies.smooth import MirrorDescent, Softmin
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from oracles import service, workload_serving
@@ -73,6 +74,7 @@ POLICIES = {
     "WeightedLeastRequest": lambda network: WeightedLeastRequest(0.7 + 0.2 * np.arange(network.frontends)),
     "PeakEWMA": lambda network: PeakEWMA(0.5 * (1 + np.arange(network.frontends))),
     "MirrorDescent": lambda network: MirrorDescent(0.2 * (1 + np.arange(network.frontends) / 4), 0.01),
+    "SampledDGDLB": lambda network: SampledDGDLB(0.05 * (1 + np.arange(network.frontends) / 4), 0.3),
     "Softmin": lambda network: Softmin(0.3 + 0.1 * np.arange(network.frontends), 2.0),
 }
 

@@ -3,11 +3,13 @@
 Nothing here uses the package; networks, curves and policies are only asked for their plain parameters.
 """
 
+from copy import copy
 from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
-from policy_oracles import FLOWS, INSTANT, MEMORY
+
+from policy_oracles import FLOWS, FLOWS_WITH_MEMORY, INSTANT, MEMORY
 from policy_oracles import gradient_velocity as gradient_velocity
 
 # --- projections ------------------------------------------------------------------------------------------------------
@@ -180,7 +182,14 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
     raw = np.tile(N[0], (F, 1))
     at_start = [seen_by(i, 0, raw, raw) for i in range(F)]
     minds = [MEMORY[kind](policy, i, at_start[i], f[0][i]) if kind in MEMORY else None for i in range(F)]
-    v = [np.array([FLOWS[kind](policy, i, at_start[i], x[0][i]) for i in range(F)]) if kind in FLOWS else None]
+    velocities = [FLOWS_WITH_MEMORY[kind](policy, i) if kind in FLOWS_WITH_MEMORY else None for i in range(F)]
+
+    def velocity(i, seen, routing, mind):
+        return FLOWS[kind](policy, i, seen, routing) if mind is None else mind.velocity(seen, routing)
+
+    v = [None]
+    if kind in FLOWS or kind in FLOWS_WITH_MEMORY:
+        v = [np.array([velocity(i, at_start[i], x[0][i], copy(velocities[i])) for i in range(F)])]
     inflow, done = [delivered(f, forward, dt, 0)], [0.0]
     for k in range(steps):
         now, then = k * dt, (k + 1) * dt
@@ -201,7 +210,7 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
                 x_new[i] = minds[i].route(seen)
             else:
                 expected = project_simplex(x[k][i] + dt * v[k][i], mask[i])
-                v_new[i] = FLOWS[kind](policy, i, seen, expected)
+                v_new[i] = velocity(i, seen, expected, velocities[i])
                 x_new[i] = project_simplex(x[k][i] + dt / 2 * (v[k][i] + v_new[i]), mask[i])
         x.append(x_new)
         v.append(v_new)

@@ -1,7 +1,8 @@
 """What one frontend does under every policy, as slow and obvious references: enumeration, plain loops, no JAX.
 
 `seen` is what a frontend sees: workload, rate, slope, mask, nominal_capacity, cost_latency, latency, arrival_rate, dt. Three lists by
-the name of the policy: `INSTANT` rules without memory, `MEMORY` makes a rule with memory for one frontend, `FLOWS` are velocities.
+the name of the policy: `INSTANT` rules without memory, `MEMORY` makes a rule with memory for one frontend, `FLOWS` are velocities, and
+`FLOWS_WITH_MEMORY` makes a velocity with memory for one frontend.
 """
 
 from itertools import product
@@ -133,3 +134,21 @@ def _softmin(policy, i, seen, x):
 
 
 FLOWS = {"DGDLB": gradient_velocity, "MirrorDescent": _mirror, "Softmin": _softmin}
+
+
+class _Sampled:
+    """Waits for the interval to be over, then makes all of its move within one step."""
+
+    def __init__(self, policy, i):
+        self.policy, self.i, self.waited = policy, i, 0.0
+
+    def velocity(self, seen, x):
+        interval = max(float(_own(self.policy.interval, self.i)), seen.dt)
+        self.waited += seen.dt
+        if self.waited < float(_own(self.policy.interval, self.i)) - seen.dt / 2:
+            return np.zeros(len(x))
+        self.waited -= interval
+        return gradient_velocity(self.policy, self.i, seen) * interval / seen.dt
+
+
+FLOWS_WITH_MEMORY = {"SampledDGDLB": _Sampled}

@@ -1,5 +1,7 @@
 """Every policy of the registry through the same list: rest points computed by hand, units, order, jit, vmap, steps, derivatives."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,7 @@ from helpers import DT, MAX_LATENCY, POLICIES, SETTINGS, small_network, some_sta
 
 CONSTANT = {"Uniform", "ProportionalToCapacity", "Nearest", "FixedRouting"}
 JUMPING = set(POLICIES) - CONSTANT
-SMOOTH = ["DGDLB", "MirrorDescent", "Softmin"]
+SMOOTH = {"DGDLB", "MirrorDescent", "Softmin"}  # of second order in the step: see test_engine_order
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -38,7 +40,11 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 RATE, MAX_RATE, HALF_LOAD, COST = 6.0, np.array([8.0, 5.0]), np.array([4.0, 6.0]), np.array([0.6, 0.2])
 PAIR = Network(
-    [RATE], np.zeros((1, 2)), Hyperbolic(MAX_RATE, HALF_LOAD), feedback_latency=np.zeros((1, 2)), cost_latency=COST[None]
+    [RATE],
+    np.zeros((1, 2)),
+    Hyperbolic(MAX_RATE, HALF_LOAD),
+    feedback_latency=np.zeros((1, 2)),
+    cost_latency=COST[None],
 )
 
 
@@ -61,6 +67,7 @@ def _seen(r):
 BALANCED = {
     "DGDLB": lambda r: _marginal(r) + COST,
     "MirrorDescent": lambda r: _marginal(r) + COST,
+    "SampledDGDLB": lambda r: _marginal(r) + COST,
     "LeastMarginalLatency": lambda r: _marginal(r) + COST,
     "GreatestMarginalRate": _marginal,
     "Softmin": lambda r: _marginal(r) + COST + 0.3 * np.log(r),
@@ -80,7 +87,7 @@ BALANCED = {
 
 @pytest.mark.parametrize("policy", [*BALANCED, "Nearest"])
 def test_rest_point_by_hand(policy):
-    """Rules that jump chatter within a step, so their mean is right to first order in dt."""
+    """Rules that jump chatter within a step, so their mean is right to first order in dt: 1 % at 20 ms, a quarter of it here."""
     if policy == "Nearest":
         flow = 0.0
     else:
@@ -92,15 +99,15 @@ def test_rest_point_by_hand(policy):
     start = np.array([[0.5, 0.5]]), np.array([4.0, 4.0])
     save = SaveAt.statistics(after=240.0)
     if policy == "Nearest":  # sends 6 requests/s to a backend that serves less than 5
-        run = simulate(PAIR, rule, duration=300.0, dt=0.02, initial=start, save=save)
+        run = simulate(PAIR, rule, duration=300.0, dt=0.005, initial=start, save=save)
         np.testing.assert_allclose(run.statistics.mean_routing, [[0, 1]], atol=1e-12)
         assert run.statistics.growth[0] * RATE == pytest.approx(RATE - MAX_RATE[1], rel=0.1)
         return
-    run = simulate(PAIR, rule, duration=300.0, dt=0.02, initial=start, save=save)
-    tolerance = 1e-7 if isinstance(rule, AbstractFlowPolicy) or policy in CONSTANT else 0.01
+    run = simulate(PAIR, rule, duration=300.0, dt=0.005, initial=start, save=save)
+    tolerance = 1e-7 if isinstance(rule, AbstractFlowPolicy) or policy in CONSTANT else 5e-3
     expected = np.array([flow, RATE - flow])
     np.testing.assert_allclose(run.statistics.mean_routing[0] * RATE, expected, rtol=tolerance)
-    np.testing.assert_allclose(run.statistics.mean_workload, _workload(expected), rtol=2 * tolerance)
+    np.testing.assert_allclose(run.statistics.mean_workload, _workload(expected), rtol=max(2 * tolerance, 2e-4))
 
 
 def test_all_have_an_answer_by_hand():
@@ -110,7 +117,7 @@ def test_all_have_an_answer_by_hand():
 # --- symmetries -------------------------------------------------------------------------------------------------------
 
 # Powers of the unit of time that parameters are measured in.
-UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1}
+UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1, "interval": 1}
 # To these one request is one request.
 COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA"}
 
@@ -118,7 +125,10 @@ COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA"}
 def in_units(policy, time):
     """The same rule with seconds `time` times as many."""
     return type(policy)(
-        **{name: getattr(policy, name) * time ** UNITS.get(name, 0) for name in policy.__dataclass_fields__}
+        **{
+            name: getattr(policy, name) * time ** UNITS.get(name, 0)
+            for name in (field.name for field in dataclasses.fields(policy))
+        }
     )
 
 
@@ -173,7 +183,9 @@ def test_the_order_of_frontends_and_backends_does_not_matter(rng, policy):
         cost_latency=network.cost_latency[arcs],
     )
     rule = POLICIES[policy](network)
-    other_rule = jax.tree.map(lambda leaf: leaf if leaf.ndim == 0 else leaf[f][:, b] if leaf.ndim == 2 else leaf[f], rule)
+    other_rule = jax.tree.map(
+        lambda leaf: leaf if leaf.ndim == 0 else leaf[f][:, b] if leaf.ndim == 2 else leaf[f], rule
+    )
     run = simulate(network, rule, initial=(routing, workload), **SETTINGS)
     other = simulate(shuffled, other_rule, initial=(routing[arcs], workload[b]), **SETTINGS)
     np.testing.assert_allclose(other.routing, np.asarray(run.routing)[:, f][:, :, b], **EXACT)
@@ -210,7 +222,7 @@ def test_jit_vmap_and_one_compilation(rng, policy):
     assert np.isfinite(again).all()
 
 
-@pytest.mark.parametrize("policy", sorted(JUMPING))
+@pytest.mark.parametrize("policy", sorted(JUMPING - SMOOTH))
 def test_the_mean_latency_does_not_depend_on_the_step(policy):
     """They chatter at the rate of the latencies, not of the step; averages settle."""
     network = small_network(np.random.default_rng(8))
@@ -225,7 +237,7 @@ def test_the_mean_latency_does_not_depend_on_the_step(policy):
     np.testing.assert_allclose(runs.statistics.mean_latency, runs.statistics.mean_latency[2], rtol=0.03)
 
 
-@pytest.mark.parametrize("policy", SMOOTH)
+@pytest.mark.parametrize("policy", ["MirrorDescent", "Softmin"])
 def test_derivative_with_respect_to_parameters_is_that_of_differences(rng, policy):
     network, rule = small_network(rng), POLICIES[policy](small_network(rng))
     start = np.where(network.mask, 1.0, 0) / network.mask.sum(1, keepdims=True), rng.uniform(2, 4, 4)
@@ -238,7 +250,9 @@ def test_derivative_with_respect_to_parameters_is_that_of_differences(rng, polic
     gradient = jax.jit(jax.grad(cost))(rule)
     for k, leaf in enumerate(jax.tree.leaves(rule)):
         step = 1e-5 * leaf
-        ahead, behind = (eqx.tree_at(lambda r, k=k: jax.tree.leaves(r)[k], rule, leaf + sign * step) for sign in (1, -1))
+        ahead, behind = (
+            eqx.tree_at(lambda r, k=k: jax.tree.leaves(r)[k], rule, leaf + sign * step) for sign in (1, -1)
+        )
         # Central differences with a relative step of 1e-5: truncation 1e-10 and rounding 1e-11 of the value, over 1e-5 or so.
         expected = float(cost(ahead) - cost(behind))
         assert float(2 * jnp.sum(jax.tree.leaves(gradient)[k] * step)) == pytest.approx(expected, rel=1e-5, abs=1e-12)

@@ -241,7 +241,9 @@ def test_a_policy_with_memory_is_the_slow_reference(rng):
 
 def test_the_registry_lists_every_policy():
     """Whatever is in `dgdlb_jax.policies` goes through the tests of the registry."""
-    modules = [importlib.import_module(f"{policies.__name__}.{info.name}") for info in pkgutil.iter_modules(policies.__path__)]
+    modules = [
+        importlib.import_module(f"{policies.__name__}.{info.name}") for info in pkgutil.iter_modules(policies.__path__)
+    ]
     members = {
         member.__name__
         for module in modules

@@ -21,7 +21,7 @@ _CHUNK = 512  # networks per call: what memory depends on
 def each_network(
     function: Callable[..., Any], network: Network, *arguments: Any, effort: Callable[..., Array] | None = None
 ) -> Any:
-    """`function(network, *arguments)`, for a batch mapped over its leading axis; scalars among the arguments are shared.
+    """`function(network, *arguments)`, for a batch mapped over its leading axis; scalars and functions among them are shared.
 
     **Arguments:** `effort(network, *arguments)`: a guess of the work, so that networks of equal effort run side by side.
     """
@@ -51,11 +51,14 @@ def each_network(
 
 
 def per_frontend(network: Network, value: Any) -> Float[Array, "*batch frontends"]:
-    """A scalar, `(batch,)` or `(frontends,)` as one number per frontend and network."""
+    """A scalar, `(frontends,)` or `(batch, frontends)` as one number per frontend and network."""
+    shape = network.latency.shape[:-1]
     number = jnp.asarray(value, network.latency.dtype)
-    if network.batch is None:
-        return jnp.broadcast_to(number, (network.frontends,))
-    return jnp.broadcast_to(number[:, None] if number.ndim == 1 else number, (network.batch, network.frontends))
+    if number.ndim > len(shape) or number.shape not in ((), shape[-1:], shape):
+        raise InputError(
+            f"A direction of shape {number.shape} does not fit: give one number for each of {shape[-1]} frontends."
+        )
+    return jnp.broadcast_to(number, shape)
 
 
 def require_double(network: Network, what: str) -> None:
@@ -68,7 +71,7 @@ def require_double(network: Network, what: str) -> None:
 
 
 def _is_shared(leaf: Any) -> bool:
-    return jnp.ndim(leaf) == 0
+    return not eqx.is_array(leaf) or leaf.ndim == 0
 
 
 @eqx.filter_jit

@@ -8,7 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dgdlb_jax.experiments.compare import CURRENT, DGD, Comparison
+from dgdlb_jax.experiments.balancers import DGD
+from dgdlb_jax.experiments.compare import CURRENT, Comparison
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names, smooth_latency, statistics_of
 from dgdlb_jax.experiments.words import excess, number, seconds, verdict
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dgdlb_jax.experiments.compare import CURRENT, DGD, Comparison
+from dgdlb_jax.experiments.balancers import DGD, ORACLE
+from dgdlb_jax.experiments.compare import CURRENT, Comparison
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
 from dgdlb_jax.experiments.reference import QuasiStatic
 from dgdlb_jax.experiments.verdict import Verdict
@@ -85,7 +86,7 @@ def conclusion(comparison: Comparison) -> str:
     """One or two sentences, computed from the figures."""
     rows = comparison.outcomes
     sentences = [_about_dgd(comparison, rows[DGD])] if DGD in rows else []
-    sentences.append(_about_rivals([row for row in rows.values() if row.balancer not in (DGD, CURRENT)]))
+    sentences.append(_about_rivals([row for row in rows.values() if row.balancer not in (DGD, ORACLE, CURRENT)]))
     if CURRENT in rows:
         sentences.append(_about_current(rows[CURRENT]))
     return " ".join(filter(None, sentences))

@@ -15,6 +15,7 @@ from dgdlb_jax.policies.latency import LeastLatency as LeastLatency
 from dgdlb_jax.policies.requests import LeastRequest as LeastRequest
 from dgdlb_jax.policies.requests import PeakEWMA as PeakEWMA
 from dgdlb_jax.policies.requests import WeightedLeastRequest as WeightedLeastRequest
+from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
 from dgdlb_jax.policies.smooth import MirrorDescent as MirrorDescent
 from dgdlb_jax.policies.smooth import Softmin as Softmin
 from dgdlb_jax.policies.static import FixedRouting as FixedRouting

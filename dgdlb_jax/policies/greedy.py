@@ -2,7 +2,7 @@
 
 from jaxtyping import Array, Float
 
-from dgdlb_jax.numerics.types import Matrix
+from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, best_of, checked, least
 
 
@@ -55,7 +55,7 @@ class PowerOfChoices(AbstractInstantPolicy):
 
     choices: Float[Array, "*frontends"]
 
-    def __init__(self, choices: Matrix = 2.0):
+    def __init__(self, choices: Numbers = 2.0):
         self.choices = checked("PowerOfChoices.choices", choices, lambda d: d >= 1, "at least 1 (inf looks at all)")
 
     def route(self, t, observation: Observation, state):

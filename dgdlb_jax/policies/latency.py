@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgdlb_jax.numerics.types import Matrix
+from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked, least
 
 
@@ -46,7 +46,7 @@ class HotCold(AbstractInstantPolicy):
 
     quantile: Float[Array, "*frontends"]
 
-    def __init__(self, quantile: Matrix = 0.84):
+    def __init__(self, quantile: Numbers = 0.84):
         self.quantile = checked(
             "HotCold.quantile", quantile, lambda q: (q >= 0) & (q <= 1), "between 0 and 1 (0.84 in Prequal)"
         )

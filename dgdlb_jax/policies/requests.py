@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgdlb_jax.numerics.types import Matrix
+from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, best_of, better_of_two, checked
 from dgdlb_jax.policies.latency import latency_as_seen
 from dgdlb_jax.policies.static import proportional
@@ -49,7 +49,7 @@ class LeastRequest(AbstractInstantPolicy):
 
     choices: Float[Array, "*frontends"]
 
-    def __init__(self, choices: Matrix = 2.0):
+    def __init__(self, choices: Numbers = 2.0):
         self.choices = checked("LeastRequest.choices", choices, lambda d: d >= 1, "at least 1 (inf looks at all)")
 
     def init(self, observation: Observation) -> Active:
@@ -83,7 +83,7 @@ class WeightedLeastRequest(AbstractInstantPolicy):
 
     bias: Float[Array, "*frontends"]
 
-    def __init__(self, bias: Matrix = 1.0):
+    def __init__(self, bias: Numbers = 1.0):
         self.bias = checked(
             "WeightedLeastRequest.bias", bias, lambda b: (b >= 0) & (b < jnp.inf), "finite and not negative"
         )
@@ -120,8 +120,8 @@ class PeakEWMA(AbstractInstantPolicy):
 
     decay: Float[Array, "*frontends"]
 
-    def __init__(self, decay: Matrix = 10.0):
-        self.decay = checked("PeakEWMA.decay", decay, lambda T: (T > 0) & (T < jnp.inf), "positive and finite, seconds")
+    def __init__(self, decay: Numbers = 10.0):
+        self.decay = checked("PeakEWMA.decay", decay, lambda T: (T > 0) & (jnp.inf > T), "positive and finite, seconds")
 
     def init(self, observation: Observation):
         """The average is what is seen."""

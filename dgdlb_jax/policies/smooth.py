@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgdlb_jax.numerics.types import Matrix
+from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked
 from dgdlb_jax.policies.static import proportional
 
@@ -32,7 +32,7 @@ class MirrorDescent(AbstractFlowPolicy):
     step_size: Float[Array, "*frontends"]
     floor: Float[Array, "*frontends"]
 
-    def __init__(self, step_size: Matrix, floor: Matrix = 1e-3):
+    def __init__(self, step_size: Numbers, floor: Numbers = 1e-3):
         def allowed(values):
             return (values >= 0) & (values < jnp.inf)
 
@@ -70,7 +70,7 @@ class Softmin(AbstractFlowPolicy):
     temperature: Float[Array, "*frontends"]
     rate: Float[Array, "*frontends"]
 
-    def __init__(self, temperature: Matrix, rate: Matrix):
+    def __init__(self, temperature: Numbers, rate: Numbers):
         def allowed(values):
             return (values > 0) & (values < jnp.inf)
 

@@ -99,7 +99,9 @@ def spillover(network: Network, cap: float = 0.8) -> FixedRouting:
 def _spill(rate, latency, mask, capacity, cap) -> Float[Array, "frontends backends"]:
     far = jnp.where(mask, latency, jnp.inf)
     rank = jnp.sum(mask[:, None, :] & (far[:, None, :] < far[:, :, None]), axis=2)
-    rate = jnp.where(rate > 0, rate, 1e-12 * rate.max() + jnp.finfo(rate.dtype).tiny)  # who sends nothing still has a routing
+    rate = jnp.where(
+        rate > 0, rate, 1e-12 * rate.max() + jnp.finfo(rate.dtype).tiny
+    )  # who sends nothing still has a routing
 
     def turn(k, state):
         left, room, flow = state
@@ -107,7 +109,7 @@ def _spill(rate, latency, mask, capacity, cap) -> Float[Array, "frontends backen
         offer = left[:, None] * jax.vmap(share_equally, in_axes=(0, None))(here, rate.dtype)
         asked = offer.sum(0)
         accepted = offer * jnp.minimum(1, room / jnp.where(asked > 0, asked, 1))
-        return left - accepted.sum(1), room - accepted.sum(0), flow + accepted
+        return left - accepted.sum(1), jnp.maximum(room - accepted.sum(0), 0), flow + accepted
 
     start = rate, cap * capacity, jnp.zeros_like(latency)
     left, _, flow = jax.lax.fori_loop(0, latency.shape[1], turn, start)

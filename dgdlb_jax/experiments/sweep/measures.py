@@ -180,6 +180,24 @@ def _gradient_error(runs: Runs) -> Float[np.ndarray, " cases"]:
     return gradient_error(runs)
 
 
+def _critical_factor(runs: Runs) -> Float[np.ndarray, " cases"]:
+    from dgdlb_jax.experiments.sweep.optional import critical_factor
+
+    return np.asarray(critical_factor(runs.networks, runs.policy, runs.optimum))
+
+
+def _abscissa(runs: Runs) -> Float[np.ndarray, " cases"]:
+    from dgdlb_jax.experiments.sweep.optional import abscissa
+
+    return np.asarray(abscissa(runs.networks, runs.policy, runs.optimum))
+
+
+def _linear_region(runs: Runs) -> Float[np.ndarray, " cases"]:
+    from dgdlb_jax.experiments.sweep.optional import linear_region
+
+    return np.asarray(linear_region(runs.networks, runs.optimum))
+
+
 _WORKLOADS = frozenset({WORKLOADS})
 MEASURES: dict[str, Measure] = {
     "mean_latency": Measure(
@@ -244,6 +262,19 @@ MEASURES: dict[str, Measure] = {
         "1/s^2",
         lambda runs: _least(runs.sufficient),
         frozenset({SUFFICIENT}),
+    ),
+    "critical_factor": Measure(
+        "factor by which the policy may be made faster until it is critical; NaN for rules that jump",
+        "1",
+        _critical_factor,
+    ),
+    "abscissa": Measure(
+        "real part of the rightmost characteristic root of the policy at the optimum; NaN for rules that jump",
+        "1/s",
+        _abscissa,
+    ),
+    "linear_region": Measure(
+        "smallest relative change of a workload that brings an idle arc into use", "1", _linear_region
     ),
     "gradient_error": Measure(
         "relative difference of approximate and exact marginal latency over the run", "1", _gradient_error
