@@ -97,3 +97,36 @@ def test_single_precision_is_refused():
 def test_policies_that_jump_are_refused():
     with pytest.raises(dgd.InputError, match=r"LeastLatency.*softmin"):
         dgd.critical_step_size(symmetric(1.0), dgd.LeastLatency())
+
+
+def test_sampled_limit_by_simulation():
+    """Updates every T seconds: 1.5 % below the corrected limit a small deviation dies out, 1.5 % above it grows."""
+    network = dgd.topologies.complete(jax.random.key(3), frontends=3, backends=4)
+    optimum = dgd.solve_optimum(network)
+    plain = float(dgd.critical_step_size(network, optimum=optimum))
+    intervals, ratio = (2.0, 5.0), []
+    for interval in intervals:
+        limit = float(dgd.critical_step_size(network, dgd.SampledDGDLB(1.0, interval), optimum))
+        ratio.append(limit / plain)
+        for factor in (0.985, 1.015):
+            rng = np.random.default_rng(0)
+            start = optimum.routing, optimum.workload * (1 + 1e-6 * rng.normal(size=4))
+            run = dgd.simulate(
+                network, dgd.SampledDGDLB(factor * limit, interval), duration=4000.0, dt=0.1, initial=start,
+                save=dgd.SaveAt(every=10, fields=("workload",)),
+            )  # fmt: skip
+            away = np.abs(np.asarray(run.workload) - np.asarray(optimum.workload)).max(1)
+            early, late = away[1000:2000].max(), away[3000:].max()
+            assert (late > 2 * early) == (factor > 1), (interval, factor, early, late)
+    # A quarter of a period of the loop is where it matters: here it even helps, since an update leads by half an interval.
+    assert 1.01 < ratio[0] < 1.05
+    assert ratio[1] > 1.15
+
+
+def test_sampled_limit_is_the_continuous_one_for_frequent_updates():
+    """The correction is of second order in the interval: ten times as often, a hundredth of it (in the symmetric case)."""
+    network = symmetric(1.0)
+    plain = float(dgd.critical_step_size(network))
+    change = [float(dgd.critical_step_size(network, dgd.SampledDGDLB(1.0, T))) / plain - 1 for T in (0.1, 0.01)]
+    assert abs(change[0]) < 2e-3
+    assert change[1] / change[0] == pytest.approx(1e-2, rel=0.05)

@@ -11,12 +11,14 @@ from dgdlb_jax.analysis.batch import each_network, per_frontend, require_double
 from dgdlb_jax.analysis.linearise import Linearisation, check_smooth, linearise_one
 from dgdlb_jax.analysis.loop import Frequency, Loop
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.sampled_loop import SampledLoop
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.locus import eigenvalue_near, largest_crossing, slope_of
 from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure
 from dgdlb_jax.numerics.winding import turn
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.policies.sampled import SampledDGDLB
 
 
 class CriticalMode(eqx.Module):
@@ -58,7 +60,7 @@ def critical_step_size(
     **Arguments:**
 
     - `network`: one network or a batch.
-    - `policy`: a smooth flow policy; the result then is the factor by which its velocity (for DGDLB: its step sizes) may be
+    - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is the factor by which its velocity (for DGDLB: its step sizes) may be
       multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
     - `optimum`: of that network; solved when left out.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
@@ -114,9 +116,9 @@ def scaled(linear: Linearisation, factors: Float[Array, " frontends"]) -> Linear
     )
 
 
-def critical_mode_of(loop: Loop) -> CriticalMode:
+def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
     """The critical mode of one loop; the derivative is that of the implicit function at the crossing."""
-    fixed: Loop = stop_gradient(loop)
+    fixed: Loop | SampledLoop = stop_gradient(loop)
     some = fixed.closed & (fixed.delay > 0)
     first = jnp.where(some, fixed.first, 1.0)
 
@@ -126,7 +128,7 @@ def critical_mode_of(loop: Loop) -> CriticalMode:
     def bound(w):
         return jnp.where(some, fixed.bound(w), 0)
 
-    crossing = largest_crossing(matrix, bound, fixed.stride, first, jnp.full_like(first, jnp.inf))
+    crossing = largest_crossing(matrix, bound, fixed.stride, first, jnp.where(some, fixed.last, first))
     found = crossing.size > 0
     at = jnp.where(found, crossing.frequency, 1.0)
     # To first order in the inputs the eigenvalue moves with the matrix; the frequency follows so that it stays real.
@@ -141,7 +143,7 @@ def critical_mode_of(loop: Loop) -> CriticalMode:
     unit = jnp.where(found, crossing.right / jnp.where(largest == 0, 1, largest), 0)
     failed = jnp.where(crossing.result == Result.successful, 1.0, jnp.nan)
     return CriticalMode(
-        step_size=jnp.where(_drifts_away(fixed), 0.0, limit) * failed,
+        step_size=jnp.where(_drifts_away(Loop(fixed.linear)), 0.0, limit) * failed,
         frequency=jnp.where(found, at + drift, jnp.nan),
         workload=fixed.workload(s, unit),
         routing=fixed.routing(s, unit) * jnp.where(found, limit, 0),
@@ -152,13 +154,19 @@ def critical_mode_of(loop: Loop) -> CriticalMode:
 
 
 def _critical_mode(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> CriticalMode:
-    return critical_mode_of(Loop(scaled(linearise_one(network, policy, optimum), factors)))
+    return critical_mode_of(_loop(network, policy, optimum, factors))
 
 
 def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Float[Array, ""]:
     """How far the walk along the frequencies may go: a guess, to put equals side by side."""
-    loop = Loop(scaled(linearise_one(network, policy, optimum), factors))
+    loop = _loop(network, policy, optimum, factors)
     return jnp.where(loop.closed, loop.delay * loop.first * loop.bound(loop.first), 0)
+
+
+def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Loop | SampledLoop:
+    if isinstance(policy, SampledDGDLB):
+        return SampledLoop(scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max())
+    return Loop(scaled(linearise_one(network, policy, optimum), factors))
 
 
 def _drifts_away(loop: Loop) -> Array:

@@ -157,6 +157,11 @@ class Loop(eqx.Module):
         safe = _SAFETY * quarter_turn(jnp.broadcast_to(self.delay, lin.slope.shape), lin.slope)
         return jnp.where(active, jnp.where(self.tied, (1 - 1e-9) * by_theorem, safe), jnp.inf).min()
 
+    @property
+    def last(self) -> Frequency:
+        """There is no last frequency."""
+        return jnp.full_like(self.delay, jnp.inf)
+
     def stride(self, frequency: Frequency) -> Frequency:
         """How far to the next frequency."""
         return 1 / (self.delay / _PHASE + 1 / (_GROWTH * frequency))

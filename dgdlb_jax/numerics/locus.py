@@ -95,7 +95,10 @@ def largest_crossing(
         at = [walk.frequency]
         for _ in range(_BLOCK):
             at.append(jnp.minimum(at[-1] + stride(at[-1]), last))
-        found = jax.vmap(lambda w: _look(matrix, stride(w), w))(jnp.stack(at[:-1]))
+        here = jnp.stack(at[:-1])
+        found = jax.vmap(lambda w: _look(matrix, stride(w), w))(here)
+        open_end = (here < last)[:, None]  # the last frequency itself has been looked at already
+        found = eqx.tree_at(lambda s: s.promise, found, jnp.where(open_end, found.promise, 0))
         starts = _keep_best(walk.starts, jax.tree.map(jnp.ravel, found))
         ahead = _Walk(at[-1], starts, walk.best, walk.best_frequency, walk.blocks + 1)
         return _try_best(matrix, stride, ahead, last)
