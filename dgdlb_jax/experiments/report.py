@@ -25,7 +25,7 @@ figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { c
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
 td.n, th.n { text-align: right; } pre { background: #f5f5f5; padding: .75rem; overflow-x: auto; font-size: .85rem; }
 footer { color: #555; font-size: .85rem; margin-top: 2rem; overflow-wrap: anywhere; }
-@media (max-width: 30rem) { body { padding: .6rem; } h1 { font-size: 1.3rem; } }
+@media (max-width: 40rem) { body { padding: .6rem; } h1 { font-size: 1.3rem; } .wide img { max-width: none; width: 38rem; } }
 """
 
 
@@ -85,7 +85,8 @@ def picture(figure: Figure, meaning: str) -> str:
     figure.savefig(buffer, dpi=110, format="png")
     data = base64.b64encode(buffer.getvalue()).decode()
     text = html.escape(meaning)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    image = f'<div class="wide"><img alt="{text}" src="data:image/png;base64,{data}"></div>'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
 
 
 def write_page(path: Path, text: str) -> Path:

@@ -111,7 +111,7 @@ def _computed(store: Path, attributes: dict[str, Any]) -> list[str]:
     small = sum(entry["smaller_for_lack_of_memory"] for entry in entries)
     if small:
         lines.append(f"{small} chunks were computed in smaller batches for lack of memory.")
-    code = f'import xarray\ndataset = xarray.open_zarr("{store}")'
+    code = f'import xarray\ndataset = xarray.open_zarr("{store.name}")'
     return [report.heading("How it was computed"), *map(report.paragraph, lines), report.preformatted(code)]
 
 
