@@ -46,17 +46,27 @@ def table(comparison: Comparison) -> str:
     """One line per balancer, below the optimum (or the reference)."""
     if comparison.reference is not None:
         return _moving_table(comparison, comparison.reference)
+    return "\n".join([columns(*table_cells(comparison)), *_notes(comparison)])
+
+
+def table_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the table under a constant demand."""
     best = comparison.optimum
     header = ("balancer", "mean latency", "over optimum", "on the network", "verdict", "settled after")
     rows = [("optimum", seconds(float(best.mean_latency)), "", percent(float(best.network_share)), "", "")]
     for row in comparison.table():
         settled = seconds(row.settle_time) if math.isfinite(row.settle_time) else ""
         rows.append((row.balancer, latency(row), excess(row), percent(row.network_share), verdict(row), settled))
-    return "\n".join([columns(header, rows), *_notes(comparison)])
+    return header, rows
 
 
 def routing(comparison: Comparison) -> str:
     """Where each frontend sends its traffic: at the optimum, and under DGD-LB at the end of its run."""
+    return columns(*routing_cells(comparison), right=(1,))
+
+
+def routing_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Header and rows of the routing table."""
     network, best = comparison.network, np.asarray(comparison.optimum.routing)
     run = comparison.runs.get(DGD)
     last = None if run is None else np.asarray(statistics_of(run).mean_routing)
@@ -69,7 +79,7 @@ def routing(comparison: Comparison) -> str:
             same = np.abs(last[i] - best[i]).max() < _SAME
             row.append("the same" if same else _shares(names, last[i]))
         rows.append(row)
-    return columns(header, rows, right=(1,))
+    return header, rows
 
 
 def conclusion(comparison: Comparison) -> str:

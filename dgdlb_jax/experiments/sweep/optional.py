@@ -19,7 +19,7 @@ def critical_step_size(networks: Network, optimum: Optimum) -> Float[Array, " ca
 
 def sufficient_step_size(networks: Network, optimum: Optimum) -> Float[Array, "cases frontends"]:
     """The sufficient step sizes of every network, 1/s^2."""
-    return jnp.asarray(_function("sufficient_step_size")(networks))
+    return jnp.asarray(_function("sufficient_step_size")(networks, optimum))
 
 
 def critical_factor(networks: Network, policy: AbstractPolicy, optimum: Optimum) -> Float[Array, " cases"]:

@@ -84,7 +84,7 @@ def curves(
     _scale_x(ax, _values(dataset, x))
     if log_y and _has_positive(dataset, y):
         ax.set_yscale("log")
-        _percent(ax.yaxis) if y == "excess" else None
+        _percent(ax.yaxis) if y == "excess" else _plain(ax.yaxis)
     _leave_out_the_infinite(ax, dataset, x, y, by)
     _mark_step_sizes(ax, dataset, x)
     finish(ax, _label(dataset, x), _label(dataset, y), f"{_title(dataset)}: {y.replace('_', ' ')}")
@@ -108,7 +108,7 @@ def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) 
         if share.any():
             ax.bar(at, share, bottom=bottom, color=colour, width=0.85, label=verdict.name)
         bottom = bottom + share
-    ax.set_xticks(at, [f"{place:g}" for place in places], rotation=0 if places.size <= 12 else 60)
+    ax.set_xticks(at, [f"{place:g}" for place in places], rotation=0 if places.size <= 8 else 60)
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     finish(ax, _label(dataset, x), "share of the cases", f"{_title(dataset)}: how the runs end")
@@ -160,12 +160,12 @@ def heatmap(
     table = np.array([_quartiles(part, x, y)[2] for _, part in parts], float)
     places = _quartiles(parts[0][1], x, y)[0]
     table = np.where(np.isinf(table), np.nan, table)
-    log = y in _LOG and np.nanmin(table, initial=np.inf) >= 0
+    log = y in _LOG and _has_positive(dataset, y)
     shown = np.log10(np.maximum(table, _FLOOR)) if log else table
     image = ax.imshow(shown, aspect="auto", origin="lower", cmap="viridis")
     ax.set_facecolor("0.85")
     ax.set_xticks(range(places.size), [f"{place:g}" for place in places], rotation=0 if places.size <= 12 else 60)
-    ax.set_yticks(range(len(parts)), [label for label, _ in parts])
+    ax.set_yticks(range(len(parts)), [label or "" for label, _ in parts])
     bar = ax.figure.colorbar(image, ax=ax, label=f"{_label(dataset, y)}, median")
     if log:
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
@@ -191,7 +191,7 @@ def distribution(dataset: Dataset, y: str | None = None, by: str | None = None, 
             ax.step(finite, share, where="post", color=COLOURS[k % 8], ls=STYLES[k // 8 % 4], label=label)
     if y in _LOG and _has_positive(dataset, y):
         ax.set_xscale("log")
-        _percent(ax.xaxis) if y == "excess" else None
+        _percent(ax.xaxis) if y == "excess" else _plain(ax.xaxis)
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     finish(
@@ -247,6 +247,11 @@ def save_pictures(figures: dict[str, Figure], folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"--output {folder}: {error.strerror or error}; name another folder or make room.") from error
     return paths
+
+
+def quartiles_along(dataset: Dataset, x: str, y: str, by: str | None) -> dict[str | None, tuple[np.ndarray, ...]]:
+    """The numbers behind `curves`: label of a line -> places along `x`, lower quartile, median, upper quartile of `y`."""
+    return {label: _quartiles(part, x, y) for label, part in _groups(dataset, by)}
 
 
 def varying(dataset: Dataset) -> list[str]:
@@ -390,6 +395,12 @@ def _has_positive(dataset: Dataset, y: str) -> bool:
 def _percent(axis) -> None:
     axis.set_major_locator(LogLocator(numticks=9))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _plain(axis) -> None:
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 

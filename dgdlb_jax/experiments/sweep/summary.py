@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,28 +11,43 @@ from dgdlb_jax.experiments.sweep.store import open_dataset
 from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.numerics.results import InputError
 
+if TYPE_CHECKING:
+    import xarray
+
 
 def summary(store: Path) -> str:
     """How the cases ended, and quartiles of every measure, for people."""
     with open_dataset(store) as dataset:
         lines = []
         if "verdict" in dataset:
-            lines.append("verdict: " + _counts(dataset["verdict"].values, {v.name: int(v) for v in Verdict}))
+            lines.append("verdict: " + counts(dataset["verdict"].values, {v.name: int(v) for v in Verdict}))
         results = dataset["result"].values
         if np.any(results != 0):
-            lines.append("result: " + _counts(results, RESULTS))
-        rows = [
-            (name, _quartiles(array.values), array.attrs["units"])
-            for name, array in sorted(dataset.data_vars.items())
-            if "flag_values" not in array.attrs and str(name) not in ("time_step", "simulated_time")
-        ]
-    wide = max([len(str(name)) for name, _, _ in rows] + [8])
+            lines.append("result: " + counts(results, RESULTS))
+        rows = quartile_rows(dataset)
+    wide = max([len(name) for name, _, _ in rows] + [8])
     head = f"{'measure':{wide}}  {'lowest':>10} {'25 %':>10} {'median':>10} {'75 %':>10} {'highest':>10}"
     table = [
         f"{name:{wide}}  {' '.join(f'{value:>10.4g}' for value in values)} {'' if units == '1' else units}".rstrip()
         for name, values, units in rows
     ]
     return "\n".join([*lines, head, *table])
+
+
+def quartile_rows(dataset: "xarray.Dataset") -> list[tuple[str, np.ndarray, str]]:
+    """(measure, its lowest value, quartiles and highest value, units) for every measure that is a number."""
+    return [
+        (str(name), _quartiles(array.values), array.attrs["units"])
+        for name, array in sorted(dataset.data_vars.items())
+        if "flag_values" not in array.attrs and name not in ("time_step", "simulated_time")
+    ]
+
+
+def counts(codes: np.ndarray, names: dict[str, int]) -> str:
+    """`12 settled, 3 oscillating`."""
+    found = {name: int(np.sum(codes == code)) for name, code in names.items()}
+    found["not computed"] = int(np.sum(~(codes >= 0)))
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.items() if count)
 
 
 def write_netcdf(store: Path, file: Path) -> Path:
@@ -51,12 +67,6 @@ def write_netcdf(store: Path, file: Path) -> Path:
         draft.unlink(missing_ok=True)
         raise InputError(f"{file} cannot be written ({error.strerror or error}): choose another place.") from error
     return file
-
-
-def _counts(codes: np.ndarray, names: dict[str, int]) -> str:
-    found = {name: int(np.sum(codes == code)) for name, code in names.items()}
-    found["not computed"] = int(np.sum(~(codes >= 0)))
-    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.items() if count)
 
 
 def _quartiles(values: np.ndarray) -> np.ndarray:
