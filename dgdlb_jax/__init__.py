@@ -8,6 +8,8 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgdlb_jax.analysis.gradients import MarginalLatency as MarginalLatency
+    from dgdlb_jax.analysis.gradients import marginal_latency as marginal_latency
     from dgdlb_jax.analysis.optimum import Optimum as Optimum
     from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
     from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
@@ -55,12 +57,15 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.memory import Checkpoints as Checkpoints
+    from dgdlb_jax.simulation.memory import FullStorage as FullStorage
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
     from dgdlb_jax.simulation.trajectory import Statistics as Statistics
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.gradients": ("MarginalLatency", "marginal_latency"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
     "analysis.step_size": ("default_step_size", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "experiments.compare": ("Comparison", "compare"),
@@ -78,6 +83,7 @@ _HOME = {
         "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "Uniform",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
+    "simulation.memory": ("Checkpoints", "FullStorage"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

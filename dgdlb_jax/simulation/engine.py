@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
@@ -18,7 +18,9 @@ from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.adjoint import evolve
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, suspend
+from dgdlb_jax.simulation.loop import frames
+from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, segment_length
+from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
 from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
@@ -36,6 +38,8 @@ def simulate(
     save: SaveAt | None = None,
     max_latency: float | None = None,
     throw: bool = True,
+    adjoint: FullStorage | Checkpoints | None = None,
+    extra_flow: Matrices | None = None,
 ) -> Trajectory:
     r"""Simulate a policy in a network with latencies.
 
@@ -59,8 +63,13 @@ def simulate(
     - `max_latency`: the largest latency that the delay buffer has to hold, seconds; read from the network by default. Under `jit`,
       where the network has no values yet, it must be given.
     - `throw`: raise when the run fails. Otherwise, and under `jit` or `vmap`, look at `result`.
+    - `adjoint`: what reverse mode remembers, `FullStorage()` or `Checkpoints(every=...)`; by default every step while that takes
+      little memory. Nothing else depends on it; forward mode needs none.
+    - `extra_flow`: `(time, frontends, backends)`, requests/s that are sent at the saved instants (`save.every` steps apart) for the
+      length of a step, besides what is routed: something to differentiate with respect to. Zero by default.
 
-    **Returns:** a `Trajectory`.
+    **Returns:** a `Trajectory`. `jax.grad`, `jax.vjp`, `jax.jvp` and `jax.linearize` work, with respect to all numbers in the network
+    (latencies as well), the policy, `initial` and `extra_flow`; second derivatives do not.
 
     **Raises:** `InputError` for a step too large for the fastest backend, a latency longer than the buffer, values that are not
     finite, a start of the wrong shape.
@@ -85,6 +94,8 @@ def simulate(
         max_latency=max_latency,
         throw=throw,
         devices=1,
+        adjoint=adjoint,
+        extra_flow=None if extra_flow is None else jnp.asarray(extra_flow)[None],
     )
     return jax.tree.map(lambda leaf: leaf[0], runs)
 
@@ -101,6 +112,8 @@ def simulate_batch(
     throw: bool = True,
     devices: int | None = None,
     lanes: int | None = None,
+    adjoint: FullStorage | Checkpoints | None = None,
+    extra_flow: ArrayLike | None = None,
 ) -> Trajectory:
     """Simulate many networks at once: `simulate` for each of them, with the same answers.
 
@@ -138,9 +151,18 @@ def simulate_batch(
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.asarray(grid.steps, jnp.int32),
         after=jnp.asarray(np.ceil(np.broadcast_to(save.after, grid.dt.shape) / grid.dt * (1 - 1e-12)), jnp.int32),
+        extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
-    plan = _Plan(grid.rows, int(grid.steps.max()), save.every, save.fields, save.summary)
-    size = networks.batch
+    size, steps = networks.batch, int(grid.steps.max())
+    segment = segment_length(adjoint, networks.latency, steps, grid.rows)
+    plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, segment)
+    if extra_flow is not None:
+        shape = (size, frames(steps, save.every) + 1, networks.frontends, networks.backends)
+        if inputs.extra.shape != shape:
+            raise InputError(
+                f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
+                "give one matrix for each of them, the start and the end included."
+            )
     spread = min(devices or jax.local_device_count(), size) if is_concrete(inputs) else 1
     runs = _run(inputs, plan, spread, lanes or _lanes(networks.frontends, math.ceil(size / spread)))
     if throw:
@@ -158,6 +180,7 @@ class _Inputs(eqx.Module):
     dt: Float[Array, " batch"]
     steps: Int[Array, " batch"]
     after: Int[Array, " batch"]
+    extra: Float[Array, "batch instants frontends backends"] | None
 
 
 class _Plan(eqx.Module):
@@ -168,6 +191,7 @@ class _Plan(eqx.Module):
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
+    segment: int | None = eqx.field(static=True)
 
 
 def _lanes(frontends: int, networks: int) -> int:
@@ -222,7 +246,11 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         window = Window(field, first + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
         sums = window.begin(field, first, carry.now.workload)
         carry = eqx.tree_at(lambda c: c.now.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
-    carry, saved = evolve(System(field, wiring, clock, window), carry, plan.steps, plan.every, plan.fields)
+    system, extra = System(field, wiring, clock, window), None
+    if inputs.extra is not None:
+        extra = field.shape.arcs(inputs.extra)
+        carry, extra = send(system, carry, extra[0]), extra[1:]
+    carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, plan.segment, extra)
     now, summary = carry.now, None
     if window is not None and now.sums is not None:
         summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)

@@ -81,13 +81,18 @@ def schedule(steps: int, every: int | None, segment: int | None = None) -> Node:
     With `segment`, checkpoints are about that many steps apart, never more.
     """
     every = steps if every is None else min(every, steps)
-    frames, rest = divmod(steps, every)
+    full, rest = divmod(steps, every)
     in_frame = None if segment is None or segment >= every else segment
     of_frames = None if segment is None or segment < every else segment // every
-    parts = [_repeated(frames, of_frames, Frame(_repeated(every, in_frame, Step()), every))]
+    parts = [_repeated(full, of_frames, Frame(_repeated(every, in_frame, Step()), every))]
     if rest:
         parts.append(Frame(_repeated(rest, in_frame, Step()), rest))
     return _sequence(parts)
+
+
+def frames(steps: int, every: int | None) -> int:
+    """How many looks such a run takes, the start apart."""
+    return 1 if every is None else -(-steps // min(every, steps))
 
 
 def _repeated(times: int, size: int | None, body: Node) -> Node:
