@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis.gradients import marginal_latency as marginal_latency
     from dgdlb_jax.analysis.optimum import Optimum as Optimum
     from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
+    from dgdlb_jax.analysis.shadow_prices import ShadowPrices as ShadowPrices
+    from dgdlb_jax.analysis.shadow_prices import shadow_prices as shadow_prices
     from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
     from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
     from dgdlb_jax.analysis.step_size import suggest_dt as suggest_dt
     from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
+    from dgdlb_jax.analysis.tuning import Tuned as Tuned
+    from dgdlb_jax.analysis.tuning import transient_latency as transient_latency
+    from dgdlb_jax.analysis.tuning import tune as tune
     from dgdlb_jax.experiments.compare import Comparison as Comparison
     from dgdlb_jax.experiments.compare import compare as compare
     from dgdlb_jax.model import topologies as topologies
@@ -67,7 +72,9 @@ if TYPE_CHECKING:
 _HOME = {
     "analysis.gradients": ("MarginalLatency", "marginal_latency"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
+    "analysis.shadow_prices": ("ShadowPrices", "shadow_prices"),
     "analysis.step_size": ("default_step_size", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
+    "analysis.tuning": ("Tuned", "transient_latency", "tune"),
     "experiments.compare": ("Comparison", "compare"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "model.fleets": ("list_fleets", "load_fleet"),

@@ -122,7 +122,7 @@ def simulate_batch(
     - `networks`: a batch, from `stack` or a topology family.
     - `policy`: parameters are scalars, `(batch,)` or `(batch, frontends, ...)`.
     - `duration`, `dt`: scalars or `(batch,)`. A network that reaches its end first stands still until all have.
-    - `devices`: over how many devices the batch is spread; all by default.
+    - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
 
     **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
@@ -163,7 +163,7 @@ def simulate_batch(
                 f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
                 "give one matrix for each of them, the start and the end included."
             )
-    spread = min(devices or jax.local_device_count(), size) if is_concrete(inputs) else 1
+    spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
     runs = _run(inputs, plan, spread, lanes or _lanes(networks.frontends, math.ceil(size / spread)))
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")

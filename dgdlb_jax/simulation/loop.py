@@ -6,7 +6,7 @@ and what lies between is computed again on the way back. `run` follows it forwar
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -72,7 +72,7 @@ class Checkpoint:
         return self.body.frames
 
 
-Node = Union[Step, Loop, Sequence, Frame, Checkpoint]
+Node = Step | Loop | Sequence | Frame | Checkpoint
 
 
 def schedule(steps: int, every: int | None, segment: int | None = None) -> Node:
