@@ -237,7 +237,7 @@ class WayBack:
             bar=eqx.tree_at(lambda b: b.workload, bar, bar.workload + later),
             arrivals=arrivals,
             readings=readings,
-            values=_sum(state.values, _rounded(_sum(values, values_2, values_3))),
+            values=_sum(state.values, values, values_2, values_3),
             extra=_sum(state.extra, extra_bar),
         )
 
@@ -302,17 +302,6 @@ class WayBack:
 
 def _lines(state: Reverse):
     return state.q, state.arrivals, state.readings
-
-
-def _rounded(tree: PyTree) -> PyTree:
-    """The same numbers, in memory: a product may not melt with the sum it goes into, which would make the last bit depend on how the
-    compiler arranges a loop."""
-
-    def rounded(leaf):
-        info = jnp.finfo(leaf.dtype)
-        return jax.lax.reduce_precision(leaf, info.nexp, info.nmant)
-
-    return jax.tree.map(rounded, tree)
 
 
 def _sum(*trees: PyTree) -> PyTree:
