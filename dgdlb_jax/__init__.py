@@ -8,13 +8,20 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgdlb_jax.analysis.gradients import MarginalLatency as MarginalLatency
+    from dgdlb_jax.analysis.gradients import marginal_latency as marginal_latency
     from dgdlb_jax.analysis.optimum import Optimum as Optimum
     from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
+    from dgdlb_jax.analysis.shadow_prices import ShadowPrices as ShadowPrices
+    from dgdlb_jax.analysis.shadow_prices import shadow_prices as shadow_prices
     from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
     from dgdlb_jax.analysis.step_size import drain_time as drain_time
     from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
     from dgdlb_jax.analysis.step_size import suggest_dt as suggest_dt
     from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
+    from dgdlb_jax.analysis.tuning import Tuned as Tuned
+    from dgdlb_jax.analysis.tuning import transient_latency as transient_latency
+    from dgdlb_jax.analysis.tuning import tune as tune
     from dgdlb_jax.experiments.compare import Comparison as Comparison
     from dgdlb_jax.experiments.compare import compare as compare
     from dgdlb_jax.model import topologies as topologies
@@ -56,14 +63,19 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.memory import Checkpoints as Checkpoints
+    from dgdlb_jax.simulation.memory import FullStorage as FullStorage
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
     from dgdlb_jax.simulation.trajectory import Statistics as Statistics
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.gradients": ("MarginalLatency", "marginal_latency"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
+    "analysis.shadow_prices": ("ShadowPrices", "shadow_prices"),
     "analysis.step_size": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
+    "analysis.tuning": ("Tuned", "transient_latency", "tune"),
     "experiments.compare": ("Comparison", "compare"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "model.fleets": ("list_fleets", "load_fleet"),
@@ -79,6 +91,7 @@ _HOME = {
         "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "Uniform",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
+    "simulation.memory": ("Checkpoints", "FullStorage"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -9,7 +9,7 @@ To add one, derive from `AbstractFlowPolicy` (routing moves with a velocity; can
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -48,7 +48,12 @@ class Observation(eqx.Module):
 
 
 class AbstractPolicy(eqx.Module):
-    """A routing rule. Derive from `AbstractFlowPolicy` or `AbstractInstantPolicy`."""
+    """A routing rule. Derive from `AbstractFlowPolicy` or `AbstractInstantPolicy`.
+
+    `differentiable`: whether a run has a gradient, which a rule that jumps has not.
+    """
+
+    differentiable: ClassVar[bool] = True
 
     def init(self, observation: Observation) -> State:
         """The policy's memory at the start; none by default."""
@@ -67,7 +72,12 @@ class AbstractFlowPolicy(AbstractPolicy):
 
 
 class AbstractInstantPolicy(AbstractPolicy):
-    """A rule that says where the routing is. It jumps, so it has no linearisation and no gradient."""
+    """A rule that says where the routing is. It jumps, so it has no linearisation and no gradient.
+
+    A rule that is smooth all the same says `differentiable: ClassVar[bool] = True`.
+    """
+
+    differentiable: ClassVar[bool] = False
 
     @abstractmethod
     def route(

@@ -9,18 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.native import one_native_loop
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
+from dgdlb_jax.simulation.adjoint import evolve
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.loop import observe_fields, repeat
-from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, suspend
-from dgdlb_jax.simulation.step import Carry, Clock, Wiring, advance
+from dgdlb_jax.simulation.loop import frames
+from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, segment_length
+from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
+from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
@@ -37,6 +38,8 @@ def simulate(
     save: SaveAt | None = None,
     max_latency: float | None = None,
     throw: bool = True,
+    adjoint: FullStorage | Checkpoints | None = None,
+    extra_flow: Matrices | None = None,
 ) -> Trajectory:
     r"""Simulate a policy in a network with latencies.
 
@@ -60,8 +63,13 @@ def simulate(
     - `max_latency`: the largest latency that the delay buffer has to hold, seconds; read from the network by default. Under `jit`,
       where the network has no values yet, it must be given.
     - `throw`: raise when the run fails. Otherwise, and under `jit` or `vmap`, look at `result`.
+    - `adjoint`: what reverse mode remembers, `FullStorage()` or `Checkpoints(every=...)`; by default every step while that takes
+      little memory. Nothing else depends on it; forward mode needs none.
+    - `extra_flow`: `(time, frontends, backends)`, requests/s that are sent at the saved instants (`save.every` steps apart) for the
+      length of a step, besides what is routed: something to differentiate with respect to. Zero by default.
 
-    **Returns:** a `Trajectory`.
+    **Returns:** a `Trajectory`. `jax.grad`, `jax.vjp`, `jax.jvp` and `jax.linearize` work, with respect to all numbers in the network
+    (latencies as well), the policy, `initial` and `extra_flow`; second derivatives do not.
 
     **Raises:** `InputError` for a step too large for the fastest backend, a latency longer than the buffer, values that are not
     finite, a start of the wrong shape.
@@ -86,6 +94,8 @@ def simulate(
         max_latency=max_latency,
         throw=throw,
         devices=1,
+        adjoint=adjoint,
+        extra_flow=None if extra_flow is None else jnp.asarray(extra_flow)[None],
     )
     return jax.tree.map(lambda leaf: leaf[0], runs)
 
@@ -102,6 +112,8 @@ def simulate_batch(
     throw: bool = True,
     devices: int | None = None,
     lanes: int | None = None,
+    adjoint: FullStorage | Checkpoints | None = None,
+    extra_flow: ArrayLike | None = None,
 ) -> Trajectory:
     """Simulate many networks at once: `simulate` for each of them, with the same answers.
 
@@ -110,7 +122,7 @@ def simulate_batch(
     - `networks`: a batch, from `stack` or a topology family.
     - `policy`: parameters are scalars, `(batch,)` or `(batch, frontends, ...)`.
     - `duration`, `dt`: scalars or `(batch,)`. A network that reaches its end first stands still until all have.
-    - `devices`: over how many devices the batch is spread; all by default.
+    - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
 
     **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
@@ -139,10 +151,19 @@ def simulate_batch(
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.asarray(grid.steps, jnp.int32),
         after=jnp.asarray(np.ceil(np.broadcast_to(save.after, grid.dt.shape) / grid.dt * (1 - 1e-12)), jnp.int32),
+        extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
-    plan = _Plan(grid.rows, int(grid.steps.max()), save.every, save.fields, save.summary)
-    size = networks.batch
-    spread = min(devices or jax.local_device_count(), size) if is_concrete(inputs) else 1
+    size, steps = networks.batch, int(grid.steps.max())
+    segment = segment_length(adjoint, networks.latency, steps, grid.rows)
+    plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, segment)
+    if extra_flow is not None:
+        shape = (size, frames(steps, save.every) + 1, networks.frontends, networks.backends)
+        if inputs.extra.shape != shape:
+            raise InputError(
+                f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
+                "give one matrix for each of them, the start and the end included."
+            )
+    spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
     runs = _run(inputs, plan, spread, lanes or _lanes(networks.frontends, math.ceil(size / spread)))
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
@@ -159,6 +180,7 @@ class _Inputs(eqx.Module):
     dt: Float[Array, " batch"]
     steps: Int[Array, " batch"]
     after: Int[Array, " batch"]
+    extra: Float[Array, "batch instants frontends backends"] | None
 
 
 class _Plan(eqx.Module):
@@ -169,6 +191,7 @@ class _Plan(eqx.Module):
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
+    segment: int | None = eqx.field(static=True)
 
 
 def _lanes(frontends: int, networks: int) -> int:
@@ -194,10 +217,9 @@ def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
         return _run_tile(eqx.combine(batched, shared), plan)
 
     def run_tiles(batched, shared):
-        each = one_native_loop(run_tile)
         if tiles == spread:
-            return jax.tree.map(lambda leaf: leaf[None], each(jax.tree.map(lambda leaf: leaf[0], batched), shared))
-        return jax.lax.map(lambda tile: each(tile, shared), batched)
+            return jax.tree.map(lambda leaf: leaf[None], run_tile(jax.tree.map(lambda leaf: leaf[0], batched), shared))
+        return jax.lax.map(lambda tile: run_tile(tile, shared), batched)
 
     if spread > 1:
         mesh = Mesh(np.array(jax.local_devices()[:spread]), ("batch",))
@@ -216,30 +238,35 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         carry = resume(field, inputs.initial, count_wires)
     else:
         carry = begin(field, *inputs.initial, dt, plan.rows, count_wires)
-    last = carry.k + inputs.steps
+    first = carry.now.k
+    last = first + inputs.steps
     clock = Clock(field.shape, dt, last)
     window = None
     if plan.summary:
-        window = Window(field, carry.k + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
-        carry = dataclasses.replace(carry, sums=window.begin(field, carry.k, carry.workload))
-    look = partial(observe_fields, field, clock, plan.fields)
-    carry, saved = repeat(partial(advance, field, wiring, clock, window), look, carry, plan.steps, plan.every)
-    summary = None
-    if window is not None and carry.sums is not None:
-        summary = statistics(field, window, dt, carry.sums, carry.peak, inputs.reference is not None)
+        window = Window(field, first + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
+        sums = window.begin(field, first, carry.now.workload)
+        carry = eqx.tree_at(lambda c: c.now.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
+    system, extra = System(field, wiring, clock, window), None
+    if inputs.extra is not None:
+        extra = field.shape.arcs(inputs.extra)
+        carry, extra = send(system, carry, extra[0]), extra[1:]
+    carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, plan.segment, extra)
+    now, summary = carry.now, None
+    if window is not None and now.sums is not None:
+        summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)
     results = (
         _code(wiring.overflow, Result.latency_overflow),
         _code(checks.too_large_step(network, dt), Result.step_too_large),
-        _code(~_finite(field, carry), Result.not_finite),
+        _code(~_finite(field, now), Result.not_finite),
     )
     final = suspend(field, carry, last, dt)
     return Trajectory(**dict.fromkeys(FIELDS) | saved, statistics=summary, final=final, result=first_failure(*results))
 
 
-def _finite(field: Field, carry: Carry) -> Bool[Array, " lanes"]:
+def _finite(field: Field, now: Now) -> Bool[Array, " lanes"]:
     lanes = field.shape.lanes
-    routing = jnp.isfinite(carry.routing).reshape(-1, lanes).all(0)
-    return routing & jnp.isfinite(carry.workload).reshape(-1, lanes).all(0)
+    routing = jnp.isfinite(now.routing).reshape(-1, lanes).all(0)
+    return routing & jnp.isfinite(now.workload).reshape(-1, lanes).all(0)
 
 
 def _code(failed: Bool[Array, " lanes"], result: Result) -> Int[Array, " lanes"]:
