@@ -56,13 +56,17 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import DGDLB as DGDLB
     from dgdlb_jax.policies import AbstractFlowPolicy as AbstractFlowPolicy
     from dgdlb_jax.policies import AbstractInstantPolicy as AbstractInstantPolicy
+    from dgdlb_jax.policies import CappedDGDLB as CappedDGDLB
+    from dgdlb_jax.policies import CurvatureDGDLB as CurvatureDGDLB
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
     from dgdlb_jax.policies import LeastLatency as LeastLatency
     from dgdlb_jax.policies import LeastWorkload as LeastWorkload
+    from dgdlb_jax.policies import LogDGDLB as LogDGDLB
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
+    from dgdlb_jax.policies import ReciprocalDGDLB as ReciprocalDGDLB
     from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.simulation.engine import simulate as simulate
@@ -90,8 +94,8 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
-        "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "SampledDGDLB", "Uniform",
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
+        "LeastWorkload", "LogDGDLB", "Nearest", "Observation", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "Uniform",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
