@@ -161,15 +161,24 @@ def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array
 
 
 def _slowest_decay_rate(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
-    gains, used = gains_at(network, optimum.workload), _support(network, optimum)
-    slowest_service = jnp.where(used.any(0), gains.slope, jnp.inf).min()
-    weight = jnp.sqrt(jnp.where(used.any(0), gains.gain / gains.slope, 0))
-    strength = network.arrival_rate * step_size
+    gains, used = gains_at(network, optimum.workload), arcs_in_use(network, optimum)
+    return slowest_decay_rate_of(gains.slope, gains.gain, network.arrival_rate * step_size, used)
+
+
+def slowest_decay_rate_of(
+    slope: Float[Array, " backends"],
+    gain: Float[Array, " backends"],
+    strength: Float[Array, " frontends"],
+    used: Bool[Array, "frontends backends"],
+) -> Float[Array, ""]:
+    r"""`slowest_decay_rate` from $a$, $c$, $\lambda_i \eta_i$ and the arcs in use."""
+    slowest_service = jnp.where(used.any(0), slope, jnp.inf).min()
+    weight = jnp.sqrt(jnp.where(used.any(0), gain / slope, 0))
     count = jnp.maximum(used.sum(1), 1)
     spread = used * (strength / count)[:, None]
     modes = jnp.diag((used * strength[:, None]).sum(0)) - spread.T @ used.astype(spread.dtype)
     rates = jnp.linalg.eigvalsh(weight[:, None] * modes * weight)
-    structural = rates <= 1e3 * network.backends * jnp.finfo(rates.dtype).eps * rates.max()
+    structural = rates <= 1e3 * slope.shape[0] * jnp.finfo(rates.dtype).eps * rates.max()
     return jnp.minimum(slowest_service, jnp.where(structural, jnp.inf, rates).min())
 
 
@@ -209,7 +218,7 @@ def _crossing(slope: Float[Array, " backends"], loop: Float[Array, " backends"])
     return loop * jnp.sqrt(2 / (slope**2 + jnp.sqrt(slope**4 + 4 * loop**2)))
 
 
-def _support(network: Network, optimum: Optimum) -> Bool[Array, "frontends backends"]:
+def arcs_in_use(network: Network, optimum: Optimum) -> Bool[Array, "frontends backends"]:
     """Arcs that carry traffic at the optimum."""
     return network.mask & (optimum.routing > _SHARE_IN_USE) & (network.arrival_rate > 0)[:, None]
 
@@ -219,7 +228,7 @@ def _choices(network: Network, optimum: Optimum) -> Bool[Array, "frontends backe
     seen = 1 / gains_at(network, optimum.workload).slope + network.cost_latency
     order = jnp.argsort(jnp.where(network.mask, seen, jnp.inf), axis=1)
     rank = jnp.argsort(order, axis=1)
-    return network.mask & ((rank < 2) | _support(network, optimum))
+    return network.mask & ((rank < 2) | arcs_in_use(network, optimum))
 
 
 def _largest_latency(network: Network) -> Float[Array, ""]:

@@ -8,6 +8,11 @@ from dgdlb_jax.policies.gradient import DGDLB as DGDLB
 from dgdlb_jax.policies.greedy import GreatestMarginalRate as GreatestMarginalRate
 from dgdlb_jax.policies.greedy import LeastWorkload as LeastWorkload
 from dgdlb_jax.policies.latency import LeastLatency as LeastLatency
+from dgdlb_jax.policies.safe import CappedDGDLB as CappedDGDLB
+from dgdlb_jax.policies.safe import CurvatureDGDLB as CurvatureDGDLB
+from dgdlb_jax.policies.safe import LogDGDLB as LogDGDLB
+from dgdlb_jax.policies.safe import ReciprocalDGDLB as ReciprocalDGDLB
+from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
 from dgdlb_jax.policies.static import FixedRouting as FixedRouting
 from dgdlb_jax.policies.static import Nearest as Nearest
 from dgdlb_jax.policies.static import ProportionalToCapacity as ProportionalToCapacity
