@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis.linearise import linearise as linearise
     from dgdlb_jax.analysis.optimum import Optimum as Optimum
     from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
+    from dgdlb_jax.analysis.roots import Spectrum as Spectrum
+    from dgdlb_jax.analysis.roots import characteristic_roots as characteristic_roots
     from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
     from dgdlb_jax.analysis.step_size import drain_time as drain_time
     from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
@@ -87,6 +89,7 @@ _HOME = {
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.linearise": ("Linearisation", "linearise"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
+    "analysis.roots": ("Spectrum", "characteristic_roots"),
     "analysis.step_size": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "experiments.compare": ("Comparison", "compare"),
     "experiments.sweep": ("open_sweep", "sweep"),

@@ -237,17 +237,23 @@ def test_the_mean_latency_does_not_depend_on_the_step(policy):
     np.testing.assert_allclose(runs.statistics.mean_latency, runs.statistics.mean_latency[2], rtol=0.03)
 
 
-@pytest.mark.parametrize("policy", ["MirrorDescent", "Softmin"])
-def test_derivative_with_respect_to_parameters_is_that_of_differences(rng, policy):
-    network, rule = small_network(rng), POLICIES[policy](small_network(rng))
-    start = np.where(network.mask, 1.0, 0) / network.mask.sum(1, keepdims=True), rng.uniform(2, 4, 4)
+def cost_of(policy, network, start):
+    """The cost of a short run as a function of the policy's parameters."""
 
-    @jax.jit
     def cost(rule):
         run = simulate(network, rule, duration=40 * DT, dt=DT, initial=start, max_latency=MAX_LATENCY, throw=False)
         return jnp.sum(run.cost_rate) * DT
 
-    gradient = jax.jit(jax.grad(cost))(rule)
+    return cost
+
+
+@pytest.mark.parametrize("policy", ["MirrorDescent", "Softmin", "WeightedLeastRequest"])
+def test_derivative_with_respect_to_parameters_is_that_of_differences(rng, policy):
+    network = small_network(rng)
+    rule = POLICIES[policy](network)
+    start = np.where(network.mask, 1.0, 0) / network.mask.sum(1, keepdims=True), rng.uniform(2, 4, 4)
+    cost = jax.jit(cost_of(policy, network, start))
+    gradient = jax.jit(jax.grad(cost_of(policy, network, start)))(rule)
     for k, leaf in enumerate(jax.tree.leaves(rule)):
         step = 1e-5 * leaf
         ahead, behind = (
@@ -256,6 +262,20 @@ def test_derivative_with_respect_to_parameters_is_that_of_differences(rng, polic
         # Central differences with a relative step of 1e-5: truncation 1e-10 and rounding 1e-11 of the value, over 1e-5 or so.
         expected = float(cost(ahead) - cost(behind))
         assert float(2 * jnp.sum(jax.tree.leaves(gradient)[k] * step)) == pytest.approx(expected, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name not in SMOOTH])
+def test_rules_that_jump_refuse_a_gradient(rng, policy):
+    """With a sentence that names the smooth relative; rules that are smooth do not."""
+    network = small_network(rng)
+    rule = POLICIES[policy](network)
+    if rule.differentiable:
+        assert policy in CONSTANT | {"WeightedLeastRequest", "SampledDGDLB"}
+        return
+    with pytest.raises(InputError, match="[sS]oftmin"):
+        jax.grad(lambda rate: cost_of(policy, network.with_arrival_rate(rate), some_start(rng, network))(rule))(
+            network.arrival_rate
+        )
 
 
 # --- what single rules promise ------------------------------------------------------------------------------------------

@@ -165,7 +165,9 @@ def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors)
 
 def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Loop | SampledLoop:
     if isinstance(policy, SampledDGDLB):
-        return SampledLoop(scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max())
+        return SampledLoop(
+            scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max()
+        )
     return Loop(scaled(linearise_one(network, policy, optimum), factors))
 
 

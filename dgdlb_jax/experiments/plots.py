@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dgdlb_jax.experiments.balancers import DGD
+from dgdlb_jax.experiments.balancers import BALANCERS, DGD
 from dgdlb_jax.experiments.compare import CURRENT, Comparison
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names, smooth_latency, statistics_of
 from dgdlb_jax.experiments.words import excess, number, seconds, verdict
@@ -43,7 +43,7 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
             np.asarray(run.time),
             smooth_latency(comparison.network, run),
             label=_with_excess(comparison, name),
-            color=_BALANCER_COLOURS.get(name),
+            **_look(name),
             lw=2.4 if first else 1.4,
             zorder=4 if first else 3,
         )
@@ -175,6 +175,15 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 def new_axes(size: tuple[float, float]) -> Axes:
     return new_figure(size).subplots()
+
+
+def _look(name: str) -> dict[str, str]:
+    """Colour and line style of a balancer, the same in every picture: the usual ones are solid, the others are not."""
+    if name in _BALANCER_COLOURS:
+        return {"color": _BALANCER_COLOURS[name]}
+    others = [known.label for known in BALANCERS.values() if known.label not in _BALANCER_COLOURS]
+    k = others.index(name) if name in others else len(others)
+    return {"color": COLOURS[k % 8], "ls": STYLES[1 + k // 8 % 3]}
 
 
 def _drawing_order(comparison: Comparison) -> list[str]:

@@ -1,5 +1,7 @@
 """Balancers that count the requests they have under way themselves: what a proxy knows without asking anybody."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -80,6 +82,8 @@ class WeightedLeastRequest(AbstractInstantPolicy):
     fluid version takes the schedule's shares; it counts as `Active` does. One request matters, so the rule is not indifferent to the
     unit that requests are counted in.
     """
+
+    differentiable: ClassVar[bool] = True
 
     bias: Float[Array, "*frontends"]
 

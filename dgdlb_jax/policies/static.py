@@ -1,5 +1,7 @@
 """Balancers that look at nothing that changes."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, State, l
 class Uniform(AbstractInstantPolicy):
     r"""The same share to every backend within reach: $x_{ij} = 1 / |B_i|$."""
 
+    differentiable: ClassVar[bool] = True
+
     def route(self, t, observation: Observation, state: State):
         """Equal shares."""
         del t
@@ -22,6 +26,8 @@ class Uniform(AbstractInstantPolicy):
 
 class ProportionalToCapacity(AbstractInstantPolicy):
     r"""Shares in proportion to nominal capacity: $x_{ij} \propto \bar\ell_j$ over the backends within reach."""
+
+    differentiable: ClassVar[bool] = True
 
     def route(self, t, observation: Observation, state: State):
         """Weighted shares, as in weighted round robin."""
@@ -47,6 +53,8 @@ class FixedRouting(AbstractInstantPolicy):
 
     **Raises:** `InputError` when a share is negative or not finite, or a row does not sum to 1 within 1e-6.
     """
+
+    differentiable: ClassVar[bool] = True
 
     routing: Float[Array, "*frontends backends"]
 

@@ -77,7 +77,7 @@ def optimal(data: Data) -> Judgement:
 
 def local(data: Data) -> Judgement:
     """Claim 2: growth rates of small deviations against the rightmost root."""
-    runs = data["runs"]
+    runs = data["runs"].swap_dims(step="step_size_over_critical")
     growth, root = runs["growth_rate"].values, runs["abscissa"].values
     usable = np.isfinite(growth) & np.isfinite(root) & (runs["linear_region"].values > 3e-4)
     error = np.abs(growth[usable] / root[usable] - 1)
@@ -90,8 +90,8 @@ def local(data: Data) -> Judgement:
     }
     holds = numbers["decaying"] == 1 and numbers["negative abscissa"] == 1
     return Judgement(
-        f"{percent(numbers['decaying'])} of {usable.sum()} small perturbations below the critical step size decay; the measured rate "
-        f"differs from the rightmost root by {percent(_quantile(error, 0.5))} in the median, {percent(_quantile(error, 0.9))} at 90 %",
+        f"{percent(numbers['decaying'])} of {usable.sum()} small perturbations below the critical step size decay; the measured "
+        f"rate differs from the rightmost root by {percent(_quantile(error, 0.5))} in the median, {percent(_quantile(error, 0.9))} at 90 %",
         Verdict.holds if holds else Verdict.in_part,
         _topologies(runs),
         numbers,
@@ -114,8 +114,8 @@ def sufficient(data: Data) -> Judgement:
     }
     return Judgement(
         f"{violated} violations in {factors.size} networks with a limit: the guaranteed step sizes may be multiplied by at least "
-        f"{factors.min():.3f}, in the median {_quantile(factors, 0.5):.2f}; simulated at them, {percent(numbers['decaying in simulation'])} "
-        "of the small perturbations decay",
+        f"{factors.min():.3f}, in the median {_quantile(factors, 0.5):.2f}; simulated at them, "
+        f"{percent(numbers['decaying in simulation'])} of the small perturbations decay",
         Verdict.holds if violated == 0 else Verdict.fails,
         sum(map(_topologies, data.values())),
         numbers,
@@ -137,7 +137,8 @@ def tight(data: Data) -> Judgement:
     }
     return Judgement(
         f"guaranteed / exact is {ratio.min():.3f} to {ratio.max():.3f}, {_quantile(ratio, 0.5):.2f} in the median; observed / exact is "
-        f"{_quantile(observed, 0.5):.4f} in the median and within 1 % in {percent(numbers['within 1 % of exact'])} of {observed.size} networks",
+        f"{_quantile(observed, 0.5):.4f} in the median and within 1 % in {percent(numbers['within 1 % of exact'])} of "
+        f"{observed.size} networks",
         Verdict.holds if _quantile(ratio, 0.5) > 0.5 and ratio.max() <= 1 + 1e-9 else Verdict.in_part,
         _topologies(data["guaranteed"]),
         numbers,

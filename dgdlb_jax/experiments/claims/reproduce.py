@@ -82,34 +82,40 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def write_table(folder: Path, rows: Sequence[Row], size: str) -> None:
-    """`claims.csv` and `numbers.csv`: claim by claim, and figure by figure."""
-    with (folder / "claims.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            (
-                "claim",
-                "title",
-                "statement",
-                "size",
-                "measured",
-                "topologies",
-                "verdict",
-                "seeds",
-                "counterexample",
-                "files",
-            )
-        )
-        for row in rows:
-            judged = row.judgement
-            writer.writerow(
-                (row.claim.key, row.claim.title, row.claim.statement, size, judged.measured, judged.topologies,
-                 judged.verdict, _seeds(row.claim), row.command, " ".join(row.files))
-            )  # fmt: skip
-    with (folder / "numbers.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("claim", "quantity", "value"))
-        for row in rows:
-            writer.writerows((row.claim.key, name, f"{value:.6g}") for name, value in row.judgement.numbers.items())
+    """`claims.csv` and `numbers.csv`: claim by claim, and figure by figure; claims shown in earlier calls keep their lines."""
+    head = (
+        "claim",
+        "title",
+        "statement",
+        "size",
+        "measured",
+        "topologies",
+        "verdict",
+        "seeds",
+        "counterexample",
+        "files",
+    )
+    lines, figures = [], []
+    for row in rows:
+        claim, judged = row.claim, row.judgement
+        lines.append(
+            (claim.key, claim.title, claim.statement, size, judged.measured, judged.topologies, str(judged.verdict),
+             _seeds(claim), row.command, " ".join(row.files))
+        )  # fmt: skip
+        figures += [(claim.key, name, f"{value:.6g}") for name, value in judged.numbers.items()]
+    _update(folder / "claims.csv", head, lines)
+    _update(folder / "numbers.csv", ("claim", "quantity", "value"), figures)
+
+
+def _update(path: Path, head: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
+    """Write lines whose first entry is a claim, in place of those of the same claims."""
+    new = {str(line[0]) for line in lines}
+    kept = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [line for line in csv.reader(file) if len(line) == len(head) and line[0] not in new | {head[0]}]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *sorted([*kept, *lines], key=lambda line: str(line[0]))])
 
 
 def _show(claim: Claim, folder: Path, progress: bool) -> Row:

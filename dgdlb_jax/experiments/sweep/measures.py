@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.experiments.outcome import statistics_of
+from dgdlb_jax.experiments.sweep.gradient_error import largest_gradient_error
 from dgdlb_jax.experiments.verdict import Verdict, judge, moving_mean, shortage, time_to_settle
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
@@ -175,9 +176,11 @@ def _least(step_size: Float[np.ndarray, "cases frontends"] | None) -> Float[np.n
 
 
 def _gradient_error(runs: Runs) -> Float[np.ndarray, " cases"]:
-    from dgdlb_jax.experiments.sweep.optional import gradient_error
+    def one(k: int) -> float:
+        part = runs.moving_part(k)
+        return largest_gradient_error(runs.networks[k], runs.time[k, part], runs.workload[k, part])
 
-    return gradient_error(runs)
+    return np.array([one(k) if code != Verdict.failed else np.nan for k, code in enumerate(runs.verdict)])
 
 
 def _critical_factor(runs: Runs) -> Float[np.ndarray, " cases"]:
@@ -277,7 +280,10 @@ MEASURES: dict[str, Measure] = {
         "smallest relative change of a workload that brings an idle arc into use", "1", _linear_region
     ),
     "gradient_error": Measure(
-        "relative difference of approximate and exact marginal latency over the run", "1", _gradient_error
+        "largest relative error of the approximate gradient against the exact marginal latency (open loop) in the run",
+        "1",
+        _gradient_error,
+        _WORKLOADS,
     ),
 }
 """Name -> measure."""

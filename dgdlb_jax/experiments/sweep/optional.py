@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from dgdlb_jax.analysis.optimum import Optimum
@@ -39,10 +38,6 @@ def abscissa(networks: Network, policy: AbstractPolicy, optimum: Optimum) -> Flo
 def linear_region(networks: Network, optimum: Optimum) -> Float[Array, " cases"]:
     """The smallest relative change of a workload that brings an idle arc into use; inf when no arc is idle."""
     return jnp.asarray(_function("linearise")(networks, optimum=optimum).linear_region)
-
-
-def gradient_error(runs: Any) -> Float[np.ndarray, " cases"]:
-    raise InputError("The measure gradient_error is not available in this version: remove it.")
 
 
 def _function(name: str) -> Any:
