@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis.tuning import tune as tune
     from dgdlb_jax.experiments.compare import Comparison as Comparison
     from dgdlb_jax.experiments.compare import compare as compare
+    from dgdlb_jax.experiments.sweep import open_sweep as open_sweep
+    from dgdlb_jax.experiments.sweep import sweep as sweep
     from dgdlb_jax.model import topologies as topologies
     from dgdlb_jax.model.demand import AbstractDemand as AbstractDemand
     from dgdlb_jax.model.demand import Constant as Constant
@@ -67,15 +69,25 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import CurvatureDGDLB as CurvatureDGDLB
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
+    from dgdlb_jax.policies import HotCold as HotCold
     from dgdlb_jax.policies import LeastLatency as LeastLatency
+    from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
+    from dgdlb_jax.policies import LeastRequest as LeastRequest
     from dgdlb_jax.policies import LeastWorkload as LeastWorkload
     from dgdlb_jax.policies import LogDGDLB as LogDGDLB
+    from dgdlb_jax.policies import MirrorDescent as MirrorDescent
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
+    from dgdlb_jax.policies import PeakEWMA as PeakEWMA
+    from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
     from dgdlb_jax.policies import ReciprocalDGDLB as ReciprocalDGDLB
     from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
+    from dgdlb_jax.policies import ShortestExpectedDelay as ShortestExpectedDelay
+    from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
+    from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies import spillover as spillover
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
     from dgdlb_jax.simulation.memory import Checkpoints as Checkpoints
@@ -96,6 +108,7 @@ _HOME = {
     "analysis.step_size": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "analysis.tuning": ("Tuned", "transient_latency", "tune"),
     "experiments.compare": ("Comparison", "compare"),
+    "experiments.sweep": ("open_sweep", "sweep"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "model.fleets": ("list_fleets", "load_fleet"),
     "model.network": ("Network", "stack"),
@@ -106,8 +119,7 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
-        "LeastWorkload", "LogDGDLB", "Nearest", "Observation", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "Uniform",
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting", "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest", "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.memory": ("Checkpoints", "FullStorage"),

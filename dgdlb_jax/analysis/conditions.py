@@ -344,7 +344,9 @@ def best_proven(setting: Setting) -> Float[Array, " frontends"]:
         slowest_decay_rate_of(setting.slope, setting.gain, setting.arrival_rate * vector, setting.used)
         for vector in vectors
     ]
-    rates = jnp.stack([jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf) for vector, rate in zip(vectors, rates, strict=True)])
+    rates = jnp.stack(
+        [jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf) for vector, rate in zip(vectors, rates, strict=True)]
+    )
     return jnp.stack(vectors)[jnp.argmax(rates)]
 
 

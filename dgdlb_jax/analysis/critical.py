@@ -147,7 +147,9 @@ def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
         frequency=jnp.where(found, at + drift, jnp.nan),
         workload=fixed.workload(s, unit),
         routing=fixed.routing(s, unit) * jnp.where(found, limit, 0),
-        result=first_failure(crossing.result, jnp.where(jnp.isnan(size), code(Result.not_finite), code(Result.successful))),
+        result=first_failure(
+            crossing.result, jnp.where(jnp.isnan(size), code(Result.not_finite), code(Result.successful))
+        ),
     )
 
 
@@ -163,7 +165,9 @@ def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors)
 
 def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Loop | SampledLoop:
     if isinstance(policy, SampledDGDLB):
-        return SampledLoop(scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max())
+        return SampledLoop(
+            scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max()
+        )
     return Loop(scaled(linearise_one(network, policy, optimum), factors))
 
 
@@ -219,7 +223,9 @@ def count_unstable_roots(
 
 
 def _where_phases_begin(loop: Loop) -> Frequency:
-    return jnp.where(loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min())
+    return jnp.where(
+        loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min()
+    )
 
 
 @jax.jit
