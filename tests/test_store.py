@@ -93,6 +93,7 @@ def test_killed_three_times_it_ends_the_same(tmp_path, rng):
     spec = small(seeds=64)
     path, halfway = kill_until_done(tmp_path, 3, rng, spec)
     assert halfway == 3
+    assert not list(path.rglob("*.part*"))
     sweep(spec, tmp_path / "whole.zarr", progress=False).close()
     assert files(path) == files(tmp_path / "whole.zarr")
 
@@ -194,6 +195,20 @@ def test_a_second_sweep_on_the_same_store_is_refused(finished):
             pass
     with store.lock(0):  # free again
         pass
+
+
+def test_what_a_killed_process_left_is_removed_but_not_what_another_one_writes(finished, tmp_path):
+    path = tmp_path / "small.zarr"
+    store = Store.create(path, read_spec(small()), run._facts(read_spec(small())))
+    old, new = path / "manifest" / "chunk-0000002.json.1.part", path / "excess" / "c" / "0" / "0.abc.partial"
+    new.parent.mkdir(parents=True)
+    for file in (old, new):
+        file.touch()
+    os.utime(old, (0, 0))
+    store.tidy(60)
+    assert (old.exists(), new.exists()) == (False, True)
+    sweep(small(), path, progress=False).close()
+    assert files(path) == files(finished)
 
 
 def test_a_read_only_folder_is_named_and_left_alone(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import xarray
 
 _POLL = 0.2  # seconds between two looks at what other processes do
+_LONG_AGO = 60.0  # seconds after which nobody still works on a file that is half-written
 _PROBED = 32  # cases that are prepared before a store is made
 
 
@@ -166,7 +167,7 @@ def _look_after(store: Store, recompute_corrupt: bool) -> None:
         )
     for chunk in corrupt:
         store.forget(chunk)
-    store.tidy()
+    store.tidy(_LONG_AGO)
 
 
 def _work(store: Store, lock: Lock, stop: threading.Event, told: Told | None, process: int, processes: int) -> None:
@@ -186,6 +187,8 @@ def _work(store: Store, lock: Lock, stop: threading.Event, told: Told | None, pr
         _check(stop)
         if len(others) == before:
             time.sleep(_POLL)
+    if len(store.complete()) == spec.chunks:  # nobody writes any more
+        store.tidy()
 
 
 def _finish(store: Store, lock: Lock, stop: threading.Event, meter: Meter, chunk: int) -> bool:

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,11 +111,14 @@ class Store:
         """Take a chunk out of the manifest, so that it is computed again."""
         self._entry(chunk).unlink(missing_ok=True)
 
-    def tidy(self) -> None:
-        """Remove what killed processes left half-written."""
+    def tidy(self, age: float = 0.0) -> None:
+        """Remove what killed processes left half-written, if it is at least so many seconds old."""
+        latest = time.time() - age
         for pattern in ("manifest/*" + _LEFT_OVER, "*/c/**/*.partial"):
             for file in self.path.glob(pattern):
-                file.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # another process may be just as tidy
+                    if file.stat().st_mtime <= latest:
+                        file.unlink()
 
     def write(self, chunk: int, values: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
         """Write all measures of a chunk, then its entry in the manifest.
