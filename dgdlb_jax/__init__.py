@@ -8,13 +8,24 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgdlb_jax.analysis import conditions as conditions
+    from dgdlb_jax.analysis.conditions import sufficient_step_size as sufficient_step_size
+    from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
+    from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
+    from dgdlb_jax.analysis.critical import critical_mode as critical_mode
+    from dgdlb_jax.analysis.critical import critical_step_size as critical_step_size
     from dgdlb_jax.analysis.gradients import MarginalLatency as MarginalLatency
     from dgdlb_jax.analysis.gradients import marginal_latency as marginal_latency
+    from dgdlb_jax.analysis.linearise import Linearisation as Linearisation
+    from dgdlb_jax.analysis.linearise import linearise as linearise
     from dgdlb_jax.analysis.optimum import Optimum as Optimum
     from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
+    from dgdlb_jax.analysis.roots import Spectrum as Spectrum
+    from dgdlb_jax.analysis.roots import characteristic_roots as characteristic_roots
     from dgdlb_jax.analysis.shadow_prices import ShadowPrices as ShadowPrices
     from dgdlb_jax.analysis.shadow_prices import shadow_prices as shadow_prices
     from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
+    from dgdlb_jax.analysis.step_size import drain_time as drain_time
     from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
     from dgdlb_jax.analysis.step_size import suggest_dt as suggest_dt
     from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
@@ -23,6 +34,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis.tuning import tune as tune
     from dgdlb_jax.experiments.compare import Comparison as Comparison
     from dgdlb_jax.experiments.compare import compare as compare
+    from dgdlb_jax.experiments.sweep import open_sweep as open_sweep
+    from dgdlb_jax.experiments.sweep import sweep as sweep
     from dgdlb_jax.model import topologies as topologies
     from dgdlb_jax.model.demand import AbstractDemand as AbstractDemand
     from dgdlb_jax.model.demand import Constant as Constant
@@ -52,14 +65,29 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import DGDLB as DGDLB
     from dgdlb_jax.policies import AbstractFlowPolicy as AbstractFlowPolicy
     from dgdlb_jax.policies import AbstractInstantPolicy as AbstractInstantPolicy
+    from dgdlb_jax.policies import CappedDGDLB as CappedDGDLB
+    from dgdlb_jax.policies import CurvatureDGDLB as CurvatureDGDLB
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
+    from dgdlb_jax.policies import HotCold as HotCold
     from dgdlb_jax.policies import LeastLatency as LeastLatency
+    from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
+    from dgdlb_jax.policies import LeastRequest as LeastRequest
     from dgdlb_jax.policies import LeastWorkload as LeastWorkload
+    from dgdlb_jax.policies import LogDGDLB as LogDGDLB
+    from dgdlb_jax.policies import MirrorDescent as MirrorDescent
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
+    from dgdlb_jax.policies import PeakEWMA as PeakEWMA
+    from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
+    from dgdlb_jax.policies import ReciprocalDGDLB as ReciprocalDGDLB
+    from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
+    from dgdlb_jax.policies import ShortestExpectedDelay as ShortestExpectedDelay
+    from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
+    from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies import spillover as spillover
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
     from dgdlb_jax.simulation.memory import Checkpoints as Checkpoints
@@ -70,12 +98,17 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.conditions": ("sufficient_step_size",),
+    "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.gradients": ("MarginalLatency", "marginal_latency"),
+    "analysis.linearise": ("Linearisation", "linearise"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
+    "analysis.roots": ("Spectrum", "characteristic_roots"),
     "analysis.shadow_prices": ("ShadowPrices", "shadow_prices"),
-    "analysis.step_size": ("default_step_size", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
+    "analysis.step_size": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "analysis.tuning": ("Tuned", "transient_latency", "tune"),
     "experiments.compare": ("Comparison", "compare"),
+    "experiments.sweep": ("open_sweep", "sweep"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "model.fleets": ("list_fleets", "load_fleet"),
     "model.network": ("Network", "stack"),
@@ -86,15 +119,14 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
-        "LeastWorkload", "Nearest", "Observation", "ProportionalToCapacity", "Uniform",
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting", "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest", "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.memory": ("Checkpoints", "FullStorage"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"topologies": "model.topologies"}
+_MODULES = {"conditions": "analysis.conditions", "topologies": "model.topologies"}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = _version("dgdlb_jax")

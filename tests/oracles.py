@@ -3,10 +3,14 @@
 Nothing here uses the package; networks, curves and policies are only asked for their plain parameters.
 """
 
+from copy import copy
 from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
+
+from policy_oracles import FLOWS, FLOWS_WITH_MEMORY, INSTANT, MEMORY
+from policy_oracles import gradient_velocity as gradient_velocity
 
 # --- projections ------------------------------------------------------------------------------------------------------
 
@@ -127,43 +131,6 @@ def workload_serving(curve, rate, backend, backends):
     return (low + high) / 2
 
 
-# --- policies: what one frontend does, by the name of the policy ------------------------------------------------------
-
-
-def _to_least(score, mask):
-    least = min(s for s, m in zip(score, mask, strict=True) if m)
-    best = [j for j in range(len(mask)) if mask[j] and score[j] == least]
-    return np.array([1 / len(best) if j in best else 0.0 for j in range(len(mask))])
-
-
-def _shares(weight, mask):
-    weight = np.where(mask, weight, 0)
-    return weight / weight.sum()
-
-
-def _latency_as_seen(seen):
-    empty = 1 / seen.slope
-    busy = [N / r if N > 0 else e for N, r, e in zip(seen.workload, seen.rate, empty, strict=True)]
-    return seen.cost_latency + np.array(busy)
-
-
-INSTANT = {
-    "Uniform": lambda policy, i, seen: _shares(np.ones(seen.mask.size), seen.mask),
-    "ProportionalToCapacity": lambda policy, i, seen: _shares(seen.nominal_capacity, seen.mask),
-    "Nearest": lambda policy, i, seen: _to_least(seen.cost_latency, seen.mask),
-    "LeastWorkload": lambda policy, i, seen: _to_least(seen.workload, seen.mask),
-    "LeastLatency": lambda policy, i, seen: _to_least(_latency_as_seen(seen), seen.mask),
-    "GreatestMarginalRate": lambda policy, i, seen: _to_least(-seen.slope, seen.mask),
-    "FixedRouting": lambda policy, i, seen: np.asarray(policy.routing)[i],
-}
-
-
-def gradient_velocity(policy, i, seen):
-    """DGD-LB: minus the step size times (1 / slope + network latency)."""
-    step = np.asarray(policy.step_size)
-    return -(step if step.ndim == 0 else step[i]) * (1 / seen.slope + seen.cost_latency)
-
-
 # --- the simulator ----------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +145,7 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
         np.asarray(value) for value in (network.mask, network.latency, network.feedback_latency, network.cost_latency)
     )
     nominal = np.asarray(network.nominal_capacity)
-    curve, instant = network.service, INSTANT.get(type(policy).__name__)
+    curve, kind = network.service, type(policy).__name__
     mean = np.asarray(network.arrival_rate)
     demand = arrival_rate or (lambda t: mean)
     factor = capacity or (lambda t: np.ones(B))
@@ -201,11 +168,28 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
             then = 1.0 if capacity is None else factor(max(k * dt - feedback[i, j], 0.0))[j]
             rate[j], slope[j] = then * every_rate[j], then * every_slope[j]
         return SimpleNamespace(
-            workload=workload, rate=rate, slope=slope, mask=mask[i], nominal_capacity=nominal, cost_latency=cost[i]
+            workload=workload,
+            rate=rate,
+            slope=slope,
+            mask=mask[i],
+            nominal_capacity=nominal,
+            cost_latency=cost[i],
+            latency=forward[i],
+            arrival_rate=demand(k * dt)[i],
+            dt=dt,
         )
 
     raw = np.tile(N[0], (F, 1))
-    v = [None if instant else np.array([gradient_velocity(policy, i, seen_by(i, 0, raw, raw)) for i in range(F)])]
+    at_start = [seen_by(i, 0, raw, raw) for i in range(F)]
+    minds = [MEMORY[kind](policy, i, at_start[i], f[0][i]) if kind in MEMORY else None for i in range(F)]
+    velocities = [FLOWS_WITH_MEMORY[kind](policy, i) if kind in FLOWS_WITH_MEMORY else None for i in range(F)]
+
+    def velocity(i, seen, routing, mind):
+        return FLOWS[kind](policy, i, seen, routing) if mind is None else mind.velocity(seen, routing)
+
+    v = [None]
+    if kind in FLOWS or kind in FLOWS_WITH_MEMORY:
+        v = [np.array([velocity(i, at_start[i], x[0][i], copy(velocities[i])) for i in range(F)])]
     inflow, done = [delivered(f, forward, dt, 0)], [0.0]
     for k in range(steps):
         now, then = k * dt, (k + 1) * dt
@@ -220,10 +204,13 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
         x_new, v_new = np.zeros((F, B)), np.zeros((F, B))
         for i in range(F):
             seen = seen_by(i, k + 1, raw, before)
-            if instant:
-                x_new[i] = instant(policy, i, seen)
+            if kind in INSTANT:
+                x_new[i] = INSTANT[kind](policy, i, seen)
+            elif kind in MEMORY:
+                x_new[i] = minds[i].route(seen)
             else:
-                v_new[i] = gradient_velocity(policy, i, seen)
+                expected = project_simplex(x[k][i] + dt * v[k][i], mask[i])
+                v_new[i] = velocity(i, seen, expected, velocities[i])
                 x_new[i] = project_simplex(x[k][i] + dt / 2 * (v[k][i] + v_new[i]), mask[i])
         x.append(x_new)
         v.append(v_new)
@@ -346,3 +333,54 @@ def gradient_flow(network, step_size, arrival_rate, workload, routing):
     served, slope = service(network.service, workload)
     velocity = -step_size * (1 / slope + np.asarray(network.cost_latency))
     return velocity - velocity.mean(1, keepdims=True), arrival_rate @ routing - served
+
+
+# --- the static optimum by a general convex solver --------------------------------------------------------------------
+
+
+def concave_rate(curve, workload, j, backends):
+    """The service rate of backend j as a concave cvxpy expression of its workload."""
+    import cvxpy as cp
+
+    def at(value, *index):
+        value = np.asarray(value)
+        return value[(*index, j if value.shape[-1] == backends else 0)]
+
+    name = type(curve).__name__
+    if name == "Hyperbolic":
+        return at(curve.max_rate) - at(curve.max_rate) * at(curve.half_load) * cp.inv_pos(
+            at(curve.half_load) + workload
+        )
+    if name == "Exponential":
+        return at(curve.max_rate) * (1 - cp.exp(-workload / at(curve.scale)))
+    if name == "Power":
+        return at(curve.unit_rate) * (
+            cp.power(1 + workload / at(curve.scale), float(at(curve.exponent)), approx=False) - 1
+        )
+    if name == "Logarithmic":
+        return at(curve.unit_rate) * cp.log(1 + workload / at(curve.scale))
+    if name == "ManyServer":
+        # N (1 + (N/n)^p)^(-1/p) is the norm of (N/n, 1) of the negative order -p.
+        pair = cp.hstack([workload / at(curve.servers), 1])
+        return at(curve.servers) / at(curve.service_time) * cp.pnorm(pair, -float(at(curve.sharpness)), approx=False)
+    if name == "Tabulated":
+        parts = range(np.asarray(curve.weights).shape[0])
+        return sum(at(curve.weights, k) * (1 - cp.exp(-workload / at(curve.scales, k))) for k in parts)
+    if name == "Replicas":
+        return at(curve.count) * concave_rate(curve.curve, workload / at(curve.count), j, backends)
+    return concave_rate(curve.curves[int(np.asarray(curve.index)[j])], workload, j, backends)
+
+
+def optimum(network):
+    """(mean latency, workload) of the optimum by cvxpy and Clarabel."""
+    import cvxpy as cp
+
+    rate, cost, mask = (np.asarray(array) for array in (network.arrival_rate, network.cost_latency, network.mask))
+    flow, workload = cp.Variable(cost.shape, nonneg=True), cp.Variable(cost.shape[1], nonneg=True)
+    constraints = [cp.sum(flow, axis=1) == rate, cp.multiply(flow, ~mask) == 0]
+    for j in range(cost.shape[1]):
+        constraints.append(cp.sum(flow[:, j]) <= concave_rate(network.service, workload[j], j, cost.shape[1]))
+    problem = cp.Problem(cp.Minimize(cp.sum(workload) + cp.sum(cp.multiply(flow, cost))), constraints)
+    tight = {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}
+    problem.solve(solver=cp.CLARABEL, **tight)
+    return problem.value / rate.sum(), workload.value

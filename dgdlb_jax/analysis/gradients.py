@@ -15,7 +15,7 @@ from dgdlb_jax.numerics.simplex import project_tangent_cone
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State
 from dgdlb_jax.simulation.engine import simulate
-from dgdlb_jax.simulation.loop import frames
+from dgdlb_jax.simulation.loop import count_frames
 from dgdlb_jax.simulation.memory import Checkpoints, FullStorage
 from dgdlb_jax.simulation.trajectory import SaveAt, SimulationState
 
@@ -212,7 +212,7 @@ def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _
         return _per_request(network, back(cotangent)[0], settings["dt"]), about
 
     steps = int(np.ceil(run.duration / settings["dt"] * (1 - 1e-12)))
-    nothing = jnp.zeros((frames(steps, run.every) + 1, *network.latency.shape), network.latency.dtype)
+    nothing = jnp.zeros((count_frames(steps, run.every) + 1, *network.latency.shape), network.latency.dtype)
     # Closed loop until the end, and until the middle; open loop. One after the other, so that they share what is compiled.
     asked = jnp.array([1.0, 1.0, 0.0], nothing.dtype), jnp.array([[0, 1.0], [1, 0], [0, 1]], nothing.dtype)
     found, about = jax.lax.map(lambda each: gradient(*each), asked)

@@ -8,17 +8,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.native import one_native_loop
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
+from dgdlb_jax.numerics.tiles import map_tiles
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.adjoint import evolve
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.loop import frames
+from dgdlb_jax.simulation.loop import count_frames, run_as_told
 from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, segment_length
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
 from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
@@ -109,6 +110,7 @@ def simulate_batch(
     initial: tuple[Matrices, Matrix] | SimulationState | None = None,
     save: SaveAt | None = None,
     max_latency: float | None = None,
+    frames: int | None = None,
     throw: bool = True,
     devices: int | None = None,
     lanes: int | None = None,
@@ -122,6 +124,9 @@ def simulate_batch(
     - `networks`: a batch, from `stack` or a topology family.
     - `policy`: parameters are scalars, `(batch,)` or `(batch, frontends, ...)`.
     - `duration`, `dt`: scalars or `(batch,)`. A network that reaches its end first stands still until all have.
+    - `frames`: room for this many saved instants. With it the number of steps is data, not compiled in: batches of other durations,
+      time steps and `save.every` share compiled code if their delay lines are equally long (`max_latency`). Room that is left over
+      repeats the last instant. Not for reverse-mode derivatives.
     - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
 
@@ -151,13 +156,18 @@ def simulate_batch(
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.asarray(grid.steps, jnp.int32),
         after=jnp.asarray(np.ceil(np.broadcast_to(save.after, grid.dt.shape) / grid.dt * (1 - 1e-12)), jnp.int32),
+        every=None if frames is None or save.every is None else jnp.asarray(save.every, jnp.int32),
         extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
     size, steps = networks.batch, int(grid.steps.max())
-    segment = segment_length(adjoint, networks.latency, steps, grid.rows)
-    plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, segment)
+    if frames is None:
+        segment = segment_length(adjoint, networks.latency, steps, grid.rows)
+        plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, segment)
+    else:
+        _check_frames(frames, steps, save.every, extra_flow is not None)
+        plan = _Plan(grid.rows, None, None, save.fields, save.summary, None, frames)
     if extra_flow is not None:
-        shape = (size, frames(steps, save.every) + 1, networks.frontends, networks.backends)
+        shape = (size, count_frames(steps, save.every) + 1, networks.frontends, networks.backends)
         if inputs.extra.shape != shape:
             raise InputError(
                 f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
@@ -180,6 +190,7 @@ class _Inputs(eqx.Module):
     dt: Float[Array, " batch"]
     steps: Int[Array, " batch"]
     after: Int[Array, " batch"]
+    every: Int[Array, ""] | None  # instead of the plan's, when the number of steps is data
     extra: Float[Array, "batch instants frontends backends"] | None
 
 
@@ -187,11 +198,22 @@ class _Plan(eqx.Module):
     """Everything that is compiled in."""
 
     rows: int = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
+    steps: int | None = eqx.field(static=True)
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
     segment: int | None = eqx.field(static=True)
+    frames: int = eqx.field(static=True, default=0)
+
+
+def _check_frames(frames: int, steps: int, every: int | None, has_extra_flow: bool) -> None:
+    needed = 0 if every is None else count_frames(steps, every) + 1
+    if frames < needed:
+        raise InputError(
+            f"frames={frames} has no room for the {needed} instants of SaveAt(every={every}): raise one of them."
+        )
+    if has_extra_flow:
+        raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
 
 
 def _lanes(frontends: int, networks: int) -> int:
@@ -204,29 +226,9 @@ def _lanes(frontends: int, networks: int) -> int:
 @eqx.filter_jit
 def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
-    size = inputs.dt.shape[0]
-    tiles = spread * math.ceil(size / (lanes * spread))
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
-
-    def cut(leaf):
-        # The last tile is filled up with copies of the last network.
-        filled = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], tiles * lanes - size, axis=0)])
-        return filled.reshape(tiles, lanes, *leaf.shape[1:])
-
-    def run_tile(batched, shared):
-        return _run_tile(eqx.combine(batched, shared), plan)
-
-    def run_tiles(batched, shared):
-        if tiles == spread:
-            return jax.tree.map(lambda leaf: leaf[None], run_tile(jax.tree.map(lambda leaf: leaf[0], batched), shared))
-        return jax.lax.map(lambda tile: run_tile(tile, shared), batched)
-
-    if spread > 1:
-        mesh = Mesh(np.array(jax.local_devices()[:spread]), ("batch",))
-        split, whole = PartitionSpec("batch"), PartitionSpec()
-        run_tiles = jax.shard_map(run_tiles, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
-    runs = run_tiles(jax.tree.map(cut, batched), shared)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], runs)
+    run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared), plan)
+    return map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
 
 
 def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
@@ -247,10 +249,14 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         sums = window.begin(field, first, carry.now.workload)
         carry = eqx.tree_at(lambda c: c.now.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
     system, extra = System(field, wiring, clock, window), None
-    if inputs.extra is not None:
-        extra = field.shape.arcs(inputs.extra)
-        carry, extra = send(system, carry, extra[0]), extra[1:]
-    carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, plan.segment, extra)
+    if plan.steps is None:
+        told = one_native_loop(partial(run_as_told, fields=plan.fields, frames=plan.frames))
+        carry, saved = told(system, carry, inputs.steps.max(), inputs.every)
+    else:
+        if inputs.extra is not None:
+            extra = field.shape.arcs(inputs.extra)
+            carry, extra = send(system, carry, extra[0]), extra[1:]
+        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, plan.segment, extra)
     now, summary = carry.now, None
     if window is not None and now.sums is not None:
         summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)

@@ -90,7 +90,7 @@ def schedule(steps: int, every: int | None, segment: int | None = None) -> Node:
     return _sequence(parts)
 
 
-def frames(steps: int, every: int | None) -> int:
+def count_frames(steps: int, every: int | None) -> int:
     """How many looks such a run takes, the start apart."""
     return 1 if every is None else -(-steps // min(every, steps))
 
@@ -180,6 +180,42 @@ def split(frames: PyTree, parts: tuple[Node, ...]) -> list[PyTree]:
 def join(parts: list[PyTree]) -> PyTree:
     """The way back from `split`."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def run_as_told(
+    system: System,
+    carry: Carry,
+    steps: Int[Array, ""],
+    every: Int[Array, ""] | None,
+    fields: tuple[str, ...],
+    frames: int,
+) -> tuple[Carry, dict[str, Array]]:
+    """A run whose length and looks are data: looks have room for `frames` instants, what is left over repeats the last one.
+
+    A look at the start, after every `every` steps and at the end, time as second axis; without `every` at the end only. The step number
+    goes on to a whole multiple of `every`; lanes stand still at their end. Not for derivatives in reverse mode.
+    """
+
+    def several(carry, count):
+        return jax.lax.fori_loop(0, count, lambda _, c: advance(system, c), carry)
+
+    def look(carry):
+        return observe_fields(fields, system, carry.now)
+
+    if every is None:
+        carry = several(carry, steps)
+        return carry, jax.tree.map(lambda last: last[:, None], look(carry))
+
+    def frame(number, state):
+        carry, looks = state
+        carry = several(carry, every)
+        return carry, jax.tree.map(lambda kept, now: kept.at[number].set(now), looks, look(carry))
+
+    looks = jax.tree.map(lambda now: jnp.zeros((frames, *now.shape), now.dtype).at[0].set(now), look(carry))
+    used = -(-steps // every) + 1
+    carry, looks = jax.lax.fori_loop(1, used, frame, (carry, looks))
+    place = jnp.minimum(jnp.arange(frames), used - 1)
+    return carry, jax.tree.map(lambda kept: jnp.moveaxis(kept[place], 0, 1), looks)
 
 
 def observe_fields(fields: tuple[str, ...], system: System, now: Now) -> dict[str, Array]:

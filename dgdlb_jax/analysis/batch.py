@@ -1,0 +1,97 @@
+"""An analysis written for one network, applied to one or to many: in chunks of bounded memory, on all cores."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.results import InputError, is_concrete
+
+_LANES = 16  # networks side by side; they wait for the slowest of them
+_CHUNK = 512  # networks per call: what memory depends on
+
+
+def each_network(
+    function: Callable[..., Any], network: Network, *arguments: Any, effort: Callable[..., Array] | None = None
+) -> Any:
+    """`function(network, *arguments)`, for a batch mapped over its leading axis; scalars and functions among them are shared.
+
+    **Arguments:** `effort(network, *arguments)`: a guess of the work, so that networks of equal effort run side by side.
+    """
+    if network.batch is None:
+        return _one(function, (network, *arguments))
+    if not is_concrete(network, arguments):
+        return _many(function, effort, (network, *arguments))
+    chunks = max(1, -(-network.batch // _CHUNK))
+    cores = os.cpu_count() or 1
+    if chunks == 1 and network.batch >= 4 * cores * _LANES:
+        chunks = cores
+    if chunks == 1:
+        return _many(function, effort, (network, *arguments))
+    edges = np.linspace(0, network.batch, chunks + 1).astype(int)
+    shared, batched = eqx.partition((network, *arguments), _is_shared)
+    double = jnp.result_type(float) == jnp.float64  # a context manager sets precision for its own thread only
+
+    def work(k: int):
+        part = jax.tree.map(lambda leaf: leaf[edges[k] : edges[k + 1]], batched)
+        with jax.enable_x64(double):
+            return jax.block_until_ready(_many(function, effort, eqx.combine(shared, part)))
+
+    first = work(0)  # compiles once
+    with ThreadPoolExecutor(cores) as pool:
+        parts = [first, *pool.map(work, range(1, chunks))]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def per_frontend(network: Network, value: Any) -> Float[Array, "*batch frontends"]:
+    """A scalar, `(frontends,)` or `(batch, frontends)` as one number per frontend and network."""
+    shape = network.latency.shape[:-1]
+    number = jnp.asarray(value, network.latency.dtype)
+    if number.ndim > len(shape) or number.shape not in ((), shape[-1:], shape):
+        raise InputError(
+            f"A direction of shape {number.shape} does not fit: give one number for each of {shape[-1]} frontends."
+        )
+    return jnp.broadcast_to(number, shape)
+
+
+def require_double(network: Network, what: str) -> None:
+    """Raise `InputError` in single precision, with the remedy."""
+    if network.latency.dtype != jnp.float64:
+        raise InputError(
+            f"{what} needs double precision, but the network is {network.latency.dtype}: "
+            'put jax.config.update("jax_enable_x64", True) before the network is made.'
+        )
+
+
+def _is_shared(leaf: Any) -> bool:
+    return not eqx.is_array(leaf) or leaf.ndim == 0
+
+
+@eqx.filter_jit
+def _one(function, arguments):
+    return function(*arguments)
+
+
+@eqx.filter_jit
+def _many(function, effort, arguments):
+    shared, batched = eqx.partition(arguments, _is_shared)
+    size = jax.tree.leaves(batched)[0].shape[0]
+
+    def one(part):
+        return function(*eqx.combine(shared, part))
+
+    if effort is None:
+        return jax.lax.map(one, batched, batch_size=min(size, _LANES))
+    work = jax.lax.map(lambda part: effort(*eqx.combine(shared, part)), batched, batch_size=min(size, 64))
+    order = jnp.argsort(jax.lax.stop_gradient(work))
+    sorted_batch = jax.tree.map(lambda leaf: leaf[order], batched)
+    found = jax.lax.map(one, sorted_batch, batch_size=min(size, _LANES))
+    back = jnp.argsort(order)
+    return jax.tree.map(lambda leaf: leaf[back], found)

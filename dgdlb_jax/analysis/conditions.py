@@ -1,0 +1,449 @@
+r"""Step sizes that are proven to be stable, condition by condition: `sufficient_step_size(network, condition=dgd.conditions.X)`.
+
+Notation: sums run over the frontends with two active backends or more, $S_i$ are the active backends of frontend i at the optimum,
+$k_i = |S_i|$, $P_i = I - 11^T/k_i$ on them; $a_j = \ell_j'$, $c_j = -\ell_j''/\ell_j'^2$ there; $s_i = \lambda_i \eta_i$; $\nu_i$ the
+multiplier. At a frequency $w$ at which roots cross the imaginary axis when all step sizes are multiplied by some $\epsilon \le 1$,
+with $D_i = \mathrm{diag}(e^{-jw\tau_{ij}})$, the workloads obey
+
+$$ \sum_i s_i D_i P_i D_i C u = -\kappa\, \mathrm{diag}(jw(jw + a_j)) u, \qquad \kappa = 1/\epsilon \ge 1. \tag{1} $$
+
+For small step sizes all roots but the neutral ones at 0 lie on the left, none comes in from infinity and none passes 0. So the
+optimum is locally stable if (1) has no solution. Every proof shows that.
+
+- *forward = feedback latency* is all that `theorem_a`, `theorem_a_largest` and `distributed_a` need; `latency_per_frontend` needs
+  in addition that all arcs of a frontend are equally long.
+- *at an optimum whose cost latency is the forward latency, up to a constant per frontend*, $\tau_{ij} + 1/a_j$ is the same on $S_i$;
+  call it $\nu_i$. Then $D_i = e^{-s \nu_i} \mathrm{diag}(e^{s/a_j})$ on $S_i$, and delays and projections commute. The other
+  conditions rest on that. `theorem_b`, `theorem_b_diagonal` and `two_parameters` have a form for a cost of twice the forward
+  latency as well, which is used when it applies: $\nu_i$ and $1/a_j$ are halved in the phases.
+
+Without these ties the conditions are false, not only unproven (there are counterexamples), and `sufficient_step_size` refuses.
+
+**Source:** own derivations.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from dgdlb_jax.analysis.batch import each_network, per_frontend
+from dgdlb_jax.analysis.loop import quarter_turn
+from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.step_size import arcs_in_use, gains_at, slowest_decay_rate_of
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.graph import connected
+from dgdlb_jax.numerics.results import InputError, is_concrete
+
+_SAME = 1e-9  # relative difference of latencies that counts as none
+
+
+class Setting(eqx.Module):
+    r"""What the conditions look at, for one network at its optimum.
+
+    - `arrival_rate` $\lambda$ `(frontends,)`, `slope` $a$, `gain` $c$ `(backends,)`, `latency` $\tau$ `(frontends, backends)`.
+    - `support` `(frontends, backends)`: $S_i$ of the frontends with two active backends or more; `used`: those of all frontends.
+    - `equal_feedback`: forward = feedback latency there. `trips`: 1 when the cost latency is the forward latency up to a constant
+      per frontend, 2 when it is twice that, else 0.
+    """
+
+    arrival_rate: Float[Array, " frontends"]
+    slope: Float[Array, " backends"]
+    gain: Float[Array, " backends"]
+    latency: Float[Array, "frontends backends"]
+    support: Bool[Array, "frontends backends"]
+    used: Bool[Array, "frontends backends"]
+    equal_feedback: Bool[Array, ""]
+    trips: Float[Array, ""]
+
+    def __init__(self, network: Network, optimum: Optimum):
+        gains = gains_at(network, optimum.workload)
+        used = arcs_in_use(network, optimum)
+        self.used, self.support = used, used & (used.sum(1) > 1)[:, None]
+        self.arrival_rate, self.slope, self.gain = network.arrival_rate, gains.slope, gains.gain
+        self.latency = jnp.where(used, network.latency, 0)
+        scale = _SAME * jnp.where(self.support, network.latency + network.cost_latency, 0).max()
+        self.equal_feedback = self._agree(network.feedback_latency - network.latency, 0.0, scale)
+        once, twice = (self._constant(network.cost_latency - trips * network.latency, scale) for trips in (1, 2))
+        self.trips = jnp.where(self.equal_feedback & once, 1.0, jnp.where(self.equal_feedback & twice, 2.0, 0.0))
+
+    def _agree(self, values, target, scale) -> Bool[Array, ""]:
+        return jnp.where(self.support, jnp.abs(values - target) <= scale, True).all()
+
+    def _constant(self, values, scale) -> Bool[Array, ""]:
+        mean = jnp.where(self.support, values, 0).sum(1) / jnp.maximum(self.support.sum(1), 1)
+        return self._agree(values, mean[:, None], scale)
+
+    @property
+    def inverse_slope(self) -> Float[Array, " backends"]:
+        r"""$1/a_j$ as it enters the phases."""
+        return 1 / (jnp.maximum(self.trips, 1) * self.slope)
+
+    @property
+    def multiplier(self) -> Float[Array, " frontends"]:
+        r"""$\nu_i$ as it enters the phases: $\tau_{ij} + 1/a_j$ on the support."""
+        return jnp.where(self.support, self.latency + self.inverse_slope, 0).max(1)
+
+    @property
+    def together(self) -> Bool[Array, "frontends backends"]:
+        """Which frontends and backends hang together."""
+        return (self.support[:, :, None] & connected(self.support)[None]).any(1)
+
+    def lowest_frequency(self) -> Float[Array, " backends"]:
+        r"""$w^*$ of theorem B, part by part: no root crosses below it, whatever the step sizes."""
+        active = self.support.any(0)
+        highest = jnp.where(self.together, self.multiplier[:, None], 0).max(0)
+        own = quarter_turn(2 * jnp.maximum(highest - self.inverse_slope, 0), self.slope)
+        reach = connected(self.support)
+        return jnp.where(active, jnp.where(reach & active[None], own[None], jnp.inf).min(1), 1.0)
+
+    def strength(self, direction: Float[Array, " frontends"]) -> Float[Array, "frontends backends"]:
+        r"""$s_i = \lambda_i \eta_i$ on the support."""
+        return jnp.where(self.support, (self.arrival_rate * direction)[:, None], 0)
+
+    def modes(self, strength: Float[Array, "frontends backends"]) -> Float[Array, "backends backends"]:
+        r"""$\sum_i s_i P_i$."""
+        count = jnp.maximum(self.support.sum(1), 1)[:, None]
+        return jnp.diag(strength.sum(0)) - (strength / count).T @ self.support.astype(strength.dtype)
+
+    def radius(self, strength, weight: Float[Array, " backends"]) -> Float[Array, ""]:
+        r"""The largest eigenvalue of $\mathrm{diag}(\text{weight}) \sum_i s_i P_i$."""
+        root = jnp.sqrt(weight)
+        return jnp.maximum(jnp.linalg.eigvalsh(root[:, None] * self.modes(strength) * root).max(), 0)
+
+    def smallest(self, load: Float[Array, " backends"]) -> Float[Array, ""]:
+        """One over the largest load of an active backend; inf without any."""
+        return _inverse(jnp.where(self.support.any(0), load, 0).max())
+
+
+Condition = Callable[[Setting, Float[Array, " frontends"]], Float[Array, ""]]
+"""From a setting and a direction to the factor by which the direction may be multiplied; or a `Rule`."""
+Rule = Callable[[Setting], Float[Array, " frontends"]]
+
+_NEEDS: dict[Callable, str] = {}
+_RULES: set[Callable] = set()
+
+
+def _needs(what: str):
+    def note(function):
+        _NEEDS[function] = what
+        return function
+
+    return note
+
+
+def _rule(function):
+    _RULES.add(function)
+    return function
+
+
+@_needs("feedback")
+def theorem_a_largest(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""$c_j \sum_i s_i (\bar\tau_i + \tau_{ij}^2/\bar\tau_i) < a_j$ for every backend, $\bar\tau_i = \max_k \tau_{ik}$.
+
+    Theorem A with the largest latency; weaker than `theorem_a`. Needs forward = feedback latency only.
+    """
+    largest = setting.latency.max(1, where=setting.support, initial=0)[:, None]
+    return _theorem_a(setting, direction, jnp.broadcast_to(largest, setting.latency.shape)[:, 0])
+
+
+@_needs("feedback")
+def theorem_a(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""$c_j \sum_i s_i (b_i + \tau_{ij}^2/b_i) < a_j$ for every backend, with the best $b_i > 0$.
+
+    *Proof.* With $v = Cu$ the imaginary part of $v^* (1)$ is
+    $\sum_i s_i v^* (S_i P_i C_i + C_i P_i S_i) v = \kappa w \sum_j a_j |v_j|^2 / c_j$ with $S_i, C_i$ the sines and cosines of
+    $w \tau_{ij}$. The left side is at most $\sum_i s_i\, 2 |S_i v| |C_i v| \le w \sum_i s_i \sum_j (b_i + \tau_{ij}^2 / b_i) |v_j|^2$:
+    less than the right one. Needs forward = feedback latency only; holds at any equilibrium.
+    """
+    gain, tau = setting.gain / setting.slope, setting.latency
+    strength = setting.strength(direction)
+
+    def load(b):
+        return gain * (strength * (b + _over(tau**2, b))).sum(0)
+
+    def improve(state, _):
+        # The best b for given weights of the backends; then more weight for backends that carry too much.
+        weights, best = state
+        weight = strength * weights * gain
+        b = jnp.sqrt(_over((weight * tau**2).sum(1), weight.sum(1)))[:, None]
+        now = load(b)
+        worst = now.max()
+        weights = weights * jnp.exp(_over(now, worst) - 1)
+        return (weights / weights.sum(), jnp.maximum(best, _inverse(worst))), None
+
+    start = jnp.where(setting.support.any(0), 1.0, 0.0)
+    first = theorem_a_largest(setting, direction)
+    (_, best), _ = jax.lax.scan(improve, (start / jnp.maximum(start.sum(), 1), first), length=200)
+    return best
+
+
+def _theorem_a(setting: Setting, direction, b: Float[Array, " frontends"]) -> Float[Array, ""]:
+    strength = setting.strength(direction)
+    both = b[:, None] + _over(setting.latency**2, b[:, None])
+    return setting.smallest(setting.gain / setting.slope * (strength * both).sum(0))
+
+
+@_needs("per frontend")
+def latency_per_frontend(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""$\rho(A^{-1} C \sum_i 2 s_i \tau_i P_i) < 1$ when all arcs of a frontend are equally long.
+
+    *Proof.* Then $S_i P_i C_i + C_i P_i S_i = \sin(2 w \tau_i) P_i \le 2 w \tau_i P_i$ in the proof of `theorem_a`.
+    """
+    tau = setting.latency.max(1, where=setting.support, initial=0)[:, None]
+    return _inverse(setting.radius(2 * tau * setting.strength(direction), setting.gain / setting.slope))
+
+
+@_needs("optimum or round trip")
+def theorem_b(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""$\rho(\mathrm{diag}(|h_j|) \sum_i s_i P_i) < 1$, $|h_j| = c_j / (w^* \sqrt{w^{*2} + a_j^2})$: exact for equal latencies.
+
+    $w^* = \min_j w_j$ with $2 w_j (\max_i \nu_i - 1/a_j) + \arctan(w_j / a_j) = \pi/2$, part by part of the support.
+
+    *Proof.* (1) reads $\sum_i s_i e^{-2jw\nu_i} P_i u = -\kappa\, \mathrm{diag}(1/h_j) u$, $1/h_j = jw(jw + a_j) e^{-2jw/a_j}/c_j$.
+    Multiply by $u^* e^{j\phi}$ with $\phi = \pi/2 + 2w \max_i \nu_i$: the real part of the left side is not positive, that of the right
+    one is positive for $w < w^*$. For $w \ge w^*$, $|h_j|$ falls and phases cannot make the sum larger than with all phases equal.
+    """
+    return _inverse(setting.radius(setting.strength(direction), _size(setting, setting.lowest_frequency())))
+
+
+@_needs("optimum or round trip")
+def theorem_b_diagonal(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""$c_j \sum_i s_i < w^* \sqrt{w^{*2} + a_j^2}$ for every backend; from `theorem_b` since $P_i \le I$."""
+    return setting.smallest(_size(setting, setting.lowest_frequency()) * setting.strength(direction).sum(0))
+
+
+@_needs("optimum")
+def theorem_c(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""$c_j [\sum_i s_i \tau_{ij} + \sqrt{\sum_i s_i \cdot \sum_i s_i \tau_{ij}^2}] \le a_j$ for every backend: own round trips only.
+
+    *Proof.* Multiply $jw x_i = -\epsilon \eta_i P_i (e^{-jw\tau_{ij}} c_j N_j)_j$ by
+    $(1 + jw\nu_i) \lambda_i x_i^* / (\epsilon \eta_i jw)$, sum over i, take the real part. With
+    $w_{ij} = \sqrt{\lambda_i/\eta_i} e^{-jw\tau_{ij}} x_{ij}$, $p_i = \sqrt{s_i}$, $S_j = \sum_k p_k w_{kj}$ and
+    $\nu_i = 1/a_j + \tau_{ij}$,
+    $\frac1\epsilon \sum |w_{ij}|^2 = \sum_j \frac{c_j}{a_j} \mathrm{Re} \sum_i \tau_{ij} \rho_{ij} p_i w_{ij}^* S_j$ with
+    $\rho = 2 e^{-jx} \sin(x)/x - e^{-2jx}/(1 + jw/a)$, $x = w\tau_{ij}$, and $|\rho| < 2$. Then
+    $|\sum_i \tau_{ij} \rho_{ij} p_i w_{ij}^* S_j| < 2 (\sum_i \tau_{ij} p_i |w_{ij}|)(\sum_k p_k |w_{kj}|)
+    \le (\sum_i s_i \tau_{ij} + \sqrt{\sum s_i \sum s_i \tau_{ij}^2}) \sum_i |w_{ij}|^2$.
+    """
+    strength, tau = setting.strength(direction), setting.latency
+    square = jnp.sqrt(strength.sum(0) * (strength * tau**2).sum(0))
+    return setting.smallest(setting.gain / setting.slope * ((strength * tau).sum(0) + square))
+
+
+@_needs("optimum")
+def theorem_c_largest(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""$2 c_j \max_i \tau_{ij} \sum_i s_i \le a_j$ for every backend; weaker than `theorem_c`."""
+    largest = setting.latency.max(0, where=setting.support, initial=0)
+    return setting.smallest(2 * largest * setting.gain / setting.slope * setting.strength(direction).sum(0))
+
+
+@_needs("optimum")
+def theorem_c_spectral(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""$4 \rho(D \sum_i s_i P_i) \le 1$, $D_j = (c_j/a_j)^2 \sum_i s_i \tau_{ij}^2$.
+
+    *Proof.* In the proof of `theorem_c` use the inequality of Cauchy and Schwarz over the backends, and
+    $\sum_j D_j |S_j|^2 \le \rho(D \sum_i s_i P_i) \sum |w_{ij}|^2$, since $(x_{ij})_j$ has mean 0 for every i.
+    """
+    strength = setting.strength(direction)
+    weight = (setting.gain / setting.slope) ** 2 * (strength * setting.latency**2).sum(0)
+    return _inverse(2 * jnp.sqrt(setting.radius(strength, weight)))
+
+
+@_needs("optimum or round trip")
+def two_parameters(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+    r"""The best of a grid of certificates between the low-frequency and the small-gain argument; the strongest for many networks.
+
+    For some $\nu_0$ and $w_1 > 0$, with $b_j = \nu_0 - 1/a_j$, $2 w_1 |b_j| \le \pi$, $2 w_1 (\nu_0 - \nu_i) \le \pi$ and
+    $\rho_j = \min(a_j, a_j \cos 2 w_1 b_j - w_1 \sin 2 w_1 b_j) > 0$:
+    $\sum_i 2 s_i (\nu_i - \nu_0)_+ P_i < \mathrm{diag}(\rho_j / c_j)$ and $\rho(\mathrm{diag}(|h_j(w_1)|) \sum_i s_i P_i) < 1$.
+
+    *Proof.* As for `theorem_b` with $\phi = \pi/2 + 2w\nu_0$ for $w \le w_1$: the real part of the right side is at least
+    $w \sum_j \rho_j |u_j|^2 / c_j$, since $a \cos 2wb - w \sin 2wb$ has its minimum at an end of $[0, w_1]$; small gain for $w \ge w_1$.
+    `theorem_b` is its limit for $\nu_0 = \max_i \nu_i$, $w_1 \to w^*$.
+    """
+    strength, nu, inverse = setting.strength(direction), setting.multiplier, setting.inverse_slope
+    moving, active = setting.support.any(1), setting.support.any(0)
+    own = jnp.where(setting.together, nu[:, None], 0).max(0)  # the largest multiplier of the part
+    highest = jnp.where(setting.together, own[None], 0).max(1)
+    lowest_frequency = setting.lowest_frequency()
+
+    def certificate(point):
+        back, forward = point
+        # The same shift of nu_0 below the largest multiplier, and the same multiple of w*, in all parts.
+        spread = jnp.where(moving, highest - nu, 0).max()
+        shift = back * jnp.maximum(spread, jnp.where(active, own - inverse, 0).max())
+        w = forward * lowest_frequency
+        b = own - shift - inverse
+        turned = setting.slope * jnp.cos(2 * w * b) - w * jnp.sin(2 * w * b)
+        rho = jnp.minimum(setting.slope, turned)
+        w_front = jnp.where(setting.together, w[None], 0).max(1)
+        below = highest - shift - nu
+        valid = jnp.where(active, (2 * w * jnp.abs(b) <= jnp.pi) & (rho > 0), True).all()
+        valid &= jnp.where(moving, 2 * w_front * below <= jnp.pi, True).all()
+        late = jnp.maximum(-below, 0)[:, None]
+        weight = jnp.where(active, setting.gain / jnp.where(rho > 0, rho, 1), 0)
+        slow = setting.radius(2 * late * strength, weight)
+        fast = setting.radius(strength, _size(setting, w))
+        return jnp.where(valid, _inverse(jnp.maximum(slow, fast)), 0)
+
+    back = np.concatenate([[0.0], np.geomspace(0.01, 1, 19)])
+    forward = np.concatenate([[1.0], 1 + np.geomspace(0.03, 60, 23)])
+    grid = jnp.asarray(np.stack(np.meshgrid(back, forward), -1).reshape(-1, 2), strength.dtype)
+    best = jax.lax.map(certificate, grid, batch_size=60).max()
+    return jnp.maximum(best, theorem_b(setting, direction))
+
+
+@_rule
+@_needs("optimum")
+def distributed(setting: Setting) -> Float[Array, " frontends"]:
+    r"""$\eta_i = \min_{j \in S_i} \frac{a_j}{c_j \Lambda_j [\tau_{ij} + \tau_{ij}^2/(2 T_j) + T_j/2]}$: what a frontend can work out by itself.
+
+    Every backend publishes two numbers: $a_j / (c_j \Lambda_j)$, with $\Lambda_j$ the rate of the frontends that use it, and $T_j$,
+    the rms latency of its requests ($T_j^2 = \sum_i \lambda_i \tau_{ij}^2 / \Lambda_j$; any positive number would do).
+
+    *Proof.* From `theorem_c` by $\sqrt{xy} \le x T_j/2 + y/(2 T_j)$. It is a vector as a whole: the larger, entry by entry, of this
+    and of another condition's vector is not proven.
+    """
+    tau, on = setting.latency, setting.used
+    strength = setting.strength(jnp.ones_like(setting.arrival_rate))
+    rms = jnp.sqrt(_over((strength * tau**2).sum(0), strength.sum(0)))
+    bracket = tau + _over(tau**2, 2 * rms) + rms / 2
+    return jnp.where(on, _inverse(setting.gain / setting.slope * _rate(setting) * bracket), jnp.inf).min(1)
+
+
+@_rule
+@_needs("feedback")
+def distributed_a(setting: Setting) -> Float[Array, " frontends"]:
+    r"""$\eta_i = \frac{1}{2 \max_k \tau_{ik}} \min_{j \in S_i} \frac{a_j}{c_j \Lambda_j}$: from `theorem_a_largest`.
+
+    Backends publish $a_j / (c_j \Lambda_j)$. Needs forward = feedback latency only.
+    """
+    on = setting.used
+    allowed = jnp.where(on, _inverse(setting.gain / setting.slope * _rate(setting)), jnp.inf).min(1)
+    return allowed * _inverse(2 * setting.latency.max(1, where=on, initial=0))
+
+
+@_rule
+@_needs("optimum")
+def best_proven(setting: Setting) -> Float[Array, " frontends"]:
+    r"""The proven vector with which the slowest mode of routing settles fastest.
+
+    Candidates: the two distributed rules and equal step sizes, each made as large as the best of all conditions allows.
+    """
+    directions = [distributed(setting), distributed_a(setting), jnp.ones_like(setting.arrival_rate)]
+    every = (theorem_a, theorem_b, theorem_c, theorem_c_spectral, two_parameters)
+    vectors = []
+    for direction in directions:
+        finite = jnp.where(jnp.isfinite(direction), direction, 1.0)
+        vectors.append(finite * jnp.stack([condition(setting, finite) for condition in every]).max())
+    rates = [
+        slowest_decay_rate_of(setting.slope, setting.gain, setting.arrival_rate * vector, setting.used)
+        for vector in vectors
+    ]
+    rates = jnp.stack(
+        [jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf) for vector, rate in zip(vectors, rates, strict=True)]
+    )
+    return jnp.stack(vectors)[jnp.argmax(rates)]
+
+
+def sufficient_step_size(
+    network: Network,
+    optimum: Optimum | None = None,
+    *,
+    condition: Condition | Rule = distributed,
+    direction: ArrayLike | None = None,
+) -> Float[Array, "*batch frontends"]:
+    r"""Step sizes for DGD-LB with a proof that small deviations from the optimum die out, in spite of the latencies.
+
+    **Arguments:**
+
+    - `network`: one network or a batch.
+    - `optimum`: of that network; solved when left out.
+    - `condition`: which proof, a function of `dgdlb_jax.conditions`; the distributed rule by default.
+    - `direction`: `(frontends,)`, step sizes in proportion to which the result shall be. By default the rule's own vector, or equal
+      step sizes where the condition has none.
+
+    **Returns:** `(frontends,)` in 1/s^2, with a leading axis for a batch; inf where nothing limits them (no latency, or no frontend
+    with two active backends). Frontends with one active backend have no loop of their own: they get the number that the rule gives
+    for that backend. Never above `critical_step_size` in the same direction. Where a condition does not hold under
+    `jit`, the result is 0.
+
+    **Raises:** `InputError` where the condition does not hold for the latencies, with the one to use instead.
+
+    **Source:** own derivations, see `dgdlb_jax.conditions`; local, so a start far away may still oscillate.
+    """
+    optimum = solve_optimum(network) if optimum is None else optimum
+    if condition not in _NEEDS:
+        known = ", ".join(function.__name__ for function in _NEEDS)
+        raise InputError(f"condition={condition!r} is not one of dgdlb_jax.conditions: choose from {known}.")
+    factors = None if direction is None else per_frontend(network, direction)
+    step, holds = each_network(_sufficient, network.anonymous(), optimum, condition, factors)
+    if is_concrete(holds) and not np.all(holds):
+        raise InputError(_refusal(condition, network, np.flatnonzero(~np.atleast_1d(np.asarray(holds)))[0]))
+    return step
+
+
+def _sufficient(network: Network, optimum: Optimum, condition, direction):
+    setting = Setting(network, optimum)
+    if condition in _RULES:
+        step = condition(setting)
+        if direction is not None:
+            active = setting.support.any(1) & (direction > 0)
+            step = direction * jnp.where(active, step / jnp.where(direction > 0, direction, 1), jnp.inf).min()
+    else:
+        along = jnp.ones_like(setting.arrival_rate) if direction is None else direction
+        step = along * condition(setting, along)
+    holds = _holds(setting, condition)
+    return jnp.where(holds, step, 0), holds
+
+
+def _holds(setting: Setting, condition) -> Bool[Array, ""]:
+    tau, on = setting.latency, setting.support
+    largest = tau.max(1, where=on, initial=0)[:, None]
+    level = jnp.where(on, largest - tau <= _SAME * largest, True).all()
+    return {
+        "feedback": setting.equal_feedback,
+        "per frontend": setting.equal_feedback & level,
+        "optimum": setting.trips == 1,
+        "optimum or round trip": setting.trips > 0,
+    }[_NEEDS[condition]]
+
+
+def _refusal(condition, network: Network, which: int) -> str:
+    place = "this network" if network.batch is None else f"network {which} of the batch"
+    reason = {
+        "feedback": "forward = feedback latency on the arcs in use; critical_step_size(network) has the exact limit",
+        "per frontend": "equal latencies on all arcs of a frontend; use condition=dgdlb_jax.conditions.theorem_a",
+        "optimum": "forward = feedback = cost latency, up to a constant per frontend; with forward = feedback use "
+        "condition=dgdlb_jax.conditions.distributed_a or theorem_a, otherwise critical_step_size(network)",
+        "optimum or round trip": "forward = feedback latency, and a cost latency of once or twice that; use "
+        "condition=dgdlb_jax.conditions.theorem_a, or critical_step_size(network)",
+    }[_NEEDS[condition]]
+    return f"{condition.__name__} is not proven for {place}: it needs {reason}."
+
+
+def _rate(setting: Setting) -> Float[Array, "frontends backends"]:
+    r"""$\Lambda_j$, plus the frontend's own rate where it has no choice but wants a number all the same."""
+    rate = setting.arrival_rate[:, None]
+    alone = setting.used & ~setting.support
+    return jnp.where(setting.support, rate, 0).sum(0) + jnp.where(alone, rate, 0)
+
+
+def _size(setting: Setting, w: Float[Array, " backends"]) -> Float[Array, " backends"]:
+    r"""$|h_j(w)|$; 0 for idle backends."""
+    size = setting.gain / (w * jnp.sqrt(w**2 + setting.slope**2))
+    return jnp.where(setting.support.any(0), size, 0)
+
+
+def _over(numerator, denominator):
+    """The quotient, 0 where the denominator is 0."""
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
+
+
+def _inverse(value):
+    """1 / value; inf at 0."""
+    return jnp.where(value > 0, 1 / jnp.where(value > 0, value, 1), jnp.inf)

@@ -1,0 +1,59 @@
+"""DGD-LB as software runs it: frontends update their weights every so often, and hold them in between."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.types import Matrix
+from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, parameter
+
+
+class SampledDGDLB(AbstractFlowPolicy):
+    r"""DGD-LB in which frontends update their weights every `interval` seconds and hold them in between.
+
+    $$ x_i \leftarrow \mathrm{Proj}\bigl(x_i - T \eta_i g_i(t_k)\bigr) \text{ at } t_k = 0, T, 2T, \ldots $$
+
+    with $g$ the approximate gradient of `DGDLB` from the newest feedback at $t_k$. All frontends update at the same instants. On average
+    the routing moves as fast as that of `DGDLB` with the same step size; `critical_step_size` knows the corrected limit.
+
+    **Arguments:**
+
+    - `step_size`: $\eta$, a scalar or `(frontends,)`, in 1/s^2.
+    - `interval`: $T$, seconds, a scalar; rounded to whole time steps of the simulation, on average. At most the time step: every step.
+
+    **Raises:** `InputError` for a step size that is negative or not finite, or an interval that is not positive and finite.
+
+    **Source:** own derivation from `DGDLB`.
+    """
+
+    step_size: Float[Array, "*frontends"]
+    interval: Float[Array, "*frontends"]
+
+    def __init__(self, step_size: Matrix, interval: Matrix):
+        self.step_size = parameter(step_size)
+        self.interval = parameter(interval)
+        if is_concrete(self.step_size, self.interval):
+            steps, times = np.asarray(self.step_size), np.asarray(self.interval)
+            if not np.all(np.isfinite(steps) & (steps >= 0)):
+                raise InputError(
+                    f"SampledDGDLB.step_size is {steps}: a step size is finite and not negative (1/s^2), "
+                    "default_step_size(network) proposes one."
+                )
+            if not np.all(np.isfinite(times) & (times > 0)):
+                raise InputError(f"SampledDGDLB.interval is {times}: give a finite number of seconds above 0.")
+
+    def init(self, observation: Observation) -> State:
+        """Seconds since the last update."""
+        return jnp.zeros_like(observation.arrival_rate)
+
+    def velocity(self, t, routing, observation: Observation, state: State):
+        """The whole update within one time step, nothing between updates."""
+        del t, routing
+        step = observation.time_step
+        waited = state + step
+        due = waited >= self.interval - step / 2
+        pace = jnp.where(step > 0, jnp.maximum(self.interval, step) / jnp.where(step > 0, step, 1), 0)
+        gradient = observation.marginal_latency + observation.cost_latency
+        velocity = jnp.where(due, -self.step_size * pace * gradient, 0)
+        return velocity, jnp.where(due, jnp.maximum(waited - jnp.maximum(self.interval, step), -step), waited)
