@@ -8,6 +8,7 @@ from scipy.integrate import solve_ivp
 
 import oracles
 from dgdlb_jax.analysis.gradients import MarginalLatency, marginal_latency
+from dgdlb_jax.analysis.step_size import default_step_size
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError, Result
@@ -41,7 +42,8 @@ def transient(rng):
 
 def test_at_rest_the_open_loop_value_is_the_approximate_gradient_and_the_envelope_holds(rng):
     network, start = interior_equilibrium(rng)
-    found = marginal_latency(network, DGDLB(0.1), initial=start, **RUN | {"run_on": 400.0})
+    step = default_step_size(network)
+    found = marginal_latency(network, DGDLB(step), initial=start, **RUN | {"run_on": 600.0})
     assert int(found.result) == Result.successful
     np.testing.assert_allclose(found.open_loop, found.approximate, rtol=1e-8)
     np.testing.assert_allclose(found.closed_loop, found.open_loop, rtol=1e-6)
@@ -118,31 +120,42 @@ def injected(network, policy, steps, start, when, i, j, extra):
     return run
 
 
-def test_closed_loop_at_another_equilibrium_follows_the_formula(rng):
-    """MATHS 4.2: s_i + sum_k (1/a_k - sigma_k) a_k/d_k / sum_k a_k/d_k, the same for all arcs of a frontend, when the temperature is
-    small; softmin shifts the signal by T log x, which adds to the slope of the signal what x does to it. Here the shift is taken along:
-    the routing is at rest where sigma_j + tau_ij + T log x_ij is equal, and the value does not depend on the arc to first order in T."""
-    network, start = interior_equilibrium(rng, frontends=1)
-    rule = Softmin(jnp.asarray(0.02), jnp.asarray(0.05))
-    rest = simulate(network, rule, initial=start, duration=3000.0, dt=0.1, save=SaveAt.final()).final
+def test_closed_loop_at_another_equilibrium_follows_the_formula():
+    """MATHS 4.2: s + sum_k (1/a_k - sigma_k) a_k/d_k / sum_k a_k/d_k, the same for all arcs of a frontend, for temperature 0.
+
+    By DC balance, for every temperature: with n the integral of the extra workload and X that of the extra routing,
+    a_k n_k = [k = j] + lambda X_k and X = -(diag(x) - x x') diag(d) n / T. The open loop differs between arcs."""
+    latency, rate, temperature = np.array([[0.1, 0.2, 0.3]]), 6.0, 0.01
+    network = Network([rate], latency, Hyperbolic([6.0, 8.0, 10.0], [2.0, 3.0, 8.0]), cost_latency=[[0.3, 0.2, 0.1]])
+    rule = Softmin(jnp.asarray(temperature), jnp.asarray(0.02))
+    rest = simulate(network, rule, duration=2000.0, dt=0.1, save=SaveAt.final()).final
     start = (rest.routing, rest.workload)
-    found = marginal_latency(network, rule, initial=start, duration=2.0, dt=0.02, every=50, run_on=600.0)
-    workload = np.asarray(rest.workload)
-    rate, slope = oracles.service(network.service, workload)
-    sigma, d = workload / rate, (rate - workload * slope) / rate**2
-    signal = sigma + np.asarray(network.cost_latency)[0]
-    weight = slope / d
-    expected = signal.mean() + ((1 / slope - sigma) * weight).sum() / weight.sum()
+    found = marginal_latency(network, rule, initial=start, duration=2.0, dt=0.02, every=100, run_on=300.0)
+    workload, x = np.asarray(rest.workload), np.asarray(rest.routing)[0]
+    served, slope = oracles.service(network.service, workload)
+    sigma, d = workload / served, (served - workload * slope) / served**2
+    cost = np.asarray(network.cost_latency)[0]
+
+    def by_balance(temperature):
+        reaction = -(np.diag(x) - np.outer(x, x)) * d / temperature
+        extra = np.linalg.solve(np.diag(slope) - rate * reaction, np.eye(3))
+        return cost + extra.sum(0) + rate * cost @ reaction @ extra
+
     closed, opened = np.asarray(found.closed_loop[-1, 0]), np.asarray(found.open_loop[-1, 0])
-    assert np.ptp(closed) < 0.05 * np.ptp(opened)
-    np.testing.assert_allclose(closed, expected, rtol=0.02)
-    np.testing.assert_allclose(opened, 1 / slope + np.asarray(network.cost_latency)[0], rtol=1e-4)
+    np.testing.assert_allclose(opened, 1 / slope + cost, rtol=1e-4)
+    np.testing.assert_allclose(closed, by_balance(temperature), rtol=1e-4)
+    weight = slope / d
+    expected = cost + sigma + ((1 / slope - sigma) * weight).sum() / weight.sum()
+    # cost + sigma is equal on all arcs only at temperature 0; here it is off by T log x.
+    np.testing.assert_allclose(by_balance(1e-9), expected, rtol=0, atol=2 * np.ptp(temperature * np.log(x)))
+    assert np.ptp(by_balance(1e-9)) < 0.1 * np.ptp(opened)
+    assert np.ptp(closed) < 0.5 * np.ptp(opened)
 
 
 def test_a_reaction_that_does_not_die_out_has_no_closed_loop_value(rng):
     """A step size far above critical: a limit cycle remembers every request for ever."""
     network, start = transient(rng)
-    found = marginal_latency(network, DGDLB(5.0), initial=start, **RUN | {"run_on": 40.0})
+    found = marginal_latency(network, DGDLB(5.0), initial=start, **RUN)
     assert int(found.result) == Result.not_settled
     assert np.isnan(found.closed_loop).all()
     assert np.isfinite(found.open_loop).all()
@@ -178,9 +191,13 @@ def test_errors_a_person_can_read():
 
 
 def test_masked_arcs_have_no_value(rng):
-    network = Network(
-        [4.0, 3.0], [[0.1, 0.2], [0.2, 0.1]], Hyperbolic([9.0, 9.0], [4.0, 4.0]), mask=[[True, True], [False, True]]
-    )
-    found = marginal_latency(network, DGDLB(0.02), **RUN)
-    for values in (found.approximate, found.open_loop, found.closed_loop):
-        np.testing.assert_array_equal(np.isnan(values), np.broadcast_to(~np.asarray(network.mask), values.shape))
+    network, start = transient(rng)
+    mask = np.ones((3, 3), bool)
+    mask[1, 2] = False
+    network = Network(network.arrival_rate, network.latency, network.service, mask=mask)
+    routing = np.where(mask, start[0], 0)
+    start = (routing / routing.sum(1, keepdims=True), start[1])
+    found = marginal_latency(network, DGDLB(0.02), initial=start, **RUN)
+    for values in (found.approximate, found.open_loop):
+        np.testing.assert_array_equal(np.isnan(values), np.broadcast_to(~mask, values.shape))
+    assert np.isnan(found.closed_loop[:, 1, 2]).all()

@@ -1,5 +1,7 @@
 """How wrong is the approximate gradient that DGD-LB steers by: the marginal latency as frontends see it, and the two exact ones."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -116,8 +118,7 @@ def marginal_latency(
     if network.batch is not None:
         raise InputError(f"marginal_latency takes one network, this is a batch of {network.batch}: use network[0].")
     run_on = _run_on(network, policy, duration) if run_on is None else run_on
-    latest = float(jnp.maximum(network.latency, network.feedback_latency).max())
-    settings = {"dt": dt, "max_latency": latest, "throw": False, "adjoint": adjoint}
+    settings = {"dt": dt, "max_latency": roomy_latency(network, dt), "throw": False, "adjoint": adjoint}
     check = simulate(
         network,
         policy,
@@ -246,6 +247,12 @@ def _price(network: Network, t: Array, workload: Array) -> Array:
     r"""$1/\ell_j'(N_j)$ at a time, seconds."""
     price = network.service.marginal_latency(workload)
     return price if network.capacity is None else price / jnp.maximum(network.capacity.rate(t), 1e-12)
+
+
+def roomy_latency(networks: Network, dt: float) -> float:
+    """A `max_latency` that many networks share, and with it compiled code: the largest latency, rounded up to 16 steps."""
+    latest = float(jnp.maximum(networks.latency, networks.feedback_latency).max())
+    return 16 * dt * max(1, math.ceil(latest / (16 * dt)))
 
 
 def _run_on(network: Network, policy: AbstractFlowPolicy, duration: float) -> float:

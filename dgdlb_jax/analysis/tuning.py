@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.numerics.types import Matrices, Matrix
+from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.memory import Checkpoints, FullStorage
@@ -45,8 +45,8 @@ def tune(
     optimizer: optax.GradientTransformation,
     objective: Objective = transient_latency,
     *,
-    duration: float,
-    dt: float,
+    duration: Numbers,
+    dt: Numbers,
     initial: tuple[Matrices, Matrix] | None = None,
     iterations: int = 100,
     save: SaveAt | None = None,
@@ -84,14 +84,19 @@ def tune(
         networks = jax.tree.map(lambda leaf: leaf[None], networks.anonymous())
         initial = None if initial is None else (jnp.asarray(initial[0])[None], jnp.asarray(initial[1])[None])
     save = SaveAt.statistics() if save is None else save
-    latest = float(jnp.maximum(networks.latency, networks.feedback_latency).max())
-    settings = {"duration": duration, "dt": dt, "max_latency": latest, "adjoint": adjoint, "throw": False}
+    settings = {
+        "duration": duration,
+        "dt": dt,
+        "max_latency": roomy_latency(networks, dt),
+        "adjoint": adjoint,
+        "throw": False,
+    }
 
     @eqx.filter_jit
-    def value_and_slope(point, fixed, networks, initial):
+    def value_and_slope(point, fixed):
         def value(point):
             policy = _for_batch(_exponentials(point, fixed), networks.batch)
-            return jnp.mean(objective(simulate_batch(networks, policy, initial=initial, save=save, **settings)))
+            return jnp.mean(objective(simulate_batch(networks, policy, **settings)))
 
         return jax.value_and_grad(value)(point)
 
@@ -99,7 +104,7 @@ def tune(
     point, memory, best = start, optimizer.init(start), (jnp.inf, start)
     history = []
     for k in range(iterations + 1):
-        value, slope = value_and_slope(point, fixed, networks.anonymous(), initial)
+        value, slope = value_and_slope(point, fixed)
         history.append(float(value))
         if not np.isfinite(history[-1]):
             if k == 0:
