@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from dgdlb_jax.experiments import verdict as ends
 from dgdlb_jax.experiments.balancers import BALANCERS
-from dgdlb_jax.experiments.claims.judge import cycles, observed_over_critical
+from dgdlb_jax.experiments.claims.judge import OURS, cycles, observed_over_critical
 from dgdlb_jax.experiments.plots import COLOURS, STYLES, finish, new_axes, new_figure
 from dgdlb_jax.experiments.sweep.pictures import curves, distribution
 
@@ -116,7 +116,7 @@ def gains(data: Data) -> Figure:
     low, middle, high = (runs["excess"].quantile(q, "seed", method="nearest", skipna=False) for q in (0.05, 0.5, 0.95))
     rank = np.argsort(np.minimum(middle, _TOP).mean("latency_scale").values)
     order = [str(name) for name in middle["policy"].values[rank]]
-    banded = {"dgd-lb", next((name for name in order if name not in ("dgd-lb", "mirror-descent")), "")}
+    banded = {"dgd-lb", next((name for name in order if name not in OURS), "")}
     scale = runs["latency_scale"].values
     places = np.where(scale > 0, scale, 0.4 * np.min(scale[scale > 0]))
     for k, policy in enumerate(order):

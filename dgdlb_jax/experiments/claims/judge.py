@@ -244,7 +244,9 @@ def gains(data: Data) -> Judgement:
     )
 
 
-OURS = ("dgd-lb", "mirror-descent", "log-gradient", "sampled-dgd-lb")
+OURS = (
+    "dgd-lb", "sampled-dgd-lb", "log-dgd-lb", "reciprocal-dgd-lb", "curvature-dgd-lb", "capped-dgd-lb", "mirror-descent",
+)  # fmt: skip
 """The gradient rules: not rivals of DGD-LB but relatives."""
 
 
