@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import DGDLB as DGDLB
     from dgdlb_jax.policies import AbstractFlowPolicy as AbstractFlowPolicy
     from dgdlb_jax.policies import AbstractInstantPolicy as AbstractInstantPolicy
+    from dgdlb_jax.policies import CappedDGDLB as CappedDGDLB
+    from dgdlb_jax.policies import CurvatureDGDLB as CurvatureDGDLB
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
     from dgdlb_jax.policies import HotCold as HotCold
@@ -66,11 +68,13 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import LeastRequest as LeastRequest
     from dgdlb_jax.policies import LeastWorkload as LeastWorkload
     from dgdlb_jax.policies import MirrorDescent as MirrorDescent
+    from dgdlb_jax.policies import LogDGDLB as LogDGDLB
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
     from dgdlb_jax.policies import PeakEWMA as PeakEWMA
     from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
+    from dgdlb_jax.policies import ReciprocalDGDLB as ReciprocalDGDLB
     from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
     from dgdlb_jax.policies import ShortestExpectedDelay as ShortestExpectedDelay
     from dgdlb_jax.policies import Softmin as Softmin
@@ -103,10 +107,11 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "DGDLB", "FixedRouting", "GreatestMarginalRate", "HotCold",
-        "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "MirrorDescent", "Nearest", "Observation",
-        "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform",
-        "WeightedLeastRequest", "spillover",
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting",
+        "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
+        "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity",
+        "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest",
+        "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),

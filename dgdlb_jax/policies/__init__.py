@@ -15,6 +15,10 @@ from dgdlb_jax.policies.latency import LeastLatency as LeastLatency
 from dgdlb_jax.policies.requests import LeastRequest as LeastRequest
 from dgdlb_jax.policies.requests import PeakEWMA as PeakEWMA
 from dgdlb_jax.policies.requests import WeightedLeastRequest as WeightedLeastRequest
+from dgdlb_jax.policies.safe import CappedDGDLB as CappedDGDLB
+from dgdlb_jax.policies.safe import CurvatureDGDLB as CurvatureDGDLB
+from dgdlb_jax.policies.safe import LogDGDLB as LogDGDLB
+from dgdlb_jax.policies.safe import ReciprocalDGDLB as ReciprocalDGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
 from dgdlb_jax.policies.smooth import MirrorDescent as MirrorDescent
 from dgdlb_jax.policies.smooth import Softmin as Softmin

@@ -1,0 +1,263 @@
+"""Studies of stability: how tight the sufficient step sizes are, and what happens far from the optimum."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dgdlb_jax.analysis import conditions
+from dgdlb_jax.analysis.conditions import sufficient_step_size
+from dgdlb_jax.analysis.critical import critical_mode
+from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.model import topologies
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
+from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.simulation.start import default_start
+from dgdlb_jax.simulation.trajectory import SaveAt
+
+LATENCIES = ("equal", "per frontend", "three decades", "geographic")
+"""The latency families of the step-size study."""
+
+
+def study_networks(latencies: str, count: int, *, seed: int = 0, frontends: int = 6, backends: int = 6) -> Network:
+    """Random networks of one latency family, at loads between 0.3 and 0.95, with mixed curves.
+
+    `equal`: one latency for all arcs; `per frontend`: one per frontend; `three decades`: log-uniform per arc; `geographic`: cities.
+    """
+    family = {
+        "equal": "equal_latencies",
+        "per frontend": "complete",
+        "three decades": "heterogeneous_latencies",
+        "geographic": "geographic",
+    }[latencies]
+    for_networks, for_load = jax.random.split(jax.random.key(seed))
+    draw = topologies.FAMILIES[family]
+    curve = topologies.CURVES["hyperbolic" if latencies == "geographic" else "exponential"]
+    networks = draw(for_networks, frontends=frontends, backends=backends, count=count, service=curve)
+    if latencies == "per frontend":
+        tau = jnp.broadcast_to(networks.latency[..., :1], networks.latency.shape)
+        networks = Network(networks.demand, tau, networks.service)
+    return networks.with_load(jax.random.uniform(for_load, (count,), minval=0.3, maxval=0.95))
+
+
+@dataclass(frozen=True)
+class Tightness:
+    """Step sizes of many networks, 1/s^2 `(networks,)`, for equal step sizes of all frontends.
+
+    - `exact`: `critical_step_size`. `observed`: the limit found by simulation; NaN where it was not looked for.
+    - `sufficient`: name of a condition -> what it proves. `distributed`: for the distributed rules, name -> the fraction of the exact
+      limit in their own direction.
+    """
+
+    exact: Float[np.ndarray, " networks"]
+    observed: Float[np.ndarray, " networks"]
+    sufficient: dict[str, Float[np.ndarray, " networks"]]
+    distributed: dict[str, Float[np.ndarray, " networks"]]
+
+
+SCALAR_CONDITIONS = (
+    conditions.theorem_a,
+    conditions.theorem_b,
+    conditions.theorem_c,
+    conditions.theorem_c_spectral,
+    conditions.two_parameters,
+)
+RULES = (conditions.distributed, conditions.distributed_a, conditions.best_proven)
+
+
+def tightness(networks: Network, *, observe: bool = True) -> Tightness:
+    """Sufficient, exact and observed step sizes of a batch of networks."""
+    optimum = solve_optimum(networks)
+    mode = critical_mode(networks, optimum=optimum)
+    found = {
+        condition.__name__: np.asarray(sufficient_step_size(networks, optimum, condition=condition)[:, 0])
+        for condition in SCALAR_CONDITIONS
+    }
+    rules = {}
+    for rule in RULES:
+        step = sufficient_step_size(networks, optimum, condition=rule)
+        finite = jnp.where(jnp.isfinite(step), step, 0)
+        rules[rule.__name__] = 1 / np.asarray(critical_mode(networks, DGDLB(finite), optimum).step_size)
+    exact = np.asarray(mode.step_size)
+    observed = observe_limit(networks, optimum, exact, np.asarray(mode.period)) if observe else np.full_like(exact, np.nan)
+    return Tightness(exact, observed, found, rules)
+
+
+def observe_limit(
+    networks: Network,
+    optimum: Optimum,
+    guess: Float[np.ndarray, " batch"],
+    period: Float[np.ndarray, " batch"],
+    *,
+    rounds: int = 8,
+    steps_per_period: int = 120,
+    seed: int = 0,
+) -> Float[np.ndarray, " batch"]:
+    """The step size at which a small perturbation of the optimum stops dying out, by simulation.
+
+    Bisection between half and twice a guess; a step size counts as unstable when the swing of the workloads, over three periods, is
+    larger late in a run than early. Everything in one batch; networks without a limit give NaN.
+
+    **Arguments:** `guess` in 1/s^2 and `period` in seconds `(batch,)`, used for the brackets and for the length of runs only.
+    """
+    good = np.isfinite(guess) & np.isfinite(period)
+    guess, period = np.where(good, guess, 0), np.where(good, period, 1.0)
+    slope = np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
+    dt = np.minimum(period / steps_per_period, 0.4 / slope)
+    rng = np.random.default_rng(seed)
+    kick = 1 + 1e-5 * rng.standard_normal(optimum.workload.shape)
+    start = optimum.routing, optimum.workload * jnp.asarray(kick)
+    longest = np.asarray(jnp.maximum(networks.latency, networks.feedback_latency).max((-1, -2)))
+    settle = np.maximum(40 * period, 6 * longest)
+
+    def swing(step, begin):
+        runs = simulate_batch(
+            networks, DGDLB(jnp.asarray(step)[:, None] + jnp.zeros(networks.frontends)), duration=begin + 3 * period, dt=dt,
+            initial=start, save=SaveAt.statistics(after=begin), throw=False,
+        )  # fmt: skip
+        found = runs.statistics
+        return np.asarray(((found.highest_workload - found.lowest_workload) / optimum.workload.max(-1, keepdims=True)).max(-1))
+
+    low, high = 0.5 * guess, 2 * guess
+    for _ in range(rounds):
+        middle = np.sqrt(low * high)
+        grows = swing(middle, settle + 80 * period) > swing(middle, settle)
+        low, high = np.where(grows, low, middle), np.where(grows, middle, high)
+    return np.where(good, np.sqrt(low * high), np.nan)
+
+
+@dataclass(frozen=True)
+class FarStarts:
+    """Where rules end up from far starts.
+
+    - `names`: of the rules; `starts`: of the starts; `fractions`: step sizes as parts of the critical one.
+    - `failed` `(rules, fractions, starts, networks)`: did not come within 1 % of the optimum, and is not on its way.
+    - `excess` `(rules, fractions, starts, networks)`: of the mean latency in the last tenth of the run, over the optimum.
+    - `settled_after` `(rules, fractions, starts, networks)`: seconds until the workloads stay within 5 % of the optimum; NaN if never.
+    """
+
+    names: tuple[str, ...]
+    starts: tuple[str, ...]
+    fractions: tuple[float, ...]
+    failed: np.ndarray
+    excess: np.ndarray
+    settled_after: np.ndarray
+
+
+STARTS = ("proportional, empty", "uniform, empty", "one backend, nearly empty", "random, up to 3 x overfull")
+
+
+def far_starts(networks: Network, *, seed: int = 0) -> list[tuple[Array, Array]]:
+    """Four starts per network (see `STARTS`): routing and workload."""
+    rng = np.random.default_rng(seed)
+    mask = np.asarray(networks.mask)
+    optimum = np.asarray(solve_optimum(networks).workload)
+    share, _ = default_start(networks.anonymous())
+    uniform = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
+    score = np.where(mask, rng.random(mask.shape), -1)
+    vertex = (score == score.max(-1, keepdims=True)) & mask
+    weight = np.where(mask, rng.exponential(size=mask.shape), 0)
+    scale = np.asarray(networks.nominal_capacity) / np.asarray(jax.vmap(lambda s: s.initial_slope)(networks.service))
+    scale = np.where(np.isfinite(scale), scale, 1.0)
+    empty = np.zeros_like(optimum)
+    starts = [
+        (share, empty),
+        (uniform, empty),
+        (vertex.astype(float), 0.1 * scale * rng.random(optimum.shape)),
+        (weight / np.maximum(weight.sum(-1, keepdims=True), 1e-300), 3 * (optimum + scale) * rng.random(optimum.shape)),
+    ]
+    return [(jnp.asarray(x, float), jnp.asarray(n, float)) for x, n in starts]
+
+
+Rules = dict[str, Callable[[Array, Network, Optimum], AbstractPolicy]]
+
+
+def rules_of_equal_gain() -> Rules:
+    """Name -> rule from step sizes `(batch, frontends)`: DGD-LB and its relatives, all with the same gain at the optimum."""
+
+    def curvature(step, networks, optimum):
+        slope = jax.vmap(lambda service, n: service.slope(n))(networks.service, optimum.workload)
+        return CurvatureDGDLB(step, (optimum.routing / slope[:, None]).sum(-1))
+
+    def capped(step, networks, optimum):
+        del optimum
+        return CappedDGDLB(step, 0.1 / jnp.maximum(networks.latency.max(-1), 1e-9))
+
+    return {
+        "DGD-LB": lambda step, networks, optimum: DGDLB(step),
+        "log": lambda step, networks, optimum: LogDGDLB(step),
+        "reciprocal": lambda step, networks, optimum: ReciprocalDGDLB(step),
+        "curvature": curvature,
+        "capped speed": capped,
+    }
+
+
+def from_far(
+    networks: Network,
+    *,
+    fractions: tuple[float, ...] = (0.1, 0.3, 0.6),
+    rules: Rules | None = None,
+    starts: list[tuple[Array, Array]] | None = None,
+    periods: float = 400.0,
+    seed: int = 0,
+) -> FarStarts:
+    """Run rules from far starts at fractions of the critical step size, all of equal gain at the optimum.
+
+    A run takes 400 periods of the critical oscillation over the fraction's tenth, at least, so that slow ones have the time. It has
+    failed when the mean distance of the workloads in the last tenth is above 1 % and has not fallen by a tenth since the
+    sixth tenth.
+    """
+    optimum = solve_optimum(networks)
+    mode = critical_mode(networks, optimum=optimum)
+    keep = np.flatnonzero(np.isfinite(np.asarray(mode.step_size)))
+    networks, optimum, mode = jax.tree.map(lambda leaf: leaf[keep], (networks, optimum, mode))
+    rules = rules_of_equal_gain() if rules is None else rules
+    starts = far_starts(networks, seed=seed) if starts is None else starts
+    period = np.asarray(mode.period)
+    slope = np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
+    dt = np.minimum(period / 100, 0.2 / slope)
+    shape = (len(rules), len(fractions), len(starts), keep.size)
+    failed, excess, after = np.zeros(shape, bool), np.zeros(shape), np.full(shape, np.nan)
+    frames = 400
+    for f, fraction in enumerate(fractions):
+        step = fraction * mode.step_size[:, None] * jnp.ones(networks.frontends)
+        duration = periods * period * max(0.1 / fraction, 0.25)
+        every = int(np.ceil(np.max(duration / dt) / frames))
+        for r, make in enumerate(rules.values()):
+            policy = make(step, networks, optimum)
+            for s, start in enumerate(starts):
+                runs = simulate_batch(
+                    networks, policy, duration=duration, dt=dt, initial=start, throw=False,
+                    save=SaveAt(every, fields=("workload", "cost_rate")),
+                )  # fmt: skip
+                assert runs.workload is not None and runs.cost_rate is not None
+                time, workload = np.asarray(runs.time), np.asarray(runs.workload)
+                aim = np.asarray(optimum.workload)[:, None]
+                distance = np.abs(workload - aim).sum(-1) / aim.sum(-1)
+                late = _mean_over(time, distance, 0.9, 1.0)
+                failed[r, f, s] = ~(late < 0.01) & ~(late < 0.9 * _mean_over(time, distance, 0.5, 0.6))
+                cost = _mean_over(time, np.asarray(runs.cost_rate), 0.9, 1.0)
+                latency = cost / np.asarray(networks.arrival_rate).sum(-1)
+                excess[r, f, s] = latency / np.asarray(optimum.mean_latency) - 1
+                after[r, f, s] = _last_outside(time, distance, 0.05)
+    return FarStarts(tuple(rules), STARTS[: len(starts)], tuple(fractions), failed, excess, after)
+
+
+def _mean_over(time: np.ndarray, values: np.ndarray, begin: float, end: float) -> np.ndarray:
+    """Mean over a part of each run; networks stop at different times and then stand still."""
+    last = time.max(1, keepdims=True)
+    inside = (time >= begin * last) & (time <= end * last) & (np.diff(time, axis=1, prepend=-1.0) > 0)
+    return np.where(inside, values, 0).sum(1) / np.maximum(inside.sum(1), 1)
+
+
+def _last_outside(time: np.ndarray, distance: np.ndarray, limit: float) -> np.ndarray:
+    """When a distance is above a limit for the last time; NaN if it is at the end."""
+    outside = distance > limit
+    last = np.where(outside, time, 0).max(1)
+    return np.where(outside[:, -1], np.nan, last)
