@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.shadow_prices import ShadowPrices, shadow_prices
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
 from dgdlb_jax.experiments.balancers import BALANCERS as BALANCERS
 from dgdlb_jax.experiments.balancers import DGD as DGD
@@ -57,6 +58,11 @@ class Comparison:
     start: str
     runs: dict[str, Trajectory] = field(repr=False)
     reference: QuasiStatic | None = field(default=None, repr=False)
+
+    @cached_property
+    def prices(self) -> ShadowPrices:
+        """What a little more of everything is worth at the optimum."""
+        return shadow_prices(self.network)
 
     @property
     def moving(self) -> bool:

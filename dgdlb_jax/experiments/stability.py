@@ -85,7 +85,9 @@ def tightness(networks: Network, *, observe: bool = True) -> Tightness:
         finite = jnp.where(jnp.isfinite(step), step, 0)
         rules[rule.__name__] = 1 / np.asarray(critical_mode(networks, DGDLB(finite), optimum).step_size)
     exact = np.asarray(mode.step_size)
-    observed = observe_limit(networks, optimum, exact, np.asarray(mode.period)) if observe else np.full_like(exact, np.nan)
+    observed = (
+        observe_limit(networks, optimum, exact, np.asarray(mode.period)) if observe else np.full_like(exact, np.nan)
+    )
     return Tightness(exact, observed, found, rules)
 
 
@@ -122,7 +124,9 @@ def observe_limit(
             initial=start, save=SaveAt.statistics(after=begin), throw=False,
         )  # fmt: skip
         found = runs.statistics
-        return np.asarray(((found.highest_workload - found.lowest_workload) / optimum.workload.max(-1, keepdims=True)).max(-1))
+        return np.asarray(
+            ((found.highest_workload - found.lowest_workload) / optimum.workload.max(-1, keepdims=True)).max(-1)
+        )
 
     low, high = 0.5 * guess, 2 * guess
     for _ in range(rounds):

@@ -11,6 +11,7 @@ from dgdlb_jax.experiments.compare import CURRENT, Comparison
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
 from dgdlb_jax.experiments.reference import QuasiStatic
 from dgdlb_jax.experiments.verdict import Verdict
+from dgdlb_jax.experiments.worth import worth_table
 from dgdlb_jax.model.fleets.load import FleetInfo
 
 _ARRIVED = 0.002  # excess below which DGD-LB counts as being there
@@ -22,7 +23,7 @@ def report(comparison: Comparison) -> str:
     """Everything a person wants to see of a comparison: facts, table, routing, conclusion."""
     parts = [facts(comparison), table(comparison)]
     if not comparison.moving:
-        parts.append(routing(comparison))
+        parts += [routing(comparison), worth(comparison)]
     return "\n\n".join([*parts, textwrap.fill(conclusion(comparison), 100)])
 
 
@@ -80,6 +81,16 @@ def routing_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[list[st
             row.append("the same" if same else _shares(names, last[i]))
         rows.append(row)
     return header, rows
+
+
+def worth(comparison: Comparison) -> str:
+    """What a little more of this or less of that would change in the optimal mean latency."""
+    rows = [
+        (what, where, f"{seconds(change)}")
+        for what, where, change in worth_table(comparison.network, comparison.prices)
+    ]
+    shown = [(what if k == 0 or rows[k - 1][0] != what else "", *rest) for k, (what, *rest) in enumerate(rows)]
+    return columns(("what it would be worth", "where", "mean latency"), shown, right=(2,))
 
 
 def conclusion(comparison: Comparison) -> str:

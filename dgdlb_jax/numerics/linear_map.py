@@ -12,14 +12,13 @@ import jax
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array
 
-Arrays = Sequence[Array]
+Arrays = Sequence[Any]  # of arrays; in some transformations JAX has other things in their place
 Linear = Callable[[Arrays, Arrays], Arrays]
 """From what it depends on otherwise, and what it is linear in."""
 
 
-def linear_map(forward: Linear, transpose: Linear, given: Arrays, values: Arrays) -> list[Array]:
+def linear_map(forward: Linear, transpose: Linear, given: Arrays, values: Arrays) -> list[Any]:
     r"""Apply a linear map whose transpose is known: $y = A(given)\, x$, and $x' = A(given)^T y'$ in reverse mode.
 
     **Arguments:**

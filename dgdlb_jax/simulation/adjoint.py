@@ -134,11 +134,11 @@ class _Derivative:
         leaves, (tape, end) = given[:count], jax.tree.unflatten(tape_tree, given[count:])
         cotangents = iter(cotangents)
         carry, looks = jax.tree.unflatten(out_tree, [next(cotangents) if r else None for r in real])
-        values, *rest = self._way_back(leaves).run(self.task.checkpointed, tape, end, carry, looks)
-        values = iter(values)
-        parts = self._parts()
-        rest = jax.tree.leaves(rest, is_leaf=lambda leaf: leaf is None)
-        return [next(values) if k < parts else rest[k - parts] for k in self.moving]
+        values, *start = self._way_back(leaves).run(self.task.checkpointed, tape, end, carry, looks)
+        # Counters have no cotangent; their own values keep their places.
+        start = jax.tree.leaves(eqx.combine(start, list(self._inputs(leaves)[1:])))
+        values, parts = iter(values), self._parts()
+        return [next(values) if k < parts else start[k - parts] for k in self.moving]
 
     def _inputs(self, leaves, values=()) -> tuple[System, Carry, Extra | None]:
         leaves = list(leaves[: self.tree.num_leaves])

@@ -6,7 +6,7 @@ and what lies between is computed again on the way back. `run` follows it forwar
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -72,7 +72,7 @@ class Checkpoint:
         return self.body.frames
 
 
-Node = Union[Step, Loop, Sequence, Frame, Checkpoint]
+Node = Step | Loop | Sequence | Frame | Checkpoint
 
 
 def schedule(steps: int, every: int | None, segment: int | None = None) -> Node:
@@ -81,13 +81,18 @@ def schedule(steps: int, every: int | None, segment: int | None = None) -> Node:
     With `segment`, checkpoints are about that many steps apart, never more.
     """
     every = steps if every is None else min(every, steps)
-    frames, rest = divmod(steps, every)
+    full, rest = divmod(steps, every)
     in_frame = None if segment is None or segment >= every else segment
     of_frames = None if segment is None or segment < every else segment // every
-    parts = [_repeated(frames, of_frames, Frame(_repeated(every, in_frame, Step()), every))]
+    parts = [_repeated(full, of_frames, Frame(_repeated(every, in_frame, Step()), every))]
     if rest:
         parts.append(Frame(_repeated(rest, in_frame, Step()), rest))
     return _sequence(parts)
+
+
+def count_frames(steps: int, every: int | None) -> int:
+    """How many looks such a run takes, the start apart."""
+    return 1 if every is None else -(-steps // min(every, steps))
 
 
 def _repeated(times: int, size: int | None, body: Node) -> Node:

@@ -12,8 +12,8 @@ from dgdlb_jax.numerics.delay_line import DelayLine
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
-from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.step import Carry, Now
+from dgdlb_jax.simulation.dynamics import Arcs, Field
+from dgdlb_jax.simulation.step import Carry, Now, System
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
@@ -88,6 +88,16 @@ def begin(
         policy=policy, peak=n, in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
     )  # fmt: skip
     return Carry(now, delay_line.filled(flow.reshape(-1), rows), delay_line.filled(n, rows))
+
+
+def send(system: System, carry: Carry, extra: Arcs) -> Carry:
+    """The same state, had `extra` flow been sent just now besides what was routed."""
+    now, wiring, k = carry.now, system.wiring, carry.now.k
+    row = delay_line.row(carry.flows, k).reshape(extra.shape) + (1 - wiring.flow_fraction) * extra
+    flows = delay_line.write(carry.flows, k, row)
+    inflow = delay_line.read(flows, k, wiring.flow.offset).reshape(system.field.shape.frontends, -1).sum(0)
+    now = eqx.tree_at(lambda n: (n.flow, n.inflow), now, (now.flow + extra, inflow))
+    return Carry(now, flows, carry.workloads)
 
 
 def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
