@@ -290,10 +290,10 @@ def two_parameters(setting: Setting, direction: Float[Array, " frontends"]) -> F
         fast = setting.radius(strength, _size(setting, w))
         return jnp.where(valid, _inverse(jnp.maximum(slow, fast)), 0)
 
-    back = np.concatenate([[0.0], np.geomspace(0.01, 1, 19)])
-    forward = np.concatenate([[1.0], 1 + np.geomspace(0.03, 60, 23)])
+    back = np.concatenate([[0.0], np.geomspace(0.02, 1, 9)])
+    forward = np.concatenate([[1.0], 1 + np.geomspace(0.05, 60, 15)])
     grid = jnp.asarray(np.stack(np.meshgrid(back, forward), -1).reshape(-1, 2), strength.dtype)
-    best = jax.lax.map(certificate, grid, batch_size=60).max()
+    best = jax.vmap(certificate)(grid).max()
     return jnp.maximum(best, theorem_b(setting, direction))
 
 

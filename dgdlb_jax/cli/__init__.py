@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from dgdlb_jax import __version__
-from dgdlb_jax.cli import fleets, run
+from dgdlb_jax.cli import fleets, run, stability
 
-COMMANDS = (run, fleets)
+COMMANDS = (run, stability, fleets)
 """Modules with `add(commands)`, which adds a parser whose default `command` is the function to call."""
 
 _ABOUT = """Where should each region send its requests, does a distributed rule find that point by itself despite
@@ -19,6 +19,7 @@ _EXAMPLES = """examples:
   dgdlb run global-llm                       one of them
   dgdlb run my-fleet.toml                    your own: TOML + CSV tables, described in the README
   dgdlb run my-fleet.toml --current now.csv  ... against the routing table you use today
+  dgdlb stability global-llm                 how fast its frontends may adapt
   dgdlb fleets                               what is built in
 
 exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
