@@ -205,7 +205,7 @@ def _drain_time(
     seen = 1 / gains_at(network, optimum.workload).slope + network.cost_latency
     slack = seen - optimum.multiplier[:, None]
     cost = optimum.mean_latency * network.arrival_rate.sum()
-    counts = network.mask & ~_support(network, optimum) & (network.arrival_rate[:, None] * slack > negligible * cost)
+    counts = network.mask & ~arcs_in_use(network, optimum) & (network.arrival_rate[:, None] * slack > negligible * cost)
     speed = step_size[:, None] * slack / 2
     strength = network.arrival_rate * step_size
     partner = (_support(network, optimum).sum(1) > 1) & (strength > 0) & ~jnp.eye(network.frontends, dtype=bool)
