@@ -18,7 +18,7 @@ from dgdlb_jax.policies.base import AbstractPolicy
 
 _COUNT = 24
 _LEAST_DEGREE, _LARGEST_MATRIX = 14, 1500
-_NEWTON = 12
+_NEWTON = 6
 _NEUTRAL = 1e-7  # relative to the fastest rate: roots that small are the neutral ones
 
 
@@ -168,7 +168,7 @@ def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
 
 @eqx.filter_jit
 def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
-    """Newton's method on the determinant of the characteristic matrix; a start that runs away is dropped."""
+    """Successive linear problems for the characteristic matrix (Newton's method); a start that runs away is dropped."""
 
     def characteristic(loop: Loop, s):
         matrix = loop.at(s)
@@ -183,7 +183,9 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
 
         def improve(s, _):
             value, slope = jax.jvp(lambda at: characteristic(loop, at), (s,), (jnp.ones_like(s),))
-            step = 1 / jnp.trace(jnp.linalg.solve(value, slope))
+            # The nearest root of the linear problem (value + step * slope) u = 0: quadratic, for several equal roots too.
+            steps = jnp.linalg.eigvals(jnp.linalg.solve(slope, value))
+            step = steps[jnp.argmin(jnp.abs(steps))]
             return jnp.where(jnp.isfinite(step), s - step, s), None
 
         s, _ = jax.lax.scan(improve, start, length=_NEWTON)

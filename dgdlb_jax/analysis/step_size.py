@@ -208,7 +208,7 @@ def _drain_time(
     counts = network.mask & ~arcs_in_use(network, optimum) & (network.arrival_rate[:, None] * slack > negligible * cost)
     speed = step_size[:, None] * slack / 2
     strength = network.arrival_rate * step_size
-    partner = (_support(network, optimum).sum(1) > 1) & (strength > 0) & ~jnp.eye(network.frontends, dtype=bool)
+    partner = (arcs_in_use(network, optimum).sum(1) > 1) & (strength > 0) & ~jnp.eye(network.frontends, dtype=bool)
     wait = jnp.where(partner, strength[:, None] / jnp.where(partner, strength, 1), 0).max(1)
     return jnp.where(counts & (speed > 0), _ratio(1.0, speed) * (1 + wait[:, None]), 0).max()
 

@@ -70,8 +70,8 @@ SCALAR_CONDITIONS = (
 RULES = (conditions.distributed, conditions.distributed_a)
 
 
-def tightness(networks: Network, *, observe: bool = True) -> Tightness:
-    """Sufficient, exact and observed step sizes of a batch of networks."""
+def tightness(networks: Network, *, observe: int = 0) -> Tightness:
+    """Sufficient and exact step sizes of a batch of networks, and the limits observed in simulation for the first `observe` of them."""
     optimum = solve_optimum(networks)
     mode = critical_mode(networks, optimum=optimum)
     found = {
@@ -84,7 +84,10 @@ def tightness(networks: Network, *, observe: bool = True) -> Tightness:
         finite = jnp.where(jnp.isfinite(step), step, 0)
         rules[rule.__name__] = 1 / np.asarray(critical_mode(networks, DGDLB(finite), optimum).step_size)
     exact = np.asarray(mode.step_size)
-    observed = observe_limit(networks, optimum, exact, np.asarray(mode.period)) if observe else np.full_like(exact, np.nan)
+    observed = np.full_like(exact, np.nan)
+    if observe:
+        some = jax.tree.map(lambda leaf: leaf[:observe], (networks, optimum))
+        observed[:observe] = observe_limit(*some, exact[:observe], np.asarray(mode.period)[:observe])
     return Tightness(exact, observed, found, rules)
 
 
