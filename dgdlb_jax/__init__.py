@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgdlb_jax.analysis import conditions as conditions
+    from dgdlb_jax.analysis.best import BestStepSize as BestStepSize
+    from dgdlb_jax.analysis.best import best_step_size as best_step_size
     from dgdlb_jax.analysis.conditions import sufficient_step_size as sufficient_step_size
     from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
     from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.best": ("BestStepSize", "best_step_size"),
     "analysis.conditions": ("sufficient_step_size",),
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.linearise": ("Linearisation", "linearise"),
@@ -94,8 +97,9 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting", "GreatestMarginalRate", "LeastLatency",
-        "LeastWorkload", "LogDGDLB", "Nearest", "Observation", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "Uniform",
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting",
+        "GreatestMarginalRate", "LeastLatency", "LeastWorkload", "LogDGDLB", "Nearest", "Observation", "ProportionalToCapacity",
+        "ReciprocalDGDLB", "SampledDGDLB", "Uniform",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),

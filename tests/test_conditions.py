@@ -85,7 +85,9 @@ def test_the_refuted_local_condition():
 
     slope = np.r_[np.full(13, 0.25554), 3.25054]
     gain = np.r_[np.full(13, 1.0), 0.77098]
-    latency = 0.13314 + 1 / slope[0] - 1 / slope  # 3.7387 for the last: the cost latency is the forward one up to a constant
+    latency = (
+        0.13314 + 1 / slope[0] - 1 / slope
+    )  # 3.7387 for the last: the cost latency is the forward one up to a constant
     network = from_slopes(slope, gain, latency)
     optimum = dgd.solve_optimum(network)
     linear = dgd.linearise(network, optimum=optimum)
@@ -129,5 +131,10 @@ def test_theorem_c_is_false_for_round_trips_and_refused():
     assert theorem_c_by_hand(slope, gain, latency) / limit == pytest.approx(1.149, abs=1e-3)
     with pytest.raises(dgd.InputError, match="theorem_c is not proven"):
         dgd.sufficient_step_size(network, condition=conditions.theorem_c)
-    for condition in (conditions.theorem_a, conditions.theorem_b, conditions.theorem_b_diagonal, conditions.two_parameters):
+    for condition in (
+        conditions.theorem_a,
+        conditions.theorem_b,
+        conditions.theorem_b_diagonal,
+        conditions.two_parameters,
+    ):
         assert 0 < float(dgd.sufficient_step_size(network, condition=condition)[0]) <= limit * (1 + 1e-9)

@@ -64,7 +64,7 @@ def test_against_tdcpy(networks):
     matrices, delays = full_system(linear, np.asarray(policy.step_size))
     found = dgd.characteristic_roots(network, policy, best)
     left = 2 * float(found.abscissa)
-    expected, _ = tdcpy.roots.roots(tdcpy.RDDE(A=list(matrices), hA=np.array(delays)), r=left)
+    expected, _ = tdcpy.roots(tdcpy.RDDE(A=np.moveaxis(matrices, 0, -1), hA=np.array(delays)), r=left)
     expected = expected[np.abs(expected) > 1e-6]
     ours = np.asarray(found.roots)
     for root in expected:

@@ -27,10 +27,17 @@ def test_weights_move_at_updates_only_and_by_a_whole_step(network):
         expected[k - 1] = True
         expected[k : k + 1] = True
     assert np.array_equal(moved, expected)
-    # The first one follows the start: what was seen 0.1 to 0.3 s before t = 0.2, nothing has happened but the workload.
+    # The first one follows the start: workloads as they were 0.1 to 0.3 s before.
     k = 20
-    seen = np.array([[np.asarray(run.workload)[max(k - round(tau / dt), 0), j] for j, tau in enumerate(row)] for row in network.latency.tolist()])
-    gradient = np.stack([np.asarray(network.service.marginal_latency(jnp.asarray(row))) for row in seen]) + np.asarray(network.latency)
+    seen = np.array(
+        [
+            [np.asarray(run.workload)[max(k - round(tau / dt), 0), j] for j, tau in enumerate(row)]
+            for row in network.latency.tolist()
+        ]
+    )
+    gradient = np.stack([np.asarray(network.service.marginal_latency(jnp.asarray(row))) for row in seen]) + np.asarray(
+        network.latency
+    )
     update = -interval * step * (gradient - gradient.mean(1, keepdims=True))
     assert np.asarray(run.routing)[k + 1] - START[0] == pytest.approx(update, rel=1e-9)
 
@@ -60,7 +67,9 @@ def test_bad_values_are_named():
 
 def test_batches_and_gradients(network):
     def latency(step):
-        run = dgd.simulate(network, dgd.SampledDGDLB(step, 0.2), duration=2.0, dt=0.01, initial=START, save=dgd.SaveAt.statistics())
+        run = dgd.simulate(
+            network, dgd.SampledDGDLB(step, 0.2), duration=2.0, dt=0.01, initial=START, save=dgd.SaveAt.statistics()
+        )
         return run.statistics.mean_latency
 
     slope = float(jax.grad(latency)(0.02))

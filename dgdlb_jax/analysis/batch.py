@@ -55,7 +55,9 @@ def per_frontend(network: Network, value: Any) -> Float[Array, "*batch frontends
     shape = network.latency.shape[:-1]
     number = jnp.asarray(value, network.latency.dtype)
     if number.ndim > len(shape) or number.shape not in ((), shape[-1:], shape):
-        raise InputError(f"A direction of shape {number.shape} does not fit: give one number for each of {shape[-1]} frontends.")
+        raise InputError(
+            f"A direction of shape {number.shape} does not fit: give one number for each of {shape[-1]} frontends."
+        )
     return jnp.broadcast_to(number, shape)
 
 

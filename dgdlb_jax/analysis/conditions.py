@@ -300,8 +300,9 @@ def two_parameters(setting: Setting, direction: Float[Array, " frontends"]) -> F
 @_rule
 @_needs("optimum")
 def distributed(setting: Setting) -> Float[Array, " frontends"]:
-    r"""$\eta_i = \min_{j \in S_i} \frac{a_j}{c_j \Lambda_j [\tau_{ij} + \tau_{ij}^2/(2 T_j) + T_j/2]}$: what a frontend can work out by itself.
+    r"""$\eta_i = \min_{j \in S_i} \frac{a_j}{c_j \Lambda_j [\tau_{ij} + \tau_{ij}^2/(2 T_j) + T_j/2]}$.
 
+    What a frontend can work out by itself.
     Every backend publishes two numbers: $a_j / (c_j \Lambda_j)$, with $\Lambda_j$ the rate of the frontends that use it, and $T_j$,
     the rms latency of its requests ($T_j^2 = \sum_i \lambda_i \tau_{ij}^2 / \Lambda_j$; any positive number would do).
 
@@ -344,7 +345,9 @@ def best_proven(setting: Setting) -> Float[Array, " frontends"]:
         slowest_decay_rate_of(setting.slope, setting.gain, setting.arrival_rate * vector, setting.used)
         for vector in vectors
     ]
-    rates = jnp.stack([jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf) for vector, rate in zip(vectors, rates, strict=True)])
+    rates = jnp.stack(
+        [jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf) for vector, rate in zip(vectors, rates, strict=True)]
+    )
     return jnp.stack(vectors)[jnp.argmax(rates)]
 
 

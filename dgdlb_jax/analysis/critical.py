@@ -60,7 +60,8 @@ def critical_step_size(
     **Arguments:**
 
     - `network`: one network or a batch.
-    - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is the factor by which its velocity (for DGDLB: its step sizes) may be
+    - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is
+      the factor by which its velocity (for DGDLB: its step sizes) may be
       multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
     - `optimum`: of that network; solved when left out.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
@@ -147,7 +148,9 @@ def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
         frequency=jnp.where(found, at + drift, jnp.nan),
         workload=fixed.workload(s, unit),
         routing=fixed.routing(s, unit) * jnp.where(found, limit, 0),
-        result=first_failure(crossing.result, jnp.where(jnp.isnan(size), code(Result.not_finite), code(Result.successful))),
+        result=first_failure(
+            crossing.result, jnp.where(jnp.isnan(size), code(Result.not_finite), code(Result.successful))
+        ),
     )
 
 
@@ -163,7 +166,9 @@ def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors)
 
 def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Loop | SampledLoop:
     if isinstance(policy, SampledDGDLB):
-        return SampledLoop(scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max())
+        return SampledLoop(
+            scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max()
+        )
     return Loop(scaled(linearise_one(network, policy, optimum), factors))
 
 
@@ -219,7 +224,9 @@ def count_unstable_roots(
 
 
 def _where_phases_begin(loop: Loop) -> Frequency:
-    return jnp.where(loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min())
+    return jnp.where(
+        loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min()
+    )
 
 
 @jax.jit

@@ -95,7 +95,9 @@ class SampledLoop(eqx.Module):
         rest = jnp.maximum(jnp.ceil(delay / interval - 1e-9) * interval - delay, 0)
         decay = jnp.exp(-lin.slope * interval)
         distance = jnp.sqrt((1 - decay) ** 2 + 4 * decay * jnp.sin(angle / 2) ** 2)
-        return (1 - jnp.exp(-lin.slope * rest)) / lin.slope + jnp.exp(-lin.slope * rest) * (1 - decay) / lin.slope / distance
+        return (1 - jnp.exp(-lin.slope * rest)) / lin.slope + jnp.exp(-lin.slope * rest) * (
+            1 - decay
+        ) / lin.slope / distance
 
     def _over_arcs(self, answers, absolute: bool = False) -> Array:
         """`(arcs, arcs)`: routing of arc ij per weight of arc mk."""

@@ -14,6 +14,7 @@ from dgdlb_jax.analysis.critical import critical_mode
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.model import topologies
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
@@ -21,6 +22,7 @@ from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.start import default_start
 from dgdlb_jax.simulation.trajectory import SaveAt
 
+_KICK, _GROWN = 1e-5, 1e-3  # relative size of a perturbation, and the swing that it can only reach by growing
 LATENCIES = ("equal", "per frontend", "three decades", "geographic")
 """The latency families of the step-size study."""
 
@@ -71,8 +73,13 @@ RULES = (conditions.distributed, conditions.distributed_a)
 
 
 def tightness(networks: Network, *, observe: int = 0) -> Tightness:
-    """Sufficient and exact step sizes of a batch of networks, and the limits observed in simulation for the first `observe` of them."""
-    optimum = solve_optimum(networks)
+    """Sufficient and exact step sizes of a batch of networks, and the limits observed in simulation for the first `observe` of them.
+
+    Networks without a certified optimum are left out.
+    """
+    optimum = solve_optimum(networks, throw=False)
+    solved = np.flatnonzero(np.asarray(optimum.result) == Result.successful)
+    networks, optimum = jax.tree.map(lambda leaf: leaf[solved], (networks, optimum))
     mode = critical_mode(networks, optimum=optimum)
     found = {
         condition.__name__: np.asarray(sufficient_step_size(networks, optimum, condition=condition)[:, 0])
@@ -103,7 +110,7 @@ def observe_limit(
 ) -> Float[np.ndarray, " batch"]:
     """The step size at which a small perturbation of the optimum stops dying out, by simulation.
 
-    Bisection between 0.8 and 1.25 times a guess; a step size counts as unstable when the swing of the workloads, over three periods, is
+    Bisection between 0.81 and 1.25 times a guess; a step size counts as unstable when the swing of the workloads, over three periods, is
     larger late in a run than early. Everything in one batch; networks without a limit give NaN.
 
     **Arguments:** `guess` in 1/s^2 and `period` in seconds `(batch,)`, used for the brackets and for the length of runs only.
@@ -113,7 +120,7 @@ def observe_limit(
     slope = np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
     dt = np.minimum(period / steps_per_period, 0.4 / slope)
     rng = np.random.default_rng(seed)
-    kick = 1 + 1e-5 * rng.standard_normal(optimum.workload.shape)
+    kick = 1 + _KICK * rng.standard_normal(optimum.workload.shape)
     start = optimum.routing, optimum.workload * jnp.asarray(kick)
     longest = np.asarray(jnp.maximum(networks.latency, networks.feedback_latency).max((-1, -2)))
     settle = np.maximum(30 * period, 6 * longest)
@@ -124,12 +131,15 @@ def observe_limit(
             initial=start, save=SaveAt.statistics(after=begin), throw=False,
         )  # fmt: skip
         found = runs.statistics
-        return np.asarray(((found.highest_workload - found.lowest_workload) / optimum.workload.max(-1, keepdims=True)).max(-1))
+        return np.asarray(
+            ((found.highest_workload - found.lowest_workload) / optimum.workload.max(-1, keepdims=True)).max(-1)
+        )
 
-    low, high = 0.8 * guess, 1.25 * guess
+    low, high = 0.81 * guess, 1.25 * guess
     for _ in range(rounds):
         middle = np.sqrt(low * high)
-        grows = swing(middle, settle + 60 * period) > swing(middle, settle)
+        late, early = swing(middle, settle + 60 * period), swing(middle, settle)
+        grows = (late > early) | (late > _GROWN)  # what has grown into a cycle grows no more
         low, high = np.where(grows, low, middle), np.where(grows, middle, high)
     return np.where(good, np.sqrt(low * high), np.nan)
 
@@ -238,7 +248,8 @@ def from_far(
                     networks, policy, duration=duration, dt=dt, initial=start, throw=False,
                     save=SaveAt(every, fields=("workload", "cost_rate")),
                 )  # fmt: skip
-                assert runs.workload is not None and runs.cost_rate is not None
+                assert runs.workload is not None
+                assert runs.cost_rate is not None
                 time, workload = np.asarray(runs.time), np.asarray(runs.workload)
                 aim = np.asarray(optimum.workload)[:, None]
                 distance = np.abs(workload - aim).sum(-1) / aim.sum(-1)

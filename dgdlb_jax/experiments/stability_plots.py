@@ -27,8 +27,12 @@ def roots_plot(spectra: Mapping[str, Spectrum], *, ax: Axes | None = None) -> Ax
         roots = np.concatenate([roots, roots.conj()])
         ax.plot(roots.real, roots.imag, "o", ms=5, mfc="none", label=label)
     ax.axvline(0, color="black", lw=1)
+    # Roots lie between a slow mode and the fastest latency: decades apart.
+    slowest = min(max(abs(float(spectrum.abscissa)), 1e-9) for spectrum in spectra.values())
+    ax.set_xscale("symlog", linthresh=slowest)
+    ax.set_yscale("symlog", linthresh=slowest)
     _finish(ax, "growth rate, real part (1/s)", "angular frequency, imaginary part (rad/s)", "characteristic roots")
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.28), ncols=2)
     return ax
 
 

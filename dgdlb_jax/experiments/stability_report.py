@@ -98,7 +98,9 @@ def stability_report(network: Network, *, start: str = "proportional", from_star
         linear=linear,
         recommended=np.asarray(step),
         guaranteed=guaranteed,
-        critical=np.asarray(step) * float(mode.step_size) if np.isfinite(mode.step_size) else np.full(step.shape, np.inf),
+        critical=np.asarray(step) * float(mode.step_size)
+        if np.isfinite(mode.step_size)
+        else np.full(step.shape, np.inf),
         rule=rule,
         limiting=_limiting(network, linear),
         mode=mode,
@@ -177,7 +179,9 @@ def _settled(network: Network, optimum: Optimum, step, factor: float, start: str
 def _headlines(report: StabilityReport) -> list[str]:
     network = report.network
     moving = int(np.asarray(report.linear.support).any(1).sum())
-    lines = [f"{network.name or 'network'}: {moving} of {network.frontends} frontends use two backends or more at the optimum"]
+    lines = [
+        f"{network.name or 'network'}: {moving} of {network.frontends} frontends use two backends or more at the optimum"
+    ]
     if not math.isfinite(report.factor):
         lines.append(f"no limit: {_no_limit(report)}")
     else:
@@ -226,9 +230,7 @@ def _causes(report: StabilityReport) -> str:
     i, j = np.unravel_index(np.argmin(report.by_link), report.by_link.shape)
     k = int(np.argmax(np.abs(report.by_backend)))
     link, backend = report.by_link[i, j], report.by_backend[k]
-    return (
-        f"link {fronts[i]} - {backs[j]} ({link:+.2g} % per % of latency) and backend {backs[k]} ({backend:+.2g} % per % of capacity)"
-    )
+    return f"link {fronts[i]} - {backs[j]} ({link:+.2g} % per % of latency) and backend {backs[k]} ({backend:+.2g} % per % of capacity)"
 
 
 def _swinging(report: StabilityReport) -> str:
@@ -245,7 +247,9 @@ def _table(report: StabilityReport) -> str:
         values = (report.recommended[i], report.guaranteed[i], report.critical[i])
         shown = [number(value) if math.isfinite(value) else "none" for value in values]
         rows.append((name, *shown, names[j] if j >= 0 else "(one backend at the optimum)"))
-    return columns(header, rows, right=(1, 2, 3)) + "\nstep sizes in 1/s^2; critical: all frontends sped up in proportion"
+    return (
+        columns(header, rows, right=(1, 2, 3)) + "\nstep sizes in 1/s^2; critical: all frontends sped up in proportion"
+    )
 
 
 def _document(report: StabilityReport) -> dict[str, Any]:

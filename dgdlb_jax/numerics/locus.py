@@ -23,7 +23,9 @@ MatrixOf = Callable[[Frequency], Complex[Array, "n n"]]
 
 _BLOCK = 8  # frequencies looked at before anything is decided
 _STARTS = 32  # candidates kept; those of the largest promise
-_REACH = 0.75  # strides within which an eigenvalue has to meet the axis to be a start: every crossing has one on either side
+_REACH = (
+    0.75  # strides within which an eigenvalue has to meet the axis to be a start: every crossing has one on either side
+)
 _MARGIN = 1.05  # how much larger than predicted a crossing could be
 _SECTOR, _WIDE_MARGIN = 0.35, 1.4  # radians, and margin, where eigenvalues come so close that derivatives say nothing
 _NEWTON = 6

@@ -32,7 +32,9 @@ def turn(phase: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], first: fl
         if not rough.any():
             return float(seen.sum())
         if points.size > _MOST_POINTS:
-            raise InputError("A root lies too close to the imaginary axis to be counted: move the step size by a little.")
+            raise InputError(
+                "A root lies too close to the imaginary axis to be counted: move the step size by a little."
+            )
         new = (points[:-1] + step / 2)[rough]
         values, slopes = phase(new)
         order = np.argsort(np.concatenate([points, new]), kind="stable")
