@@ -16,19 +16,28 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
     from dgdlb_jax.analysis.critical import critical_mode as critical_mode
     from dgdlb_jax.analysis.critical import critical_step_size as critical_step_size
+    from dgdlb_jax.analysis.gradients import MarginalLatency as MarginalLatency
+    from dgdlb_jax.analysis.gradients import marginal_latency as marginal_latency
     from dgdlb_jax.analysis.linearise import Linearisation as Linearisation
     from dgdlb_jax.analysis.linearise import linearise as linearise
     from dgdlb_jax.analysis.optimum import Optimum as Optimum
     from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
     from dgdlb_jax.analysis.roots import Spectrum as Spectrum
     from dgdlb_jax.analysis.roots import characteristic_roots as characteristic_roots
+    from dgdlb_jax.analysis.shadow_prices import ShadowPrices as ShadowPrices
+    from dgdlb_jax.analysis.shadow_prices import shadow_prices as shadow_prices
     from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
     from dgdlb_jax.analysis.step_size import drain_time as drain_time
     from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
     from dgdlb_jax.analysis.step_size import suggest_dt as suggest_dt
     from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
+    from dgdlb_jax.analysis.tuning import Tuned as Tuned
+    from dgdlb_jax.analysis.tuning import transient_latency as transient_latency
+    from dgdlb_jax.analysis.tuning import tune as tune
     from dgdlb_jax.experiments.compare import Comparison as Comparison
     from dgdlb_jax.experiments.compare import compare as compare
+    from dgdlb_jax.experiments.sweep import open_sweep as open_sweep
+    from dgdlb_jax.experiments.sweep import sweep as sweep
     from dgdlb_jax.model import topologies as topologies
     from dgdlb_jax.model.demand import AbstractDemand as AbstractDemand
     from dgdlb_jax.model.demand import Constant as Constant
@@ -62,17 +71,29 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import CurvatureDGDLB as CurvatureDGDLB
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
+    from dgdlb_jax.policies import HotCold as HotCold
     from dgdlb_jax.policies import LeastLatency as LeastLatency
+    from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
+    from dgdlb_jax.policies import LeastRequest as LeastRequest
     from dgdlb_jax.policies import LeastWorkload as LeastWorkload
     from dgdlb_jax.policies import LogDGDLB as LogDGDLB
+    from dgdlb_jax.policies import MirrorDescent as MirrorDescent
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
+    from dgdlb_jax.policies import PeakEWMA as PeakEWMA
+    from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
     from dgdlb_jax.policies import ReciprocalDGDLB as ReciprocalDGDLB
     from dgdlb_jax.policies import SampledDGDLB as SampledDGDLB
+    from dgdlb_jax.policies import ShortestExpectedDelay as ShortestExpectedDelay
+    from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
+    from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies import spillover as spillover
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.memory import Checkpoints as Checkpoints
+    from dgdlb_jax.simulation.memory import FullStorage as FullStorage
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
     from dgdlb_jax.simulation.trajectory import Statistics as Statistics
@@ -82,11 +103,15 @@ _HOME = {
     "analysis.best": ("BestStepSize", "best_step_size"),
     "analysis.conditions": ("sufficient_step_size",),
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
+    "analysis.gradients": ("MarginalLatency", "marginal_latency"),
     "analysis.linearise": ("Linearisation", "linearise"),
     "analysis.optimum": ("Optimum", "solve_optimum"),
     "analysis.roots": ("Spectrum", "characteristic_roots"),
+    "analysis.shadow_prices": ("ShadowPrices", "shadow_prices"),
     "analysis.step_size": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
+    "analysis.tuning": ("Tuned", "transient_latency", "tune"),
     "experiments.compare": ("Comparison", "compare"),
+    "experiments.sweep": ("open_sweep", "sweep"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "model.fleets": ("list_fleets", "load_fleet"),
     "model.network": ("Network", "stack"),
@@ -98,10 +123,13 @@ _HOME = {
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
         "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting",
-        "GreatestMarginalRate", "LeastLatency", "LeastWorkload", "LogDGDLB", "Nearest", "Observation", "ProportionalToCapacity",
-        "ReciprocalDGDLB", "SampledDGDLB", "Uniform",
+        "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
+        "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity",
+        "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest",
+        "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
+    "simulation.memory": ("Checkpoints", "FullStorage"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

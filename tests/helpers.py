@@ -8,8 +8,17 @@ import numpy as np
 from dgdlb_jax.model import service as curves
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.policies.gradient import DGDLB
-from dgdlb_jax.policies.greedy import GreatestMarginalRate, LeastWorkload
-from dgdlb_jax.policies.latency import LeastLatency
+from dgdlb_jax.policies.greedy import (
+    GreatestMarginalRate,
+    LeastMarginalLatency,
+    LeastWorkload,
+    PowerOfChoices,
+    ShortestExpectedDelay,
+)
+from dgdlb_jax.policies.latency import HotCold, LeastLatency
+from dgdlb_jax.policies.requests import LeastRequest, PeakEWMA, WeightedLeastRequest
+from dgdlb_jax.policies.sampled import SampledDGDLB
+from dgdlb_jax.policies.smooth import MirrorDescent, Softmin
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from oracles import service, workload_serving
 
@@ -47,7 +56,7 @@ def routing_table(network) -> np.ndarray:
     return weight / weight.sum(1, keepdims=True)
 
 
-# name -> policy for a network
+# name -> policy for a network; parameters differ between frontends where they may
 POLICIES = {
     "DGDLB": lambda network: DGDLB(0.05 * (1 + np.arange(network.frontends) / 4)),
     "Uniform": lambda network: Uniform(),
@@ -57,6 +66,16 @@ POLICIES = {
     "LeastLatency": lambda network: LeastLatency(),
     "GreatestMarginalRate": lambda network: GreatestMarginalRate(),
     "FixedRouting": lambda network: FixedRouting(routing_table(network)),
+    "ShortestExpectedDelay": lambda network: ShortestExpectedDelay(),
+    "PowerOfChoices": lambda network: PowerOfChoices(2.0 + np.arange(network.frontends) % 2),
+    "LeastMarginalLatency": lambda network: LeastMarginalLatency(),
+    "HotCold": lambda network: HotCold(0.5 + 0.1 * np.arange(network.frontends)),
+    "LeastRequest": lambda network: LeastRequest(2.0),
+    "WeightedLeastRequest": lambda network: WeightedLeastRequest(0.7 + 0.2 * np.arange(network.frontends)),
+    "PeakEWMA": lambda network: PeakEWMA(0.5 * (1 + np.arange(network.frontends))),
+    "MirrorDescent": lambda network: MirrorDescent(0.2 * (1 + np.arange(network.frontends) / 4), 0.01),
+    "SampledDGDLB": lambda network: SampledDGDLB(0.05 * (1 + np.arange(network.frontends) / 4), 0.3),
+    "Softmin": lambda network: Softmin(0.3 + 0.1 * np.arange(network.frontends), 2.0),
 }
 
 # Of the small network. All tests share them, the size of the delay buffer included, and with them compiled code.

@@ -3,10 +3,14 @@
 Nothing here uses the package; networks, curves and policies are only asked for their plain parameters.
 """
 
+from copy import copy
 from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
+
+from policy_oracles import FLOWS, FLOWS_WITH_MEMORY, INSTANT, MEMORY
+from policy_oracles import gradient_velocity as gradient_velocity
 
 # --- projections ------------------------------------------------------------------------------------------------------
 
@@ -127,43 +131,6 @@ def workload_serving(curve, rate, backend, backends):
     return (low + high) / 2
 
 
-# --- policies: what one frontend does, by the name of the policy ------------------------------------------------------
-
-
-def _to_least(score, mask):
-    least = min(s for s, m in zip(score, mask, strict=True) if m)
-    best = [j for j in range(len(mask)) if mask[j] and score[j] == least]
-    return np.array([1 / len(best) if j in best else 0.0 for j in range(len(mask))])
-
-
-def _shares(weight, mask):
-    weight = np.where(mask, weight, 0)
-    return weight / weight.sum()
-
-
-def _latency_as_seen(seen):
-    empty = 1 / seen.slope
-    busy = [N / r if N > 0 else e for N, r, e in zip(seen.workload, seen.rate, empty, strict=True)]
-    return seen.cost_latency + np.array(busy)
-
-
-INSTANT = {
-    "Uniform": lambda policy, i, seen: _shares(np.ones(seen.mask.size), seen.mask),
-    "ProportionalToCapacity": lambda policy, i, seen: _shares(seen.nominal_capacity, seen.mask),
-    "Nearest": lambda policy, i, seen: _to_least(seen.cost_latency, seen.mask),
-    "LeastWorkload": lambda policy, i, seen: _to_least(seen.workload, seen.mask),
-    "LeastLatency": lambda policy, i, seen: _to_least(_latency_as_seen(seen), seen.mask),
-    "GreatestMarginalRate": lambda policy, i, seen: _to_least(-seen.slope, seen.mask),
-    "FixedRouting": lambda policy, i, seen: np.asarray(policy.routing)[i],
-}
-
-
-def gradient_velocity(policy, i, seen):
-    """DGD-LB: minus the step size times (1 / slope + network latency)."""
-    step = np.asarray(policy.step_size)
-    return -(step if step.ndim == 0 else step[i]) * (1 / seen.slope + seen.cost_latency)
-
-
 # --- the simulator ----------------------------------------------------------------------------------------------------
 
 
@@ -178,7 +145,7 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
         np.asarray(value) for value in (network.mask, network.latency, network.feedback_latency, network.cost_latency)
     )
     nominal = np.asarray(network.nominal_capacity)
-    curve, instant = network.service, INSTANT.get(type(policy).__name__)
+    curve, kind = network.service, type(policy).__name__
     mean = np.asarray(network.arrival_rate)
     demand = arrival_rate or (lambda t: mean)
     factor = capacity or (lambda t: np.ones(B))
@@ -201,11 +168,28 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
             then = 1.0 if capacity is None else factor(max(k * dt - feedback[i, j], 0.0))[j]
             rate[j], slope[j] = then * every_rate[j], then * every_slope[j]
         return SimpleNamespace(
-            workload=workload, rate=rate, slope=slope, mask=mask[i], nominal_capacity=nominal, cost_latency=cost[i]
+            workload=workload,
+            rate=rate,
+            slope=slope,
+            mask=mask[i],
+            nominal_capacity=nominal,
+            cost_latency=cost[i],
+            latency=forward[i],
+            arrival_rate=demand(k * dt)[i],
+            dt=dt,
         )
 
     raw = np.tile(N[0], (F, 1))
-    v = [None if instant else np.array([gradient_velocity(policy, i, seen_by(i, 0, raw, raw)) for i in range(F)])]
+    at_start = [seen_by(i, 0, raw, raw) for i in range(F)]
+    minds = [MEMORY[kind](policy, i, at_start[i], f[0][i]) if kind in MEMORY else None for i in range(F)]
+    velocities = [FLOWS_WITH_MEMORY[kind](policy, i) if kind in FLOWS_WITH_MEMORY else None for i in range(F)]
+
+    def velocity(i, seen, routing, mind):
+        return FLOWS[kind](policy, i, seen, routing) if mind is None else mind.velocity(seen, routing)
+
+    v = [None]
+    if kind in FLOWS or kind in FLOWS_WITH_MEMORY:
+        v = [np.array([velocity(i, at_start[i], x[0][i], copy(velocities[i])) for i in range(F)])]
     inflow, done = [delivered(f, forward, dt, 0)], [0.0]
     for k in range(steps):
         now, then = k * dt, (k + 1) * dt
@@ -220,10 +204,13 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
         x_new, v_new = np.zeros((F, B)), np.zeros((F, B))
         for i in range(F):
             seen = seen_by(i, k + 1, raw, before)
-            if instant:
-                x_new[i] = instant(policy, i, seen)
+            if kind in INSTANT:
+                x_new[i] = INSTANT[kind](policy, i, seen)
+            elif kind in MEMORY:
+                x_new[i] = minds[i].route(seen)
             else:
-                v_new[i] = gradient_velocity(policy, i, seen)
+                expected = project_simplex(x[k][i] + dt * v[k][i], mask[i])
+                v_new[i] = velocity(i, seen, expected, velocities[i])
                 x_new[i] = project_simplex(x[k][i] + dt / 2 * (v[k][i] + v_new[i]), mask[i])
         x.append(x_new)
         v.append(v_new)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.experiments.compare import BALANCERS, DGD, compare, start_state
+from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT
+from dgdlb_jax.experiments.compare import DGD, compare, start_state
 from dgdlb_jax.experiments.reference import quasi_static_optimum
 from dgdlb_jax.experiments.results import to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
@@ -50,7 +51,7 @@ def overloaded():
 
 
 def test_all_balancers_run_from_the_same_start(comparison):
-    assert set(comparison.runs) == {name for name, _ in BALANCERS.values()}
+    assert set(comparison.runs) == {BALANCERS[key].label for key in DEFAULT}
     first = comparison.runs[DGD]
     for run in comparison.runs.values():
         np.testing.assert_array_equal(run.workload[0], first.workload[0])

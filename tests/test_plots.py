@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.experiments import plots
-from dgdlb_jax.experiments.compare import BALANCERS, DGD, Comparison
+from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT
+from dgdlb_jax.experiments.compare import DGD, Comparison
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.simulation.trajectory import SimulationState, Statistics, Trajectory
@@ -49,7 +50,7 @@ def comparison():
         )
     )
     runs = {}
-    for k, (name, _) in enumerate(BALANCERS.values()):
+    for k, name in enumerate(BALANCERS[key].label for key in DEFAULT):
         runs[name] = _run(draw, rate, routing, workload, level=0.1 * (1 + k), diverges=name == "nearest")
     return Comparison(network, optimum, jnp.ones(FRONTENDS), 0.01, 60.0, "proportional", runs)
 
@@ -182,6 +183,6 @@ def test_pictures_are_saved_without_global_state(comparison, tmp_path):
 
 
 def test_balancer_colours_differ():
-    shown = [colors.to_rgb(plots._BALANCER_COLOURS[name]) for name, _ in BALANCERS.values()]
+    shown = [colors.to_rgb(plots._BALANCER_COLOURS[BALANCERS[key].label]) for key in DEFAULT]
     distance = np.abs(np.subtract(np.asarray(shown)[:, None], np.asarray(shown))).sum(-1) + 10 * np.eye(len(shown))
     assert distance.min() > 0.2

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dgdlb_jax import load_fleet
-from dgdlb_jax.cli import build_parser
+from dgdlb_jax import load_fleet, open_sweep
+from dgdlb_jax.cli import build_parser, main
+from dgdlb_jax.experiments.sweep import read_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,7 +18,8 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_python_blocks_run_in_order(capsys):
+def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scope = {}
     for block in _blocks("python"):
         exec(block, scope)
@@ -26,6 +28,7 @@ def test_python_blocks_run_in_order(capsys):
     assert scope["excess"].shape == (1000,)
     assert float((abs(scope["excess"]) < 0.05).mean()) > 0.9
     assert float(abs(scope["run"].routing.sum(-1) - 1).max()) < 1e-12
+    assert (scope["found"]["excess"].shape, (tmp_path / "my-sweep.zarr").is_dir()) == ((3, 3), True)
 
 
 def test_the_fleet_of_the_readme_loads(tmp_path):
@@ -36,9 +39,34 @@ def test_the_fleet_of_the_readme_loads(tmp_path):
     assert float(network.nominal_capacity[0]) == pytest.approx(3 * 9.2, rel=1e-12)
 
 
+def test_the_sweep_of_the_readme_is_read(tmp_path):
+    (tmp_path / "my-sweep.toml").write_text(_blocks("toml")[1])
+    spec = read_spec(tmp_path / "my-sweep.toml")
+    assert (spec.dimensions, spec.size) == (("policy", "seed", "regime"), 24)
+
+
+def test_the_sweep_behind_the_picture_runs_and_shows_what_the_text_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    block = next(block for block in _blocks("sh") if "dgdlb sweep quick-step-size" in block)
+    for line in block.splitlines():
+        assert main(shlex.split(line.split("#")[0])[1:]) == 0, line
+    assert "440 cases" in capsys.readouterr().out
+    assert (tmp_path / "quick-step-size-pictures" / "curves.png").exists()
+    assert (tmp_path / "quick-step-size.html").exists()
+    with open_sweep("quick-step-size.zarr") as dataset:
+        near, far = (dataset["excess"].sel(start=start).median("seed") for start in ("near-optimum", "proportional"))
+        below = dataset["step_size_over_critical"] < 1
+        assert float(near[below.values].max()) < 1e-6
+        assert float(near[~below.values].max()) > 0.1
+        assert float(far[below.values].max()) > 0.1
+        assert float(far[0]) > float(far[2])
+
+
 def test_commands_are_known_to_the_command_line():
     lines = [line.split("#")[0] for block in _blocks("sh") for line in block.splitlines()]
-    commands = [shlex.split(line)[1:] for line in lines if line.startswith("dgdlb ")]
+    commands = [
+        shlex.split(line.partition("dgdlb ")[2]) for line in lines if re.match(r"((srun|mpirun) .*)?dgdlb ", line)
+    ]
     assert len(commands) >= 4
     for command in commands:
         assert build_parser().parse_args(command)

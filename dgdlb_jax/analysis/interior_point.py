@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from dgdlb_jax.analysis.flow_problem import (
     Arcs,
@@ -26,9 +26,11 @@ from dgdlb_jax.analysis.flow_problem import (
     start,
 )
 
-_FAST_STEPS = 30  # nearly all networks take 8 to 15
+_FAST_STEPS = 60  # nearly all networks take 8 to 15
+_BOLD_STEPS = 18  # near-ties can make bold steps go in circles; after so many, complementarity falls by less at a time
 _SAFE_STEPS = 400
 _TRUST = 1.0
+_BOLD, _CAREFUL = 1e-4, 0.2  # the smallest part of the complementarity that a step may aim at
 _CENTRALITY = 1e4  # flow times slack stays within this factor of its mean
 
 
@@ -65,16 +67,16 @@ def _iterate(
 
     def advance(state):
         k, point, done, hopeless = state
-        new, close, seen = step(problem, point)
+        new, close, seen = step(problem, point, k)
         hopeless = hopeless | (~done & seen.infeasible)
         done = done | close | seen.infeasible | ~jnp.isfinite(seen.objective)
         return k + 1, jax.tree.map(lambda now, before: jnp.where(done, before, now), new, point), done, hopeless
 
-    return jax.lax.while_loop(unfinished, advance, (0, point, done, hopeless))[1:]
+    return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), point, done, hopeless))[1:]
 
 
-def _fast_step(problem: FlowProblem, point: Point) -> tuple[Point, Bool[Array, " lanes"], Verdict]:
-    """A predictor-corrector step; whether the point it started from is close enough, and the verdict on that point.
+def _fast_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[Point, Bool[Array, " lanes"], Verdict]:
+    """Predictor-corrector step number k; whether the point it started from is close enough, and the verdict on that point.
 
     **Source:** Mehrotra (1992) for the choice of centring; own derivation of the system and the nonlinear moves.
     """
@@ -95,7 +97,7 @@ def _fast_step(problem: FlowProblem, point: Point) -> tuple[Point, Bool[Array, "
     change, opening, _, _ = direction(0.0)
     far = jnp.minimum(jnp.minimum(reach(arcs, flow, change), reach(arcs, slack, opening)), 1)
     after = jnp.where(arcs, (flow + far * change) * (slack + far * opening), 0).sum((0, 1))
-    centring = jnp.clip((after / divisor(product)) ** 3, 1e-4, 1)
+    centring = jnp.clip((after / divisor(product)) ** 3, jnp.where(k < _BOLD_STEPS, _BOLD, _CAREFUL), 1)
     # Complementarity never aims back up: steps end above their aim, since prices are convex, and would drift away otherwise.
     aim = centring * jnp.minimum(product, point.aim)
     aim = jnp.maximum(aim, jnp.maximum((1 - far) * seen.residual, 0.05 * jnp.finfo(price.dtype).eps * seen.objective))
@@ -121,13 +123,14 @@ def _recentre(problem: FlowProblem, point: Point, before: Arcs) -> Point:
     return Point(jnp.where(problem.arcs, flow, 0), point.workload, multiplier, point.aim)
 
 
-def _safe_step(problem: FlowProblem, point: Point) -> tuple[Point, Bool[Array, " lanes"], Verdict]:
+def _safe_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[Point, Bool[Array, " lanes"], Verdict]:
     r"""A step of Newton's method with a line search on the concave dual with a logarithmic barrier.
 
     $$ \max_{\nu, p} \sum_i \lambda_i \nu_i - \sum_j \phi_j^*(p_j) + \mu \sum_{ij} \log(\text{cost}_{ij} + p_j - \nu_i) $$
     Its gradient is what is unmet by the flows $f = \mu / z$. A step is accepted when the gradient at its end does not point back
     along it: by concavity the objective has then risen, whatever the curves look like. Once that step was small, $\mu$ falls.
     """
+    del k
     arcs, price = problem.arcs, problem.price(point.workload)
     slack = problem.slack(point.workload, point.multiplier)
     flow = _barrier_flow(problem, point.aim, slack)

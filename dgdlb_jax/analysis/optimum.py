@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.analysis.feasibility import explain_infeasible
 from dgdlb_jax.analysis.flow_problem import (
@@ -21,6 +21,7 @@ from dgdlb_jax.analysis.flow_problem import (
 from dgdlb_jax.analysis.interior_point import interior_point
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
+from dgdlb_jax.numerics.tiles import map_tiles
 
 # The relative duality gap that counts as solved, in float64; other precisions get what their rounding allows.
 GAP = 1e-9
@@ -77,33 +78,32 @@ def solve_optimum(network: Network, *, throw: bool = True) -> Optimum:
     """
     single = network.batch is None
     rate, factor = network.arrival_rate, None if network.capacity is None else network.capacity.mean_rate
-    solve = _solve_single if single else _solve_batch
-    optimum = solve(rate, network.cost_latency, network.mask, network.service, factor)
+    networks = rate, network.cost_latency, network.mask, network.service, factor
+    if single:
+        networks = jax.tree.map(lambda leaf: leaf[None], networks)
+    lanes, devices = _tiling(networks)
+    optimum = _solve_batch(networks, lanes, devices)
+    if single:
+        optimum = jax.tree.map(lambda leaf: leaf[0], optimum)
     if throw and is_concrete(optimum):
         explain_infeasible(network, optimum.result)
         raise_on_failure(optimum.result, "solve_optimum")
     return optimum
 
 
-def _solve_single(*network) -> Optimum:
-    lane = jax.tree.map(lambda leaf: leaf[None], network)
-    return jax.tree.map(lambda leaf: leaf[0], _solve_batch(*lane))
+def _tiling(networks: PyTree) -> tuple[int, int]:
+    """How many networks are solved side by side, and on how many devices."""
+    batch, frontends, backends = networks[1].shape
+    on_cpu = jax.default_backend() == "cpu"
+    lanes = min(batch, max(1, _ARCS_IN_CACHE // (frontends * backends))) if on_cpu else batch
+    devices = jax.local_device_count() if is_concrete(networks) else 1
+    return lanes, max(1, min(devices, batch // lanes))
 
 
 @eqx.filter_jit
-def _solve_batch(*networks) -> Optimum:
+def _solve_batch(networks: PyTree, lanes: int, devices: int) -> Optimum:
     """Networks with the batch axis first, solved in tiles that stay in the cache."""
-    batch, frontends, backends = networks[1].shape
-    lanes = batch
-    if jax.default_backend() == "cpu":
-        lanes = min(batch, max(1, _ARCS_IN_CACHE // (frontends * backends)))
-    tiles = -(-batch // lanes)
-    place = jnp.minimum(jnp.arange(tiles * lanes), batch - 1).reshape(tiles, lanes)
-    if tiles == 1:
-        return _solve_tile(networks)
-    tiled = jax.tree.map(lambda leaf: leaf[place], networks)
-    solved = jax.lax.map(_solve_tile, tiled)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:batch], solved)
+    return map_tiles(lambda tile, _: _solve_tile(tile), networks, (), lanes=lanes, devices=devices)
 
 
 def _solve_tile(networks) -> Optimum:

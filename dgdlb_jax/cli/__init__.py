@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from dgdlb_jax import __version__
-from dgdlb_jax.cli import fleets, run, stability
+from dgdlb_jax.cli import fleets, plot, report, reproduce, run, stability, sweep
 
-COMMANDS = (run, stability, fleets)
+COMMANDS = (run, stability, sweep, reproduce, plot, report, fleets)
 """Modules with `add(commands)`, which adds a parser whose default `command` is the function to call."""
 
 _ABOUT = """Where should each region send its requests, does a distributed rule find that point by itself despite
@@ -20,6 +20,9 @@ _EXAMPLES = """examples:
   dgdlb run my-fleet.toml                    your own: TOML + CSV tables, described in the README
   dgdlb run my-fleet.toml --current now.csv  ... against the routing table you use today
   dgdlb stability global-llm                 how fast its frontends may adapt
+  dgdlb sweep quick-step-size                many cases from a short specification
+  dgdlb plot quick-step-size.zarr            its pictures; dgdlb report makes one HTML file of them
+  dgdlb reproduce                            the claims of the paper, shown or refuted
   dgdlb fleets                               what is built in
 
 exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted"""

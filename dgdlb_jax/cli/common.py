@@ -34,13 +34,17 @@ def names(text: str) -> list[str]:
 
 def require_extra(options: argparse.Namespace) -> None:
     """Say which line to type when files are asked for and a package for them is missing."""
+    if not options.no_files:
+        require(*_EXTRA, otherwise=" (or use --no-files)")
+
+
+def require(*packages: str, otherwise: str = "") -> None:
+    """Raise `InputError` with the line to type when one of the packages is missing."""
     from dgdlb_jax.numerics.results import InputError
 
-    if options.no_files:
-        return
-    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputError(f'{", ".join(missing)} missing; type: pip install "dgdlb_jax[cli]" (or use --no-files).')
+        raise InputError(f'{", ".join(missing)} missing; type: pip install "dgdlb_jax[cli]"{otherwise}.')
 
 
 def set_up_jax() -> None:

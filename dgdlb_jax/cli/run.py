@@ -18,6 +18,7 @@ _EXAMPLES = """examples:
   dgdlb run small-models --start nearest
   dgdlb run my-fleet.toml --current now.csv --output results
   dgdlb run global-llm --demand trace
+  dgdlb run my-fleet.toml --report --export envoy
   dgdlb run two-by-two --policies dgd-lb,least-latency --duration 60
   dgdlb run two-by-two --json --no-files | jq '.balancers[] | [.balancer, .excess]'
 
@@ -68,8 +69,9 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         "--policies",
         metavar="A,B,...",
         type=names,
-        help="which balancers (default: all): dgd-lb, least-latency, gmsr, "
-        "least-workload, proportional, uniform, nearest",
+        help="which balancers: dgd-lb, least-latency, gmsr, least-workload, proportional, uniform, nearest (these by default), "
+        "sampled-dgd-lb, mirror-descent, softmin, gmsr-network, peak-ewma, prequal, shortest-delay, two-choices, least-request, "
+        "weighted-least-request, spillover, oracle",
     )
     add("--current", metavar="CSV", type=Path, help="your own routing table, as one more balancer")
     add(
@@ -98,6 +100,13 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         help="folder for run.nc and pictures (default: ./dgdlb-FLEET; with several "
         "fleets, a folder for each inside DIR)",
     )
+    add("--report", action="store_true", help="write report.html as well: tables and pictures in one file")
+    add(
+        "--export",
+        choices=("envoy", "csv", "json"),
+        help="write the routing as weights as well: at the optimum and under DGD-LB in the end; envoy: configuration of "
+        "clusters with weighted localities and of weighted clusters",
+    )
     add("--no-files", action="store_true", help="write nothing")
     add("--json", action="store_true", help="print JSON on standard output, and nothing else there")
     add(
@@ -109,14 +118,18 @@ def _add_options(run: argparse.ArgumentParser) -> None:
 
 def run_fleets(options: argparse.Namespace) -> None:
     """Run, write, print."""
+    from dgdlb_jax.numerics.results import InputError
+
     require_extra(options)
+    if options.no_files and (options.report or options.export):
+        raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
     set_up_jax()
     from dgdlb_jax.experiments.job import Job, Settings, folders
     from dgdlb_jax.experiments.words import side_by_side
 
     fleets = list(dict.fromkeys(options.fleets)) or list(HEADLINE)
     where = dict.fromkeys(fleets) if options.no_files else folders(fleets, options.output)
-    chosen = ("demand", "policies", "current", "step_size", "start", "dt", "duration")
+    chosen = ("demand", "policies", "current", "step_size", "start", "dt", "duration", "report", "export")
     settings = Settings(**{name: getattr(options, name) for name in chosen})
     with notes():
         jobs = [Job(settings, fleet, where[fleet]) for fleet in fleets]  # complaints come before any work

@@ -14,7 +14,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.shadow_prices import ShadowPrices, shadow_prices
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
+from dgdlb_jax.experiments.balancers import BALANCERS as BALANCERS
+from dgdlb_jax.experiments.balancers import DGD as DGD
+from dgdlb_jax.experiments.balancers import balancers
 from dgdlb_jax.experiments.outcome import Outcome, outcome
 from dgdlb_jax.experiments.reference import QuasiStatic, quasi_static_optimum
 from dgdlb_jax.experiments.verdict import LAST_PART
@@ -22,29 +26,15 @@ from dgdlb_jax.model.demand import Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy, least, share_equally
-from dgdlb_jax.policies.gradient import DGDLB
-from dgdlb_jax.policies.greedy import GreatestMarginalRate, LeastWorkload
-from dgdlb_jax.policies.latency import LeastLatency
-from dgdlb_jax.policies.static import Nearest, ProportionalToCapacity, Uniform, proportional
+from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
 
 Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
 
-DGD = "DGD-LB"
 CURRENT = "current routing"
-"""Names of DGD-LB and of the user's own routing table in tables and pictures."""
-BALANCERS: dict[str, tuple[str, Callable[[Any], AbstractPolicy]]] = {
-    "dgd-lb": (DGD, DGDLB),
-    "least-latency": ("least latency", lambda _: LeastLatency()),
-    "gmsr": ("GMSR", lambda _: GreatestMarginalRate()),
-    "least-workload": ("least workload", lambda _: LeastWorkload()),
-    "proportional": ("proportional", lambda _: ProportionalToCapacity()),
-    "uniform": ("uniform", lambda _: Uniform()),
-    "nearest": ("nearest", lambda _: Nearest()),
-}
-"""What `compare` runs by default: for every key, a name for people and how to make the policy from a step size."""
+"""Name of the user's own routing table in tables and pictures."""
 STARTS = ("proportional", "nearest", "uniform")
 """The routings a comparison can start from."""
 
@@ -68,6 +58,11 @@ class Comparison:
     start: str
     runs: dict[str, Trajectory] = field(repr=False)
     reference: QuasiStatic | None = field(default=None, repr=False)
+
+    @cached_property
+    def prices(self) -> ShadowPrices:
+        """What a little more of everything is worth at the optimum."""
+        return shadow_prices(self.network)
 
     @property
     def moving(self) -> bool:
@@ -136,7 +131,7 @@ def compare(
 
     - `network`: a single network. When its demand or capacity moves, the runs are held against the moving
       quasi-static optimum.
-    - `policies`: name -> policy, or keys of `BALANCERS`; all of those by default.
+    - `policies`: name -> policy, or keys of `BALANCERS`; by default those of `balancers.DEFAULT`.
 
     Other arguments:
 
@@ -159,7 +154,7 @@ def compare(
     initial = start_state(network, start)
     optimum = solve_optimum(network)
     step = default_step_size(network, optimum) if step_size is None else jnp.asarray(step_size, float)
-    chosen = policies if isinstance(policies, Mapping) else balancers(step, policies)
+    chosen = policies if isinstance(policies, Mapping) else balancers(network, optimum, step, policies)
     chosen = {**chosen, **(also or {})}
     dt = _positive("dt", float(suggest_dt(network, step, optimum)) if dt is None else dt)
     if duration is None:
@@ -193,17 +188,6 @@ def compare(
 
 
 _REFERENCE = "quasi-static optimum"
-
-
-def balancers(step_size: ArrayLike, keys: Sequence[str] | None = None) -> dict[str, AbstractPolicy]:
-    """Name -> policy for some keys of `BALANCERS` (all by default), DGD-LB with this step size (1/s^2)."""
-    keys = list(BALANCERS) if keys is None else list(keys)
-    for key in keys:
-        if key not in BALANCERS:
-            raise InputError(
-                f"No balancer is called {key!r}: choose from {', '.join(BALANCERS)}{_did_you_mean(key, BALANCERS)}"
-            )
-    return {name: make(step_size) for name, make in map(BALANCERS.__getitem__, keys)}
 
 
 def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.experiments.compare import CURRENT, Comparison, Progress, compare
+from dgdlb_jax.experiments.export import write_export
 from dgdlb_jax.experiments.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
 from dgdlb_jax.experiments.words import report
@@ -22,6 +23,7 @@ class Settings:
     - `demand`: `mean`, or the name of a demand over time in the fleet's file for a second comparison under that.
     - `policies`: keys of `BALANCERS`. `current`: path of the user's own routing table.
     - `step_size` in 1/s^2, `dt` and `duration` in seconds, `start`: as for `compare`.
+    - `report`: write `report.html` as well. `export`: a format of `FORMATS` to write the routing in.
     """
 
     demand: str = "mean"
@@ -31,6 +33,8 @@ class Settings:
     start: str = "proportional"
     dt: float | None = None
     duration: float | None = None
+    report: bool = False
+    export: str | None = None
 
 
 class Job:
@@ -75,7 +79,12 @@ class Job:
             parts.append(report(self.trace))
         if self.folder is not None:
             shown = self.folder if self.folder.is_absolute() else f"{os.curdir}{os.sep}{self.folder}"
-            parts.append(f"written: {shown}{os.sep} with run.nc and pictures")
+            more = [
+                name
+                for name, wanted in (("report.html", self.settings.report), ("routing", self.settings.export))
+                if wanted
+            ]
+            parts.append(f"written: {shown}{os.sep} with {', '.join([*more, 'run.nc'])} and pictures")
         return "\n\n".join(parts)
 
     def document(self) -> dict[str, Any]:
@@ -89,6 +98,12 @@ class Job:
         with whole_folder(folder) as draft:
             write_dataset(draft / "run.nc", self.comparison, self.trace)
             save_pictures(self.comparison, draft)
+            if self.settings.report:
+                from dgdlb_jax.experiments.report import comparison_report, write_page
+
+                write_page(draft / "report.html", comparison_report(self.comparison, self.trace))
+            if self.settings.export is not None:
+                write_export(draft, self.comparison, self.settings.export)
             if self.trace is not None:
                 save_pictures(self.trace, draft, prefix="trace-")
 

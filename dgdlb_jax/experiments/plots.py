@@ -8,13 +8,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dgdlb_jax.experiments.compare import CURRENT, DGD, Comparison
+from dgdlb_jax.experiments.balancers import BALANCERS, DGD
+from dgdlb_jax.experiments.compare import CURRENT, Comparison
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names, smooth_latency, statistics_of
 from dgdlb_jax.experiments.words import excess, number, seconds, verdict
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; line styles and hatches tell repeats apart.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#7F7F7F")
-_STYLES = ("-", "--", ":", "-.")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#7F7F7F")
+STYLES = ("-", "--", ":", "-.")
 _HATCHES = ("", "///", "...", "xxx")
 _FAR_ABOVE = 5.0  # excess of those that may leave a picture at the top
 _BALANCER_COLOURS = {
@@ -34,7 +35,7 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
 
     **Arguments:** `comparison`; `ax`: axes to draw on, a new figure by default. **Returns:** the axes.
     """
-    ax = _axes((9, 5)) if ax is None else ax
+    ax = new_axes((9, 5)) if ax is None else ax
     for name in _drawing_order(comparison):
         run = comparison.runs[name]
         first = name == DGD
@@ -42,7 +43,7 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
             np.asarray(run.time),
             smooth_latency(comparison.network, run),
             label=_with_excess(comparison, name),
-            color=_BALANCER_COLOURS.get(name),
+            **_look(name),
             lw=2.4 if first else 1.4,
             zorder=4 if first else 3,
         )
@@ -57,7 +58,7 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
     ax.set_yscale("log")
     _leave_out_the_drowning(ax, comparison)
     _log_seconds(ax)
-    _finish(ax, "time (s)", "mean latency per request", f"{comparison.network.name or 'network'}: latency by balancer")
+    finish(ax, "time (s)", "mean latency per request", f"{comparison.network.name or 'network'}: latency by balancer")
     ax.set_xlim(0, comparison.duration)
     handles, labels = ax.get_legend_handles_labels()
     order = [len(labels) - 1, *range(len(labels) - 1)]
@@ -78,13 +79,13 @@ def routing_by_frontend(comparison: Comparison, *, ax: Axes | None = None) -> Ax
     **Arguments:** `comparison`; `ax`: axes to draw on, a new figure by default. **Returns:** the axes.
     """
     network = comparison.network
-    ax = _axes((9.5, 1.6 + 0.36 * network.frontends)) if ax is None else ax
+    ax = new_axes((9.5, 1.6 + 0.36 * network.frontends)) if ax is None else ax
     run = comparison.runs.get(DGD)
     _stack(ax, np.asarray(comparison.optimum.routing), -0.19, 0.36, 1.0)
     if run is not None:
         _stack(ax, np.asarray(statistics_of(run).mean_routing), 0.19, 0.30, 0.55)
     for j, name in enumerate(backend_names(network)):
-        ax.barh([0], [0], color=_COLOURS[j % 8], hatch=_hatch(j), edgecolor="white", label=name)
+        ax.barh([0], [0], color=COLOURS[j % 8], hatch=_hatch(j), edgecolor="white", label=name)
     rates = np.asarray(network.arrival_rate)
     labels = [f"{name}  ({number(rate)}/s)" for name, rate in zip(frontend_names(network), rates, strict=True)]
     ax.set_yticks(range(network.frontends), labels)
@@ -92,7 +93,7 @@ def routing_by_frontend(comparison: Comparison, *, ax: Axes | None = None) -> Ax
     ax.set_xlim(0, 1)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f} %"))
     below = "" if run is None else f"; pale bars: {DGD} in the end"
-    _finish(
+    finish(
         ax,
         "share of the frontend's requests",
         "frontend (requests/s)",
@@ -113,17 +114,15 @@ def workloads_over_time(
     **Arguments:** `comparison`; `balancer`: a name in `comparison.runs`; `ax`: axes to draw on, a new figure by
     default; `legend`: whether to name the backends beside the axes. **Returns:** the axes.
     """
-    ax = _axes((9, 5)) if ax is None else ax
+    ax = new_axes((9, 5)) if ax is None else ax
     run, best = comparison.runs[balancer], np.asarray(comparison.optimum.workload)
     ax.set_xlim(0, comparison.duration)
     for j, name in enumerate(backend_names(comparison.network)):
-        colour, style = _COLOURS[j % 8], _STYLES[j // 8 % 4]
+        colour, style = COLOURS[j % 8], STYLES[j // 8 % 4]
         _band(ax, np.asarray(run.time), np.asarray(run.workload)[:, j], color=colour, ls=style, label=name)
         if not comparison.moving:
             ax.plot(*_margin(ax, best[j]), color=colour, lw=4, clip_on=False, solid_capstyle="butt")
-    _finish(
-        ax, "time (s)", "workload (requests)", f"{comparison.network.name or 'network'}: workloads under {balancer}"
-    )
+    finish(ax, "time (s)", "workload (requests)", f"{comparison.network.name or 'network'}: workloads under {balancer}")
     ax.set_xlim(0, comparison.duration)
     ax.set_ylim(bottom=0)
     if legend:
@@ -136,7 +135,7 @@ def workloads_of_all(comparison: Comparison) -> Figure:
     names = [row.balancer for row in comparison.table()]
     wide = min(len(names), 4 if len(names) > 6 else 3)
     tall = -(-len(names) // wide)
-    figure = _figure((4.2 * wide + 1.8, 2.9 * tall))
+    figure = new_figure((4.2 * wide + 1.8, 2.9 * tall))
     grid = figure.subplots(tall, wide, squeeze=False)
     for k, ax in enumerate(grid.flat):
         if k >= len(names):
@@ -167,15 +166,24 @@ def save_pictures(comparison: Comparison, folder: Path, prefix: str = "") -> lis
     return paths
 
 
-def _figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
     """A figure that no global state knows of, so that scripts without a display and threads can draw."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _axes(size: tuple[float, float]) -> Axes:
-    return _figure(size).subplots()
+def new_axes(size: tuple[float, float]) -> Axes:
+    return new_figure(size).subplots()
+
+
+def _look(name: str) -> dict[str, str]:
+    """Colour and line style of a balancer, the same in every picture: the usual ones are solid, the others are not."""
+    if name in _BALANCER_COLOURS:
+        return {"color": _BALANCER_COLOURS[name]}
+    others = [known.label for known in BALANCERS.values() if known.label not in _BALANCER_COLOURS]
+    k = others.index(name) if name in others else len(others)
+    return {"color": COLOURS[k % 8], "ls": STYLES[1 + k // 8 % 3]}
 
 
 def _drawing_order(comparison: Comparison) -> list[str]:
@@ -212,7 +220,7 @@ def _stack(ax: Axes, shares: np.ndarray, offset: float, height: float, alpha: fl
             shares[:, j],
             height,
             left=left,
-            color=_COLOURS[j % 8],
+            color=COLOURS[j % 8],
             hatch=_hatch(j),
             edgecolor="white",
             lw=0.4,
@@ -240,7 +248,7 @@ def _log_seconds(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finish(ax: Axes, x: str, y: str, title: str) -> None:
+def finish(ax: Axes, x: str, y: str, title: str) -> None:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     ax.set_title(title, loc="left")

@@ -19,6 +19,7 @@ import numpy as np
 
 from dgdlb_jax.experiments.compare import Comparison
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
+from dgdlb_jax.experiments.worth import worth_json
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
 
@@ -101,6 +102,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             "workload": dict(zip(backend_names(network), map(float, best.workload), strict=True)),
             "routing": _routing(network, best.routing),
         },
+        "shadow_prices": worth_json(network, comparison.prices),
         "balancers": [_row(row) for row in comparison.table()],
         "conclusion": comparison.conclusion,
         "units": {"time": "s", "rate": "requests/s", "workload": "requests", "step_size": "1/s^2"},
@@ -243,11 +245,19 @@ def _figures(comparison: Comparison) -> dict[str, tuple]:
 
 
 def _optimum(comparison: Comparison) -> dict[str, tuple]:
-    best = comparison.optimum
+    best, prices = comparison.optimum, comparison.prices
     found = {
         "optimum_routing": (_ARC, best.routing, "1", "share of a frontend's requests at the optimum"),
         "optimum_workload": (_BACK, best.workload, "requests", "workload at the optimum"),
         "optimum_multiplier": (_FRONT, best.multiplier, "s", "marginal latency of one more request at the optimum"),
+        "price_request": (_FRONT, prices.request, "s^2", "mean latency per request/s more here, at the optimum"),
+        "price_latency": (
+            _ARC,
+            prices.latency,
+            "1",
+            "mean latency per second of latency more on this arc, at the optimum",
+        ),
+        "price_replica": (_BACK, prices.replica, "s", "mean latency per replica more here, at the optimum"),
     }
     if comparison.reference is not None:
         moving, axis = comparison.reference, ("reference_time",)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dgdlb_jax.experiments.compare import CURRENT, DGD, Comparison
+from dgdlb_jax.experiments.balancers import DGD, ORACLE
+from dgdlb_jax.experiments.compare import CURRENT, Comparison
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
 from dgdlb_jax.experiments.reference import QuasiStatic
 from dgdlb_jax.experiments.verdict import Verdict
+from dgdlb_jax.experiments.worth import worth_table
 from dgdlb_jax.model.fleets.load import FleetInfo
 
 _ARRIVED = 0.002  # excess below which DGD-LB counts as being there
@@ -21,7 +23,7 @@ def report(comparison: Comparison) -> str:
     """Everything a person wants to see of a comparison: facts, table, routing, conclusion."""
     parts = [facts(comparison), table(comparison)]
     if not comparison.moving:
-        parts.append(routing(comparison))
+        parts += [routing(comparison), worth(comparison)]
     return "\n\n".join([*parts, textwrap.fill(conclusion(comparison), 100)])
 
 
@@ -45,17 +47,27 @@ def table(comparison: Comparison) -> str:
     """One line per balancer, below the optimum (or the reference)."""
     if comparison.reference is not None:
         return _moving_table(comparison, comparison.reference)
+    return "\n".join([columns(*table_cells(comparison)), *_notes(comparison)])
+
+
+def table_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the table under a constant demand."""
     best = comparison.optimum
     header = ("balancer", "mean latency", "over optimum", "on the network", "verdict", "settled after")
     rows = [("optimum", seconds(float(best.mean_latency)), "", percent(float(best.network_share)), "", "")]
     for row in comparison.table():
         settled = seconds(row.settle_time) if math.isfinite(row.settle_time) else ""
         rows.append((row.balancer, latency(row), excess(row), percent(row.network_share), verdict(row), settled))
-    return "\n".join([columns(header, rows), *_notes(comparison)])
+    return header, rows
 
 
 def routing(comparison: Comparison) -> str:
     """Where each frontend sends its traffic: at the optimum, and under DGD-LB at the end of its run."""
+    return columns(*routing_cells(comparison), right=(1,))
+
+
+def routing_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Header and rows of the routing table."""
     network, best = comparison.network, np.asarray(comparison.optimum.routing)
     run = comparison.runs.get(DGD)
     last = None if run is None else np.asarray(statistics_of(run).mean_routing)
@@ -68,14 +80,24 @@ def routing(comparison: Comparison) -> str:
             same = np.abs(last[i] - best[i]).max() < _SAME
             row.append("the same" if same else _shares(names, last[i]))
         rows.append(row)
-    return columns(header, rows, right=(1,))
+    return header, rows
+
+
+def worth(comparison: Comparison) -> str:
+    """What a little more of this or less of that would change in the optimal mean latency."""
+    rows = [
+        (what, where, f"{seconds(change)}")
+        for what, where, change in worth_table(comparison.network, comparison.prices)
+    ]
+    shown = [(what if k == 0 or rows[k - 1][0] != what else "", *rest) for k, (what, *rest) in enumerate(rows)]
+    return columns(("what it would be worth", "where", "mean latency"), shown, right=(2,))
 
 
 def conclusion(comparison: Comparison) -> str:
     """One or two sentences, computed from the figures."""
     rows = comparison.outcomes
     sentences = [_about_dgd(comparison, rows[DGD])] if DGD in rows else []
-    sentences.append(_about_rivals([row for row in rows.values() if row.balancer not in (DGD, CURRENT)]))
+    sentences.append(_about_rivals([row for row in rows.values() if row.balancer not in (DGD, ORACLE, CURRENT)]))
     if CURRENT in rows:
         sentences.append(_about_current(rows[CURRENT]))
     return " ".join(filter(None, sentences))

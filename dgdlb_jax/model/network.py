@@ -211,7 +211,7 @@ def stack(networks: Sequence[Network]) -> Network:
         raise InputError("stack([]) has no network in it: give at least one.")
     frontends = max(network.frontends for network in networks)
     backends = max(network.backends for network in networks)
-    padded = [_pad(network, frontends, backends) for network in networks]
+    padded = [pad(network, frontends, backends) for network in networks]
     kinds = [jax.tree.structure(network) for network in padded]
     shapes = [[leaf.shape for leaf in jax.tree.leaves(network)] for network in padded]
     for k, (kind, shape) in enumerate(zip(kinds, shapes, strict=True)):
@@ -224,7 +224,8 @@ def stack(networks: Sequence[Network]) -> Network:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
 
 
-def _pad(network: Network, frontends: int, backends: int) -> Network:
+def pad(network: Network, frontends: int, backends: int) -> Network:
+    """A single network with further frontends (rate 0, no arcs) and backends (no arcs), up to these sizes; none of them counts."""
     extra = ((0, frontends - network.frontends), (0, backends - network.backends))
     arrays = {f: jnp.pad(getattr(network, f), extra) for f in ("latency", "feedback_latency", "cost_latency", "mask")}
     return _replace(

@@ -22,6 +22,7 @@ from dgdlb_jax.model.service import (
 )
 
 RandomKey = Key[Array, ""] | UInt32[Array, "2"]
+Scalar = float | Float[Array, ""]
 RandomService = Callable[[RandomKey, int], AbstractService]
 
 
@@ -30,46 +31,46 @@ def log_uniform(key: RandomKey, shape: tuple[int, ...], low: float, high: float)
     return jnp.exp(jax.random.uniform(key, shape, minval=np.log(low), maxval=np.log(high)))
 
 
-def _backend_numbers(key: RandomKey, backends: int, service_time: float) -> tuple[Float[Array, " backends"], ...]:
+def _backend_numbers(key: RandomKey, backends: int, service_time: Scalar) -> tuple[Float[Array, " backends"], ...]:
     """Nominal capacity in requests/s and service time in seconds."""
     for_capacity, for_time = jax.random.split(key)
     capacity = log_uniform(for_capacity, (backends,), 5, 20)
     return capacity, service_time * log_uniform(for_time, (backends,), 0.5, 2)
 
 
-def hyperbolic(key: RandomKey, backends: int, *, service_time: float = 1.0) -> Hyperbolic:
+def hyperbolic(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> Hyperbolic:
     """`Hyperbolic` curves with random capacity and service time."""
     capacity, alone = _backend_numbers(key, backends, service_time)
     return Hyperbolic(capacity, capacity * alone)
 
 
-def exponential(key: RandomKey, backends: int, *, service_time: float = 1.0) -> Exponential:
+def exponential(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> Exponential:
     """`Exponential` curves with random capacity and service time."""
     capacity, alone = _backend_numbers(key, backends, service_time)
     return Exponential(capacity, capacity * alone)
 
 
-def power(key: RandomKey, backends: int, *, service_time: float = 1.0) -> Power:
+def power(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> Power:
     """`Power` curves of exponent 1/2 with random nominal capacity and service time."""
     capacity, alone = _backend_numbers(key, backends, service_time)
     unit_rate = capacity / 9  # the nominal capacity of exponent 1/2 is (10 - 1) times the unit rate
     return Power(unit_rate, unit_rate * alone / 2, 0.5)
 
 
-def logarithmic(key: RandomKey, backends: int, *, service_time: float = 1.0) -> Logarithmic:
+def logarithmic(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> Logarithmic:
     """`Logarithmic` curves with random nominal capacity and service time."""
     capacity, alone = _backend_numbers(key, backends, service_time)
     unit_rate = capacity / np.log(10).item()
     return Logarithmic(unit_rate, unit_rate * alone)
 
 
-def many_server(key: RandomKey, backends: int, *, service_time: float = 1.0) -> ManyServer:
+def many_server(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> ManyServer:
     """`ManyServer` curves of sharpness 2 with random capacity and service time."""
     capacity, alone = _backend_numbers(key, backends, service_time)
     return ManyServer(capacity * alone, alone)
 
 
-def mixed(key: RandomKey, backends: int, *, service_time: float = 1.0) -> PerBackend:
+def mixed(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> PerBackend:
     """Hyperbolic, exponential and many-server backends side by side, a random kind each."""
     *keys, for_kind = jax.random.split(key, 4)
     kinds = (hyperbolic, exponential, many_server)

@@ -203,6 +203,26 @@ def equal_latencies(
     return _draw(draw, key, count, frontends, backends, load, latency)
 
 
+def frontend_latencies(
+    key: RandomKey,
+    *,
+    frontends: int = 10,
+    backends: int = 10,
+    count: int | None = None,
+    load: float = 0.7,
+    latency: float = 1.0,
+    service: RandomService = hyperbolic,
+) -> Network:
+    """Every frontend is equally far from all backends: one latency per frontend, log-uniform between 0.01 and 10 `latency`."""
+
+    def draw(key: RandomKey) -> Network:
+        for_service, for_latency, for_rates = jax.random.split(key, 3)
+        tau = jnp.broadcast_to(latency * log_uniform(for_latency, (frontends, 1), 0.01, 10), (frontends, backends))
+        return _network(tau, service(for_service, backends), _proportions(for_rates, frontends), load)
+
+    return _draw(draw, key, count, frontends, backends, load, latency)
+
+
 def hub_and_spoke(
     key: RandomKey,
     *,
@@ -276,6 +296,7 @@ FAMILIES: dict[str, Callable[..., Network]] = {
     "geographic": geographic,
     "heterogeneous_latencies": heterogeneous_latencies,
     "equal_latencies": equal_latencies,
+    "frontend_latencies": frontend_latencies,
     "hub_and_spoke": hub_and_spoke,
     "heterogeneous_capacities": heterogeneous_capacities,
     "near_critical": near_critical,

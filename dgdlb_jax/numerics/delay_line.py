@@ -86,6 +86,11 @@ def read(line: DelayLine, k: Int[Array, ""], offset: Int[Array, " taps"]) -> Flo
     return jax.lax.gather(line.ring, index[:, None], numbers, (1,), mode=mode)
 
 
+def row(line: DelayLine, k: Int[Array, ""]) -> Float[Array, " width"]:
+    """Row `k` of the signal."""
+    return jax.lax.dynamic_slice(line.ring, (_row(line, k),), (line.width,))
+
+
 def interpolate(
     now: Float[Array, "..."], before: Float[Array, "..."], fraction: Float[Array, "..."]
 ) -> Float[Array, "..."]:

@@ -23,6 +23,7 @@ class Result(enum.IntEnum):
     step_too_large = 3
     infeasible = 4
     not_converged = 5
+    not_settled = 6
 
     @property
     def sentence(self) -> str:
@@ -41,6 +42,10 @@ _SENTENCES = {
         "lower dt, suggest_dt(network) proposes a value."
     ),
     Result.infeasible: "The demand exceeds what the backends can serve: lower arrival rates, add capacity or allow more arcs.",
+    Result.not_settled: (
+        "The reaction to one more request has not died out at the end of the run: "
+        "run on for longer, or use a smaller step size if the run itself does not come to rest."
+    ),
     Result.not_converged: "The solver stopped before it reached its tolerance: rescale the inputs or use float64.",
 }
 

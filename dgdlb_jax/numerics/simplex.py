@@ -66,6 +66,21 @@ def _project_simplex_jvp(primals, tangents):
     return point, zero_mean(tangents[0], point > 0)
 
 
+@jax.custom_jvp
+def hold_on_simplex(
+    values: Float[Array, "entries *columns"], point: Float[Array, "entries *columns"]
+) -> Float[Array, "entries *columns"]:
+    """The projection of `values` onto the simplex where it is known already: `point`, with the derivative of `project_simplex`."""
+    del values
+    return point
+
+
+@hold_on_simplex.defjvp
+def _hold_on_simplex_jvp(primals, tangents):
+    _, point = primals
+    return point, zero_mean(tangents[0], point > 0)
+
+
 def project_tangent_cone(
     velocity: Float[ArrayLike, "entries *columns"],
     point: Float[ArrayLike, "entries *columns"],

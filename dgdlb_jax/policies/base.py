@@ -9,12 +9,15 @@ To add one, derive from `AbstractFlowPolicy` (routing moves with a velocity; can
 """
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix
 
 State = PyTree[Any]
@@ -48,7 +51,12 @@ class Observation(eqx.Module):
 
 
 class AbstractPolicy(eqx.Module):
-    """A routing rule. Derive from `AbstractFlowPolicy` or `AbstractInstantPolicy`."""
+    """A routing rule. Derive from `AbstractFlowPolicy` or `AbstractInstantPolicy`.
+
+    `differentiable`: whether a run has a gradient, which a rule that jumps has not.
+    """
+
+    differentiable: ClassVar[bool] = True
 
     def init(self, observation: Observation) -> State:
         """The policy's memory at the start; none by default."""
@@ -67,7 +75,12 @@ class AbstractFlowPolicy(AbstractPolicy):
 
 
 class AbstractInstantPolicy(AbstractPolicy):
-    """A rule that says where the routing is. It jumps, so it has no linearisation and no gradient."""
+    """A rule that says where the routing is. It jumps, so it has no linearisation and no gradient.
+
+    A rule that is smooth all the same says `differentiable: ClassVar[bool] = True`.
+    """
+
+    differentiable: ClassVar[bool] = False
 
     @abstractmethod
     def route(
@@ -82,6 +95,20 @@ def parameter(value: Matrix) -> Float[Array, "..."]:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
+def checked(name: str, value: Matrix, allowed: Callable[[np.ndarray], np.ndarray], rule: str) -> Float[Array, "..."]:
+    """A policy's parameter, every entry of it allowed; traced values are not looked at.
+
+    **Raises:** `InputError` with the name, the first value that is not allowed, and the rule.
+    """
+    array = parameter(value)
+    if is_concrete(array):
+        values = np.asarray(array)
+        bad = values[~allowed(values)]
+        if bad.size:
+            raise InputError(f"{name} is {bad.flat[0]:g}, but must be {rule}.")
+    return array
+
+
 def share_equally(best: Bool[Array, "backends *lanes"], dtype) -> Float[Array, "backends *lanes"]:
     """All traffic in equal parts to the backends marked as best; none if there are none."""
     chosen = best.astype(dtype)
@@ -94,3 +121,34 @@ def least(
     """All traffic to the backends with the least score, ties shared equally."""
     allowed = jnp.where(mask, score, jnp.inf)
     return share_equally(mask & (allowed <= jnp.min(allowed, axis=0)), score.dtype)
+
+
+def best_of(
+    score: Float[Array, "backends *lanes"], mask: Bool[Array, "backends *lanes"], choices: Float[Array, "*lanes"]
+) -> Float[Array, "backends *lanes"]:
+    r"""The shares of taking the least score among `choices` backends drawn at random, with replacement; ties shared equally.
+
+    $$ x_j = \frac{(G_j / n)^d - (H_j / n)^d}{G_j - H_j} $$
+    with $n$ backends within reach, $G_j$ of them not better than $j$ and $H_j$ worse: all draws have to fall among the $G_j$, and not
+    all among the $H_j$. One choice shares equally, `inf` takes the least of all.
+    """
+    return _share_by_rank(score, mask, lambda count, n: (count / n) ** choices)
+
+
+def better_of_two(
+    score: Float[Array, "backends *lanes"], mask: Bool[Array, "backends *lanes"]
+) -> Float[Array, "backends *lanes"]:
+    """The shares of taking the lesser score of two different backends drawn at random; ties shared equally."""
+    return _share_by_rank(
+        score, mask, lambda count, n: jnp.where(n > 1, count * (count - 1) / jnp.maximum(n * (n - 1), 1), count)
+    )
+
+
+def _share_by_rank(score, mask, all_among):
+    """`all_among(count, n)`: the probability that all draws fall among the `count` worst of n."""
+    allowed = jnp.where(mask, score, jnp.inf)
+    n = jnp.maximum(jnp.sum(mask, axis=0), 1).astype(score.dtype)
+    not_better = jnp.sum(mask[None] & (allowed[None] >= allowed[:, None]), axis=1).astype(score.dtype)
+    worse = jnp.sum(mask[None] & (allowed[None] > allowed[:, None]), axis=1).astype(score.dtype)
+    share = (all_among(not_better, n) - all_among(worse, n)) / jnp.maximum(not_better - worse, 1)
+    return jnp.where(mask, share, 0)

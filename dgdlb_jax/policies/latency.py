@@ -1,23 +1,71 @@
 """Balancers that compare latencies as seen."""
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, State, least
+from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked, least
 
 
 class LeastLatency(AbstractInstantPolicy):
     r"""Least latency as seen: $\arg\min_j \tau^{cost}_{ij} + N_j / \ell_j(N_j)$ at $t - \tau^{fb}_{ij}$; ties shared equally.
 
     The average latency of a backend, where the optimum compares marginal ones: its equilibrium is that of selfish routing.
+
+    **Source:** Wardrop (1952), "Some theoretical aspects of road traffic research", for the equilibrium. The latency of a request by
+    Little's law, as if the backend were at rest.
     """
 
-    def route(self, t, observation: Observation, state: State):
+    def route(self, t, observation: Observation, state):
         """All to the least latency."""
         del t
-        return least(observation.cost_latency + time_in_service(observation), observation.mask), state
+        return least(latency_as_seen(observation), observation.mask), state
 
 
-def time_in_service(observation: Observation):
+class HotCold(AbstractInstantPolicy):
+    r"""Prequal's hot-cold lexicographic rule: the least latency among the cold.
+
+    A backend is *hot* when its requests in flight, $N_j(t - \tau^{fb}_{ij})$, exceed their quantile $q$ over the backends within reach
+    (the smallest value that at least a part $q$ of them does not exceed). The latency is that of `LeastLatency`. Ties are shared
+    equally.
+
+    **Arguments:**
+
+    - `quantile`: $q$ between 0 and 1, a scalar or `(frontends,)`; 0.84 as in the paper. 0 leaves only the shortest queues cold (and
+      is `LeastWorkload`, ties broken by latency), 1 is `LeastLatency`.
+
+    **Raises:** `InputError` for a quantile outside 0 to 1.
+
+    **Source:** Wydrowski, Kleinberg, Rumble, Archer (2024), "Load is not what you should balance: Introducing Prequal",
+    arXiv:2312.10172. The fluid version keeps the rule and the age of the probes. It loses the pool of probes drawn at random: all
+    backends within reach are always in it, so that the shortest queue is cold and the second half of the rule (when all are hot, the
+    fewest requests in flight) is never needed. It loses error aversion and the difference between replicas of one backend. It
+    charges the network, which within one datacentre, where Prequal lives, is the same for all. With the few backends of a fleet
+    hardly one is ever hot: up to 6 none is above the quantile 0.84.
+    """
+
+    quantile: Float[Array, "*frontends"]
+
+    def __init__(self, quantile: Numbers = 0.84):
+        self.quantile = checked(
+            "HotCold.quantile", quantile, lambda q: (q >= 0) & (q <= 1), "between 0 and 1 (0.84 in Prequal)"
+        )
+
+    def route(self, t, observation: Observation, state):
+        """All to the least latency among the cold."""
+        del t
+        in_flight, mask = observation.workload, observation.mask
+        shorter = jnp.sum(mask[None] & (in_flight[None] < in_flight[:, None]), axis=1)
+        wanted = self.quantile * jnp.sum(mask, axis=0) * (1 - 1e-6)  # 0.7 * 10 is a little more than 7
+        return least(latency_as_seen(observation), mask & (shorter < jnp.maximum(wanted, 1))), state
+
+
+def latency_as_seen(observation: Observation) -> Float[Array, "backends *lanes"]:
+    """What a request would take to each backend: the network, and the time in service there; seconds."""
+    return observation.cost_latency + time_in_service(observation)
+
+
+def time_in_service(observation: Observation) -> Float[Array, "backends *lanes"]:
     r"""Seconds a request spends at each backend by Little's law, $N / \ell(N)$; at an empty backend the limit $1 / \ell'(0)$."""
     busy = (observation.workload > 0) & (observation.service_rate > 0)
     ratio = jnp.where(busy, observation.workload, 1) / jnp.where(busy, observation.service_rate, 1)

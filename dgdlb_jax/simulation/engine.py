@@ -8,19 +8,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.native import one_native_loop
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
+from dgdlb_jax.numerics.tiles import map_tiles
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
+from dgdlb_jax.simulation.adjoint import evolve
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.loop import observe_fields, repeat
-from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, suspend
-from dgdlb_jax.simulation.step import Carry, Clock, Wiring, advance
+from dgdlb_jax.simulation.loop import count_frames, run_as_told
+from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, segment_length
+from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
+from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
@@ -37,6 +39,8 @@ def simulate(
     save: SaveAt | None = None,
     max_latency: float | None = None,
     throw: bool = True,
+    adjoint: FullStorage | Checkpoints | None = None,
+    extra_flow: Matrices | None = None,
 ) -> Trajectory:
     r"""Simulate a policy in a network with latencies.
 
@@ -60,8 +64,13 @@ def simulate(
     - `max_latency`: the largest latency that the delay buffer has to hold, seconds; read from the network by default. Under `jit`,
       where the network has no values yet, it must be given.
     - `throw`: raise when the run fails. Otherwise, and under `jit` or `vmap`, look at `result`.
+    - `adjoint`: what reverse mode remembers, `FullStorage()` or `Checkpoints(every=...)`; by default every step while that takes
+      little memory. Nothing else depends on it; forward mode needs none.
+    - `extra_flow`: `(time, frontends, backends)`, requests/s that are sent at the saved instants (`save.every` steps apart) for the
+      length of a step, besides what is routed: something to differentiate with respect to. Zero by default.
 
-    **Returns:** a `Trajectory`.
+    **Returns:** a `Trajectory`. `jax.grad`, `jax.vjp`, `jax.jvp` and `jax.linearize` work, with respect to all numbers in the network
+    (latencies as well), the policy, `initial` and `extra_flow`; second derivatives do not.
 
     **Raises:** `InputError` for a step too large for the fastest backend, a latency longer than the buffer, values that are not
     finite, a start of the wrong shape.
@@ -86,6 +95,8 @@ def simulate(
         max_latency=max_latency,
         throw=throw,
         devices=1,
+        adjoint=adjoint,
+        extra_flow=None if extra_flow is None else jnp.asarray(extra_flow)[None],
     )
     return jax.tree.map(lambda leaf: leaf[0], runs)
 
@@ -99,9 +110,12 @@ def simulate_batch(
     initial: tuple[Matrices, Matrix] | SimulationState | None = None,
     save: SaveAt | None = None,
     max_latency: float | None = None,
+    frames: int | None = None,
     throw: bool = True,
     devices: int | None = None,
     lanes: int | None = None,
+    adjoint: FullStorage | Checkpoints | None = None,
+    extra_flow: ArrayLike | None = None,
 ) -> Trajectory:
     """Simulate many networks at once: `simulate` for each of them, with the same answers.
 
@@ -110,7 +124,10 @@ def simulate_batch(
     - `networks`: a batch, from `stack` or a topology family.
     - `policy`: parameters are scalars, `(batch,)` or `(batch, frontends, ...)`.
     - `duration`, `dt`: scalars or `(batch,)`. A network that reaches its end first stands still until all have.
-    - `devices`: over how many devices the batch is spread; all by default.
+    - `frames`: room for this many saved instants. With it the number of steps is data, not compiled in: batches of other durations,
+      time steps and `save.every` share compiled code if their delay lines are equally long (`max_latency`). Room that is left over
+      repeats the last instant. Not for reverse-mode derivatives.
+    - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
 
     **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
@@ -139,10 +156,24 @@ def simulate_batch(
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.asarray(grid.steps, jnp.int32),
         after=jnp.asarray(np.ceil(np.broadcast_to(save.after, grid.dt.shape) / grid.dt * (1 - 1e-12)), jnp.int32),
+        every=None if frames is None or save.every is None else jnp.asarray(save.every, jnp.int32),
+        extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
-    plan = _Plan(grid.rows, int(grid.steps.max()), save.every, save.fields, save.summary)
-    size = networks.batch
-    spread = min(devices or jax.local_device_count(), size) if is_concrete(inputs) else 1
+    size, steps = networks.batch, int(grid.steps.max())
+    if frames is None:
+        segment = segment_length(adjoint, networks.latency, steps, grid.rows)
+        plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, segment)
+    else:
+        _check_frames(frames, steps, save.every, extra_flow is not None)
+        plan = _Plan(grid.rows, None, None, save.fields, save.summary, None, frames)
+    if extra_flow is not None:
+        shape = (size, count_frames(steps, save.every) + 1, networks.frontends, networks.backends)
+        if inputs.extra.shape != shape:
+            raise InputError(
+                f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
+                "give one matrix for each of them, the start and the end included."
+            )
+    spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
     runs = _run(inputs, plan, spread, lanes or _lanes(networks.frontends, math.ceil(size / spread)))
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
@@ -159,16 +190,30 @@ class _Inputs(eqx.Module):
     dt: Float[Array, " batch"]
     steps: Int[Array, " batch"]
     after: Int[Array, " batch"]
+    every: Int[Array, ""] | None  # instead of the plan's, when the number of steps is data
+    extra: Float[Array, "batch instants frontends backends"] | None
 
 
 class _Plan(eqx.Module):
     """Everything that is compiled in."""
 
     rows: int = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
+    steps: int | None = eqx.field(static=True)
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
+    segment: int | None = eqx.field(static=True)
+    frames: int = eqx.field(static=True, default=0)
+
+
+def _check_frames(frames: int, steps: int, every: int | None, has_extra_flow: bool) -> None:
+    needed = 0 if every is None else count_frames(steps, every) + 1
+    if frames < needed:
+        raise InputError(
+            f"frames={frames} has no room for the {needed} instants of SaveAt(every={every}): raise one of them."
+        )
+    if has_extra_flow:
+        raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
 
 
 def _lanes(frontends: int, networks: int) -> int:
@@ -181,30 +226,9 @@ def _lanes(frontends: int, networks: int) -> int:
 @eqx.filter_jit
 def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
-    size = inputs.dt.shape[0]
-    tiles = spread * math.ceil(size / (lanes * spread))
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
-
-    def cut(leaf):
-        # The last tile is filled up with copies of the last network.
-        filled = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], tiles * lanes - size, axis=0)])
-        return filled.reshape(tiles, lanes, *leaf.shape[1:])
-
-    def run_tile(batched, shared):
-        return _run_tile(eqx.combine(batched, shared), plan)
-
-    def run_tiles(batched, shared):
-        each = one_native_loop(run_tile)
-        if tiles == spread:
-            return jax.tree.map(lambda leaf: leaf[None], each(jax.tree.map(lambda leaf: leaf[0], batched), shared))
-        return jax.lax.map(lambda tile: each(tile, shared), batched)
-
-    if spread > 1:
-        mesh = Mesh(np.array(jax.local_devices()[:spread]), ("batch",))
-        split, whole = PartitionSpec("batch"), PartitionSpec()
-        run_tiles = jax.shard_map(run_tiles, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
-    runs = run_tiles(jax.tree.map(cut, batched), shared)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], runs)
+    run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared), plan)
+    return map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
 
 
 def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
@@ -216,30 +240,39 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         carry = resume(field, inputs.initial, count_wires)
     else:
         carry = begin(field, *inputs.initial, dt, plan.rows, count_wires)
-    last = carry.k + inputs.steps
+    first = carry.now.k
+    last = first + inputs.steps
     clock = Clock(field.shape, dt, last)
     window = None
     if plan.summary:
-        window = Window(field, carry.k + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
-        carry = dataclasses.replace(carry, sums=window.begin(field, carry.k, carry.workload))
-    look = partial(observe_fields, field, clock, plan.fields)
-    carry, saved = repeat(partial(advance, field, wiring, clock, window), look, carry, plan.steps, plan.every)
-    summary = None
-    if window is not None and carry.sums is not None:
-        summary = statistics(field, window, dt, carry.sums, carry.peak, inputs.reference is not None)
+        window = Window(field, first + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
+        sums = window.begin(field, first, carry.now.workload)
+        carry = eqx.tree_at(lambda c: c.now.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
+    system, extra = System(field, wiring, clock, window), None
+    if plan.steps is None:
+        told = one_native_loop(partial(run_as_told, fields=plan.fields, frames=plan.frames))
+        carry, saved = told(system, carry, inputs.steps.max(), inputs.every)
+    else:
+        if inputs.extra is not None:
+            extra = field.shape.arcs(inputs.extra)
+            carry, extra = send(system, carry, extra[0]), extra[1:]
+        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, plan.segment, extra)
+    now, summary = carry.now, None
+    if window is not None and now.sums is not None:
+        summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)
     results = (
         _code(wiring.overflow, Result.latency_overflow),
         _code(checks.too_large_step(network, dt), Result.step_too_large),
-        _code(~_finite(field, carry), Result.not_finite),
+        _code(~_finite(field, now), Result.not_finite),
     )
     final = suspend(field, carry, last, dt)
     return Trajectory(**dict.fromkeys(FIELDS) | saved, statistics=summary, final=final, result=first_failure(*results))
 
 
-def _finite(field: Field, carry: Carry) -> Bool[Array, " lanes"]:
+def _finite(field: Field, now: Now) -> Bool[Array, " lanes"]:
     lanes = field.shape.lanes
-    routing = jnp.isfinite(carry.routing).reshape(-1, lanes).all(0)
-    return routing & jnp.isfinite(carry.workload).reshape(-1, lanes).all(0)
+    routing = jnp.isfinite(now.routing).reshape(-1, lanes).all(0)
+    return routing & jnp.isfinite(now.workload).reshape(-1, lanes).all(0)
 
 
 def _code(failed: Bool[Array, " lanes"], result: Result) -> Int[Array, " lanes"]:

@@ -12,8 +12,8 @@ from dgdlb_jax.numerics.delay_line import DelayLine
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
-from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.step import Carry
+from dgdlb_jax.simulation.dynamics import Arcs, Field
+from dgdlb_jax.simulation.step import Carry, Now, System
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
@@ -82,44 +82,54 @@ def begin(
     policy = field.init(observation)
     velocity = field.velocity(t0, x, observation, policy)[0] if field.flows else None
     arrivals = jnp.swapaxes(flow.reshape(shape.backends, shape.frontends, shape.lanes), 0, 1)
-    return Carry(
+    now = Now(
         k=jnp.zeros((), jnp.int32), routing=x, workload=n, flow=flow,
         inflow=arrivals.reshape(shape.frontends, -1).sum(0), velocity=velocity, reading=seen,
-        flows=delay_line.filled(flow.reshape(-1), rows), workloads=delay_line.filled(n, rows),
         policy=policy, peak=n, in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
     )  # fmt: skip
+    return Carry(now, delay_line.filled(flow.reshape(-1), rows), delay_line.filled(n, rows))
+
+
+def send(system: System, carry: Carry, extra: Arcs) -> Carry:
+    """The same state, had `extra` flow been sent just now besides what was routed."""
+    now, wiring, k = carry.now, system.wiring, carry.now.k
+    row = delay_line.row(carry.flows, k).reshape(extra.shape) + (1 - wiring.flow_fraction) * extra
+    flows = delay_line.write(carry.flows, k, row)
+    inflow = delay_line.read(flows, k, wiring.flow.offset).reshape(system.field.shape.frontends, -1).sum(0)
+    now = eqx.tree_at(lambda n: (n.flow, n.inflow), now, (now.flow + extra, inflow))
+    return Carry(now, flows, carry.workloads)
 
 
 def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
     """The carry from which a stopped run goes on, to the bit."""
     shape = field.shape
     flows = shape.arcs(state.flow_line)
-    return Carry(
+    now = Now(
         k=state.step[0], routing=shape.arcs(state.routing), workload=shape.last(state.workload),
         flow=shape.arcs(state.flow), inflow=shape.last(state.inflow),
         velocity=shape.arcs(state.velocity) if field.flows else None, reading=shape.arcs(state.reading),
-        flows=DelayLine(flows.reshape(-1), flows.shape[0]),
-        workloads=DelayLine(shape.last(state.workload_line).reshape(-1), flows.shape[0]),
         policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
         in_flight=state.in_flight if count_wires else None, sums=None,
     )  # fmt: skip
+    workloads = shape.last(state.workload_line).reshape(-1)
+    return Carry(now, DelayLine(flows.reshape(-1), flows.shape[0]), DelayLine(workloads, flows.shape[0]))
 
 
 def suspend(field: Field, carry: Carry, steps: Int[Array, " lanes"], dt: Float[Array, " lanes"]) -> SimulationState:
     """Everything that a later run needs, batch axis first."""
-    shape = field.shape
+    shape, now = field.shape, carry.now
     rows = carry.flows.rows
     flows = carry.flows.ring.reshape(rows, shape.backends, -1)
-    nothing = jnp.zeros_like(carry.routing)
-    in_flight = _on_the_wires(field, carry, flows, dt) if carry.in_flight is None else carry.in_flight
+    nothing = jnp.zeros_like(now.routing)
+    in_flight = _on_the_wires(field, carry, flows, dt) if now.in_flight is None else now.in_flight
     return SimulationState(
-        step=steps.astype(jnp.int32), row=jnp.full(steps.shape, carry.k, jnp.int32), time_step=dt,
-        routing=shape.from_arcs(carry.routing), workload=shape.from_last(carry.workload),
-        flow=shape.from_arcs(carry.flow), inflow=shape.from_last(carry.inflow),
-        velocity=shape.from_arcs(nothing if carry.velocity is None else carry.velocity),
-        reading=shape.from_arcs(carry.reading), in_flight=in_flight, peak_workload=shape.from_last(carry.peak),
+        step=steps.astype(jnp.int32), row=jnp.full(steps.shape, now.k, jnp.int32), time_step=dt,
+        routing=shape.from_arcs(now.routing), workload=shape.from_last(now.workload),
+        flow=shape.from_arcs(now.flow), inflow=shape.from_last(now.inflow),
+        velocity=shape.from_arcs(nothing if now.velocity is None else now.velocity),
+        reading=shape.from_arcs(now.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=shape.from_arcs(flows), workload_line=shape.from_last(carry.workloads.ring.reshape(rows, -1)),
-        policy_state=jax.tree.map(shape.from_first, carry.policy),
+        policy_state=jax.tree.map(shape.from_first, now.policy),
     )  # fmt: skip
 
 
@@ -135,12 +145,8 @@ def _on_the_wires(
     lag = jnp.floor(delay)
     fraction = delay - lag
     size = rows.shape[0]
-
-    def add(r, total):
-        age = jnp.mod(carry.k - r, size)
-        return total + ((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows[r]
-
-    whole = jax.lax.fori_loop(0, size, add, jnp.zeros_like(carry.flow))
-    newest = rows[jnp.mod(carry.k, size)]
-    beyond = (fraction * carry.flow + newest - (1 - fraction) * carry.flow) / 2
+    age = jnp.mod(carry.now.k - jnp.arange(size), size)[:, None, None]
+    whole = (((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows).sum(0)
+    newest = delay_line.row(carry.flows, carry.now.k).reshape(lag.shape)
+    beyond = (fraction * carry.now.flow + newest - (1 - fraction) * carry.now.flow) / 2
     return field.shape.per_lane((step * (whole + beyond)).sum(0))

@@ -9,6 +9,9 @@ From `t_k` to `t_{k+1}`, for delays that are any real number of steps, shorter t
 
 Each line is written before it is read: the order that lets XLA update it in place. Flow is interpolated when it is written, because
 its fraction of a step belongs to the arc that is written; workload when it is read, from this reading and the last one.
+
+What a step does between the lines is three functions, `predict`, `route` and `arrive`. They know of no delay: the reverse pass
+(see `adjoint`) differentiates the same three, and runs its own lines between them.
 """
 
 import equinox as eqx
@@ -17,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.numerics import delay_line
 from dgdlb_jax.numerics.delay_line import DelayLine, Taps
-from dgdlb_jax.numerics.simplex import project_simplex
+from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import State
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.summary import Sums, Window
@@ -79,8 +82,18 @@ class Wiring(eqx.Module):
         self.overflow = late.reshape(sizes).any((0, 1))
 
 
-class Carry(eqx.Module):
-    """The state between two steps. Few arrays, no scalars but the counter: many small ones are slow in XLA's loops."""
+class System(eqx.Module):
+    """Everything that stays the same from step to step."""
+
+    field: Field
+    wiring: Wiring
+    clock: Clock
+    window: Window | None
+
+
+class Now(eqx.Module):
+    """What changes from step to step, the delay lines apart. Few arrays, no scalars but the counter: many small ones are slow in
+    XLA's loops."""
 
     k: Int[Array, ""]
     routing: Arcs
@@ -89,56 +102,95 @@ class Carry(eqx.Module):
     inflow: Backends
     velocity: Arcs | None
     reading: Arcs
-    flows: DelayLine
-    workloads: DelayLine
     policy: State
     peak: Backends
     in_flight: Lanes | None
     sums: Sums | None
 
 
-def advance(field: Field, wiring: Wiring, clock: Clock, window: Window | None, carry: Carry) -> Carry:
-    """One step."""
-    k, ahead = carry.k, carry.k + 1
-    time_f, step_f = time(ahead, clock.frontends), length(k, clock.frontends)
-    time_b, step_b = time(ahead, clock.backends), length(k, clock.backends)
+class Carry(eqx.Module):
+    """The state between two steps."""
 
-    slope = carry.inflow - field.service_rate(time(k, clock.backends), carry.workload)
-    predicted = carry.workload + step_b * slope
-    workloads = delay_line.write(delay_line.write(carry.workloads, k, carry.workload), ahead, predicted)
-    reading = delay_line.read(workloads, ahead, wiring.workload.offset).reshape(carry.routing.shape)
-    seen = delay_line.interpolate(reading, carry.reading, wiring.workload.fraction)
+    now: Now
+    flows: DelayLine
+    workloads: DelayLine
 
-    routing, velocity, policy = _route(field, carry, time_f, step_f, seen)
 
-    flow = field.arrival_rate(time_f) * routing
-    flows = delay_line.write(carry.flows, ahead, delay_line.interpolate(flow, carry.flow, wiring.flow_fraction))
-    inflow = jnp.sum(delay_line.read(flows, ahead, wiring.flow.offset).reshape(field.shape.frontends, -1), axis=0)
-    slope_ahead = inflow - field.service_rate(time_b, predicted)
-    workload = carry.workload + step_b / 2 * (slope + slope_ahead)
+class Move(eqx.Module):
+    """What the frontends do in one step: `entering` is what goes onto the wires, interpolated for where it will be read."""
 
-    in_flight = carry.in_flight
+    reading: Arcs
+    routing: Arcs
+    velocity: Arcs | None
+    policy: State
+    flow: Arcs
+    entering: Arcs
+
+
+def advance(system: System, carry: Carry, extra: Arcs | None = None) -> Carry:
+    """One step; `extra` is flow that is sent at its end besides what is routed."""
+    shape, wiring, now = system.field.shape, system.wiring, carry.now
+    k, ahead = now.k, now.k + 1
+    predicted = predict(system, now)
+    workloads = delay_line.write(delay_line.write(carry.workloads, k, now.workload), ahead, predicted)
+    reading = delay_line.read(workloads, ahead, wiring.workload.offset).reshape(now.routing.shape)
+    move = route(system, now, reading, extra)
+    flows = delay_line.write(carry.flows, ahead, move.entering)
+    inflow = jnp.sum(delay_line.read(flows, ahead, wiring.flow.offset).reshape(shape.frontends, -1), axis=0)
+    return Carry(arrive(system, now, predicted, move, inflow), flows, workloads)
+
+
+def predict(system: System, now: Now) -> Backends:
+    """The workload one step ahead, by Euler."""
+    return now.workload + length(now.k, system.clock.backends) * _slope(system, now)
+
+
+def route(system: System, now: Now, reading: Arcs, extra: Arcs | None = None, known: Arcs | None = None) -> Move:
+    """What the frontends do when they read these workloads; `known` is the new routing where it is known already."""
+    field, clock, wiring = system.field, system.clock, system.wiring
+    t, step = time(now.k + 1, clock.frontends), length(now.k, clock.frontends)
+    seen = delay_line.interpolate(reading, now.reading, wiring.workload.fraction)
+    routing, velocity, policy = _route(field, now, t, step, seen, known)
+    flow = field.arrival_rate(t) * routing
+    flow = flow if extra is None else flow + extra
+    return Move(reading, routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow_fraction))
+
+
+def arrive(system: System, now: Now, predicted: Backends, move: Move, inflow: Backends) -> Now:
+    """The state after the step: workloads by the trapezoidal rule, and what is summed up."""
+    shape, clock, window, k = system.field.shape, system.clock, system.window, now.k
+    ahead = inflow - system.field.service_rate(time(k + 1, clock.backends), predicted)
+    step_f, step_b = length(k, clock.frontends), length(k, clock.backends)
+    workload = now.workload + step_b / 2 * (_slope(system, now) + ahead)
+    in_flight = now.in_flight
     if in_flight is not None:
-        sent = field.shape.per_lane(jnp.sum(carry.flow + flow, axis=0))
-        in_flight = in_flight + length(k, clock.lanes) / 2 * (sent - field.shape.per_lane(carry.inflow + inflow))
-    return Carry(
-        k=ahead, routing=routing, workload=workload, flow=flow, inflow=inflow, velocity=velocity, reading=reading,
-        flows=flows, workloads=workloads, policy=policy, peak=jnp.maximum(carry.peak, workload), in_flight=in_flight,
-        sums=None if window is None or carry.sums is None else window.add(
-            carry.sums, k, step_f, step_b, carry.flow + flow, carry.workload, workload
+        sent = shape.per_lane(jnp.sum(now.flow + move.flow, axis=0))
+        in_flight = in_flight + length(k, clock.lanes) / 2 * (sent - shape.per_lane(now.inflow + inflow))
+    return Now(
+        k=k + 1, routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity,
+        reading=move.reading, policy=move.policy, peak=jnp.maximum(now.peak, workload), in_flight=in_flight,
+        sums=None if window is None or now.sums is None else window.add(
+            now.sums, k, step_f, step_b, now.flow + move.flow, now.workload, workload
         ),
     )  # fmt: skip
 
 
-def _route(field: Field, carry: Carry, t: Frontends, step: Frontends, seen: Arcs) -> tuple[Arcs, Arcs | None, State]:
-    guess = carry.routing > 0
-    if carry.velocity is None:
-        observation = field.observe(t, seen, carry.flow, step)
-        routing, policy = field.route(t, observation, carry.policy)
-        return jnp.where(step > 0, jnp.where(field.mask, routing, 0), carry.routing), None, policy
+def _slope(system: System, now: Now) -> Backends:
+    return now.inflow - system.field.service_rate(time(now.k, system.clock.backends), now.workload)
+
+
+def _route(
+    field: Field, now: Now, t: Frontends, step: Frontends, seen: Arcs, known: Arcs | None
+) -> tuple[Arcs, Arcs | None, State]:
+    guess = now.routing > 0
+    if now.velocity is None:
+        observation = field.observe(t, seen, now.flow, step)
+        routing, policy = field.route(t, observation, now.policy)
+        return jnp.where(step > 0, jnp.where(field.mask, routing, 0), now.routing), None, policy
     # Only rules that look at their own routing or flow need this prediction; for the others XLA removes it.
-    expected = project_simplex(carry.routing + step * carry.velocity, field.mask, guess)
+    expected = project_simplex(now.routing + step * now.velocity, field.mask, guess)
     observation = field.observe(t, seen, field.arrival_rate(t) * expected, step)
-    velocity, policy = field.velocity(t, expected, observation, carry.policy)
-    target = carry.routing + step / 2 * (carry.velocity + velocity)
-    return project_simplex(target, field.mask, guess), velocity, policy
+    velocity, policy = field.velocity(t, expected, observation, now.policy)
+    target = now.routing + step / 2 * (now.velocity + velocity)
+    routing = project_simplex(target, field.mask, guess) if known is None else hold_on_simplex(target, known)
+    return routing, velocity, policy

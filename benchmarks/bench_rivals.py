@@ -1,0 +1,210 @@
+"""Time per arc and step against C: the obvious loop, and one with topologies packed in vector lanes; NumPy as well.
+
+    python benchmarks/bench_rivals.py [--quick]
+
+Every row is measured in one process, ours and theirs in turns, median of several; compilation apart. All save the same statistics, and
+final workloads are compared, so that nobody is faster because it does less. The C is `rival.c`, compiled here when a compiler is there.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("--quick", action="store_true", help="10x10 with 128 rows in single precision only")
+parser.add_argument("--worker", nargs=3, metavar=("CORES", "PRECISION", "LIBRARY"), help=argparse.SUPPRESS)
+options = parser.parse_args()
+if options.worker:
+    cores = int(options.worker[0])
+    os.environ["OMP_NUM_THREADS"] = options.worker[0]
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={cores}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dgdlb_jax as dgd
+from common import machine, seconds
+
+DT, STEP_SIZE = 0.01, 0.05
+SIZES = ((3, 3, 1024), (10, 10, 128), (32, 32, 32))
+ROWS = (128, 1024)
+POLICIES = {"DGD-LB": 0, "least latency": 1}
+
+
+def inputs(count: int, F: int, B: int, rows: int, dtype) -> tuple[np.ndarray, ...]:
+    """Rates, latencies in steps, largest service rates and half loads of random networks."""
+    rng = np.random.default_rng(0)
+    draw = lambda low, high, *shape: np.ascontiguousarray(rng.uniform(low, high, (count, *shape)), dtype)
+    return draw(0.5, 1.5, F) * B / F, draw(1, rows - 3, F, B), draw(2, 4, B), draw(0.5, 1.5, B)
+
+
+def ours(arrays, policy, steps: int, rows: int):
+    """The product; returns (final workload, cost of the whole run)."""
+    rate, delay, mu, kappa = map(jnp.asarray, arrays)
+    batch = jax.vmap(lambda r, d, m, k: dgd.Network(r, d * DT, dgd.Hyperbolic(m, k)))(rate, delay, mu, kappa)
+    start = jnp.full(delay.shape, 1 / delay.shape[2], delay.dtype), jnp.ones_like(mu)
+    settings = {"duration": steps * DT, "dt": DT, "initial": start, "max_latency": (rows - 2) * DT, "throw": False}
+
+    def run():
+        done = dgd.simulate_batch(batch, policy, save=dgd.SaveAt.statistics(), **settings)
+        return done.final.workload, done.statistics.cost
+
+    return run
+
+
+def by_hand(function, arrays, greedy: int, steps: int, rows: int):
+    """A function of `rival.c`."""
+    count, F, B = arrays[1].shape
+    dtype = arrays[0].dtype
+    workload, cost = np.empty((count, B), dtype), np.empty(count, dtype)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, workload, cost)]
+
+    def run():
+        numbers = [ctypes.c_int(count), ctypes.c_int(F), ctypes.c_int(B), ctypes.c_int(rows), ctypes.c_long(steps)]
+        function(*numbers, ctypes.c_int(greedy), ctypes.c_double(DT), ctypes.c_double(STEP_SIZE), *pointers)
+        return workload, cost
+
+    return run
+
+
+def with_numpy(arrays, steps: int, rows: int):
+    """DGD-LB in NumPy, vectorised over topologies; projection by sorting."""
+    rate, delay, mu, kappa = arrays
+    lag = delay.astype(int)
+    fraction, tau = delay - lag, delay * DT
+    n, i, j = np.ogrid[tuple(slice(size) for size in delay.shape)]
+    positions = np.arange(1, delay.shape[2] + 1)
+
+    def gradient(seen):
+        return (kappa[:, None] + seen) ** 2 / (mu * kappa)[:, None] + tau
+
+    def run():
+        x = np.full_like(delay, 1 / delay.shape[2])
+        N, flow = np.ones_like(mu), rate[..., None] * x
+        flows, works = np.tile(flow, (rows, 1, 1, 1)), np.ones((rows, *N.shape), N.dtype)
+        inflow, reading, velocity = flow.sum(1), np.ones_like(x), -STEP_SIZE * gradient(np.ones_like(x))
+        for k in range(steps):
+            slope = inflow - mu * N / (kappa + N)
+            guess = N + DT * slope
+            works[k % rows], works[(k + 1) % rows] = N, guess
+            look = works[(k + 1 - lag) % rows, n, j]
+            seen, reading = look + fraction * (reading - look), look
+            ahead = -STEP_SIZE * gradient(seen)
+            y = x + DT / 2 * (velocity + ahead)
+            ranked = -np.sort(-y, axis=2)
+            excess = (np.cumsum(ranked, axis=2) - 1) / positions
+            last = (ranked > excess).sum(2, keepdims=True) - 1
+            x, velocity = np.maximum(y - np.take_along_axis(excess, last, 2), 0), ahead
+            new = rate[..., None] * x
+            flows[(k + 1) % rows] = new + fraction * (flow - new)
+            flow, inflow = new, flows[(k + 1 - lag) % rows, n, i, j].sum(1)
+            N = N + DT / 2 * (slope + inflow - mu * guess / (kappa + guess))
+        return N, None
+
+    return run
+
+
+def work(cores: int, precision: str, library: str) -> None:
+    """One JSON line per case."""
+    jax.config.update("jax_enable_x64", precision == "float64")
+    dtype = np.dtype(precision)
+    rival = ctypes.CDLL(library) if library != "none" else None
+    cases = [(10, 10, 128, 128)] if options.quick else [(*size, rows) for size in SIZES for rows in ROWS]
+    for F, B, count, rows in cases:
+        arrays = inputs(count, F, B, rows, dtype)
+        steps = max(4 * rows, 1000)
+        for name, greedy in POLICIES.items():
+            policy = dgd.LeastLatency() if greedy else dgd.DGDLB(STEP_SIZE)
+            runs = {"ours": ours(arrays, policy, steps, rows)}
+            if rival is not None:
+                runs["C"] = by_hand(rival.scalar, arrays, greedy, steps, rows)
+                runs["packed C"] = by_hand(rival.packed, arrays, greedy, steps, rows)
+            if not greedy and (F, rows, cores, precision) == (10, 128, 1, "float32"):
+                runs["NumPy"] = with_numpy(arrays, steps, rows)
+            found = {key: seconds(run, repeats=1 if key == "NumPy" else 5) for key, run in runs.items()}
+            ends = {key: np.asarray(run()[0]) for key, run in runs.items()}
+            apart = {key: float(np.median(np.abs(end / ends["ours"] - 1))) for key, end in ends.items()}
+            row = {"network": f"{F}x{B}", "topologies": count, "rows": rows, "threads": cores, "precision": precision}
+            figures = {key: taken[1] / (count * F * B * steps) * 1e9 for key, taken in found.items()}
+            print(
+                json.dumps(row | {"policy": name, "compile": found["ours"][0], "ns": figures, "apart": apart}),
+                flush=True,
+            )
+
+
+def compiled(folder: str, precision: str) -> str:
+    """The shared library of `rival.c` in one precision; `none` without a compiler."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return "none"
+    target = str(Path(folder) / f"rival-{precision}.so")
+    kind = "double" if precision == "float64" else "float"
+    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC", f"-DREAL={kind}"]
+    subprocess.run([compiler, *flags, str(Path(__file__).with_name("rival.c")), "-o", target], check=True)
+    return target
+
+
+def main() -> None:
+    """Print the table and the geometric means of the ratios."""
+    print(machine())
+    print("ns per arc and step, median of 5; 'apart': median relative difference of final workloads from ours\n")
+    columns = (
+        "network|topologies|rows|threads|precision|policy|ours|C|packed C|ours / C|ours / packed C|apart|compile s"
+    )
+    print("|", columns.replace("|", " | "), "|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
+    ratios, packed = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in ("float32",) if options.quick else ("float32", "float64"):
+            library = compiled(folder, precision)
+            for cores in range(1, min(2, os.cpu_count() or 1) + 1):
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--worker",
+                    str(cores),
+                    precision,
+                    library,
+                    *["--quick"] * options.quick,
+                ]
+                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+                    for line in child.stdout or ():
+                        row = json.loads(line)
+                        ns = row["ns"]
+                        if "C" in ns:
+                            ratios.append(ns["ours"] / ns["C"])
+                            packed.append(ns["ours"] / ns["packed C"])
+                        theirs = [f"{ns[key]:.2f}" if key in ns else "not measured" for key in ("C", "packed C")]
+                        shares = [f"{ns['ours'] / ns[key]:.2f}" if key in ns else "" for key in ("C", "packed C")]
+                        first = [
+                            row[key] for key in ("network", "topologies", "rows", "threads", "precision", "policy")
+                        ]
+                        cells = [
+                            *first,
+                            f"{ns['ours']:.2f}",
+                            *theirs,
+                            *shares,
+                            f"{max(row['apart'].values()):.0e}",
+                            f"{row['compile']:.1f}",
+                        ]
+                        print("|", " | ".join(map(str, cells)), f"| {row['compile']:.1f} |", flush=True)
+                        if "NumPy" in ns:
+                            print(f"| NumPy, the same case | | | | | | {ns['NumPy']:.0f} | | | | | | |", flush=True)
+    if ratios:
+        mean = lambda values: float(np.exp(np.mean(np.log(values))))
+        print(f"\nours / C: geometric mean {mean(ratios):.2f}, largest {max(ratios):.2f}")
+        print(f"ours / packed C: geometric mean {mean(packed):.2f}, largest {max(packed):.2f}")
+
+
+if __name__ == "__main__":
+    work(int(options.worker[0]), *options.worker[1:]) if options.worker else main()

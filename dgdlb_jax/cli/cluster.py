@@ -1,0 +1,58 @@
+"""Several processes of one command: found by JAX on Slurm, MPI and Kubernetes, or named on the command line.
+
+JAX only tells the processes apart here (and gives each its own devices): they share no computation, so each can die alone. That is
+why the connection is closed at once; an open one would end all processes when one of them is gone.
+"""
+
+import argparse
+import os
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`--coordinator`, `--processes`, `--process`: for clusters that JAX does not know."""
+    group = parser.add_argument_group("several processes (Slurm, MPI and Kubernetes need none of these)")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--processes", metavar="N", type=int, help="how many processes there are")
+    group.add_argument("--process", metavar="K", type=int, help="which of them this one is, from 0")
+
+
+def join(options: argparse.Namespace) -> tuple[int, int]:
+    """Find the other processes. **Returns:** the number of this one, and how many there are.
+
+    **Raises:** `InputError` when only a part of the options is given, or the others do not come.
+    """
+    from dgdlb_jax.numerics.results import InputError
+
+    named = (options.coordinator, options.processes, options.process)
+    if any(value is None for value in named) and any(value is not None for value in named):
+        raise InputError("--coordinator, --processes and --process belong together: give all three or none.")
+    if named[0] is None and not _on_a_cluster():
+        return 0, 1
+    if named[0] is not None and not 0 <= options.process < options.processes:
+        raise InputError(f"--process {options.process} of {options.processes}: count from 0 to --processes - 1.")
+    import jax
+
+    try:
+        jax.distributed.initialize(*named)
+        found = jax.process_index(), jax.process_count()
+        jax.distributed.shutdown()
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The processes do not find each other ({str(error).splitlines()[0]}): check --coordinator."
+        ) from error
+    return found
+
+
+def _on_a_cluster() -> bool:
+    """Whether a launcher has started more than one process; the variables are those that JAX looks at."""
+    environment = os.environ
+    if {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"} <= environment.keys():
+        return _number("SLURM_NTASKS") > 1
+    if "OMPI_MCA_orte_hnp_uri" in environment:
+        return _number("OMPI_COMM_WORLD_SIZE") > 1
+    return "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+
+
+def _number(name: str) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else 1

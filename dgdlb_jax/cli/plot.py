@@ -1,0 +1,50 @@
+"""`dgdlb plot`: pictures of a sweep."""
+
+import argparse
+from pathlib import Path
+
+_ABOUT = """Draw the pictures that suit a sweep: its main measure along an input (medians, in bands between the quartiles; for
+step sizes with the critical and the sufficient one), how the runs end, heatmaps over two inputs, distributions."""
+
+_EXAMPLES = """examples:
+  dgdlb plot quick-step-size.zarr
+  dgdlb plot quick-step-size.zarr --y settle_time
+  dgdlb plot load.zarr --x load --y excess --by policy --output pictures"""
+
+
+def add(commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "plot",
+        help="pictures of a sweep",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=plot)
+    option = parser.add_argument
+    option("store", metavar="STORE", type=Path, help="folder that dgdlb sweep wrote")
+    option("--x", metavar="INPUT", help="input to draw along (default: the step size if it varies)")
+    option("--y", metavar="MEASURE", help="measure to draw (default: excess)")
+    option("--by", metavar="INPUT", help="input that makes lines, or the other direction of heatmaps")
+    option(
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="folder for the pictures (default: STORE without .zarr, then -pictures)",
+    )
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Draw, write, say where."""
+    from dgdlb_jax.cli.common import require
+
+    require("matplotlib", "xarray", "zarr")
+    from dgdlb_jax.experiments.sweep import open_sweep
+    from dgdlb_jax.experiments.sweep.pictures import save_pictures, standard_pictures
+
+    folder = options.output or Path(f"{str(options.store).removesuffix('/').removesuffix('.zarr')}-pictures")
+    with open_sweep(options.store) as dataset:
+        figures = standard_pictures(dataset.load(), options.x, options.y, options.by)
+    for path in save_pictures(figures, folder):
+        print(f"written: {path}")

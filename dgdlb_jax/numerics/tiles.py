@@ -1,0 +1,38 @@
+"""A batch in tiles: spread over devices, on each one tile after the other."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import PyTree
+
+
+def map_tiles(function: Callable[..., PyTree], batch: PyTree, shared: PyTree, *, lanes: int, devices: int) -> PyTree:
+    """`function(tile, shared)` for tiles of `lanes` items of the leading axis, put together again.
+
+    The last tiles are filled up with copies of the last item. Devices do not talk to each other.
+
+    **Arguments:** `batch`, arrays with one leading axis; `shared`, arrays that every tile gets whole; `devices`, how many of the
+    local ones.
+    """
+    size = jax.tree.leaves(batch)[0].shape[0]
+    tiles = devices * math.ceil(size / (lanes * devices))
+
+    def cut(leaf):
+        filled = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], tiles * lanes - size, axis=0)])
+        return filled.reshape(tiles, lanes, *leaf.shape[1:])
+
+    def run(batch, shared):
+        if tiles == devices:
+            return jax.tree.map(lambda leaf: leaf[None], function(jax.tree.map(lambda leaf: leaf[0], batch), shared))
+        return jax.lax.map(lambda tile: function(tile, shared), batch)
+
+    if devices > 1:
+        mesh = Mesh(np.array(jax.local_devices()[:devices]), ("batch",))
+        split, whole = PartitionSpec("batch"), PartitionSpec()
+        run = jax.shard_map(run, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
+    done = run(jax.tree.map(cut, batch), shared)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], done)

@@ -1,0 +1,86 @@
+"""Smooth relatives of balancers that jump: they can be linearised and differentiated like DGD-LB."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked
+from dgdlb_jax.policies.static import proportional
+
+
+class MirrorDescent(AbstractFlowPolicy):
+    r"""Mirror descent with the entropy (exponentiated gradient) on the approximate gradient of DGD-LB.
+
+    $$ \dot x_{ij} = -\eta_i \max(x_{ij}, \epsilon)\,\bigl(g_{ij} - \textstyle\sum_k x_{ik} g_{ik}\bigr),\qquad
+       g_{ij}(t) = \frac{1}{\ell_j'(N_j(t - \tau^{fb}_{ij}))} + \tau^{cost}_{ij} $$
+
+    With $\epsilon = 0$ this is the replicator equation, $x \propto x_0 e^{-\eta \int g}$: shares never leave zero again, and every vertex
+    is at rest. The floor $\epsilon$ lets an arc without traffic come back; the rest points then are those of DGD-LB, the optimum (on the
+    support $g$ is equal, elsewhere not smaller).
+
+    **Arguments:**
+
+    - `step_size`: $\eta$, a scalar or `(frontends,)`, in 1/s^2. The gain is at most half that of DGD-LB with the same $\eta$, since
+      $\mathrm{diag}(x) - x x^T \preceq \frac12 P$; so twice a step size that is safe for DGD-LB.
+    - `floor`: $\epsilon$, share below which an arc moves as if it had that much.
+
+    **Raises:** `InputError` for a step size or a floor that is negative or not finite.
+
+    **Source:** Beck and Teboulle (2003), "Mirror descent and nonlinear projected subgradient methods"; the floor is this project's own.
+    """
+
+    step_size: Float[Array, "*frontends"]
+    floor: Float[Array, "*frontends"]
+
+    def __init__(self, step_size: Numbers, floor: Numbers = 1e-3):
+        def allowed(values):
+            return (values >= 0) & (values < jnp.inf)
+
+        self.step_size = checked("MirrorDescent.step_size", step_size, allowed, "finite and not negative (1/s^2)")
+        self.floor = checked("MirrorDescent.floor", floor, allowed, "finite and not negative")
+
+    def velocity(self, t, routing, observation: Observation, state: State):
+        """Every share in proportion to itself."""
+        del t
+        gradient = observation.marginal_latency + observation.cost_latency
+        mean = jnp.sum(jnp.where(observation.mask, routing * gradient, 0), axis=0)
+        return -self.step_size * jnp.maximum(routing, self.floor) * (gradient - mean), state
+
+
+class Softmin(AbstractFlowPolicy):
+    r"""Softmin of the marginal latency, approached at a rate: the smooth relative of all rules that send everything to the least.
+
+    $$ \dot x_i = r\,(s_i - x_i),\qquad s_{ij} \propto e^{-g_{ij} / T},\qquad
+       g_{ij}(t) = \frac{1}{\ell_j'(N_j(t - \tau^{fb}_{ij}))} + \tau^{cost}_{ij} $$
+
+    It is a flow and not a jump, so that it has a linearisation, roots, and gradients. For $r \to \infty$ it becomes the instant softmin,
+    for $T \to 0$ as well `LeastMarginalLatency`. At rest $g_{ij} + T \log x_{ij}$ is equal on all arcs: near the optimum for a small
+    temperature, uniform for a large one. Small temperatures make it as restless as the jump, a small rate calms it.
+
+    **Arguments:**
+
+    - `temperature`: $T > 0$, seconds, a scalar or `(frontends,)`: differences in latency much below it do not matter.
+    - `rate`: $r > 0$, 1/s, a scalar or `(frontends,)`.
+
+    **Raises:** `InputError` for a temperature or a rate that is not positive and finite.
+
+    **Source:** logit choice, McFadden (1974), as dynamics Fudenberg and Levine (1998); in this form own.
+    """
+
+    temperature: Float[Array, "*frontends"]
+    rate: Float[Array, "*frontends"]
+
+    def __init__(self, temperature: Numbers, rate: Numbers):
+        def allowed(values):
+            return (values > 0) & (values < jnp.inf)
+
+        self.temperature = checked("Softmin.temperature", temperature, allowed, "positive and finite, seconds")
+        self.rate = checked("Softmin.rate", rate, allowed, "positive and finite (1/s)")
+
+    def velocity(self, t, routing, observation: Observation, state: State):
+        """Towards the softmin."""
+        del t
+        mask, seen = observation.mask, observation.marginal_latency + observation.cost_latency
+        above = seen - jnp.min(jnp.where(mask, seen, jnp.inf), axis=0)
+        weight = jnp.exp(-jnp.where(mask, above, 0) / self.temperature)
+        return self.rate * (proportional(weight, mask) - routing), state

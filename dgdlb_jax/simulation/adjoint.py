@@ -1,0 +1,156 @@
+"""A run with derivatives in both modes: the loop is one function to JAX, with a derivative of its own.
+
+Its forward mode is JAX's: the loop with the derivative of every step beside it. Its reverse mode is the transpose of that, but by the
+way back of `reverse`, at a cost that does not depend on the length of the delay lines. Both use the functions of `step`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, PyTree
+
+from dgdlb_jax.numerics.linear_map import linear_map
+from dgdlb_jax.numerics.native import one_native_loop
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.simulation.loop import Extra, Machine, Node, join, observe_fields, schedule
+from dgdlb_jax.simulation.reverse import WayBack
+from dgdlb_jax.simulation.step import Carry, Now, System
+
+
+def evolve(
+    system: System,
+    carry: Carry,
+    steps: int,
+    every: int | None,
+    fields: tuple[str, ...],
+    segment: int | None = None,
+    extra: Extra | None = None,
+) -> tuple[Carry, dict[str, Array]]:
+    """Run `steps` steps, with a look at the start, after every `every` of them and at the end; without `every` at the end only.
+
+    Looks come back with time as second axis, behind the batch. `extra` is flow that is sent at these instants, the start apart,
+    besides what is routed. Differentiated in reverse mode, every step is remembered, or with `segment` only a checkpoint
+    every so many steps.
+    """
+    task = _Task(schedule(steps, every), schedule(steps, every, segment), fields)
+    first = None if every is None else task.look(system, carry.now)
+    carry, looks = _evolve(task, system, carry, extra)
+    looks = looks if first is None else join([jax.tree.map(lambda leaf: leaf[None], first), looks])
+    return carry, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), looks)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What there is to do: the program without and with checkpoints, and what is looked at."""
+
+    plain: Node
+    checkpointed: Node
+    fields: tuple[str, ...]
+
+    def look(self, system: System, now: Now) -> dict[str, Array]:
+        return observe_fields(self.fields, system, now)
+
+    def run(self, system: System, carry: Carry, extra: Extra | None) -> tuple[Carry, PyTree]:
+        return Machine(system, self.look, None).run(self.plain, carry, extra)[:2]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _evolve(task: _Task, system: System, carry: Carry, extra: Extra | None) -> tuple[Carry, PyTree]:
+    return one_native_loop(task.run)(system, carry, extra)
+
+
+def _evolve_jvp(task: _Task, primals, tangents):
+    _refuse_jumps(primals[0])
+    leaves, tree = jax.tree.flatten(primals)
+    moves = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
+    moving = tuple(k for k, move in enumerate(moves) if not isinstance(move, SymbolicZero))
+    derivative = _Derivative(task, tree, moving)
+    outputs, tape = one_native_loop(derivative.remember)(leaves)
+    flat, out_tree = jax.tree.flatten(outputs)
+    real = tuple(map(eqx.is_inexact_array, flat))
+    tape_leaves, tape_tree = jax.tree.flatten(tape)
+    backward = partial(derivative.backward, tape_tree, out_tree, real)
+    slopes = iter(
+        linear_map(
+            one_native_loop(derivative.forward),
+            one_native_loop(backward),
+            [*leaves, *tape_leaves],
+            [moves[k] for k in moving],
+        )
+    )
+    none = lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0)
+    return outputs, jax.tree.unflatten(
+        out_tree, [next(slopes) if r else none(leaf) for leaf, r in zip(flat, real, strict=True)]
+    )
+
+
+_evolve.defjvp(_evolve_jvp, symbolic_zeros=True)
+
+
+def _refuse_jumps(system: System) -> None:
+    policy = system.field.policy
+    if not policy.differentiable:
+        raise InputError(
+            f"{type(policy).__name__} jumps from one routing to another, so a run with it has no gradient: use its smooth "
+            "relative, a softmin of the same signal, or a flow policy such as DGDLB."
+        )
+
+
+@dataclass(frozen=True)
+class _Derivative:
+    """The derivative of a run with respect to those leaves of its inputs that move, as functions of flat lists of arrays.
+
+    `tree` is that of the inputs (system, carry, extra), `moving` says which of its leaves move.
+    """
+
+    task: _Task
+    tree: Any
+    moving: tuple[int, ...]
+
+    def remember(self, leaves) -> tuple[tuple[Carry, PyTree], PyTree]:
+        """The run, and a tape of it."""
+        system, carry, extra = self._inputs(leaves)
+        keep = self._way_back(leaves).keep
+        carry, looks, tape = Machine(system, self.task.look, keep).run(self.task.checkpointed, carry, extra)
+        return (carry, looks), (tape, keep(carry.now))
+
+    def forward(self, leaves, slopes) -> list[Array]:
+        """The derivative in one direction: the run with the derivative of every step beside it."""
+
+        def run(values):
+            return jax.tree.leaves(eqx.filter(self.task.run(*self._inputs(leaves, values)), eqx.is_inexact_array))
+
+        return jax.jvp(run, ([leaves[k] for k in self.moving],), (list(slopes),))[1]
+
+    def backward(self, tape_tree, out_tree, real, given, cotangents) -> list[Array]:
+        """The transpose of `forward`: what the cotangents of all outputs mean for the leaves that move."""
+        count = self.tree.num_leaves
+        leaves, (tape, end) = given[:count], jax.tree.unflatten(tape_tree, given[count:])
+        cotangents = iter(cotangents)
+        carry, looks = jax.tree.unflatten(out_tree, [next(cotangents) if r else None for r in real])
+        values, *start = self._way_back(leaves).run(self.task.checkpointed, tape, end, carry, looks)
+        # Counters have no cotangent; their own values keep their places.
+        start = jax.tree.leaves(eqx.combine(start, list(self._inputs(leaves)[1:])))
+        values, parts = iter(values), self._parts()
+        return [next(values) if k < parts else start[k - parts] for k in self.moving]
+
+    def _inputs(self, leaves, values=()) -> tuple[System, Carry, Extra | None]:
+        leaves = list(leaves[: self.tree.num_leaves])
+        for k, value in zip(self.moving, values, strict=False):
+            leaves[k] = value
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def _way_back(self, leaves) -> WayBack:
+        _, carry, extra = self._inputs(leaves)
+        values = [leaves[k] for k in self.moving if k < self._parts()]
+        return WayBack(lambda values: self._inputs(leaves, values)[0], values, carry, extra, self.task.look)
+
+    def _parts(self) -> int:
+        """How many leaves the system has; those of the state at the start come behind them."""
+        return self.tree.children()[0].num_leaves

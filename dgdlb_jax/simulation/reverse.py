@@ -1,0 +1,308 @@
+r"""A run backwards in time: cotangents instead of values, the same delay lines in reversed time.
+
+A value that is written at step $k$ is read at step $k + m$; so the cotangent of what is read is *written* when reversed time passes
+$k + m$, and the cotangent of what was written is *gathered* when it passes $k$. Nothing is scattered, and write-then-gather is the
+order that XLA updates in place. The two lines change roles: arrivals have one cotangent per backend, gathered for every arc as
+workloads are on the way forth; readings have one per arc, summed over frontends as flows are.
+
+Between the lines a step is three local functions (see `step`), and their transposes are JAX's own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from dgdlb_jax.numerics import delay_line
+from dgdlb_jax.numerics.delay_line import DelayLine
+from dgdlb_jax.simulation.dynamics import Arcs, Backends
+from dgdlb_jax.simulation.loop import (
+    Checkpoint,
+    Extra,
+    Frame,
+    Loop,
+    Machine,
+    Node,
+    Pending,
+    Sequence,
+    Step,
+    fold,
+    join,
+    split,
+    unfold,
+)
+from dgdlb_jax.simulation.step import Carry, Now, System, arrive, predict, route
+
+Values = list[Array]
+
+
+class Reverse(eqx.Module):
+    """What changes from step to step on the way back.
+
+    - `q`: steps taken backwards. `after`: what was kept of the state that has been reached.
+    - `bar`: the cotangent of that state, the delay lines apart; these are `arrivals` and `readings`, in reversed time.
+    - `values`: cotangents of the parts of the system that move. `extra`: that of the extra flow of this frame.
+    """
+
+    q: Int[Array, ""]
+    after: Values
+    bar: Now
+    arrivals: DelayLine
+    readings: DelayLine
+    values: Values
+    extra: Arcs | None
+
+
+class Returns(eqx.Module):
+    """Where the two lines are read in reversed time."""
+
+    arrivals: Int[Array, " arcs"]  # in order (backends, frontends * lanes)
+    readings: Int[Array, " arcs"]  # in order (frontends, backends * lanes), so that they sum over the leading axis
+    at_once: Bool[Array, "frontends backend_lanes"]  # arcs whose reading in step k is the prediction of step k itself
+
+    def __init__(self, system: System, rows: int):
+        field, wiring, dt = system.field, system.wiring, system.clock.frontends[0]
+        shape = field.shape
+        sizes = (shape.backends, shape.frontends, shape.lanes)
+        j, i, lane = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.int32) for n in sizes), indexing="ij")
+
+        def to_backends(values):
+            return jnp.swapaxes(values.reshape(sizes), 0, 1).reshape(shape.frontends, -1)
+
+        late = jnp.swapaxes(wiring.flow.overflow.reshape(shape.frontends, shape.backends, -1), 0, 1)
+        lag = jnp.where(late.reshape(field.latency.shape), 0, jnp.floor(field.latency / dt))
+        column = (j * shape.lanes + lane).reshape(lag.shape)
+        self.arrivals = delay_line.taps(lag, column, shape.backends * shape.lanes, rows).offset
+        lag = to_backends(jnp.where(wiring.workload.overflow, 0, jnp.floor(field.feedback_latency / dt)))
+        column = to_backends((j * shape.frontends + i) * shape.lanes + lane)
+        self.readings = delay_line.taps(jnp.maximum(lag - 1, 0), column, column.size, rows).offset
+        self.at_once = lag < 1
+
+
+class WayBack:
+    """The way back of one run.
+
+    **Arguments:**
+
+    - `system_of`: the system, from the values of it that move. `values`: these.
+    - `carry`: where the run began. `extra`: the extra flow, if any.
+    - `look`: what is looked at after every frame.
+    """
+
+    def __init__(
+        self,
+        system_of: Callable[[Values], System],
+        values: Values,
+        carry: Carry,
+        extra: Extra | None,
+        look: Callable[[System, Now], PyTree],
+    ):
+        self.system_of, self.values, self.carry, self.extra, self.look = system_of, values, carry, extra, look
+        self.system, self.rows = system_of(values), carry.flows.rows
+        self.returns = Returns(self.system, self.rows)
+        self.leaves, self.tree = jax.tree.flatten(carry.now)
+        self.last: Any = None
+        self.left: tuple[Any, Any] = (None, None)  # cotangents of what stands in the two lines in the end
+        self.looked_at = [True] * len(self.leaves)
+        self.looked_at = self._looked_at()
+
+    def keep(self, now: Now) -> Values:
+        """What has to be kept of a state: the parts of it that the way back looks at."""
+        return [leaf for leaf, looked_at in zip(jax.tree.leaves(now), self.looked_at, strict=True) if looked_at]
+
+    def run(
+        self, node: Node, tape: PyTree, end: Values, carry: Carry, looks: PyTree
+    ) -> tuple[Values, Carry, Extra | None]:
+        """All the way.
+
+        **Arguments:**
+
+        - `node`, `tape`: the program and what was kept of it; `end`: what was kept of the last state.
+        - `carry`, `looks`: cotangents of the results; None where they are zero.
+
+        **Returns:** cotangents of the values that move, of the state at the start, of the extra flow.
+        """
+        self.last, self.left = self.recall(end).k, (carry.flows.ring, carry.workloads.ring)
+        state, extra = self._back(node, tape, self.begin(end, carry.now), looks, self.extra, None)
+        return state.values, self._history(state), extra
+
+    def recall(self, kept: Values) -> Now:
+        """A state from what was kept of it; the rest is zero, and nobody looks at it."""
+        leaves = iter(kept)
+        found = [
+            next(leaves) if on else jnp.zeros_like(leaf) for leaf, on in zip(self.leaves, self.looked_at, strict=True)
+        ]
+        return jax.tree.unflatten(self.tree, found)
+
+    def begin(self, end: Values, bar: Now) -> Reverse:
+        """At the end of the run, with the cotangent of its last state; parts of it may be None."""
+        now, dtype = self.carry.now, self.carry.now.routing.dtype
+        zeros = eqx.filter(jax.tree.map(jnp.zeros_like, now), eqx.is_inexact_array)
+        return Reverse(
+            q=jnp.zeros((), jnp.int32),
+            after=end,
+            bar=jax.tree.map(lambda zero, own: zero if own is None else own, zeros, bar),
+            arrivals=DelayLine(jnp.zeros(now.workload.size * self.rows, dtype), self.rows),
+            readings=DelayLine(jnp.zeros(now.routing.size * self.rows, dtype), self.rows),
+            values=[jnp.zeros_like(value) for value in self.values],
+            extra=None if self.extra is None else jnp.zeros_like(self.extra[0]),
+        )
+
+    def _back(self, node: Node, tape, state: Reverse, looks, extra, pending) -> tuple[Reverse, Extra | None]:
+        """Follow a part of the program backwards."""
+        match node:
+            case Step():
+                return self.step(state, tape, pending), None
+            case Loop(times, body):
+
+                def once(state, each):
+                    return self._back(body, each[0], state, *each[1:], pending)
+
+                each = (tape, fold(looks, times), fold(extra, times))
+                state, bars = jax.lax.scan(once, state, each, length=times, reverse=True)
+                return state, unfold(bars)
+            case Sequence(parts):
+                bars = []
+                for part, *own in reversed(
+                    list(zip(parts, tape, split(looks, parts), split(extra, parts), strict=True))
+                ):
+                    state, bar = self._back(part, own[0], state, own[1], own[2], pending)
+                    bars.insert(0, bar)
+                return state, join(bars)
+            case Frame(body):
+                if extra is not None:
+                    pending = Pending(extra[0], self.recall(state.after).k)
+                    state = eqx.tree_at(lambda s: s.extra, state, jnp.zeros_like(extra[0]))
+                state = self.look_back(state, jax.tree.map(lambda leaf: leaf[0], looks))
+                state, _ = self._back(body, tape, state, None, None, pending)
+                return state, None if extra is None else state.extra[None]
+            case Checkpoint(body):
+                again = Machine(self.system, self.look, self.keep).run(body, tape, extra, pending)[2]
+                return self._back(body, again, state, looks, extra, pending)
+
+    def look_back(self, state: Reverse, looks: PyTree) -> Reverse:
+        """What the cotangents of a look mean for the state that was looked at."""
+        if not jax.tree.leaves(looks):
+            return state
+        real, rest = eqx.partition(self.recall(state.after), eqx.is_inexact_array)
+        wanted = {name: bar for name, bar in looks.items() if bar is not None}
+
+        def look(values, real):
+            seen = self.look(self.system_of(values), eqx.combine(real, rest))
+            return {name: seen[name] for name in wanted}
+
+        values, bar = jax.vjp(look, self.values, real)[1](wanted)
+        return eqx.tree_at(lambda s: (s.values, s.bar), state, (_sum(state.values, values), _sum(state.bar, bar)))
+
+    def step(self, state: Reverse, kept: Values, pending: Pending | None) -> Reverse:
+        """One step backwards."""
+        now, after = self.recall(kept), self.recall(state.after)
+        real, rest = eqx.partition(now, eqx.is_inexact_array)
+        system = self.system_of
+
+        def predict_(values, real):
+            return predict(system(values), eqx.combine(real, rest))
+
+        def route_(values, real, reading, extra):
+            flow = None if pending is None else Pending(extra, pending.due).at(now.k)
+            move = route(system(values), eqx.combine(real, rest), reading, flow, after.routing)
+            return eqx.partition(move, eqx.is_inexact_array)
+
+        def arrive_(values, real, predicted, move, inflow):
+            there = arrive(system(values), eqx.combine(real, rest), predicted, eqx.combine(move, move_rest), inflow)
+            return eqx.filter(there, eqx.is_inexact_array)
+
+        predicted, from_prediction = jax.vjp(predict_, self.values, real)
+        extra = None if pending is None else pending.flow
+        move, from_move, move_rest = jax.vjp(route_, self.values, real, after.reading, extra, has_aux=True)
+        from_arrival = jax.vjp(arrive_, self.values, real, predicted, move, after.inflow)[1]
+
+        values, bar, predicted_bar, move_bar, inflow_bar = from_arrival(state.bar)
+        arrivals = delay_line.write(state.arrivals, state.q, inflow_bar)
+        move_bar = eqx.tree_at(
+            lambda m: m.entering, move_bar, move_bar.entering + self._entering(arrivals, state.q, now.k + 1)
+        )
+        values_2, bar_2, reading_bar, extra_bar = from_move(move_bar)
+        readings = delay_line.write(state.readings, state.q, reading_bar)
+        at_once, later = self._seen(readings, state.q, now.k)
+        values_3, bar_3 = from_prediction(predicted_bar + at_once)
+        bar = _sum(bar, bar_2, bar_3)
+        return Reverse(
+            q=state.q + 1,
+            after=kept,
+            bar=eqx.tree_at(lambda b: b.workload, bar, bar.workload + later),
+            arrivals=arrivals,
+            readings=readings,
+            values=_sum(state.values, values, values_2, values_3),
+            extra=_sum(state.extra, extra_bar),
+        )
+
+    def _entering(self, arrivals: DelayLine, q: Int[Array, ""], row: Int[Array, ""]) -> Arcs:
+        """The cotangent of what entered the wires as this row: what has arrived of it, or is still there in the end."""
+        bar = delay_line.read(arrivals, q, self.returns.arrivals).reshape(self.carry.now.routing.shape)
+        left = self.left[0]
+        return bar if left is None else bar + self._left(left, row).reshape(bar.shape)
+
+    def _seen(self, readings: DelayLine, q: Int[Array, ""], k: Int[Array, ""]) -> tuple[Backends, Backends]:
+        """The cotangents of the workload predicted in step k, and of that of row k."""
+        bar = delay_line.read(readings, q, self.returns.readings).reshape(self.returns.at_once.shape)
+        at_once = jnp.sum(jnp.where(self.returns.at_once, bar, 0), axis=0)
+        later = jnp.sum(jnp.where(self.returns.at_once, 0, bar), axis=0)
+        left = self.left[1]
+        if left is not None:
+            at_once = at_once + jnp.where(k + 1 == self.last, self._left(left, k + 1), 0)
+            later = later + self._left(left, k)
+        return at_once, later
+
+    def _left(self, ring: Float[Array, " numbers"], row: Int[Array, ""]) -> Float[Array, " width"]:
+        """A row of the cotangent of a line in the end; zero when other rows have taken its place."""
+        return jnp.where(row > self.last - self.rows, delay_line.row(DelayLine(ring, self.rows), row + self.rows), 0)
+
+    def _history(self, state: Reverse) -> Carry:
+        """On through the history before the start, which ran without steps: the cotangent of the state that it ended in."""
+        first, routing, workload = self.carry.now.k, state.bar.routing, state.bar.workload
+
+        def before(pair, n):
+            state, lines = pair
+            k = first - 1 - n
+            arrivals = delay_line.write(state.arrivals, state.q, jnp.zeros_like(workload))
+            readings = delay_line.write(state.readings, state.q, jnp.zeros_like(routing))
+            seen = self._seen(readings, state.q, k)[1]
+            # The first step overwrites its own row of workloads, whose place in the ring is that of the oldest one.
+            seen = jnp.where(n < self.rows - 1, seen, 0)
+            flows = delay_line.write(lines[0], k + 1 + self.rows, self._entering(arrivals, state.q, k + 1))
+            workloads = delay_line.write(lines[1], k + self.rows, seen)
+            return (eqx.tree_at(_lines, state, (state.q + 1, arrivals, readings)), (flows, workloads)), None
+
+        lines = jax.tree.map(jnp.zeros_like, (self.carry.flows, self.carry.workloads))
+        (_, (flows, workloads)), _ = jax.lax.scan(before, (state, lines), jnp.arange(self.rows, dtype=jnp.int32))
+        return Carry(state.bar, flows, workloads)
+
+    def _looked_at(self) -> list[bool]:
+        """Which leaves of a state the way back depends on: trace it, and see which inputs no output needs."""
+
+        def one_step(before, after):
+            state = self.begin(after, eqx.filter(self.carry.now, eqx.is_inexact_array))
+            looks = jax.tree.map(jnp.zeros_like, self.look(self.system, self.carry.now))
+            state = self.look_back(state, looks)
+            pending = None if self.extra is None else Pending(self.extra[0], self.carry.now.k)
+            state = self.step(state, before, pending)
+            return jax.tree.leaves(eqx.tree_at(lambda s: s.after, state, []))
+
+        traced = jax.make_jaxpr(one_step)(self.leaves, self.leaves).jaxpr
+        _, used = dce_jaxpr(traced, [True] * len(traced.outvars))
+        count = len(self.leaves)
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.carry.now)]
+        return [a or b or n == ".k" for a, b, n in zip(used[:count], used[count:], names, strict=True)]
+
+
+def _lines(state: Reverse):
+    return state.q, state.arrivals, state.readings
+
+
+def _sum(*trees: PyTree) -> PyTree:
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *trees)

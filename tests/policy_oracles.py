@@ -1,0 +1,154 @@
+"""What one frontend does under every policy, as slow and obvious references: enumeration, plain loops, no JAX.
+
+`seen` is what a frontend sees: workload, rate, slope, mask, nominal_capacity, cost_latency, latency, arrival_rate, dt. Three lists by
+the name of the policy: `INSTANT` rules without memory, `MEMORY` makes a rule with memory for one frontend, `FLOWS` are velocities, and
+`FLOWS_WITH_MEMORY` makes a velocity with memory for one frontend.
+"""
+
+from itertools import product
+
+import numpy as np
+
+
+def _to_least(score, mask):
+    least = min(s for s, m in zip(score, mask, strict=True) if m)
+    best = [j for j in range(len(mask)) if mask[j] and score[j] == least]
+    return np.array([1 / len(best) if j in best else 0.0 for j in range(len(mask))])
+
+
+def _shares(weight, mask):
+    weight = np.where(mask, weight, 0)
+    return weight / weight.sum()
+
+
+def _best_of_draws(score, mask, draws):
+    """Every sequence of draws is equally likely; the best drawn wins, equals share."""
+    share = np.zeros(len(mask))
+    for drawn in draws:
+        share += _to_least([score[j] if j in drawn else np.inf for j in range(len(mask))], mask)
+    return share / len(draws)
+
+
+def _with_replacement(mask, count):
+    return list(product(np.flatnonzero(mask), repeat=int(count)))
+
+
+def _different_pairs(mask):
+    there = np.flatnonzero(mask)
+    return [(a, b) for a in there for b in there if a != b] or [(there[0],)]
+
+
+def _time_in_service(seen):
+    return np.array([N / r if N > 0 else 1 / s for N, r, s in zip(seen.workload, seen.rate, seen.slope, strict=True)])
+
+
+def _latency_as_seen(seen):
+    return seen.cost_latency + _time_in_service(seen)
+
+
+def _own(parameter, i):
+    values = np.asarray(parameter)
+    return values if values.ndim == 0 else values[i]
+
+
+def _hot_cold(policy, i, seen):
+    quantile, queues = _own(policy.quantile, i), seen.workload[seen.mask]
+    for limit in sorted(queues):
+        if np.mean(queues <= limit) >= quantile:
+            break
+    cold = [j for j in range(len(seen.mask)) if seen.mask[j] and seen.workload[j] <= limit]
+    latency = _latency_as_seen(seen)
+    return _to_least([latency[j] if j in cold else np.inf for j in range(len(seen.mask))], seen.mask)
+
+
+INSTANT = {
+    "Uniform": lambda policy, i, seen: _shares(np.ones(seen.mask.size), seen.mask),
+    "ProportionalToCapacity": lambda policy, i, seen: _shares(seen.nominal_capacity, seen.mask),
+    "Nearest": lambda policy, i, seen: _to_least(seen.cost_latency, seen.mask),
+    "LeastWorkload": lambda policy, i, seen: _to_least(seen.workload, seen.mask),
+    "ShortestExpectedDelay": lambda policy, i, seen: _to_least((seen.workload + 1) / seen.nominal_capacity, seen.mask),
+    "PowerOfChoices": lambda policy, i, seen: _best_of_draws(
+        seen.workload, seen.mask, _with_replacement(seen.mask, _own(policy.choices, i))
+    ),
+    "LeastLatency": lambda policy, i, seen: _to_least(_latency_as_seen(seen), seen.mask),
+    "HotCold": _hot_cold,
+    "GreatestMarginalRate": lambda policy, i, seen: _to_least(-seen.slope, seen.mask),
+    "LeastMarginalLatency": lambda policy, i, seen: _to_least(1 / seen.slope + seen.cost_latency, seen.mask),
+    "FixedRouting": lambda policy, i, seen: np.asarray(policy.routing)[i],
+}
+
+
+class _Counting:
+    """Counts the own requests under way, an implicit Euler step of flow minus count / latency at a time."""
+
+    def __init__(self, policy, i, seen, flow):
+        self.policy, self.i = policy, i
+        self.count = flow * (seen.latency + _time_in_service(seen))
+        self.flow = self.count / _latency_as_seen(seen)
+        self.average = _latency_as_seen(seen)
+
+    def route(self, seen):
+        latency = _latency_as_seen(seen)
+        self.count = (self.count + seen.dt * self.flow) / (1 + seen.dt / latency)
+        routing = self.choose(seen, latency)
+        self.flow = seen.arrival_rate * routing
+        return routing
+
+
+class _LeastRequest(_Counting):
+    def choose(self, seen, latency):
+        return _best_of_draws(self.count, seen.mask, _with_replacement(seen.mask, _own(self.policy.choices, self.i)))
+
+
+class _WeightedLeastRequest(_Counting):
+    def choose(self, seen, latency):
+        return _shares(seen.nominal_capacity / (1 + self.count) ** _own(self.policy.bias, self.i), seen.mask)
+
+
+class _PeakEWMA(_Counting):
+    def choose(self, seen, latency):
+        weight = np.exp(-seen.dt / _own(self.policy.decay, self.i))
+        decayed = weight * self.average + (1 - weight) * latency
+        self.average = np.where(latency > self.average, latency, decayed)
+        return _best_of_draws(self.average * (self.count + 1), seen.mask, _different_pairs(seen.mask))
+
+
+MEMORY = {"LeastRequest": _LeastRequest, "WeightedLeastRequest": _WeightedLeastRequest, "PeakEWMA": _PeakEWMA}
+
+
+def gradient_velocity(policy, i, seen, x=None):
+    """DGD-LB: minus the step size times (1 / slope + network latency)."""
+    return -_own(policy.step_size, i) * (1 / seen.slope + seen.cost_latency)
+
+
+def _mirror(policy, i, seen, x):
+    gradient = 1 / seen.slope + seen.cost_latency
+    mean = sum(x[j] * gradient[j] for j in range(len(x)))
+    moving = np.maximum(x, _own(policy.floor, i))
+    return -_own(policy.step_size, i) * moving * (gradient - mean)
+
+
+def _softmin(policy, i, seen, x):
+    gradient = 1 / seen.slope + seen.cost_latency
+    return _own(policy.rate, i) * (_shares(np.exp(-gradient / _own(policy.temperature, i)), seen.mask) - x)
+
+
+FLOWS = {"DGDLB": gradient_velocity, "MirrorDescent": _mirror, "Softmin": _softmin}
+
+
+class _Sampled:
+    """Waits for the interval to be over, then makes all of its move within one step."""
+
+    def __init__(self, policy, i):
+        self.policy, self.i, self.waited = policy, i, 0.0
+
+    def velocity(self, seen, x):
+        interval = max(float(_own(self.policy.interval, self.i)), seen.dt)
+        self.waited += seen.dt
+        if self.waited < float(_own(self.policy.interval, self.i)) - seen.dt / 2:
+            return np.zeros(len(x))
+        self.waited -= interval
+        return gradient_velocity(self.policy, self.i, seen) * interval / seen.dt
+
+
+FLOWS_WITH_MEMORY = {"SampledDGDLB": _Sampled}
