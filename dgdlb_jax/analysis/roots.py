@@ -105,7 +105,7 @@ def _spectra(batch: tuple[Linearisation, Network, Optimum], count: int, degree: 
     starts = np.full((used.shape[0], count), np.nan + 0j)
     for n in range(used.shape[0]):
         found = _rough_roots(jax.tree.map(lambda leaf, n=n: leaf[n], host), used[n], reach[n], degree)
-        found = found[np.argsort(-found.real, kind="stable")][:count]
+        found = found[np.argsort(-np.real(found), kind="stable")][:count]
         starts[n, : found.size] = found
     roots, residual = _polish(linear, jnp.asarray(starts))
     order = jnp.argsort(jnp.where(jnp.isnan(roots.real), jnp.inf, -roots.real), axis=1)
@@ -119,7 +119,7 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     moving = np.flatnonzero(linear.support.any(1))
     backends = np.flatnonzero(used)
     place = {j: k for k, j in enumerate(backends)}
-    bases = [_zero_sum(linear.support[i]) for i in moving]
+    bases = [_zero_sum(np.asarray(linear.support[i])) for i in moving]
     size = backends.size + sum(basis.shape[1] for basis in bases)
     if size == 0:
         return np.zeros(0, complex)

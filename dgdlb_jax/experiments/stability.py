@@ -93,8 +93,8 @@ def tightness(networks: Network, *, observe: int = 0) -> Tightness:
     exact = np.asarray(mode.step_size)
     observed = np.full_like(exact, np.nan)
     if observe:
-        some = jax.tree.map(lambda leaf: leaf[:observe], (networks, optimum))
-        observed[:observe] = observe_limit(*some, exact[:observe], np.asarray(mode.period)[:observe])
+        some, best = jax.tree.map(lambda leaf: leaf[:observe], (networks, optimum))
+        observed[:observe] = observe_limit(some, best, exact[:observe], np.asarray(mode.period)[:observe])
     return Tightness(exact, observed, found, rules)
 
 
@@ -131,6 +131,7 @@ def observe_limit(
             initial=start, save=SaveAt.statistics(after=begin), throw=False,
         )  # fmt: skip
         found = runs.statistics
+        assert found is not None
         return np.asarray(
             ((found.highest_workload - found.lowest_workload) / optimum.workload.max(-1, keepdims=True)).max(-1)
         )

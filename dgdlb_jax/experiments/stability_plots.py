@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from dgdlb_jax.analysis.linearise import Linearisation
 from dgdlb_jax.analysis.loop import Loop
 from dgdlb_jax.analysis.roots import Spectrum
-from dgdlb_jax.experiments.plots import _axes, _finish
+from dgdlb_jax.experiments.plots import finish, new_axes
 from dgdlb_jax.experiments.stability import Tightness
 from dgdlb_jax.experiments.stability_report import StabilityReport
 
@@ -21,17 +21,17 @@ def roots_plot(spectra: Mapping[str, Spectrum], *, ax: Axes | None = None) -> Ax
 
     **Arguments:** label -> `Spectrum` of a single network. **Returns:** the axes.
     """
-    ax = _axes((7, 5)) if ax is None else ax
+    ax = new_axes((7, 5)) if ax is None else ax
     for label, spectrum in spectra.items():
         roots = np.asarray(spectrum.roots)
         roots = np.concatenate([roots, roots.conj()])
-        ax.plot(roots.real, roots.imag, "o", ms=5, mfc="none", label=label)
+        ax.plot(np.real(roots), np.imag(roots), "o", ms=5, mfc="none", label=label)
     ax.axvline(0, color="black", lw=1)
     # Roots lie between a slow mode and the fastest latency: decades apart.
     slowest = min(max(abs(float(spectrum.abscissa)), 1e-9) for spectrum in spectra.values())
     ax.set_xscale("symlog", linthresh=slowest)
     ax.set_yscale("symlog", linthresh=slowest)
-    _finish(ax, "growth rate, real part (1/s)", "angular frequency, imaginary part (rad/s)", "characteristic roots")
+    finish(ax, "growth rate, real part (1/s)", "angular frequency, imaginary part (rad/s)", "characteristic roots")
     ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.28), ncols=2)
     return ax
 
@@ -41,25 +41,25 @@ def locus_plot(linear: Linearisation, frequency: float, *, ax: Axes | None = Non
 
     **Arguments:** the linearisation at the step sizes in question; `frequency`: rad/s about which to draw. **Returns:** the axes.
     """
-    ax = _axes((6.5, 5.5)) if ax is None else ax
+    ax = new_axes((6.5, 5.5)) if ax is None else ax
     loop = Loop(linear)
     at = jnp.asarray(np.geomspace(frequency / 20, frequency * 20, points))
     values = np.asarray(jax.lax.map(lambda w: jnp.linalg.eigvals(loop.matrix(w)), at, batch_size=200))
     colour = np.repeat(np.log10(np.asarray(at) / frequency)[:, None], values.shape[1], 1)
-    marks = ax.scatter(values.real, values.imag, c=colour, s=4, cmap="viridis")
+    marks = ax.scatter(np.real(values), np.imag(values), c=colour, s=4, cmap="viridis")
     ax.figure.colorbar(marks, ax=ax, label="log10 of frequency / critical frequency")
     ax.plot(-1, 0, "x", color="#D55E00", ms=10, mew=2.5, label="-1: oscillates by itself")
     ax.axhline(0, color="0.6", lw=0.7)
     ax.set_xlim(-2.5, 1)
     ax.set_ylim(-2.5, 1.5)
-    _finish(ax, "real part", "imaginary part", "eigenvalues of the loop")
+    finish(ax, "real part", "imaginary part", "eigenvalues of the loop")
     ax.legend(frameon=False, loc="lower right")
     return ax
 
 
 def tightness_plot(found: Mapping[str, Tightness], *, ax: Axes | None = None) -> Axes:
     """Distributions of sufficient over exact step sizes: one box per condition and latency family."""
-    ax = _axes((9, 5)) if ax is None else ax
+    ax = new_axes((9, 5)) if ax is None else ax
     names = [*next(iter(found.values())).sufficient, *next(iter(found.values())).distributed]
     for k, (label, result) in enumerate(found.items()):
         data = [
@@ -75,7 +75,7 @@ def tightness_plot(found: Mapping[str, Tightness], *, ax: Axes | None = None) ->
         ax.plot([], [], "s", color=f"C{k}", label=label)
     ax.axhline(1, color="black", lw=1, ls="--")
     ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
-    _finish(ax, "condition", "sufficient / exact critical step size", "how tight the proven step sizes are")
+    finish(ax, "condition", "sufficient / exact critical step size", "how tight the proven step sizes are")
     ax.set_ylim(0, 1.05)
     ax.legend(title="latencies", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax
@@ -94,5 +94,5 @@ def save_stability_pictures(report: StabilityReport, folder: Path) -> list[Path]
     for key, ax in axes.items():
         ax.set_title(f"{name}: {ax.get_title(loc='left')}" + (" at the limit" if key == "locus" else ""), loc="left")
         paths.append(folder / f"{key}.png")
-        ax.figure.savefig(paths[-1], dpi=130)
+        ax.get_figure(root=True).savefig(paths[-1], dpi=130)  # pyright: ignore[reportOptionalMemberAccess]
     return paths
