@@ -40,7 +40,8 @@ class Spectrum(eqx.Module):
     def dominant(self) -> Complex[Array, "*batch"]:
         """The rightmost root, with positive imaginary part if it is one of a pair."""
         first = self.roots[..., 0]
-        return first.real + 1j * jnp.abs(first.imag)
+        swings = jnp.abs(first.imag) > 1e-9 * jnp.abs(first.real)  # less is rounding
+        return first.real + 1j * jnp.where(swings, jnp.abs(first.imag), 0)
 
     @property
     def damping(self) -> Float[Array, "*batch"]:

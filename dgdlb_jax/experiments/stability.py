@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.analysis import conditions
 from dgdlb_jax.analysis.conditions import sufficient_step_size
 from dgdlb_jax.analysis.critical import critical_mode
+from dgdlb_jax.analysis.linearise import linearise
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.model import topologies
 from dgdlb_jax.model.network import Network
@@ -22,7 +23,7 @@ from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.start import default_start
 from dgdlb_jax.simulation.trajectory import SaveAt
 
-_KICK, _GROWN = 1e-5, 1e-3  # relative size of a perturbation, and the swing that it can only reach by growing
+_KICK, _SMALLEST_KICK = 1e-5, 1e-10  # relative size of a small perturbation
 LATENCIES = ("equal", "per frontend", "three decades", "geographic")
 """The latency families of the step-size study."""
 
@@ -120,10 +121,12 @@ def observe_limit(
     slope = np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
     dt = np.minimum(period / steps_per_period, 0.4 / slope)
     rng = np.random.default_rng(seed)
-    kick = 1 + _KICK * rng.standard_normal(optimum.workload.shape)
-    start = optimum.routing, optimum.workload * jnp.asarray(kick)
+    # The perturbation has to stay within the region in which the support does not change.
+    region = np.asarray(linearise(networks, optimum=optimum).linear_region)
+    kick = np.clip(1e-2 * region, _SMALLEST_KICK, _KICK)[:, None]
+    start = optimum.routing, optimum.workload * jnp.asarray(1 + kick * rng.standard_normal(optimum.workload.shape))
     longest = np.asarray(jnp.maximum(networks.latency, networks.feedback_latency).max((-1, -2)))
-    settle = np.maximum(30 * period, 6 * longest)
+    settle = np.maximum(60 * period, 6 * longest)
 
     def swing(step, begin):
         runs = simulate_batch(
@@ -139,8 +142,8 @@ def observe_limit(
     low, high = 0.81 * guess, 1.25 * guess
     for _ in range(rounds):
         middle = np.sqrt(low * high)
-        late, early = swing(middle, settle + 60 * period), swing(middle, settle)
-        grows = (late > early) | (late > _GROWN)  # what has grown into a cycle grows no more
+        late, early = swing(middle, settle + 240 * period), swing(middle, settle)
+        grows = (late > early) | (late > 1e2 * kick[:, 0])  # what has grown into a cycle grows no more
         low, high = np.where(grows, low, middle), np.where(grows, middle, high)
     return np.where(good, np.sqrt(low * high), np.nan)
 

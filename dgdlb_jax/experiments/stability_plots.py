@@ -62,8 +62,11 @@ def tightness_plot(found: Mapping[str, Tightness], *, ax: Axes | None = None) ->
     ax = new_axes((9, 5)) if ax is None else ax
     names = [*next(iter(found.values())).sufficient, *next(iter(found.values())).distributed]
     for k, (label, result) in enumerate(found.items()):
+        limited = np.isfinite(result.exact)
         data = [
-            result.sufficient[name] / result.exact if name in result.sufficient else result.distributed[name]
+            result.sufficient[name][limited] / result.exact[limited]
+            if name in result.sufficient
+            else result.distributed[name][limited]
             for name in names
         ]
         places = np.arange(len(names)) + 0.18 * (k - (len(found) - 1) / 2)
