@@ -114,3 +114,14 @@ def test_a_simulated_perturbation_decays_as_predicted(networks):
 def test_no_values_no_roots(networks):
     with pytest.raises(dgd.InputError, match="outside jit"):
         jax.jit(lambda step: dgd.characteristic_roots(networks[0][0], dgd.DGDLB(step)).abscissa)(0.1)
+
+
+def test_best_step_size_settles_fastest(networks):
+    nets, optimum = networks
+    network, best = nets[2], one(optimum, 2)
+    found = dgd.best_step_size(network, best)
+    assert float(found.margin) > 1
+    policy_at = lambda factor: dgd.DGDLB(factor * found.step_size)
+    for factor in (0.8, 0.95, 1.05, 1.25):
+        other = dgd.characteristic_roots(network, policy_at(factor), best)
+        assert float(other.abscissa) >= float(found.abscissa) - 1e-4 * abs(float(found.abscissa))

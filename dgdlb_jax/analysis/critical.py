@@ -72,7 +72,7 @@ def critical_step_size(
 
     Differentiable, forward and reverse, in latencies, rates, service parameters and the policy's parameters, while the arcs in use do
     not change. Where several modes are critical at once it has a kink; the derivative is that of one of them.
-    Batches run in chunks on all cores. On other devices than a CPU call it outside `jit`: it then runs on the CPU.
+    Batches run in chunks of bounded memory. Eigenvalues of general matrices exist on CPU and recent CUDA devices only.
 
     **Raises:** `InputError` in single precision, for a policy that jumps, or when demand exceeds capacity.
 

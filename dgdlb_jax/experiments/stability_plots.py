@@ -27,12 +27,18 @@ def roots_plot(spectra: Mapping[str, Spectrum], *, ax: Axes | None = None) -> Ax
         roots = np.concatenate([roots, roots.conj()])
         ax.plot(np.real(roots), np.imag(roots), "o", ms=5, mfc="none", label=label)
     ax.axvline(0, color="black", lw=1)
-    # Roots lie between a slow mode and the fastest latency: decades apart.
-    slowest = min(max(abs(float(spectrum.abscissa)), 1e-9) for spectrum in spectra.values())
-    ax.set_xscale("symlog", linthresh=slowest)
-    ax.set_yscale("symlog", linthresh=slowest)
-    finish(ax, "growth rate, real part (1/s)", "angular frequency, imaginary part (rad/s)", "characteristic roots")
-    ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+    # The fast roots of long delay equations lie far to the left; what matters is near the line.
+    scale = 6 * max(abs(complex(spectrum.dominant)) for spectrum in spectra.values())
+    if np.isfinite(scale) and scale > 0:
+        ax.set_xlim(-scale, scale / 3)
+        ax.set_ylim(-scale, scale)
+    finish(
+        ax,
+        "growth rate, real part (1/s)",
+        "angular frequency, imaginary part (rad/s)",
+        "rightmost characteristic roots",
+    )
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.13), ncols=3)
     return ax
 
 
@@ -77,7 +83,7 @@ def tightness_plot(found: Mapping[str, Tightness], *, ax: Axes | None = None) ->
             line.set_color("black")
         ax.plot([], [], "s", color=f"C{k}", label=label)
     ax.axhline(1, color="black", lw=1, ls="--")
-    ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
+    ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=12)
     finish(ax, "condition", "sufficient / exact critical step size", "how tight the proven step sizes are")
     ax.set_ylim(0, 1.05)
     ax.legend(title="latencies", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))

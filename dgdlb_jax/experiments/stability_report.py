@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from dgdlb_jax.analysis import conditions
 from dgdlb_jax.analysis.conditions import sufficient_step_size
@@ -20,6 +20,7 @@ from dgdlb_jax.experiments.compare import start_state
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
 from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, judge
 from dgdlb_jax.experiments.words import columns, number, seconds
+from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB
@@ -41,6 +42,7 @@ class StabilityReport:
     - `mode`: the oscillation at the critical step sizes. `spectrum`: roots at the recommended ones.
     - `by_link` `(frontends, backends)`, `by_backend` `(backends,)`: elasticities of the limit: per cent of change per per cent of
       latency, and of capacity.
+    - `chosen`: "recommended", or "given" when the step sizes in `recommended` were.
     - `settled`: the largest fraction of `critical` tried (of `FRACTIONS`) up to which every run from `start` came within 1 % of
       the optimum and stayed; 0 if none, NaN if there is no limit.
     """
@@ -59,6 +61,7 @@ class StabilityReport:
     by_backend: Float[np.ndarray, " backends"]
     start: str
     settled: float
+    chosen: str = "recommended"
 
     @property
     def factor(self) -> float:
@@ -67,17 +70,28 @@ class StabilityReport:
 
     def text(self) -> str:
         """What a person reads."""
-        return "\n\n".join(["\n".join(_headlines(self)), _table(self)])
+        return "\n\n".join([self.summary(), _table(self)])
+
+    def summary(self) -> str:
+        """The same without the table."""
+        return "\n".join(_headlines(self))
 
     def document(self) -> dict[str, Any]:
         """What a script reads: plain numbers, null where there is none, with the reason beside."""
         return _document(self)
 
 
-def stability_report(network: Network, *, start: str = "proportional", from_start: bool = True) -> StabilityReport:
+def stability_report(
+    network: Network,
+    *,
+    step_size: ArrayLike | None = None,
+    start: str = "proportional",
+    from_start: bool = True,
+) -> StabilityReport:
     """Assess the stability of DGD-LB in a network at its mean rates.
 
-    **Arguments:** a single `network`; `start`: where the runs of `settled` begin, as for `compare`; `from_start`: whether to make them.
+    **Arguments:** a single `network`; `step_size`: 1/s^2, `default_step_size` by default; `start`:
+    where the runs of `settled` begin, as for `compare`; `from_start`: whether to make them.
 
     **Returns:** a `StabilityReport`.
 
@@ -88,6 +102,8 @@ def stability_report(network: Network, *, start: str = "proportional", from_star
     network = network.with_arrival_rate(network.arrival_rate)
     optimum = solve_optimum(network)
     step = default_step_size(network, optimum)
+    if step_size is not None:
+        step = jnp.broadcast_to(jnp.asarray(step_size, step.dtype), step.shape)
     mode = critical_mode(network, DGDLB(step), optimum)
     guaranteed, rule = _guaranteed(network, optimum)
     linear = linearise(network, DGDLB(step), optimum)
@@ -109,6 +125,7 @@ def stability_report(network: Network, *, start: str = "proportional", from_star
         by_backend=by_backend,
         start=start,
         settled=_settled(network, optimum, step, float(mode.step_size), start) if from_start else float("nan"),
+        chosen="recommended" if step_size is None else "given",
     )
 
 
@@ -141,8 +158,6 @@ def _elasticities(network: Network, step, factor: float) -> tuple[np.ndarray, np
             return values * jnp.exp(link)
 
         # A backend with exp(c) times the capacity serves ell(N) exp(c): the factor that capacity over time would be.
-        from dgdlb_jax.model.demand import Constant
-
         changed = Network(
             network.arrival_rate, stretched(network.latency), network.service, mask=network.mask,
             feedback_latency=stretched(network.feedback_latency), cost_latency=stretched(network.cost_latency),
@@ -186,12 +201,12 @@ def _headlines(report: StabilityReport) -> list[str]:
         lines.append(f"no limit: {_no_limit(report)}")
     else:
         lines.append(
-            f"limit: {number(report.factor)} times the recommended step sizes; beyond it an oscillation with a period of "
+            f"limit: {number(report.factor)} times the {report.chosen} step sizes; beyond it an oscillation with a period of "
             f"{seconds(float(report.mode.period))}: {_who(report)}"
         )
         lines.append(f"what sets it: {_causes(report)}")
     lines.append(
-        f"at the recommended step sizes small deviations fall to 1 % in {seconds(float(report.spectrum.settling_time))}"
+        f"at the {report.chosen} step sizes small deviations fall to 1 % in {seconds(float(report.spectrum.settling_time))}"
         f"{_swinging(report)}"
     )
     if math.isfinite(report.settled):
@@ -240,7 +255,7 @@ def _swinging(report: StabilityReport) -> str:
 
 def _table(report: StabilityReport) -> str:
     names = backend_names(report.network)
-    header = ("frontend", "recommended", "guaranteed", "critical", "limited by link to")
+    header = ("frontend", report.chosen, "guaranteed", "critical", "limited by link to")
     rows = []
     for i, name in enumerate(frontend_names(report.network)):
         j = report.limiting[i]
