@@ -31,7 +31,7 @@ def evolve(
     fields: tuple[str, ...],
     segment: int | None = None,
     extra: Extra | None = None,
-) -> tuple[Carry, dict[str, Array]]:
+) -> tuple[Carry, dict[str, Any]]:
     """Run `steps` steps, with a look at the start, after every `every` of them and at the end; without `every` at the end only.
 
     Looks come back with time as second axis, behind the batch. `extra` is flow that is sent at these instants, the start apart,
