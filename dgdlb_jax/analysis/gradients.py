@@ -17,7 +17,7 @@ from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observat
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.loop import count_frames
 from dgdlb_jax.simulation.memory import Checkpoints, FullStorage
-from dgdlb_jax.simulation.trajectory import SaveAt, SimulationState
+from dgdlb_jax.simulation.trajectory import SaveAt, SimulationState, Trajectory
 
 _TAIL = 0.02  # a reaction of which the last half of the run still brought more than this has not died out
 _STILL = 1e-9  # a projected gradient smaller than this part of the gradient is rounding
@@ -85,6 +85,7 @@ def marginal_latency(
     every: int = 1,
     run_on: float | None = None,
     initial: tuple[Matrices, Matrix] | SimulationState | None = None,
+    max_latency: float | None = None,
     adjoint: FullStorage | Checkpoints | None = None,
     throw: bool = True,
 ) -> MarginalLatency:
@@ -101,7 +102,7 @@ def marginal_latency(
     - `duration`, `dt`, `initial`: of the run, as for `simulate`. `every`: values are kept for every so many steps.
     - `run_on`: seconds to go on after `duration`, until reactions have died out; `suggest_duration` by default. What is left at
       the end is charged with the marginal latency there.
-    - `adjoint`: what reverse mode remembers, as for `simulate`.
+    - `max_latency`, `adjoint`: size of the delay buffer, and what reverse mode remembers, as for `simulate`.
     - `throw`: raise when the run fails. A reaction that does not die out raises nothing: look at `result` and `tail`.
 
     **Returns:** a `MarginalLatency`.
@@ -118,7 +119,12 @@ def marginal_latency(
     if network.batch is not None:
         raise InputError(f"marginal_latency takes one network, this is a batch of {network.batch}: use network[0].")
     run_on = _run_on(network, policy, duration) if run_on is None else run_on
-    settings = {"dt": dt, "max_latency": roomy_latency(network, dt), "throw": False, "adjoint": adjoint}
+    settings = {
+        "dt": dt,
+        "max_latency": _roomy_latency(network, dt) if max_latency is None else max_latency,
+        "throw": False,
+        "adjoint": adjoint,
+    }
     check = simulate(
         network,
         policy,
@@ -201,11 +207,11 @@ def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _
         def go_on(state, _):
             more = simulate(network, gated, duration=run.on, initial=state, save=SaveAt.statistics(), **settings)
             left = jax.lax.stop_gradient(_price(network, more.final.time, more.final.workload)) * more.final.workload
-            return more.final, (more.statistics.cost, left.sum(), more.result)
+            return more.final, (_cost(more), left.sum(), more.result)
 
         _, (cost, left, results) = jax.lax.scan(go_on, first.final, None, length=2)
         result = first_failure(first.result, *results)
-        return first.statistics.cost + jnp.cumsum(cost) + left, (first.time, first.routing, result)
+        return _cost(first) + jnp.cumsum(cost) + left, (first.time, first.routing, result)
 
     def gradient(gate, cotangent):
         _, back, about = jax.vjp(lambda extra: costs(extra, gate), nothing, has_aux=True)
@@ -217,6 +223,11 @@ def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _
     asked = jnp.array([1.0, 1.0, 0.0], nothing.dtype), jnp.array([[0, 1.0], [1, 0], [0, 1]], nothing.dtype)
     found, about = jax.lax.map(lambda each: gradient(*each), asked)
     return *found, *(leaf[0] for leaf in about)
+
+
+def _cost(run: Trajectory) -> Array:
+    assert run.statistics is not None
+    return run.statistics.cost
 
 
 def _per_request(network: Network, bar: Array, dt: float) -> Array:
@@ -249,7 +260,7 @@ def _price(network: Network, t: Array, workload: Array) -> Array:
     return price if network.capacity is None else price / jnp.maximum(network.capacity.rate(t), 1e-12)
 
 
-def roomy_latency(networks: Network, dt: float) -> float:
+def _roomy_latency(networks: Network, dt: float) -> float:
     """A `max_latency` that many networks share, and with it compiled code: the largest latency, rounded up to 16 steps."""
     latest = float(jnp.maximum(networks.latency, networks.feedback_latency).max())
     return 16 * dt * max(1, math.ceil(latest / (16 * dt)))

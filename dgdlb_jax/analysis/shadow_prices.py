@@ -56,12 +56,14 @@ def shadow_prices(network: Network, *, throw: bool = True) -> ShadowPrices:
 
 @eqx.filter_jit
 def _prices(network: Network) -> ShadowPrices:
-    counted = isinstance(network.service, Replicas)
-    count = network.service.count if counted else jnp.ones_like(network.service.nominal_capacity)
+    service = network.service
+    if isinstance(service, Replicas):
+        curve, count = service.curve, service.count
+    else:
+        curve, count = service, jnp.ones_like(service.nominal_capacity)
 
     def total(changes: tuple[Array, Array, Array]) -> Array:
         request, latency, replica = changes
-        curve: Any = network.service.curve if counted else network.service
         changed = eqx.tree_at(
             lambda n: (n.demand, n.cost_latency, n.service),
             network,

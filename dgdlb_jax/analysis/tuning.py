@@ -1,6 +1,7 @@
 """Tuning a policy's parameters by gradients through whole runs."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -84,10 +85,11 @@ def tune(
         networks = jax.tree.map(lambda leaf: leaf[None], networks.anonymous())
         initial = None if initial is None else (jnp.asarray(initial[0])[None], jnp.asarray(initial[1])[None])
     save = SaveAt.statistics() if save is None else save
-    settings = {
+    settings: dict[str, Any] = {
         "duration": duration,
         "dt": dt,
-        "max_latency": roomy_latency(networks, dt),
+        "initial": initial,
+        "save": save,
         "adjoint": adjoint,
         "throw": False,
     }

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from dgdlb_jax.analysis.gradients import MarginalLatency
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
-from dgdlb_jax.experiments.plots import _axes, _figure, _finish
+from dgdlb_jax.experiments.plots import finish, new_axes, new_figure
 from dgdlb_jax.model.network import Network
 
 _NAMED = 40  # more arcs than these have numbers instead of names
@@ -19,7 +19,7 @@ def error_heatmap(network: Network, gradients: MarginalLatency, exact=None, *, a
     on, a new figure by default. **Returns:** the axes.
     """
     arcs = np.argwhere(np.asarray(gradients.mask))
-    ax = _axes((9, 1.5 + 0.28 * min(len(arcs), _NAMED))) if ax is None else ax
+    ax = new_axes((9, 1.5 + 0.28 * min(len(arcs), _NAMED))) if ax is None else ax
     error = 100 * np.asarray(gradients.relative_error(exact))[:, arcs[:, 0], arcs[:, 1]].T
     largest = np.nanmax(np.abs(error)) if np.isfinite(error).any() else 1.0
     time = np.asarray(gradients.time)
@@ -28,7 +28,7 @@ def error_heatmap(network: Network, gradients: MarginalLatency, exact=None, *, a
         edges, np.arange(len(arcs) + 1), error, cmap="RdBu_r", vmin=-largest, vmax=largest, rasterized=True
     )
     ax.figure.colorbar(image, ax=ax, label="approximate / exact - 1 (%)")
-    _finish(ax, "time (s)", "arc", f"{network.name or 'network'}: error of the approximate gradient")
+    finish(ax, "time (s)", "arc", f"{network.name or 'network'}: error of the approximate gradient")
     ax.grid(False)
     ax.invert_yaxis()
     if len(arcs) <= _NAMED:
@@ -42,7 +42,7 @@ def three_gradients(network: Network, gradients: MarginalLatency, frontend: int 
     reached = np.flatnonzero(np.asarray(gradients.mask)[frontend])
     wide = min(len(reached), 4)
     tall = -(-len(reached) // wide)
-    figure = _figure((3.4 * wide + 0.6, 2.7 * tall + 0.6))
+    figure = new_figure((3.4 * wide + 0.6, 2.7 * tall + 0.6))
     grid = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True)
     kinds = (("closed_loop", "exact, all react", "#009E73", "-"), ("open_loop", "exact, nobody reacts", "#0072B2", "-"),
              ("approximate", "as DGD-LB sees it", "#D55E00", "--"))  # fmt: skip
@@ -59,7 +59,7 @@ def three_gradients(network: Network, gradients: MarginalLatency, frontend: int 
                 label=label,
             )
         left, below = k % wide == 0, k + wide >= len(reached)
-        _finish(
+        finish(
             ax,
             "time (s)" if below else "",
             "marginal latency (s)" if left else "",
@@ -73,12 +73,12 @@ def three_gradients(network: Network, gradients: MarginalLatency, frontend: int 
 
 def error_against(x, error, *, label: str, x_label: str, ax: Axes | None = None) -> Axes:
     """Median and range of an error (degrees) against something that was varied; `error` is `(points, values)`, NaN left out."""
-    ax = _axes((6, 4)) if ax is None else ax
+    ax = new_axes((6, 4)) if ax is None else ax
     x, error = np.asarray(x), np.asarray(error)
     low, middle, high = np.nanquantile(error, [0.1, 0.5, 0.9], axis=1)
     (line,) = ax.plot(x, middle, "o-", label=label)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
     ax.set_xscale("log")
-    _finish(ax, x_label, "angle to the exact step (degrees)", "median, and 10 to 90 % of times and frontends")
+    finish(ax, x_label, "angle to the exact step (degrees)", "median, and 10 to 90 % of times and frontends")
     ax.set_ylim(bottom=0)
     return ax

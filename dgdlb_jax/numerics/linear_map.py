@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -91,7 +93,7 @@ def _batch(arrays, dims, *, forward, transpose, split, count):
     size = next(array.shape[dim] for array, dim in zip(arrays, dims, strict=True) if dim is not None)
     axes = list(dims[:split])
     values = [
-        jax.numpy.broadcast_to(value, (size, *np.shape(value))) if dim is None else jax.numpy.moveaxis(value, dim, 0)
+        jnp.broadcast_to(value, (size, *np.shape(value))) if dim is None else jnp.moveaxis(value, dim, 0)
         for value, dim in zip(arrays[split:], dims[split:], strict=True)
     ]
     # In a transpose a cotangent may be None; vmap does not mind, None has no leaves.

@@ -4,6 +4,7 @@ Its forward mode is JAX's: the loop with the derivative of every step beside it.
 way back of `reverse`, at a cost that does not depend on the length of the delay lines. Both use the functions of `step`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
+from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree
 
 from dgdlb_jax.numerics.linear_map import linear_map
@@ -31,7 +33,7 @@ def evolve(
     fields: tuple[str, ...],
     segment: int | None = None,
     extra: Extra | None = None,
-) -> tuple[Carry, dict[str, Array]]:
+) -> tuple[Carry, dict[str, Any]]:
     """Run `steps` steps, with a look at the start, after every `every` of them and at the end; without `every` at the end only.
 
     Looks come back with time as second axis, behind the batch. `extra` is flow that is sent at these instants, the start apart,
@@ -73,24 +75,22 @@ def _evolve_jvp(task: _Task, primals, tangents):
     derivative = _Derivative(task, tree, moving)
     outputs, tape = one_native_loop(derivative.remember)(leaves)
     flat, out_tree = jax.tree.flatten(outputs)
-    real = tuple(map(eqx.is_inexact_array, flat))
+    derivative = dataclasses.replace(derivative, moved=derivative.depends(leaves))
     tape_leaves, tape_tree = jax.tree.flatten(tape)
-    backward = partial(derivative.backward, tape_tree, out_tree, real)
+    backward = partial(derivative.backward, tape_tree, out_tree)
+    given = [*leaves, *tape_leaves]
     slopes = iter(
-        linear_map(
-            one_native_loop(derivative.forward),
-            one_native_loop(backward),
-            [*leaves, *tape_leaves],
-            [moves[k] for k in moving],
-        )
+        linear_map(one_native_loop(derivative.forward), one_native_loop(backward), given, [moves[k] for k in moving])
     )
-    none = lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0)
-    return outputs, jax.tree.unflatten(
-        out_tree, [next(slopes) if r else none(leaf) for leaf, r in zip(flat, real, strict=True)]
-    )
+    slope = lambda leaf, moved: next(slopes) if moved else _no_slope(leaf)
+    return outputs, jax.tree.unflatten(out_tree, list(map(slope, flat, derivative.moved)))
 
 
 _evolve.defjvp(_evolve_jvp, symbolic_zeros=True)
+
+
+def _no_slope(leaf):
+    return jnp.zeros_like(leaf) if eqx.is_inexact_array(leaf) else np.zeros(leaf.shape, jax.dtypes.float0)
 
 
 def _refuse_jumps(system: System) -> None:
@@ -106,12 +106,24 @@ def _refuse_jumps(system: System) -> None:
 class _Derivative:
     """The derivative of a run with respect to those leaves of its inputs that move, as functions of flat lists of arrays.
 
-    `tree` is that of the inputs (system, carry, extra), `moving` says which of its leaves move.
+    `tree` is that of the inputs (system, carry, extra), `moving` says which of its leaves move, `moved` which outputs move with them.
     """
 
     task: _Task
     tree: Any
     moving: tuple[int, ...]
+    moved: tuple[bool, ...] = ()
+
+    def depends(self, leaves) -> tuple[bool, ...]:
+        """Which outputs depend on a leaf that moves. (vmap wants to hear nothing of a slope where the output itself knows no batch.)"""
+        traced = jax.make_jaxpr(lambda leaves: self.task.run(*self._inputs(leaves)))(list(leaves)).jaxpr
+        real = [jnp.issubdtype(output.aval.dtype, jnp.inexact) for output in traced.outvars]
+
+        def moved(k: int) -> bool:
+            used = dce_jaxpr(traced, [n == k for n in range(len(real))])[1]
+            return any(used[m] for m in self.moving)
+
+        return tuple(is_real and moved(k) for k, is_real in enumerate(real))
 
     def remember(self, leaves) -> tuple[tuple[Carry, PyTree], PyTree]:
         """The run, and a tape of it."""
@@ -124,16 +136,17 @@ class _Derivative:
         """The derivative in one direction: the run with the derivative of every step beside it."""
 
         def run(values):
-            return jax.tree.leaves(eqx.filter(self.task.run(*self._inputs(leaves, values)), eqx.is_inexact_array))
+            outputs = jax.tree.leaves(self.task.run(*self._inputs(leaves, values)))
+            return [output for output, moved in zip(outputs, self.moved, strict=True) if moved]
 
         return jax.jvp(run, ([leaves[k] for k in self.moving],), (list(slopes),))[1]
 
-    def backward(self, tape_tree, out_tree, real, given, cotangents) -> list[Array]:
+    def backward(self, tape_tree, out_tree, given, cotangents) -> list[Array]:
         """The transpose of `forward`: what the cotangents of all outputs mean for the leaves that move."""
         count = self.tree.num_leaves
         leaves, (tape, end) = given[:count], jax.tree.unflatten(tape_tree, given[count:])
         cotangents = iter(cotangents)
-        carry, looks = jax.tree.unflatten(out_tree, [next(cotangents) if r else None for r in real])
+        carry, looks = jax.tree.unflatten(out_tree, [next(cotangents) if moved else None for moved in self.moved])
         values, *start = self._way_back(leaves).run(self.task.checkpointed, tape, end, carry, looks)
         # Counters have no cotangent; their own values keep their places.
         start = jax.tree.leaves(eqx.combine(start, list(self._inputs(leaves)[1:])))

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -166,7 +167,7 @@ def simulate_batch(
     else:
         _check_frames(frames, steps, save.every, extra_flow is not None)
         plan = _Plan(grid.rows, None, None, save.fields, save.summary, None, frames)
-    if extra_flow is not None:
+    if inputs.extra is not None:
         shape = (size, count_frames(steps, save.every) + 1, networks.frontends, networks.backends)
         if inputs.extra.shape != shape:
             raise InputError(
@@ -266,7 +267,8 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         _code(~_finite(field, now), Result.not_finite),
     )
     final = suspend(field, carry, last, dt)
-    return Trajectory(**dict.fromkeys(FIELDS) | saved, statistics=summary, final=final, result=first_failure(*results))
+    fields: dict[str, Any] = dict.fromkeys(FIELDS) | saved
+    return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results))
 
 
 def _finite(field: Field, now: Now) -> Bool[Array, " lanes"]:

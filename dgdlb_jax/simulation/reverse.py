@@ -160,17 +160,17 @@ class WayBack:
             case Loop(times, body):
 
                 def once(state, each):
-                    return self._back(body, each[0], state, *each[1:], pending)
+                    tape, looks, extra = each
+                    return self._back(body, tape, state, looks, extra, pending)
 
                 each = (tape, fold(looks, times), fold(extra, times))
                 state, bars = jax.lax.scan(once, state, each, length=times, reverse=True)
                 return state, unfold(bars)
             case Sequence(parts):
                 bars = []
-                for part, *own in reversed(
-                    list(zip(parts, tape, split(looks, parts), split(extra, parts), strict=True))
-                ):
-                    state, bar = self._back(part, own[0], state, own[1], own[2], pending)
+                pieces = list(zip(parts, tape, split(looks, parts), split(extra, parts), strict=True))
+                for part, own, seen, sent in reversed(pieces):
+                    state, bar = self._back(part, own, state, seen, sent, pending)
                     bars.insert(0, bar)
                 return state, join(bars)
             case Frame(body):
@@ -179,7 +179,7 @@ class WayBack:
                     state = eqx.tree_at(lambda s: s.extra, state, jnp.zeros_like(extra[0]))
                 state = self.look_back(state, jax.tree.map(lambda leaf: leaf[0], looks))
                 state, _ = self._back(body, tape, state, None, None, pending)
-                return state, None if extra is None else state.extra[None]
+                return state, None if state.extra is None else state.extra[None]
             case Checkpoint(body):
                 again = Machine(self.system, self.look, self.keep).run(body, tape, extra, pending)[2]
                 return self._back(body, again, state, looks, extra, pending)
