@@ -277,7 +277,7 @@ def test_rules_that_jump_refuse_a_gradient(rng, policy):
     if rule.differentiable:
         assert policy in CONSTANT | {"WeightedLeastRequest", "SampledDGDLB"}
         return
-    with pytest.raises(InputError, match="[sS]oftmin"):
+    with pytest.raises(InputError, match=r"[sS]oftmin"):
         jax.grad(lambda rate: cost_of(policy, network.with_arrival_rate(rate), some_start(rng, network))(rule))(
             network.arrival_rate
         )
