@@ -67,7 +67,8 @@ def test_sufficient_conditions_are_never_violated(rows):
     assert found["violations"] == 0
     assert found["smallest factor to the limit"] >= 1
     assert 1 < found["median factor to the limit"] < 4
-    assert found["decaying in simulation"] > 0.95
+    assert found["simulated within the linear region"] >= 20
+    assert found["decaying within the linear region"] == 1
 
 
 def test_guaranteed_exact_and_observed_step_sizes(rows):
