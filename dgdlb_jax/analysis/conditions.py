@@ -384,7 +384,7 @@ def sufficient_step_size(
     factors = None if direction is None else per_frontend(network, direction)
     step, holds = each_network(_sufficient, network.anonymous(), optimum, condition, factors)
     if is_concrete(holds) and not np.all(holds):
-        raise InputError(_refusal(condition, network, np.flatnonzero(~np.atleast_1d(np.asarray(holds)))[0]))
+        raise InputError(_refusal(condition, network, int(np.argmin(np.atleast_1d(np.asarray(holds))))))
     return step
 
 
