@@ -60,7 +60,10 @@ def errors(name: str) -> None:
         for first, last in itertools.pairwise(ends):
             part = np.arange(first, last + 1)
             cut = jax.tree.map(
-                lambda leaf, part=part: leaf[part] if leaf.ndim and leaf.shape[0] == found.time.size else leaf, found
+                lambda leaf, part=part, size=found.time.size: (
+                    leaf[part] if leaf.ndim and leaf.shape[0] == size else leaf
+                ),
+                found,
             )
             uphill = np.asarray(cut.uphill())[several].mean(), np.asarray(cut.uphill(cut.closed_loop))[several].mean()
             print(
