@@ -79,6 +79,8 @@ def error_against(x, error, *, label: str, x_label: str, ax: Axes | None = None)
     (line,) = ax.plot(x, middle, "o-", label=label)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
     ax.set_xscale("log")
+    ax.set_xticks(x, [f"{value:g}" for value in x])
+    ax.set_xticks([], minor=True)
     finish(ax, x_label, "angle to the exact step (degrees)", "median, and 10 to 90 % of times and frontends")
     ax.set_ylim(bottom=0)
     return ax
