@@ -11,7 +11,9 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("default")
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    cache = jax.config.values["jax_compilation_cache_dir"]  # shared with the tests, or every kernel compiles all it uses
+    cache = jax.config.values[
+        "jax_compilation_cache_dir"
+    ]  # shared with the tests, or every kernel compiles all it uses
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", cache or "")
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     nbformat = pytest.importorskip("nbformat", reason="install the notebooks extra")
