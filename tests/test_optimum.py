@@ -155,7 +155,7 @@ def test_derivatives_are_those_of_solving_again(rng):
 
 def test_single_precision():
     with single_precision():
-        networks = topologies.geographic(jax.random.key(9), count=20, **SIZES)
+        networks = topologies.geographic(jax.random.key(9), count=50, **SIZES)
         found = solve_optimum(networks)
         assert found.workload.dtype == jnp.float32
         assert float(found.gap.max()) < 1e-3
