@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dgdlb_jax.analysis import conditions as conditions
+    from dgdlb_jax.analysis.best import BestStepSize as BestStepSize
+    from dgdlb_jax.analysis.best import best_step_size as best_step_size
     from dgdlb_jax.analysis.conditions import sufficient_step_size as sufficient_step_size
     from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
     from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
@@ -98,6 +100,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
 
 _HOME = {
+    "analysis.best": ("BestStepSize", "best_step_size"),
     "analysis.conditions": ("sufficient_step_size",),
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.gradients": ("MarginalLatency", "marginal_latency"),
@@ -119,7 +122,11 @@ _HOME = {
     "numerics.results": ("InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting", "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest", "spillover",
+        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting",
+        "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
+        "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity",
+        "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest",
+        "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.memory": ("Checkpoints", "FullStorage"),

@@ -1,5 +1,6 @@
 """The world the tests run in: double precision, a compilation cache that outlives a run."""
 
+import gc
 import os
 import zlib
 
@@ -14,6 +15,14 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_compiled_code():
+    """Compiled code goes with the module it was for: thousands of loaded programs exhaust the memory maps of a process."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from dgdlb_jax.policies.greedy import (
 )
 from dgdlb_jax.policies.latency import HotCold, LeastLatency
 from dgdlb_jax.policies.requests import LeastRequest, PeakEWMA, WeightedLeastRequest
+from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB
 from dgdlb_jax.policies.smooth import MirrorDescent, Softmin
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
@@ -75,6 +76,10 @@ POLICIES = {
     "PeakEWMA": lambda network: PeakEWMA(0.5 * (1 + np.arange(network.frontends))),
     "MirrorDescent": lambda network: MirrorDescent(0.2 * (1 + np.arange(network.frontends) / 4), 0.01),
     "SampledDGDLB": lambda network: SampledDGDLB(0.05 * (1 + np.arange(network.frontends) / 4), 0.3),
+    "LogDGDLB": lambda network: LogDGDLB(0.05 * (1 + np.arange(network.frontends) / 4)),
+    "ReciprocalDGDLB": lambda network: ReciprocalDGDLB(0.05 * (1 + np.arange(network.frontends) / 4)),
+    "CurvatureDGDLB": lambda network: CurvatureDGDLB(0.05, 2.0 * (1 + np.arange(network.frontends) / 4)),
+    "CappedDGDLB": lambda network: CappedDGDLB(0.2, 0.1 * (1 + np.arange(network.frontends) / 4)),
     "Softmin": lambda network: Softmin(0.3 + 0.1 * np.arange(network.frontends), 2.0),
 }
 

@@ -133,7 +133,43 @@ def _softmin(policy, i, seen, x):
     return _own(policy.rate, i) * (_shares(np.exp(-gradient / _own(policy.temperature, i)), seen.mask) - x)
 
 
-FLOWS = {"DGDLB": gradient_velocity, "MirrorDescent": _mirror, "Softmin": _softmin}
+def _gradient_and_least(seen):
+    gradient = 1 / seen.slope + seen.cost_latency
+    return gradient, min(g for g, m in zip(gradient, seen.mask, strict=True) if m)
+
+
+def _log(policy, i, seen, x):
+    gradient, least = _gradient_and_least(seen)
+    return -_own(policy.step_size, i) * least * np.log(gradient)
+
+
+def _reciprocal(policy, i, seen, x):
+    gradient, least = _gradient_and_least(seen)
+    return -_own(policy.step_size, i) * least * (1 - least / gradient)
+
+
+def _curvature(policy, i, seen, x):
+    mean = sum(x[j] / seen.slope[j] for j in range(len(x)) if seen.mask[j])
+    return (_own(policy.reference, i) / mean) ** 2 * gradient_velocity(policy, i, seen)
+
+
+def _capped(policy, i, seen, x):
+    gradient, least = _gradient_and_least(seen)
+    velocity = gradient_velocity(policy, i, seen)
+    moving = [j for j in range(len(x)) if seen.mask[j] and (x[j] > 0 or gradient[j] <= least)]
+    length = np.linalg.norm(velocity[moving] - velocity[moving].mean())
+    return velocity * min(1.0, _own(policy.speed, i) / max(length, 1e-300))
+
+
+FLOWS = {
+    "DGDLB": gradient_velocity,
+    "MirrorDescent": _mirror,
+    "Softmin": _softmin,
+    "LogDGDLB": _log,
+    "ReciprocalDGDLB": _reciprocal,
+    "CurvatureDGDLB": _curvature,
+    "CappedDGDLB": _capped,
+}
 
 
 class _Sampled:

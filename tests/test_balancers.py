@@ -32,7 +32,8 @@ from helpers import DT, MAX_LATENCY, POLICIES, SETTINGS, small_network, some_sta
 
 CONSTANT = {"Uniform", "ProportionalToCapacity", "Nearest", "FixedRouting"}
 JUMPING = set(POLICIES) - CONSTANT
-SMOOTH = {"DGDLB", "MirrorDescent", "Softmin"}  # of second order in the step: see test_engine_order
+SAFE = {"LogDGDLB", "ReciprocalDGDLB", "CurvatureDGDLB", "CappedDGDLB"}
+SMOOTH = {"DGDLB", "MirrorDescent", "Softmin"} | SAFE  # of second order in the step: see test_engine_order
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -68,6 +69,10 @@ BALANCED = {
     "DGDLB": lambda r: _marginal(r) + COST,
     "MirrorDescent": lambda r: _marginal(r) + COST,
     "SampledDGDLB": lambda r: _marginal(r) + COST,
+    "LogDGDLB": lambda r: _marginal(r) + COST,
+    "ReciprocalDGDLB": lambda r: _marginal(r) + COST,
+    "CurvatureDGDLB": lambda r: _marginal(r) + COST,
+    "CappedDGDLB": lambda r: _marginal(r) + COST,
     "LeastMarginalLatency": lambda r: _marginal(r) + COST,
     "GreatestMarginalRate": _marginal,
     "Softmin": lambda r: _marginal(r) + COST + 0.3 * np.log(r),
@@ -117,7 +122,7 @@ def test_all_have_an_answer_by_hand():
 # --- symmetries -------------------------------------------------------------------------------------------------------
 
 # Powers of the unit of time that parameters are measured in.
-UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1, "interval": 1}
+UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1, "interval": 1, "reference": 1, "speed": -1}
 # To these one request is one request.
 COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA"}
 
@@ -272,7 +277,7 @@ def test_rules_that_jump_refuse_a_gradient(rng, policy):
     if rule.differentiable:
         assert policy in CONSTANT | {"WeightedLeastRequest", "SampledDGDLB"}
         return
-    with pytest.raises(InputError, match="[sS]oftmin"):
+    with pytest.raises(InputError, match=r"[sS]oftmin"):
         jax.grad(lambda rate: cost_of(policy, network.with_arrival_rate(rate), some_start(rng, network))(rule))(
             network.arrival_rate
         )

@@ -3,9 +3,11 @@
 import csv
 import shlex
 
+import jax
 import numpy as np
 import pytest
 
+from dgdlb_jax.analysis.gradients import marginal_latency
 from dgdlb_jax.cli import main
 from dgdlb_jax.experiments.claims import read_claims, reproduce
 from dgdlb_jax.experiments.claims.counterexample import network_of
@@ -14,9 +16,13 @@ from dgdlb_jax.experiments.claims.judge import JUDGES, percent
 from dgdlb_jax.experiments.claims.reproduce import table
 from dgdlb_jax.experiments.compare import compare
 from dgdlb_jax.experiments.sweep import open_sweep
+from dgdlb_jax.experiments.sweep.gradient_error import costate, largest_gradient_error
 from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.simulation.engine import simulate
+from helpers import interior_equilibrium
 
 KEYS = ("1", "2", "3", "4", "5", "6", "7")
 
@@ -67,7 +73,8 @@ def test_sufficient_conditions_are_never_violated(rows):
     assert found["violations"] == 0
     assert found["smallest factor to the limit"] >= 1
     assert 1 < found["median factor to the limit"] < 4
-    assert found["decaying in simulation"] > 0.95
+    assert found["simulated within the linear region"] >= 20
+    assert found["decaying within the linear region"] == 1
 
 
 def test_guaranteed_exact_and_observed_step_sizes(rows):
@@ -193,3 +200,22 @@ def test_percent_is_short():
         "no end",
         "unknown",
     ]
+
+
+def test_the_gradient_error_of_a_sweep_is_that_of_marginal_latency(rng):
+    """The costate equation over saved workloads against reverse mode through the simulator: equal to the order of the step."""
+    network, start = interior_equilibrium(rng, frontends=2, backends=3)
+    routing = 0.7 * start[0] + 0.3 * np.roll(start[0], 1, axis=1)
+    settings = {"duration": 12.0, "dt": 0.02, "initial": (routing, start[1])}
+    policy = DGDLB(0.02)
+    exact = marginal_latency(network, policy, run_on=40.0, **settings)
+    run = simulate(network, policy, **(settings | {"duration": 60.0}))
+    time, workload = np.asarray(run.time), np.asarray(run.workload)
+    price = costate(time, np.asarray(jax.vmap(network.service.slope)(run.workload)))
+    shown = slice(1, None, 25)  # at the very start half a step of the injected request is missing by construction
+    for i, j in np.ndindex(2, 3):
+        arrives = np.asarray(exact.time) + float(network.latency[i, j])
+        expected = float(network.cost_latency[i, j]) + np.interp(arrives, time, price[:, j])
+        np.testing.assert_allclose(exact.open_loop[shown, i, j], expected[shown], rtol=1e-3)
+    error = np.abs(np.asarray(exact.relative_error())).mean((1, 2)).max()
+    assert largest_gradient_error(network, time, workload) == pytest.approx(error, rel=0.01)

@@ -7,6 +7,7 @@ import pytest
 
 import oracles
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
+from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import Result
@@ -394,3 +395,45 @@ def test_gradient_is_that_of_finite_differences(rng):
         assert backward == pytest.approx(expected, rel=1e-6, abs=1e-8), name
         assert float(slope(point, direction)) == pytest.approx(backward, rel=1e-11), name
         assert np.abs(gradient[name]).max() > 1e-3, name
+
+
+# --- long runs --------------------------------------------------------------------------------------------------------
+
+
+def long_run(steps: int):
+    """`two-by-two` at rest for so many steps, statistics only."""
+    network = load_fleet("two-by-two")
+    duration = steps * 0.01
+    return simulate(network, DGDLB(0.05), duration=duration, dt=0.01, save=SaveAt.statistics(after=0.1 * duration))
+
+
+@pytest.mark.parametrize("steps", [200_000, pytest.param(10_000_000, marks=pytest.mark.full)])
+def test_single_precision_does_not_drift(steps):
+    """Sums keep what rounding takes away, and time comes from integers: what remains is the rounding of one step, not of all."""
+    with single_precision():
+        rough = long_run(steps)
+    exact = long_run(steps)
+    assert float(rough.statistics.mean_latency) == pytest.approx(float(exact.statistics.mean_latency), rel=2e-6)
+    assert float(rough.statistics.arrivals) == pytest.approx(float(exact.statistics.arrivals), rel=1e-6)
+    np.testing.assert_allclose(rough.final.workload, exact.final.workload, rtol=1e-5)
+    np.testing.assert_allclose(rough.final.routing, exact.final.routing, atol=1e-4)
+
+
+def test_memory_does_not_grow_with_the_number_of_steps(rng):
+    """What is compiled for a thousand and for a million steps needs the same memory when only statistics are kept."""
+    network = small_network(rng).anonymous()
+
+    def memory(steps):
+        run = lambda rate: (
+            simulate(
+                network.with_arrival_rate(rate),
+                DGDLB(0.1),
+                duration=steps * DT,
+                dt=DT,
+                max_latency=MAX_LATENCY,
+                save=SaveAt.statistics(),
+            ).statistics.cost
+        )
+        return jax.jit(run).lower(network.arrival_rate).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(1_000_000) == memory(1_000)

@@ -96,7 +96,14 @@ def _run(draw, rate, routing, workload, level, diverges):
 
 def _final(routing, workload):
     arcs, lines = np.zeros_like(routing), np.zeros((3, *routing.shape))
-    numbers = {"step": np.int32(0), "time_step": 0.01, "routing": routing, "workload": workload, "in_flight": 0.0}
+    numbers = {
+        "step": np.int32(0),
+        "row": np.int32(0),
+        "time_step": 0.01,
+        "routing": routing,
+        "workload": workload,
+        "in_flight": 0.0,
+    }
     numbers |= dict.fromkeys(("inflow", "peak_workload"), workload) | dict.fromkeys(
         ("flow", "velocity", "reading"), arcs
     )

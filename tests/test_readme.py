@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from dgdlb_jax import load_fleet, open_sweep
@@ -24,9 +25,10 @@ def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
     for block in _blocks("python"):
         exec(block, scope)
     assert "above the optimum" in capsys.readouterr().out
-    # What the text promises: at the default step size nearly all of a thousand networks are within 1 % of the optimum.
+    # Averaged over the first 2000 steps, the way there included: 6 % over the optimum in the median, 20 % at most; nobody beats it.
     assert scope["excess"].shape == (1000,)
-    assert float((abs(scope["excess"]) < 0.05).mean()) > 0.9
+    assert 0.03 < float(jnp.median(scope["excess"])) < 0.08
+    assert 0 < float(scope["excess"].min()) < float(scope["excess"].max()) < 0.25
     assert float(abs(scope["run"].routing.sum(-1) - 1).max()) < 1e-12
     assert (scope["found"]["excess"].shape, (tmp_path / "my-sweep.zarr").is_dir()) == ((3, 3), True)
 

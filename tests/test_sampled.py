@@ -27,7 +27,7 @@ def test_weights_move_at_updates_only_and_by_a_whole_step(network):
         expected[k - 1] = True
         expected[k : k + 1] = True
     assert np.array_equal(moved, expected)
-    # The first one follows the start: what was seen 0.1 to 0.3 s before t = 0.2, nothing has happened but the workload.
+    # The first one follows the start: workloads as they were 0.1 to 0.3 s before.
     k = 20
     seen = np.array(
         [

@@ -90,7 +90,7 @@ def kill_until_done(tmp_path, kills, rng, spec):
 
 
 def test_killed_three_times_it_ends_the_same(tmp_path, rng):
-    spec = small(seeds=64)
+    spec = small(seeds=240)  # 60 chunks: more than three runs of a fraction of a second can finish
     path, halfway = kill_until_done(tmp_path, 3, rng, spec)
     assert halfway == 3
     assert not list(path.rglob("*.part*"))
@@ -100,7 +100,7 @@ def test_killed_three_times_it_ends_the_same(tmp_path, rng):
 
 @pytest.mark.full
 def test_killed_thirty_times_it_ends_the_same(tmp_path, rng):
-    spec = small(seeds=600, run={"chunk": 8, "batch": 8, "max_steps": 30_000})
+    spec = small(seeds=2000, run={"chunk": 8, "batch": 8, "max_steps": 30_000})
     path, halfway = kill_until_done(tmp_path, 30, rng, spec)
     assert halfway == 30
     sweep(spec, tmp_path / "whole.zarr", progress=False).close()
@@ -237,13 +237,21 @@ def test_running_out_of_memory_takes_smaller_batches_and_says_so(finished, tmp_p
 
 
 def test_a_case_that_never_fits_is_one_sentence(tmp_path, monkeypatch):
-    def simulate_batch(*_, **__):
-        raise MemoryError
+    def compute_chunk(*_):
+        raise OutOfMemory
 
-    monkeypatch.setattr(batches, "simulate_batch", simulate_batch)
+    monkeypatch.setattr(run, "compute_chunk", compute_chunk)
     with pytest.raises(InputError, match="does not fit into memory"):
         sweep(small(), tmp_path / "small.zarr", progress=False)
     assert complete(tmp_path / "small.zarr") == 0
+
+
+def test_what_says_that_memory_is_out():
+    for error in (MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")):
+        with pytest.raises(OutOfMemory), batches._memory_errors():
+            raise error
+    with pytest.raises(RuntimeError, match="something else"), batches._memory_errors():
+        raise RuntimeError("something else")
 
 
 def test_more_memory_than_the_device_has_is_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -1,8 +1,7 @@
-"""An analysis written for one network, applied to one or to many: in chunks of bounded memory, on all cores."""
+"""An analysis written for one network, applied to one or to many: in chunks of bounded memory."""
 
-import os
+import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
-_LANES = 16  # networks side by side; they wait for the slowest of them
+_LANES = 4  # networks side by side; they wait for the slowest of them, and few are faster on a CPU
 _CHUNK = 512  # networks per call: what memory depends on
 
 
@@ -29,24 +28,16 @@ def each_network(
         return _one(function, (network, *arguments))
     if not is_concrete(network, arguments):
         return _many(function, effort, (network, *arguments))
-    chunks = max(1, -(-network.batch // _CHUNK))
-    cores = os.cpu_count() or 1
-    if chunks == 1 and network.batch >= 4 * cores * _LANES:
-        chunks = cores
+    chunks = -(-network.batch // _CHUNK)
     if chunks == 1:
         return _many(function, effort, (network, *arguments))
+    # One after the other: eigenvalues from several threads at once can block each other for ever (seen with jaxlib 0.10.2).
     edges = np.linspace(0, network.batch, chunks + 1).astype(int)
     shared, batched = eqx.partition((network, *arguments), _is_shared)
-    double = jnp.result_type(float) == jnp.float64  # a context manager sets precision for its own thread only
-
-    def work(k: int):
-        part = jax.tree.map(lambda leaf: leaf[edges[k] : edges[k + 1]], batched)
-        with jax.enable_x64(double):
-            return jax.block_until_ready(_many(function, effort, eqx.combine(shared, part)))
-
-    first = work(0)  # compiles once
-    with ThreadPoolExecutor(cores) as pool:
-        parts = [first, *pool.map(work, range(1, chunks))]
+    parts = []
+    for begin, end in itertools.pairwise(edges):
+        part = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], batched)
+        parts.append(jax.block_until_ready(_many(function, effort, eqx.combine(shared, part))))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 

@@ -290,18 +290,19 @@ def two_parameters(setting: Setting, direction: Float[Array, " frontends"]) -> F
         fast = setting.radius(strength, _size(setting, w))
         return jnp.where(valid, _inverse(jnp.maximum(slow, fast)), 0)
 
-    back = np.concatenate([[0.0], np.geomspace(0.01, 1, 19)])
-    forward = np.concatenate([[1.0], 1 + np.geomspace(0.03, 60, 23)])
+    back = np.concatenate([[0.0], np.geomspace(0.02, 1, 9)])
+    forward = np.concatenate([[1.0], 1 + np.geomspace(0.05, 60, 15)])
     grid = jnp.asarray(np.stack(np.meshgrid(back, forward), -1).reshape(-1, 2), strength.dtype)
-    best = jax.lax.map(certificate, grid, batch_size=60).max()
+    best = jax.vmap(certificate)(grid).max()
     return jnp.maximum(best, theorem_b(setting, direction))
 
 
 @_rule
 @_needs("optimum")
 def distributed(setting: Setting) -> Float[Array, " frontends"]:
-    r"""$\eta_i = \min_{j \in S_i} \frac{a_j}{c_j \Lambda_j [\tau_{ij} + \tau_{ij}^2/(2 T_j) + T_j/2]}$: what a frontend can work out by itself.
+    r"""$\eta_i = \min_{j \in S_i} \frac{a_j}{c_j \Lambda_j [\tau_{ij} + \tau_{ij}^2/(2 T_j) + T_j/2]}$.
 
+    What a frontend can work out by itself.
     Every backend publishes two numbers: $a_j / (c_j \Lambda_j)$, with $\Lambda_j$ the rate of the frontends that use it, and $T_j$,
     the rms latency of its requests ($T_j^2 = \sum_i \lambda_i \tau_{ij}^2 / \Lambda_j$; any positive number would do).
 
@@ -383,7 +384,7 @@ def sufficient_step_size(
     factors = None if direction is None else per_frontend(network, direction)
     step, holds = each_network(_sufficient, network.anonymous(), optimum, condition, factors)
     if is_concrete(holds) and not np.all(holds):
-        raise InputError(_refusal(condition, network, np.flatnonzero(~np.atleast_1d(np.asarray(holds)))[0]))
+        raise InputError(_refusal(condition, network, int(np.argmin(np.atleast_1d(np.asarray(holds))))))
     return step
 
 

@@ -60,7 +60,8 @@ def critical_step_size(
     **Arguments:**
 
     - `network`: one network or a batch.
-    - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is the factor by which its velocity (for DGDLB: its step sizes) may be
+    - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is
+      the factor by which its velocity (for DGDLB: its step sizes) may be
       multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
     - `optimum`: of that network; solved when left out.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
@@ -71,7 +72,7 @@ def critical_step_size(
 
     Differentiable, forward and reverse, in latencies, rates, service parameters and the policy's parameters, while the arcs in use do
     not change. Where several modes are critical at once it has a kink; the derivative is that of one of them.
-    Batches run in chunks on all cores. On other devices than a CPU call it outside `jit`: it then runs on the CPU.
+    Batches run in chunks of bounded memory. Eigenvalues of general matrices exist on CPU and recent CUDA devices only.
 
     **Raises:** `InputError` in single precision, for a policy that jumps, or when demand exceeds capacity.
 

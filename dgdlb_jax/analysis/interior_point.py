@@ -41,20 +41,28 @@ def interior_point(problem: FlowProblem) -> tuple[Point, Bool[Array, " lanes"]]:
     a point that is well centred and nearly there.
     """
     first = start(problem)
+
+    def attempt(state):
+        number, point, done, hopeless = state
+        point, done, hopeless = _iterate(problem, _fast_step, _FAST_STEPS, point, done, hopeless)
+        again = number == 0
+        safe, _, hopeless = _iterate(problem, _safe_step, jnp.where(again, _SAFE_STEPS, 0), first, done, hopeless)
+        flow = _barrier_flow(problem, safe.aim, problem.slack(safe.workload, safe.multiplier))
+        safe = Point(flow, safe.workload, safe.multiplier, safe.aim)
+        left = jax.tree.map(lambda fast, safe: jnp.where(done | ~again, fast, safe), point, safe)
+        return number + 1, left, done | hopeless, hopeless
+
+    # A loop of two rounds, so that the fast method is compiled once.
     nowhere = jnp.zeros(problem.rate.shape[-1], bool)
-    point, done, hopeless = _iterate(problem, _fast_step, _FAST_STEPS, first, nowhere, nowhere)
-    safe, _, hopeless = _iterate(problem, _safe_step, _SAFE_STEPS, first, done, hopeless)
-    flow = _barrier_flow(problem, safe.aim, problem.slack(safe.workload, safe.multiplier))
-    safe = Point(flow, safe.workload, safe.multiplier, safe.aim)
-    left = jax.tree.map(lambda fast, safe: jnp.where(done, fast, safe), point, safe)
-    point, _, hopeless = _iterate(problem, _fast_step, _FAST_STEPS, left, done | hopeless, hopeless)
+    unfinished = lambda state: (state[0] < 2) & ~state[2].all()
+    _, point, _, hopeless = jax.lax.while_loop(unfinished, attempt, (jnp.int32(0), first, nowhere, nowhere))
     return point, hopeless
 
 
 def _iterate(
     problem: FlowProblem,
     step: Callable,
-    most: int,
+    most: int | Int[Array, ""],
     point: Point,
     done: Bool[Array, " lanes"],
     hopeless: Bool[Array, " lanes"],

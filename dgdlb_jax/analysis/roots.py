@@ -18,7 +18,7 @@ from dgdlb_jax.policies.base import AbstractPolicy
 
 _COUNT = 24
 _LEAST_DEGREE, _LARGEST_MATRIX = 14, 1500
-_NEWTON = 12
+_NEWTON = 6
 _NEUTRAL = 1e-7  # relative to the fastest rate: roots that small are the neutral ones
 
 
@@ -40,7 +40,8 @@ class Spectrum(eqx.Module):
     def dominant(self) -> Complex[Array, "*batch"]:
         """The rightmost root, with positive imaginary part if it is one of a pair."""
         first = self.roots[..., 0]
-        return first.real + 1j * jnp.abs(first.imag)
+        swings = jnp.abs(first.imag) > 1e-9 * jnp.abs(first.real)  # less is rounding
+        return first.real + 1j * jnp.where(swings, jnp.abs(first.imag), 0)
 
     @property
     def damping(self) -> Float[Array, "*batch"]:
@@ -105,7 +106,7 @@ def _spectra(batch: tuple[Linearisation, Network, Optimum], count: int, degree: 
     starts = np.full((used.shape[0], count), np.nan + 0j)
     for n in range(used.shape[0]):
         found = _rough_roots(jax.tree.map(lambda leaf, n=n: leaf[n], host), used[n], reach[n], degree)
-        found = found[np.argsort(-found.real, kind="stable")][:count]
+        found = found[np.argsort(-np.real(found), kind="stable")][:count]
         starts[n, : found.size] = found
     roots, residual = _polish(linear, jnp.asarray(starts))
     order = jnp.argsort(jnp.where(jnp.isnan(roots.real), jnp.inf, -roots.real), axis=1)
@@ -119,7 +120,7 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     moving = np.flatnonzero(linear.support.any(1))
     backends = np.flatnonzero(used)
     place = {j: k for k, j in enumerate(backends)}
-    bases = [_zero_sum(linear.support[i]) for i in moving]
+    bases = [_zero_sum(np.asarray(linear.support[i])) for i in moving]
     size = backends.size + sum(basis.shape[1] for basis in bases)
     if size == 0:
         return np.zeros(0, complex)
@@ -168,7 +169,7 @@ def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
 
 @eqx.filter_jit
 def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
-    """Newton's method on the determinant of the characteristic matrix; a start that runs away is dropped."""
+    """Successive linear problems for the characteristic matrix (Newton's method); a start that runs away is dropped."""
 
     def characteristic(loop: Loop, s):
         matrix = loop.at(s)
@@ -183,7 +184,9 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
 
         def improve(s, _):
             value, slope = jax.jvp(lambda at: characteristic(loop, at), (s,), (jnp.ones_like(s),))
-            step = 1 / jnp.trace(jnp.linalg.solve(value, slope))
+            # The nearest root of the linear problem (value + step * slope) u = 0: quadratic, for several equal roots too.
+            steps = jnp.linalg.eigvals(jnp.linalg.solve(slope, value))
+            step = steps[jnp.argmin(jnp.abs(steps))]
             return jnp.where(jnp.isfinite(step), s - step, s), None
 
         s, _ = jax.lax.scan(improve, start, length=_NEWTON)

@@ -70,7 +70,8 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         metavar="A,B,...",
         type=names,
         help="which balancers: dgd-lb, least-latency, gmsr, least-workload, proportional, uniform, nearest (these by default), "
-        "sampled-dgd-lb, mirror-descent, softmin, gmsr-network, peak-ewma, prequal, shortest-delay, two-choices, least-request, "
+        "sampled-dgd-lb, log-dgd-lb, reciprocal-dgd-lb, curvature-dgd-lb, capped-dgd-lb, "
+        "mirror-descent, softmin, gmsr-network, peak-ewma, prequal, shortest-delay, two-choices, least-request, "
         "weighted-least-request, spillover, oracle",
     )
     add("--current", metavar="CSV", type=Path, help="your own routing table, as one more balancer")

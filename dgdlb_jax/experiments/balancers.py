@@ -15,6 +15,8 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies import (
     DGDLB,
     AbstractPolicy,
+    CappedDGDLB,
+    CurvatureDGDLB,
     FixedRouting,
     GreatestMarginalRate,
     HotCold,
@@ -22,11 +24,13 @@ from dgdlb_jax.policies import (
     LeastMarginalLatency,
     LeastRequest,
     LeastWorkload,
+    LogDGDLB,
     MirrorDescent,
     Nearest,
     PeakEWMA,
     PowerOfChoices,
     ProportionalToCapacity,
+    ReciprocalDGDLB,
     SampledDGDLB,
     ShortestExpectedDelay,
     Softmin,
@@ -76,6 +80,24 @@ def sampled_every_second(network: Network, optimum: Optimum, step_size: StepSize
     return SampledDGDLB(jnp.minimum(step_size, cautious), 1.0)
 
 
+def follow_curvature(network: Network, optimum: Optimum, step_size: StepSize) -> CurvatureDGDLB:
+    """DGD-LB that slows down where queues are longer than at the optimum, with the step size of plain DGD-LB there."""
+    if network.batch is None:
+        price = network.service.marginal_latency(optimum.workload)
+    else:
+        price = jax.vmap(lambda service, workload: service.marginal_latency(workload))(
+            network.service, optimum.workload
+        )
+    return CurvatureDGDLB(step_size, (optimum.routing * price[..., None, :]).sum(-1))
+
+
+def cap_speed(network: Network, optimum: Optimum, step_size: StepSize) -> CappedDGDLB:
+    """DGD-LB that moves at most a tenth of its traffic in the time that its longest arc takes."""
+    del optimum
+    longest = jnp.maximum(network.latency, network.feedback_latency).max(-1)
+    return CappedDGDLB(step_size, 0.1 / jnp.maximum(longest, 1e-9))
+
+
 BALANCERS: dict[str, Balancer] = {
     "dgd-lb": Balancer(DGD, lambda network, optimum, step: DGDLB(step)),
     "least-latency": Balancer("least latency", _plain(LeastLatency)),
@@ -86,6 +108,10 @@ BALANCERS: dict[str, Balancer] = {
     "nearest": Balancer("nearest", _plain(Nearest)),
     "mirror-descent": Balancer("mirror descent", lambda network, optimum, step: MirrorDescent(2 * step)),
     "sampled-dgd-lb": Balancer("DGD-LB every second", sampled_every_second),
+    "log-dgd-lb": Balancer("DGD-LB, log", lambda network, optimum, step: LogDGDLB(step)),
+    "reciprocal-dgd-lb": Balancer("DGD-LB, reciprocal", lambda network, optimum, step: ReciprocalDGDLB(step)),
+    "curvature-dgd-lb": Balancer("DGD-LB, curvature", follow_curvature),
+    "capped-dgd-lb": Balancer("DGD-LB, capped speed", cap_speed),
     "softmin": Balancer("softmin", lambda network, optimum, step: calm_softmin(network)),
     "gmsr-network": Balancer("GMSR + network", _plain(LeastMarginalLatency)),
     "peak-ewma": Balancer("peak EWMA", _plain(PeakEWMA)),

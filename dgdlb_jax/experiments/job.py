@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgdlb_jax.experiments.balancers import DGD
 from dgdlb_jax.experiments.compare import CURRENT, Comparison, Progress, compare
 from dgdlb_jax.experiments.export import write_export
 from dgdlb_jax.experiments.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
+from dgdlb_jax.experiments.stability_report import StabilityReport, stability_report
 from dgdlb_jax.experiments.words import report
 from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
@@ -47,9 +49,10 @@ class Job:
 
     comparison: Comparison
     trace: Comparison | None
+    stability: StabilityReport | None
 
     def __init__(self, settings: Settings, fleet: str, folder: Path | None):
-        self.settings, self.folder, self.trace = settings, folder, None
+        self.settings, self.folder, self.trace, self.stability = settings, folder, None, None
         self.network = load_fleet(fleet, demand="constant")
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
@@ -69,6 +72,11 @@ class Job:
                 self.trace = compare(
                     self.traced, chosen.policies, step_size=found.step_size, dt=found.dt, progress=told, **common
                 )
+        if DGD in found.runs:
+            # What it takes to find the largest step size that settles from this start is left to `dgdlb stability`.
+            self.stability = stability_report(
+                self.network, step_size=chosen.step_size, start=chosen.start, from_start=False
+            )
         if self.folder is not None:
             self._write(self.folder)
 
@@ -77,6 +85,8 @@ class Job:
         parts = [report(self.comparison)]
         if self.trace is not None:
             parts.append(report(self.trace))
+        if self.stability is not None:
+            parts.append(f"Stability of {DGD} (more: dgdlb stability)\n{self.stability.summary()}")
         if self.folder is not None:
             shown = self.folder if self.folder.is_absolute() else f"{os.curdir}{os.sep}{self.folder}"
             more = [
@@ -90,7 +100,9 @@ class Job:
     def document(self) -> dict[str, Any]:
         """What a script reads."""
         trace = None if self.trace is None else to_json(self.trace)
-        return to_json(self.comparison) | {"trace": trace, "output": self.folder and str(self.folder)}
+        stability = None if self.stability is None else self.stability.document()
+        more = {"trace": trace, "stability": stability, "output": self.folder and str(self.folder)}
+        return to_json(self.comparison) | more
 
     def _write(self, folder: Path) -> None:
         from dgdlb_jax.experiments.plots import save_pictures  # needs matplotlib, which a run without files does not

@@ -1,6 +1,7 @@
 """Pictures of a comparison. Functions take axes and return them; without axes they make a figure (`axes.figure`)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -177,7 +178,7 @@ def new_axes(size: tuple[float, float]) -> Axes:
     return new_figure(size).subplots()
 
 
-def _look(name: str) -> dict[str, str]:
+def _look(name: str) -> dict[str, Any]:
     """Colour and line style of a balancer, the same in every picture: the usual ones are solid, the others are not."""
     if name in _BALANCER_COLOURS:
         return {"color": _BALANCER_COLOURS[name]}

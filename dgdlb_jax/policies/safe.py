@@ -64,6 +64,8 @@ class CurvatureDGDLB(AbstractFlowPolicy):
     $$ v_{ij} = -\eta_i \Big( \frac{m_i^{ref}}{\bar m_i} \Big)^2 g_{ij}, \qquad \bar m_i = \sum_j x_{ij} / \ell_j'(N_j) $$
 
     The stable step size falls like $a/c$, which is proportional to $\ell'^2$ for exponential and to $\ell'^{3/2}$ for hyperbolic curves.
+    A negative result: from far starts it failed more often than `DGDLB` (benchmarks/README.md), since a frontend that slows down
+    leaves overloaded backends too late.
 
     **Arguments:**
 

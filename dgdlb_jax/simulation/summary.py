@@ -8,17 +8,39 @@ from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.trajectory import Statistics
 
 
+class Total(eqx.Module):
+    """A sum of many small parts. In single precision what rounding took away is kept and given back (Kahan's summation).
+
+    Without it a sum stands still as soon as a step adds less than a ten-millionth of it.
+    """
+
+    value: Float[Array, "..."]
+    lost: Float[Array, "..."] | None
+
+    @classmethod
+    def zero(cls, like: Float[Array, "..."]) -> "Total":
+        """Nothing yet, in the shape of an array."""
+        zero = jnp.zeros_like(like)
+        return cls(zero, None if like.dtype == jnp.float64 else zero)
+
+    def plus(self, part: Float[Array, "..."]) -> "Total":
+        """The sum with one more part."""
+        if self.lost is None:
+            return Total(self.value + part, None)
+        part = part - self.lost
+        value = self.value + part
+        return Total(value, (value - self.value) - part)
+
+
 class Sums(eqx.Module):
     """Statistics in the making."""
 
-    flow: Arcs
-    workload: Backends
-    deviation: Backends
+    flow: Total  # over arcs
+    workload: Total  # over backends
+    deviation: Total
     lowest: Backends
     highest: Backends
-    rise: Float[
-        Array, "2 backend_lanes"
-    ]  # first moment of the workload in time, about the middle of each half of the window
+    rise: Total  # first moment of the workload in time, about the middle of each half of the window: (2, backends)
 
 
 class Window(eqx.Module):
@@ -43,14 +65,14 @@ class Window(eqx.Module):
 
     def begin(self, field: Field, k: Int[Array, ""], workload: Backends) -> Sums:
         """Empty sums; extremes start from the workload only if the window begins at once."""
-        zero, start = jnp.zeros_like(workload), self.marks[0]
+        zero, start = Total.zero(workload), self.marks[0]
         return Sums(
-            flow=jnp.zeros_like(field.latency),
+            flow=Total.zero(field.latency),
             workload=zero,
             deviation=zero,
             lowest=jnp.where(k >= start, workload, jnp.inf),
             highest=jnp.where(k >= start, workload, -jnp.inf),
-            rise=jnp.stack([zero, zero]),
+            rise=Total.zero(jnp.stack([workload, workload])),
         )
 
     def add(
@@ -73,12 +95,12 @@ class Window(eqx.Module):
         lever = (k - jnp.where(late, middle, start)) + (1 - jnp.where(late, last - middle, middle - start)) / 2
         rise = jnp.where(weight_b > 0, lever.astype(after.dtype) * (before + after) / 2, 0)
         return Sums(
-            flow=sums.flow + weight_f * flows,
-            workload=sums.workload + weight_b * (before + after),
-            deviation=sums.deviation + weight_b * away,
+            flow=sums.flow.plus(weight_f * flows),
+            workload=sums.workload.plus(weight_b * (before + after)),
+            deviation=sums.deviation.plus(weight_b * away),
             lowest=jnp.where(inside, jnp.minimum(sums.lowest, after), sums.lowest),
             highest=jnp.where(inside, jnp.maximum(sums.highest, after), sums.highest),
-            rise=sums.rise + jnp.stack([jnp.where(late, 0, rise), jnp.where(late, rise, 0)]),
+            rise=sums.rise.plus(jnp.stack([jnp.where(late, 0, rise), jnp.where(late, rise, 0)])),
         )
 
 
@@ -89,12 +111,12 @@ def statistics(
     shape = field.shape
     first, middle, last = (shape.from_last(mark)[:, 0] for mark in window.marks)
     duration = (last - first) * dt
-    flow, workload = shape.from_arcs(sums.flow), shape.from_last(sums.workload)
+    flow, workload = shape.from_arcs(sums.flow.value), shape.from_last(sums.workload.value)
     network_cost = (flow * shape.from_arcs(field.cost_latency)).sum((1, 2))
     sent = flow.sum(-1, keepdims=True)
     steps = jnp.stack([middle - first, last - middle], axis=1).astype(dt.dtype)
     spread = steps * (steps**2 - 1) / 12 * dt[:, None]  # of that many equidistant instants about their middle, times dt
-    away = shape.from_last(sums.deviation).sum(-1) / duration
+    away = shape.from_last(sums.deviation.value).sum(-1) / duration
     reference = shape.from_last(window.reference).sum(-1) if has_reference else jnp.full_like(away, jnp.nan)
     return Statistics(
         duration=duration,
@@ -105,7 +127,7 @@ def statistics(
         lowest_workload=shape.from_last(sums.lowest),
         highest_workload=shape.from_last(sums.highest),
         mean_routing=jnp.where(sent > 0, flow / jnp.where(sent > 0, sent, 1), 0),
-        workload_growth=shape.from_last(sums.rise) / jnp.where(spread > 0, spread, jnp.inf)[..., None],
+        workload_growth=shape.from_last(sums.rise.value) / jnp.where(spread > 0, spread, jnp.inf)[..., None],
         distance=away / reference,
         peak_workload=shape.from_last(peak),
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.experiments.compare import STARTS
@@ -22,8 +23,9 @@ def network_of(case: Case) -> tuple[Network, float]:
     prepared = prepare(
         {name: np.array([value]) for name, value in {**DEFAULTS, **given}.items()}, max_steps=10**9, needs=set()
     )
-    padded = jax.tree.map(lambda leaf: leaf[0], prepared.networks)
-    f, b = np.flatnonzero(padded.mask.any(1)), np.flatnonzero(padded.mask.any(0))
+    padded = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), prepared.networks)
+    mask = np.asarray(padded.mask)
+    f, b = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     arcs = np.ix_(f, b)
     network = Network(
         padded.arrival_rate[f],

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from dgdlb_jax.experiments import verdict as ends
 from dgdlb_jax.experiments.balancers import BALANCERS
-from dgdlb_jax.experiments.claims.judge import cycles, observed_over_critical
+from dgdlb_jax.experiments.claims.judge import OURS, cycles, observed_over_critical
 from dgdlb_jax.experiments.plots import COLOURS, STYLES, finish, new_axes, new_figure
 from dgdlb_jax.experiments.sweep.pictures import curves, distribution
 
@@ -27,7 +27,7 @@ _FLOOR, _TOP = 1e-4, 10.0  # of the excess in the picture of claim 6
 def optimal(data: Data) -> Figure:
     """Claim 1: distribution of the excess of settled runs, for two lengths."""
     runs = data["runs"]
-    settled = np.abs(runs["excess"]).where(runs["verdict"] == ends.Verdict.settled)
+    settled = abs(runs["excess"]).where(runs["verdict"] == ends.Verdict.settled)
     ax = distribution(runs.assign(excess=settled), "excess", "duration_over_suggested")
     return _titled(ax, "1: excess of settled runs; lines end at the part that settled", "simulated time\n/ suggested")
 
@@ -114,9 +114,9 @@ def gains(data: Data) -> Figure:
     runs = data["random"].swap_dims(latency="latency_scale")
     ax = new_axes((10.5, 5.6))
     low, middle, high = (runs["excess"].quantile(q, "seed", method="nearest", skipna=False) for q in (0.05, 0.5, 0.95))
-    rank = np.argsort(np.minimum(middle, _TOP).mean("latency_scale").values)
+    rank = np.argsort(middle.clip(max=_TOP).mean("latency_scale").values)
     order = [str(name) for name in middle["policy"].values[rank]]
-    banded = {"dgd-lb", next((name for name in order if name not in ("dgd-lb", "mirror-descent")), "")}
+    banded = {"dgd-lb", next((name for name in order if name not in OURS), "")}
     scale = runs["latency_scale"].values
     places = np.where(scale > 0, scale, 0.4 * np.min(scale[scale > 0]))
     for k, policy in enumerate(order):

@@ -110,12 +110,13 @@ def write_table(folder: Path, rows: Sequence[Row], size: str) -> None:
 def _update(path: Path, head: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
     """Write lines whose first entry is a claim, in place of those of the same claims."""
     new = {str(line[0]) for line in lines}
-    kept = []
+    kept: list[Sequence[object]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = [line for line in csv.reader(file) if len(line) == len(head) and line[0] not in new | {head[0]}]
+            kept += [line for line in csv.reader(file) if len(line) == len(head) and line[0] not in new | {head[0]}]
+    ordered = sorted([*kept, *lines], key=lambda line: str(line[0]))
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *sorted([*kept, *lines], key=lambda line: str(line[0]))])
+        csv.writer(file).writerows([head, *ordered])
 
 
 def _show(claim: Claim, folder: Path, progress: bool) -> Row:

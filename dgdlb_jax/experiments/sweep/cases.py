@@ -247,7 +247,10 @@ def _step_size(
         return jnp.broadcast_to(value, default.shape)
     if name == "step_size_over_critical":
         return jnp.broadcast_to(value * critical[:, None], default.shape)  # pyright: ignore[reportOptionalSubscript]
-    return value * (default if name == "step_size_over_default" else sufficient)  # pyright: ignore[reportOperatorIssue]
+    if name == "step_size_over_default":
+        return value * default
+    # A frontend that no condition limits, as it has one active backend, takes its default.
+    return value * jnp.where(jnp.isfinite(sufficient), sufficient, default)  # pyright: ignore[reportArgumentType]
 
 
 def _start(columns: Columns, networks: Network, optimum: Optimum) -> tuple[Array, Array]:

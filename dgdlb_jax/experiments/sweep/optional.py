@@ -1,51 +1,38 @@
 """Analyses that only some sweeps ask for, and that cost more than the optimum."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgdlb_jax.analysis import conditions, critical, linearise, roots
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 
 
 def critical_step_size(networks: Network, optimum: Optimum) -> Float[Array, " cases"]:
     """The exact critical step size of every network, 1/s^2."""
-    return jnp.asarray(_function("critical_step_size")(networks, optimum=optimum, throw=False))
+    return jnp.asarray(critical.critical_step_size(networks, optimum=optimum, throw=False))
 
 
 def sufficient_step_size(networks: Network, optimum: Optimum) -> Float[Array, "cases frontends"]:
     """The sufficient step sizes of every network, 1/s^2."""
-    return jnp.asarray(_function("sufficient_step_size")(networks, optimum))
+    return jnp.asarray(conditions.sufficient_step_size(networks, optimum))
 
 
 def critical_factor(networks: Network, policy: AbstractPolicy, optimum: Optimum) -> Float[Array, " cases"]:
     """The factor by which a policy may be made faster until it is critical; NaN for a policy that has no linearisation."""
     if not isinstance(policy, AbstractFlowPolicy):
         return jnp.full(optimum.mean_latency.shape, jnp.nan)
-    return jnp.asarray(_function("critical_step_size")(networks, policy, optimum, throw=False))
+    return jnp.asarray(critical.critical_step_size(networks, policy, optimum, throw=False))
 
 
 def abscissa(networks: Network, policy: AbstractPolicy, optimum: Optimum) -> Float[Array, " cases"]:
     """The real part of the rightmost characteristic root, 1/s; NaN for a policy that has no linearisation."""
     if not isinstance(policy, AbstractFlowPolicy):
         return jnp.full(optimum.mean_latency.shape, jnp.nan)
-    return jnp.asarray(_function("characteristic_roots")(networks, policy, optimum).abscissa)
+    return jnp.asarray(roots.characteristic_roots(networks, policy, optimum).abscissa)
 
 
 def linear_region(networks: Network, optimum: Optimum) -> Float[Array, " cases"]:
     """The smallest relative change of a workload that brings an idle arc into use; inf when no arc is idle."""
-    return jnp.asarray(_function("linearise")(networks, optimum=optimum).linear_region)
-
-
-def _function(name: str) -> Any:
-    import dgdlb_jax
-
-    try:
-        return getattr(dgdlb_jax, name)
-    except AttributeError as error:
-        raise InputError(
-            f"{name} is not available in this version: use step_size or step_size_over_default."
-        ) from error
+    return jnp.asarray(linearise.linearise(networks, optimum=optimum).linear_region)

@@ -9,14 +9,8 @@ import numpy as np
 
 from dgdlb_jax.experiments import report
 from dgdlb_jax.experiments.sweep.measures import RESULTS
-from dgdlb_jax.experiments.sweep.pictures import (
-    choose_by,
-    choose_x,
-    choose_y,
-    quartiles_along,
-    standard_pictures,
-    varying,
-)
+from dgdlb_jax.experiments.sweep.pictures import standard_pictures
+from dgdlb_jax.experiments.sweep.selection import choose_by, choose_x, choose_y, is_numeric, quartiles_along, varying
 from dgdlb_jax.experiments.sweep.store import open_dataset, read_attributes
 from dgdlb_jax.experiments.sweep.summary import counts, quartile_rows
 from dgdlb_jax.experiments.verdict import Verdict
@@ -71,7 +65,7 @@ def _ends(dataset: Dataset) -> str:
 
 def _medians(dataset: Dataset, x: str | None, y: str | None, by: str | None) -> list[str]:
     """The numbers behind the first picture."""
-    if not any(dataset[name].dtype.kind in "iuf" for name in varying(dataset)):
+    if not any(is_numeric(dataset, name) for name in varying(dataset)):
         return []
     x, y = choose_x(dataset, x), choose_y(dataset, y)
     by = choose_by(dataset, x) if by is None else by

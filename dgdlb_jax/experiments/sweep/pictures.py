@@ -6,16 +6,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dgdlb_jax.experiments.balancers import BALANCERS
 from dgdlb_jax.experiments.plots import COLOURS, STYLES, finish, new_axes, new_figure
+from dgdlb_jax.experiments.sweep.selection import (
+    SEEDS,
+    along,
+    checked_input,
+    choose_by,
+    choose_x,
+    choose_y,
+    groups,
+    is_numeric,
+    quartiles,
+    values_of,
+    varying,
+)
 from dgdlb_jax.experiments.verdict import Verdict
-from dgdlb_jax.model.fleets.document import nearest
 from dgdlb_jax.numerics.results import InputError
 
 if TYPE_CHECKING:
@@ -26,17 +36,7 @@ else:
     Dataset = object
 
 _FLOOR = 1e-6  # smaller excesses are drawn here: rounding and the time step hide what they are
-_SEEDS = ("seed", "start_seed")
-_MAIN = (
-    "step_size_over_critical",
-    "step_size_over_default",
-    "step_size_over_sufficient",
-    "step_size",
-    "latency_scale",
-    "load",
-)
 _LOG = ("excess", "settle_time", "swing", "distance", "highest_distance", "period", "mean_latency", "gradient_error")
-_MOST_LINES = 8
 _MOST_PANELS = 12
 _VERDICTS = {
     Verdict.settled: "#009E73",
@@ -68,11 +68,11 @@ def curves(
     **Returns:** the axes. **Raises:** `InputError` for an unknown name, or when there is nothing to draw along.
     """
     x, y = choose_x(dataset, x), choose_y(dataset, y)
-    by = choose_by(dataset, x) if by is None else _input(dataset, by, "by")
+    by = choose_by(dataset, x) if by is None else checked_input(dataset, by, "by")
     ax = new_axes((8.5, 5)) if ax is None else ax
     log_y = y in _LOG
-    for k, (label, part) in enumerate(_groups(dataset, by)):
-        places, low, middle, high = _quartiles(part, x, y)
+    for k, (label, part) in enumerate(groups(dataset, by)):
+        places, low, middle, high = quartiles(part, x, y)
         if log_y and y == "excess":
             low, middle, high = (np.maximum(values, _FLOOR) for values in (low, middle, high))
         colour, style = COLOURS[k % 8], STYLES[k // 8 % 4]
@@ -81,7 +81,7 @@ def curves(
         ax.plot(
             places, np.where(np.isinf(middle), np.nan, middle), color=colour, ls=style, marker="o", ms=3.5, label=label
         )
-    _scale_x(ax, _values(dataset, x))
+    _scale_x(ax, values_of(dataset, x))
     if log_y and _has_positive(dataset, y):
         ax.set_yscale("log")
         _percent(ax.yaxis) if y == "excess" else _plain(ax.yaxis)
@@ -100,7 +100,7 @@ def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) 
     """
     x = choose_x(dataset, x)
     ax = new_axes((8.5, 4)) if ax is None else ax
-    places, codes = _along(dataset, x, choose_y(dataset, "verdict"))
+    places, codes = along(dataset, x, choose_y(dataset, "verdict"))
     # Bars are told apart by their names: inputs need not be evenly spaced.
     bottom, at = np.zeros(places.size), np.arange(places.size)
     for verdict, colour in _VERDICTS.items():
@@ -119,7 +119,7 @@ def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) 
 
 def verdicts_of_all(dataset: Dataset, x: str, by: str | None) -> Figure:
     """`verdicts` for every value of another input, in one figure."""
-    parts = list(_groups(dataset, by, most=_MOST_PANELS))
+    parts = list(groups(dataset, by, most=_MOST_PANELS))
     wide = min(len(parts), 3)
     tall = -(-len(parts) // wide)
     figure = new_figure((8.5, 4) if wide == 1 else (4 * wide + 1.5, 2.8 * tall))
@@ -151,14 +151,14 @@ def heatmap(
     """
     x, y = choose_x(dataset, x), choose_y(dataset, y)
     if by is None:
-        by = next((name for name in varying(dataset) if name != x and name not in _SEEDS), None)
+        by = next((name for name in varying(dataset) if name != x and name not in SEEDS), None)
         if by is None:
             raise InputError("A heatmap needs two inputs that vary: this sweep has one, use curves.")
-    by = _input(dataset, by, "by")
+    by = checked_input(dataset, by, "by")
     ax = new_axes((8.5, 5)) if ax is None else ax
-    parts = list(_groups(dataset, by, most=None))
-    table = np.array([_quartiles(part, x, y)[2] for _, part in parts], float)
-    places = _quartiles(parts[0][1], x, y)[0]
+    parts = list(groups(dataset, by, most=None))
+    table = np.array([quartiles(part, x, y)[2] for _, part in parts], float)
+    places = quartiles(parts[0][1], x, y)[0]
     table = np.where(np.isinf(table), np.nan, table)
     log = y in _LOG and _has_positive(dataset, y)
     shown = np.log10(np.maximum(table, _FLOOR)) if log else table
@@ -180,9 +180,9 @@ def distribution(dataset: Dataset, y: str | None = None, by: str | None = None, 
     **Arguments:** `dataset`; `y`: a measure; `by`: an input, one line for each value; `ax`: axes to draw on. **Returns:** the axes.
     """
     y = choose_y(dataset, y)
-    by = choose_by(dataset, "") if by is None else _input(dataset, by, "by")
+    by = choose_by(dataset, "") if by is None else checked_input(dataset, by, "by")
     ax = new_axes((8.5, 5)) if ax is None else ax
-    for k, (label, part) in enumerate(_groups(dataset, by)):
+    for k, (label, part) in enumerate(groups(dataset, by)):
         values = np.sort(np.asarray(part[y].values, float).ravel())
         values = np.maximum(values, _FLOOR) if y == "excess" else values
         finite = values[np.isfinite(values)]
@@ -214,18 +214,18 @@ def standard_pictures(
     found: dict[str, Axes] = {}
     pages: dict[str, Figure] = {}
     y = choose_y(dataset, y)
-    if any(_is_numeric(dataset, name) for name in varying(dataset)):
+    if any(is_numeric(dataset, name) for name in varying(dataset)):
         x = choose_x(dataset, x)
         found["curves"] = curves(dataset, x, y, by)
         if "verdict" in dataset:
             pages["verdicts"] = verdicts_of_all(dataset, x, by or choose_by(dataset, x))
         if "settle_time" in dataset and y != "settle_time":
             found["settling"] = curves(dataset, x, "settle_time", by)
-        others = [name for name in varying(dataset) if dataset[name].dims != dataset[x].dims and name not in _SEEDS]
+        others = [name for name in varying(dataset) if dataset[name].dims != dataset[x].dims and name not in SEEDS]
         if others:
             found["heatmap"] = heatmap(dataset, x, by or others[0], y)
     elif x is not None:
-        _input(dataset, x, "x")
+        checked_input(dataset, x, "x")
     found["distribution"] = distribution(dataset, y, by)
     return {name: ax.figure for name, ax in found.items()} | pages  # pyright: ignore[reportReturnType]
 
@@ -247,95 +247,6 @@ def save_pictures(figures: dict[str, Figure], folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"--output {folder}: {error.strerror or error}; name another folder or make room.") from error
     return paths
-
-
-def quartiles_along(dataset: Dataset, x: str, y: str, by: str | None) -> dict[str | None, tuple[np.ndarray, ...]]:
-    """The numbers behind `curves`: label of a line -> places along `x`, lower quartile, median, upper quartile of `y`."""
-    return {label: _quartiles(part, x, y) for label, part in _groups(dataset, by)}
-
-
-def varying(dataset: Dataset) -> list[str]:
-    """The inputs that vary."""
-    return [str(name) for name, values in dataset.coords.items() if values.ndim == 1 and values.size > 1]
-
-
-def choose_x(dataset: Dataset, x: str | None) -> str:
-    """The input to draw along: the one named, or a usual one."""
-    if x is not None:
-        x = _input(dataset, x, "x")
-        if not _is_numeric(dataset, x):
-            raise InputError(f"--x {x} is not a number: use --by {x}.")
-        return x
-    numeric = [name for name in varying(dataset) if _is_numeric(dataset, name)]
-    usual = [name for name in _MAIN if name in numeric] + [name for name in numeric if name not in _SEEDS] + numeric
-    if not usual:
-        raise InputError("No numeric input varies in this sweep: there is nothing to draw along.")
-    return usual[0]
-
-
-def choose_y(dataset: Dataset, y: str | None) -> str:
-    """The measure to draw: the one named, or the excess, or the first."""
-    measures = [str(name) for name in dataset.data_vars]
-    if y is None:
-        return next((name for name in ("excess", "mean_latency") if name in measures), measures[0])
-    if y not in measures:
-        raise InputError(f"--y {y} is no measure of this sweep: {nearest(y, measures)}")
-    return y
-
-
-def choose_by(dataset: Dataset, x: str) -> str | None:
-    """The input that makes lines: a name, else a number with few values."""
-    along = dataset[x].dims if x else ()
-    others = [name for name in varying(dataset) if dataset[name].dims != along and name not in _SEEDS]
-    names = [name for name in others if not _is_numeric(dataset, name)]
-    few = [name for name in others if dataset[name].size <= _MOST_LINES]
-    return next(iter(names + few), None)
-
-
-def _input(dataset: Dataset, name: str, option: str) -> str:
-    known = varying(dataset)
-    if name not in known:
-        raise InputError(f"--{option} {name} is no input that varies in this sweep: {nearest(name, known)}")
-    return name
-
-
-def _is_numeric(dataset: Dataset, name: str) -> bool:
-    return dataset[name].dtype.kind in "iuf"
-
-
-def _values(dataset: Dataset, name: str) -> np.ndarray:
-    return np.asarray(dataset[name].values)
-
-
-def _groups(dataset: Dataset, by: str | None, most: int | None = 4 * _MOST_LINES):
-    """(label, part of the dataset) for every value of an input; all of it without one."""
-    if by is None:
-        yield None, dataset
-        return
-    values = _values(dataset, by)
-    distinct = list(dict.fromkeys(values.tolist()))
-    for value in distinct[:most]:
-        label = BALANCERS[value].label if by == "policy" and value in BALANCERS else value
-        yield (
-            label if isinstance(label, str) else f"{label:g}",
-            dataset.isel({dataset[by].dims[0]: np.flatnonzero(values == value)}),
-        )
-
-
-def _along(dataset: Dataset, x: str, y: str) -> tuple[np.ndarray, list[Float[np.ndarray, " cases"]]]:
-    """The values of an input, in order, and all values of a measure at each of them."""
-    along, values = dataset[x].dims[0], _values(dataset, x)
-    table = dataset[y].transpose(along, ...).values.reshape(values.size, -1)
-    places = np.unique(values)
-    return places, [table[values == place].ravel() for place in places]
-
-
-def _quartiles(dataset: Dataset, x: str, y: str) -> tuple[np.ndarray, ...]:
-    """The values of an input, and quartiles of a measure there; inf counts as large, NaN not at all."""
-    places, rows = _along(dataset, x, y)
-    rows = [row[~np.isnan(row)] for row in rows]
-    found = [np.quantile(row, [0.25, 0.5, 0.75], method="nearest") if row.size else np.full(3, np.nan) for row in rows]
-    return places, *np.array(found).T
 
 
 def _mark_step_sizes(ax: Axes, dataset: Dataset, x: str) -> None:
@@ -377,7 +288,7 @@ def _scale_x(ax: Axes, values: np.ndarray) -> None:
 
 def _leave_out_the_infinite(ax: Axes, dataset: Dataset, x: str, y: str, by: str | None) -> None:
     """Room for what is finite: bands that reach to infinity leave the picture at the top."""
-    finite = np.concatenate([np.ravel(_quartiles(part, x, y)[1:]) for _, part in _groups(dataset, by)])
+    finite = np.concatenate([np.ravel(quartiles(part, x, y)[1:]) for _, part in groups(dataset, by)])
     finite = finite[np.isfinite(finite)]
     if finite.size and ax.get_yscale() == "log":
         positive = finite[finite > 0] if (finite > 0).any() else np.array([_FLOOR])

@@ -1,0 +1,80 @@
+"""`dgdlb stability` and the studies behind the figures of the README, in small."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dgdlb_jax as dgd
+from dgdlb_jax.cli import main
+from dgdlb_jax.experiments.stability import far_starts, from_far, rules_of_equal_gain, study_networks, tightness
+from dgdlb_jax.experiments.stability_report import FRACTIONS, stability_report
+
+
+@pytest.fixture(scope="module")
+def report():
+    return stability_report(dgd.load_fleet("two-by-two"))
+
+
+def test_the_report_agrees_with_the_functions(report):
+    network = report.network
+    step = dgd.default_step_size(network)
+    assert np.asarray(report.recommended) == pytest.approx(np.asarray(step))
+    limit = float(dgd.critical_step_size(network, dgd.DGDLB(step)))
+    assert report.factor == pytest.approx(limit, rel=1e-12)
+    assert report.critical == pytest.approx(limit * np.asarray(step), rel=1e-12)
+    assert report.settled in FRACTIONS
+    # Everything twice as far away: the limit falls by as much as the elasticities of all links say, for a small change.
+    farther = network.with_latency_scale(1.001)
+    change = float(dgd.critical_step_size(farther, dgd.DGDLB(step))) / limit
+    assert np.log(change) / np.log(1.001) == pytest.approx(report.by_link.sum(), rel=0.01)
+
+
+def test_the_command_writes_and_prints(tmp_path, monkeypatch, capsys, report):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dgdlb_jax.experiments.stability_report.stability_report", lambda *args, **options: report)
+    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda: None)
+    assert main(["stability", "two-by-two", "--output", "out"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("recommended", "guaranteed", "critical", "period", "west", "link", "settles up to"):
+        assert word in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"roots.png", "locus.png"}
+    assert main(["stability", "two-by-two", "--no-files", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["limit_over_recommended"] == pytest.approx(report.factor)
+    assert document["frontends"]["west"]["critical"] == pytest.approx(float(report.critical[0]))
+
+
+def test_no_limit_is_null_with_a_reason():
+    network = dgd.Network([2.0, 2.0], [[0.1, 9.0], [9.0, 0.1]], dgd.Hyperbolic([8.0, 8.0], [8.0, 8.0]))
+    document = stability_report(network).document()
+    assert document["limit_over_recommended"] is None
+    assert "two active backends" in document["null_because"]["limit_over_recommended"]
+    json.dumps(document, allow_nan=False)
+
+
+def test_observed_limits_agree_with_exact_ones():
+    """Bisection in simulation ends in an interval 0.7 % wide; the step of the simulation adds less than 0.3 %."""
+    result = tightness(study_networks("geographic", 4, seed=1), observe=4)
+    assert result.observed / result.exact == pytest.approx(1, abs=0.01)
+    for step in result.sufficient.values():
+        assert np.all(step <= result.exact * (1 + 1e-9))
+    for ratio in result.distributed.values():
+        assert np.all(ratio <= 1 + 1e-9)
+
+
+def test_far_starts_settle_or_not():
+    """Two equal exponential backends, latency 3 s: at load 0.3 the far start settles, at 0.9 it swings for ever."""
+    curve = dgd.Exponential(np.ones(2), np.ones(2))
+    networks = dgd.stack([dgd.Network([2 * load], np.full((1, 2), 3.0), curve) for load in (0.3, 0.9)])
+    optimum = dgd.solve_optimum(networks)
+    workload = optimum.workload
+    start = jnp.tile(jnp.array([[[1.0, 0.0]]]), (2, 1, 1)), jnp.stack([3 * (workload[:, 0] + 1), 0 * workload[:, 1]], 1)
+    rules = {name: rules_of_equal_gain()[name] for name in ("DGD-LB", "log")}
+    found = from_far(networks, fractions=(0.3,), rules=rules, starts=[start], periods=60.0)
+    assert found.failed[0, 0, 0].tolist() == [False, True]
+    assert found.failed[1, 0, 0, 0] == np.False_
+    assert found.excess[0, 0, 0, 1] > 0.1
+    assert [x.shape for x, _ in far_starts(networks)] == [(2, 1, 2)] * 4
