@@ -35,6 +35,12 @@ def quantiles(values) -> str:
     return "" if values.size == 0 else f"{np.median(values):.3g} / {np.quantile(values, 0.9):.3g}"
 
 
+def cut_to(found: dgd.MarginalLatency, part: np.ndarray) -> dgd.MarginalLatency:
+    """The same at some of its instants."""
+    size = found.time.size
+    return jax.tree.map(lambda leaf: leaf[part] if leaf.ndim and leaf.shape[0] == size else leaf, found)
+
+
 def errors(name: str) -> None:
     """A table for one fleet: how large the error is, how far the step turns, how often it points uphill."""
     network = dgd.load_fleet(name)
@@ -59,12 +65,7 @@ def errors(name: str) -> None:
         ends = [round(part * (found.time.size - 1)) for part in PARTS]
         for first, last in itertools.pairwise(ends):
             part = np.arange(first, last + 1)
-            cut = jax.tree.map(
-                lambda leaf, part=part, size=found.time.size: (
-                    leaf[part] if leaf.ndim and leaf.shape[0] == size else leaf
-                ),
-                found,
-            )
+            cut = cut_to(found, part)
             uphill = np.asarray(cut.uphill())[several].mean(), np.asarray(cut.uphill(cut.closed_loop))[several].mean()
             print(
                 f"| {name} | {factor:g} | {float(found.time[part[0]]):.3g} to {float(found.time[part[-1]]):.3g} | "
@@ -131,7 +132,7 @@ def topologies() -> None:
 
     seen, unseen = start(jax.random.key(1)), start(jax.random.key(2))
     scan = 4.0 ** np.arange(-2, 5)
-    typical = jnp.median(jnp.where(step > 0, step, jnp.nan), axis=1, keepdims=True)
+    typical = jnp.nanmedian(jnp.where(step > 0, step, jnp.nan), axis=1, keepdims=True)
     typical = jnp.where(
         jnp.isfinite(typical), jnp.nanmedian(jnp.where(step > 0, step, jnp.nan), axis=1, keepdims=True), typical
     )
@@ -150,7 +151,7 @@ def topologies() -> None:
 
 def main() -> None:
     """Print the tables."""
-    names = options.fleets.split(",")
+    names = [name for name in options.fleets.split(",") if name]
     print(machine(), "| float64\n")
     print(
         "Cells with two numbers: median / 90 %. Closed loop: all react. Tail: what the last half of running on still brought.\n"
