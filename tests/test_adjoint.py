@@ -106,8 +106,8 @@ SAVES = {
         ("PerBackend", "Momentum", "all"),
         ("Tabulated", "DGDLB", "statistics"),
         ("Replicas", "DGDLB", "final"),
-        ("ManyServer", "DGDLB", "statistics"),
-        ("Power", "Momentum", "final"),
+        pytest.param("ManyServer", "DGDLB", "statistics", marks=pytest.mark.full),
+        pytest.param("Power", "Momentum", "final", marks=pytest.mark.full),
     ],
 )
 def test_reverse_mode_is_the_transpose_of_forward_mode(rng, curve, policy, save):

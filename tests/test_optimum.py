@@ -167,6 +167,7 @@ def test_single_precision():
     np.testing.assert_allclose(rough, exact.mean_latency, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_near_ties_that_once_went_in_circles():
     """Two frontends with four backends each within 1e-4 of a tie: bold steps alone never arrive."""
     key = jax.random.split(jax.random.key(0), 2000)[1711]
