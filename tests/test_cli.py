@@ -273,3 +273,24 @@ def test_ctrl_c_leaves_at_once_and_leaves_nothing(tmp_path):
     assert text.splitlines()[-1] == "dgdlb: interrupted; no file is half-written."
     assert "Traceback" not in text
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_that_python_drops_is_raised_again(tmp_path):
+    """Ctrl-C while a callback of the garbage collector runs, whose exceptions Python drops."""
+    code = (
+        "import gc, os, signal, sys, time\n"
+        "from dgdlb_jax import cli\n"
+        "from dgdlb_jax.cli import fleets\n"
+        "def callback(phase, info):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    for _ in range(1000): pass\n"
+        "def slow(options):\n"
+        "    gc.callbacks.append(callback); gc.collect(); gc.callbacks.remove(callback)\n"
+        "    time.sleep(30)\n"
+        "fleets.list_them = slow\n"
+        "sys.exit(cli.main(['fleets']))\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=_environment())
+    assert done.returncode == 130
+    assert time.monotonic() - started < 20

@@ -1,9 +1,11 @@
 """The command line, `dgdlb`: one module per command. Nothing heavy is imported before a command starts: help and version cost nothing."""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from dgdlb_jax import __version__
 from dgdlb_jax.cli import fleets, plot, report, reproduce, run, stability, sweep
@@ -32,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. **Returns:** the exit code."""
     options = build_parser().parse_args(arguments)
     try:
-        return _answer(options)
+        with _interrupts_that_insist():
+            return _answer(options)
     except KeyboardInterrupt:
         print("dgdlb: interrupted; no file is half-written.", file=sys.stderr, flush=True)
         os._exit(130)  # compiled code in other threads cannot be stopped, and a normal exit would wait for it
@@ -50,6 +53,28 @@ def build_parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         module.add(commands)
     return parser
+
+
+@contextlib.contextmanager
+def _interrupts_that_insist() -> Iterator[None]:
+    """Ctrl-C is raised again every three seconds until it is heard: Python drops one that arrives in a callback, such as those of the
+    garbage collector that run when a long compilation ends."""
+    if not hasattr(signal, "setitimer") or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def interrupt(number, frame):
+        del number, frame
+        signal.setitimer(signal.ITIMER_REAL, 3.0)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _answer(options: argparse.Namespace) -> int:
