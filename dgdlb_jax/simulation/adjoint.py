@@ -147,7 +147,8 @@ class _Derivative:
         leaves, (tape, end) = given[:count], jax.tree.unflatten(tape_tree, given[count:])
         cotangents = iter(cotangents)
         carry, looks = jax.tree.unflatten(out_tree, [next(cotangents) if moved else None for moved in self.moved])
-        values, *start = self._way_back(leaves).run(self.task.checkpointed, tape, end, carry, looks)
+        back = self._way_back(leaves)
+        values, *start = back.run(self.task.checkpointed, tape, end, carry, looks, self._lines_move())
         # Counters have no cotangent; their own values keep their places.
         start = jax.tree.leaves(eqx.combine(start, list(self._inputs(leaves)[1:])))
         values, parts = iter(values), self._parts()
@@ -163,6 +164,11 @@ class _Derivative:
         _, carry, extra = self._inputs(leaves)
         values = [leaves[k] for k in self.moving if k < self._parts()]
         return WayBack(lambda values: self._inputs(leaves, values)[0], values, carry, extra, self.task.look)
+
+    def _lines_move(self) -> bool:
+        """Whether what stood in the delay lines at the start moves."""
+        carry = jax.tree.unflatten(self.tree, list(range(self.tree.num_leaves)))[1]
+        return not set(self.moving).isdisjoint(jax.tree.leaves((carry.flows, carry.workloads)))
 
     def _parts(self) -> int:
         """How many leaves the system has; those of the state at the start come behind them."""

@@ -115,7 +115,7 @@ class WayBack:
         return [leaf for leaf, looked_at in zip(jax.tree.leaves(now), self.looked_at, strict=True) if looked_at]
 
     def run(
-        self, node: Node, tape: PyTree, end: Values, carry: Carry, looks: PyTree
+        self, node: Node, tape: PyTree, end: Values, carry: Carry, looks: PyTree, history: bool
     ) -> tuple[Values, Carry, Extra | None]:
         """All the way.
 
@@ -123,12 +123,15 @@ class WayBack:
 
         - `node`, `tape`: the program and what was kept of it; `end`: what was kept of the last state.
         - `carry`, `looks`: cotangents of the results; None where they are zero.
+        - `history`: whether that of what stood in the delay lines at the start is wanted; zero otherwise.
 
         **Returns:** cotangents of the values that move, of the state at the start, of the extra flow.
         """
         self.last, self.left = self.recall(end).k, (carry.flows.ring, carry.workloads.ring)
         state, extra = self._back(node, tape, self.begin(end, carry.now), looks, self.extra, None)
-        return state.values, self._history(state), extra
+        lines = (self.carry.flows, self.carry.workloads)
+        lines = self._history(state) if history else jax.tree.map(jnp.zeros_like, lines)
+        return state.values, Carry(state.bar, *lines), extra
 
     def recall(self, kept: Values) -> Now:
         """A state from what was kept of it; the rest is zero, and nobody looks at it."""
@@ -262,8 +265,8 @@ class WayBack:
         """A row of the cotangent of a line in the end; zero when other rows have taken its place."""
         return jnp.where(row > self.last - self.rows, delay_line.row(DelayLine(ring, self.rows), row + self.rows), 0)
 
-    def _history(self, state: Reverse) -> Carry:
-        """On through the history before the start, which ran without steps: the cotangent of the state that it ended in."""
+    def _history(self, state: Reverse) -> tuple[DelayLine, DelayLine]:
+        """On through the history before the start, which ran without steps: the cotangents of what stood in the two lines."""
         first, routing, workload = self.carry.now.k, state.bar.routing, state.bar.workload
 
         def before(pair, n):
@@ -279,8 +282,7 @@ class WayBack:
             return (eqx.tree_at(_lines, state, (state.q + 1, arrivals, readings)), (flows, workloads)), None
 
         lines = jax.tree.map(jnp.zeros_like, (self.carry.flows, self.carry.workloads))
-        (_, (flows, workloads)), _ = jax.lax.scan(before, (state, lines), jnp.arange(self.rows, dtype=jnp.int32))
-        return Carry(state.bar, flows, workloads)
+        return jax.lax.scan(before, (state, lines), jnp.arange(self.rows, dtype=jnp.int32))[0][1]
 
     def _looked_at(self) -> list[bool]:
         """Which leaves of a state the way back depends on: trace it, and see which inputs no output needs."""
