@@ -59,6 +59,35 @@ def test_no_crossing_is_missed(family):
         assert above >= 2
 
 
+def many_identical_backends(rng):
+    """Twelve equal backends and a thirteenth: a mode of multiplicity eleven, which takes part in nothing but crosses."""
+    return dgd.Hyperbolic(jnp.r_[jnp.full(12, 4.0), 9.0], jnp.r_[jnp.full(12, 6.0), 5.0]), np.full((2, 13), 0.8), 20.0
+
+
+def four_decades_of_latency(rng):
+    """Arcs from a millisecond to ten seconds; backends so slow that all of them are used."""
+    return dgd.Hyperbolic(jnp.full(6, 0.05), jnp.full(6, 3.0)), 10.0 ** rng.uniform(-3, 1, (3, 6)), 0.2
+
+
+def nearly_equal_latencies(rng):
+    """Differences of 1e-9: crossings that all but coincide."""
+    return dgd.Hyperbolic(jnp.full(5, 5.0), jnp.full(5, 6.0)), 1 + 1e-9 * rng.normal(size=(3, 5)), 15.0
+
+
+@pytest.mark.parametrize("case", [many_identical_backends, four_decades_of_latency, nearly_equal_latencies])
+def test_no_crossing_is_missed_in_hard_cases(case, rng):
+    service, latency, total = case(rng)
+    network = dgd.Network(total * rng.dirichlet(np.full(latency.shape[0], 5.0)), latency, service)
+    optimum = dgd.solve_optimum(network)
+    assert int((np.asarray(optimum.routing) > 1e-6).sum(1).max()) >= 5
+    limit = dgd.critical_step_size(network, optimum=optimum)
+    below, above = (
+        dgd.count_unstable_roots(network, dgd.DGDLB(limit), optimum, factor=factor) for factor in (1 - 1e-6, 1 + 1e-6)
+    )
+    assert below == 0
+    assert above >= 2
+
+
 def test_gradient_is_that_of_differences():
     network = dgd.topologies.complete(jax.random.key(3), frontends=3, backends=4)
     inputs = {"latency": network.latency, "rate": network.arrival_rate, "capacity": network.service.max_rate}

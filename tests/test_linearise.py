@@ -7,6 +7,7 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.analysis.linearise import depends_on
+from dgdlb_jax.analysis.loop import Loop
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
 from helpers import CURVES
 
@@ -28,6 +29,30 @@ def test_closed_formulas(rng, curve):
         projector = np.diag(on) - np.outer(on, on) / max(on.sum(), 1)
         assert np.asarray(linear.response)[i] == pytest.approx(-step[i] * projector * gain, rel=1e-9, abs=1e-12)
     assert linear.self_response is None
+
+
+def test_three_different_latencies(rng):
+    """MATHS 1 with D_forward on the left, D_feedback on the right; the cost latency only moves the optimum."""
+    forward, feedback, cost = (rng.uniform(0.1, 0.4, (3, 4)) for _ in range(3))
+    service = CURVES["Hyperbolic"](rng, 4)
+    network = dgd.Network([4.0, 6.0, 5.0], forward, service, feedback_latency=feedback, cost_latency=cost)
+    optimum = dgd.solve_optimum(network)
+    loop = Loop(dgd.linearise(network, dgd.DGDLB(0.2), optimum))
+    slope = np.asarray(service.slope(optimum.workload))
+    gain = -np.asarray(service.curvature(optimum.workload)) / slope**2
+    used = np.asarray(optimum.routing) > 1e-6
+    assert used.sum() > 6
+    for s in (0.3j, 2j, 0.1 + 9j):
+        expected = np.zeros((4, 4), complex)
+        for i in range(3):
+            on = used[i].astype(float)
+            projector = np.diag(on) - np.outer(on, on) / on.sum()
+            sent = np.diag(np.exp(-s * forward[i])) @ projector @ np.diag(np.exp(-s * feedback[i]))
+            expected += network.arrival_rate[i] * 0.2 * sent @ np.diag(gain)
+        expected /= (s * (s + slope))[:, None]
+        found = np.asarray(loop.at(jnp.asarray(s)))
+        # L may be written for workloads or for what they are seen as: similar matrices have the same eigenvalues.
+        assert np.poly(found) == pytest.approx(np.poly(expected), rel=1e-9, abs=1e-9)
 
 
 def test_relatives_have_the_same_linearisation(rng):

@@ -125,3 +125,16 @@ def test_best_step_size_settles_fastest(networks):
     for factor in (0.8, 0.95, 1.05, 1.25):
         other = dgd.characteristic_roots(network, policy_at(factor), best)
         assert float(other.abscissa) >= float(found.abscissa) - 1e-4 * abs(float(found.abscissa))
+
+
+def test_best_step_size_for_each_frontend(networks):
+    """One number per frontend settles no slower than one for all; it is a vector that is stable."""
+    nets, optimum = networks
+    network, best = nets[2], one(optimum, 2)
+    same = dgd.best_step_size(network, best)
+    found = dgd.best_step_size(network, best, for_each=True)
+    assert float(found.abscissa) < float(same.abscissa)
+    assert float(found.margin) > 1
+    assert float(found.settling_time) == pytest.approx(np.log(100) / -float(found.abscissa))
+    spectrum = dgd.characteristic_roots(network, dgd.DGDLB(found.step_size), best)
+    assert float(spectrum.abscissa) == pytest.approx(float(found.abscissa), rel=1e-6)

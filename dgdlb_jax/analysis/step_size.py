@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from dgdlb_jax.analysis.batch import each_network
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import is_concrete
@@ -58,7 +59,7 @@ def default_step_size(
     """
     optimum = _solved(network, optimum)
     interval = jnp.asarray(update_interval, network.latency.dtype)
-    return _apply(_default_step_size, network.anonymous(), optimum, interval)
+    return each_network(_default_step_size, network.anonymous(), optimum, interval)
 
 
 def slowest_decay_rate(
@@ -76,7 +77,7 @@ def slowest_decay_rate(
     **Source:** own derivation (the limit of small step sizes of the linearised dynamics).
     """
     optimum = _solved(network, optimum)
-    return _apply(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step_size), optimum)
+    return each_network(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step_size), optimum)
 
 
 def drain_time(
@@ -99,7 +100,7 @@ def drain_time(
     **Source:** own derivation.
     """
     optimum = _solved(network, optimum)
-    return _apply(
+    return each_network(
         _drain_time,
         network.anonymous(),
         _per_frontend(network, step_size),
@@ -124,7 +125,7 @@ def suggest_dt(
     """
     optimum = _solved(network, optimum)
     step_size = default_step_size(network, optimum) if step_size is None else step_size
-    dt = _apply(_suggest_dt, network.anonymous(), _per_frontend(network, step_size), optimum)
+    dt = each_network(_suggest_dt, network.anonymous(), _per_frontend(network, step_size), optimum)
     return _round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
 
 
@@ -142,7 +143,7 @@ def suggest_duration(
     """
     optimum = _solved(network, optimum)
     step_size = default_step_size(network, optimum) if step_size is None else step_size
-    duration = _apply(_suggest_duration, network.anonymous(), _per_frontend(network, step_size), optimum)
+    duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step_size), optimum)
     return _round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
 
 
@@ -237,15 +238,6 @@ def _largest_latency(network: Network) -> Float[Array, ""]:
 
 def _solved(network: Network, optimum: Optimum | None) -> Optimum:
     return solve_optimum(network) if optimum is None else optimum
-
-
-@eqx.filter_jit
-def _apply(function, network: Network, *arguments):
-    """`function(network, *arguments)`, mapped over the batch if there is one; scalars among the arguments are shared."""
-    if network.batch is None:
-        return function(network, *arguments)
-    axes = tuple(0 if all(leaf.ndim for leaf in jax.tree.leaves(argument)) else None for argument in arguments)
-    return jax.vmap(function, in_axes=(0, *axes))(network, *arguments)
 
 
 def _per_frontend(network: Network, step_size: ArrayLike) -> Float[Array, "*batch frontends"]:
