@@ -29,7 +29,9 @@ def problem() -> tuple[dgd.Network, tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(7)
     service = dgd.Hyperbolic(rng.uniform(6, 9, 3), rng.uniform(3, 5, 3))
     latency = rng.uniform(0.05, 0.4, (3, 3))
-    network = dgd.Network([4.0, 5.0, 3.0], latency, service, feedback_latency=rng.uniform(0.05, 0.4, (3, 3)), cost_latency=0 * latency)
+    network = dgd.Network(
+        [4.0, 5.0, 3.0], latency, service, feedback_latency=rng.uniform(0.05, 0.4, (3, 3)), cost_latency=0 * latency
+    )
     return network, (np.array([[0.5, 0.3, 0.2], [0.3, 0.4, 0.3], [0.25, 0.25, 0.5]]), np.array([3.0, 5.0, 4.0]))
 
 
@@ -65,7 +67,9 @@ def main() -> None:
     print(machine(), "\n")
     network, start = problem()
     reference = rival(network, start, 1e-11)[0]
-    assert reference[:, :9].min() > 0.02, "the routing leaves the inside of the simplex, where JiTCDDE has no projection"
+    assert reference[:, :9].min() > 0.02, (
+        "the routing leaves the inside of the simplex, where JiTCDDE has no projection"
+    )
 
     def error(found):
         return np.abs(found - reference).max()
@@ -78,7 +82,9 @@ def main() -> None:
             break
     integrated = np.median([integrated, *(rival(network, start, rtol)[2] for _ in range(4))])
     print("| | setting | error | seconds | compile or build, s |\n|---|---|---|---|---|")
-    print(f"| ours | dt {TIMES[0] / steps:.2g} s | {error(states(ours(network, start, steps))):.1e} | {taken:.4f} | {compiled:.1f} |")
+    print(
+        f"| ours | dt {TIMES[0] / steps:.2g} s | {error(states(ours(network, start, steps))):.1e} | {taken:.4f} | {compiled:.1f} |"
+    )
     print(f"| JiTCDDE | rtol {rtol:.0e} | {error(found):.1e} | {integrated:.3f} | {built:.1f} |")
     print(f"\nours / JiTCDDE: {taken / integrated:.3f}")
 

@@ -103,7 +103,8 @@ SAVES = {
     ("curve", "policy", "save"),
     [
         ("Hyperbolic", "DGDLB", "all"),
-        ("PerBackend", "Momentum", "all"),
+        ("PerBackend", "Momentum", "final"),
+        pytest.param("PerBackend", "Momentum", "all", marks=pytest.mark.full),
         ("Tabulated", "DGDLB", "statistics"),
         ("Replicas", "DGDLB", "final"),
         pytest.param("ManyServer", "DGDLB", "statistics", marks=pytest.mark.full),
@@ -225,6 +226,7 @@ def test_linearize_and_jacobians(rng):
     np.testing.assert_allclose(linear(jnp.ones(F)), by_columns.sum(1), rtol=1e-10)
 
 
+@pytest.mark.full
 def test_a_run_in_two_halves_has_the_gradient_of_the_whole(rng):
     """Cotangents pass through everything that a run hands on, the delay lines first of all."""
     network, rule, start = setting(rng, policy="Momentum")

@@ -257,7 +257,16 @@ def test_without_the_extra_it_says_what_to_type(capsys, monkeypatch):
     assert 'pip install "dgdlb_jax[cli]"' in capsys.readouterr().err
 
 
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs ignore Ctrl-C, and so do the processes that they start: tests may be such a job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_at_once_and_leaves_nothing(tmp_path):
     """A run of hours, interrupted while compiled code runs."""
     arguments = ["run", "two-by-two", "--duration", "3e6", "--dt", "0.01", "--output", "out"]
@@ -275,6 +284,7 @@ def test_ctrl_c_leaves_at_once_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_that_python_drops_is_raised_again(tmp_path):
     """Ctrl-C while a callback of the garbage collector runs, whose exceptions Python drops."""
     code = (

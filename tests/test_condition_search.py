@@ -43,7 +43,9 @@ def climb(each: int, generations: int, seed: int) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     count = each * len(SCALAR)
     own = np.repeat(np.arange(len(SCALAR)), each)
-    start = np.concatenate([rng.normal(0, 1, (count, 2 * BACKENDS + FRONTENDS)), rng.normal(-2, 2, (count, FRONTENDS))], 1)
+    start = np.concatenate(
+        [rng.normal(0, 1, (count, 2 * BACKENDS + FRONTENDS)), rng.normal(-2, 2, (count, FRONTENDS))], 1
+    )
     genes, best, size = start, np.full(count, -np.inf), np.ones(count)
     for generation in range(generations):
         change = rng.normal(0, 1, genes.shape) * (rng.random(genes.shape) < 0.4)

@@ -65,8 +65,8 @@ def many_identical_backends(rng):
 
 
 def four_decades_of_latency(rng):
-    """Arcs from a millisecond to ten seconds; backends so slow that all of them are used."""
-    return dgd.Hyperbolic(jnp.full(6, 0.05), jnp.full(6, 3.0)), 10.0 ** rng.uniform(-3, 1, (3, 6)), 0.2
+    """Arcs from a millisecond to ten seconds, all of them used since the same is charged for each."""
+    return dgd.Hyperbolic(jnp.full(6, 4.0), jnp.full(6, 3.0)), 10.0 ** rng.uniform(-3, 1, (3, 6)), 15.0
 
 
 def nearly_equal_latencies(rng):
@@ -77,7 +77,8 @@ def nearly_equal_latencies(rng):
 @pytest.mark.parametrize("case", [many_identical_backends, four_decades_of_latency, nearly_equal_latencies])
 def test_no_crossing_is_missed_in_hard_cases(case, rng):
     service, latency, total = case(rng)
-    network = dgd.Network(total * rng.dirichlet(np.full(latency.shape[0], 5.0)), latency, service)
+    rates = total * rng.dirichlet(np.full(latency.shape[0], 5.0))
+    network = dgd.Network(rates, latency, service, cost_latency=np.full_like(latency, 0.8))
     optimum = dgd.solve_optimum(network)
     assert int((np.asarray(optimum.routing) > 1e-6).sum(1).max()) >= 5
     limit = dgd.critical_step_size(network, optimum=optimum)

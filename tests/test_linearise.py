@@ -12,7 +12,13 @@ from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, Recip
 from helpers import CURVES
 
 
-@pytest.mark.parametrize("curve", list(CURVES))
+# Formulas like that of the hyperbola; the others have parts or tables.
+ALIKE = {"Exponential", "Logarithmic", "ManyServer", "Power"}
+
+
+@pytest.mark.parametrize(
+    "curve", [pytest.param(curve, marks=[pytest.mark.full] * (curve in ALIKE)) for curve in CURVES]
+)
 def test_closed_formulas(rng, curve):
     """V = -eta P C with c = -ell'' / ell'^2, and a = ell'."""
     network = dgd.Network([4.0, 6.0, 5.0], rng.uniform(0.1, 0.4, (3, 4)), CURVES[curve](rng, 4))
@@ -41,7 +47,7 @@ def test_three_different_latencies(rng):
     slope = np.asarray(service.slope(optimum.workload))
     gain = -np.asarray(service.curvature(optimum.workload)) / slope**2
     used = np.asarray(optimum.routing) > 1e-6
-    assert used.sum() > 6
+    assert used.sum() >= 6  # as many as a tree has
     for s in (0.3j, 2j, 0.1 + 9j):
         expected = np.zeros((4, 4), complex)
         for i in range(3):

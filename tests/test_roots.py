@@ -127,13 +127,13 @@ def test_best_step_size_settles_fastest(networks):
         assert float(other.abscissa) >= float(found.abscissa) - 1e-4 * abs(float(found.abscissa))
 
 
-def test_best_step_size_for_each_frontend(networks):
-    """One number per frontend settles no slower than one for all; it is a vector that is stable."""
-    nets, optimum = networks
-    network, best = nets[2], one(optimum, 2)
+def test_best_step_size_for_each_frontend():
+    """One number per frontend settles faster than one for all here, by a tenth; it is a vector that is stable."""
+    network = dgd.topologies.heterogeneous_latencies(jax.random.key(1), frontends=3, backends=4)
+    best = dgd.solve_optimum(network)
     same = dgd.best_step_size(network, best)
     found = dgd.best_step_size(network, best, for_each=True)
-    assert float(found.abscissa) < float(same.abscissa)
+    assert float(found.abscissa) < 1.1 * float(same.abscissa)
     assert float(found.margin) > 1
     assert float(found.settling_time) == pytest.approx(np.log(100) / -float(found.abscissa))
     spectrum = dgd.characteristic_roots(network, dgd.DGDLB(found.step_size), best)

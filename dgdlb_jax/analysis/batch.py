@@ -75,14 +75,19 @@ def _many(function, effort, arguments):
     shared, batched = eqx.partition(arguments, _is_shared)
     size = jax.tree.leaves(batched)[0].shape[0]
 
-    def one(part):
-        return function(*eqx.combine(shared, part))
-
+    grouped = lambda function, batch: _in_groups(lambda part: function(*eqx.combine(shared, part)), batch, size)
     if effort is None:
-        return jax.lax.map(one, batched, batch_size=min(size, _LANES))
-    work = jax.lax.map(lambda part: effort(*eqx.combine(shared, part)), batched, batch_size=min(size, 64))
-    order = jnp.argsort(jax.lax.stop_gradient(work))
-    sorted_batch = jax.tree.map(lambda leaf: leaf[order], batched)
-    found = jax.lax.map(one, sorted_batch, batch_size=min(size, _LANES))
+        return grouped(function, batched)
+    order = jnp.argsort(jax.lax.stop_gradient(grouped(effort, batched)))
+    found = grouped(function, jax.tree.map(lambda leaf: leaf[order], batched))
     back = jnp.argsort(order)
     return jax.tree.map(lambda leaf: leaf[back], found)
+
+
+def _in_groups(function, batch, size: int):
+    """Mapped over the leading axis, a few side by side. The last group is filled up: a smaller one would be compiled apart."""
+    lanes = min(size, _LANES)
+    filled = np.minimum(np.arange(-(-size // lanes) * lanes), size - 1)
+    groups = jax.tree.map(lambda leaf: leaf[filled].reshape(-1, lanes, *leaf.shape[1:]), batch)
+    found = jax.lax.map(jax.vmap(function), groups)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], found)

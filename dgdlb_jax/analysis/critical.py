@@ -206,7 +206,7 @@ def count_unstable_roots(
         return 0
     first = float(_where_phases_begin(loop))
     last = first
-    while float(loop.bound(jnp.asarray(last))) >= 1:
+    while float(_bound(loop, jnp.asarray(last))) >= 1:
         last *= 2
     last = max(last, 2 * first)
 
@@ -216,13 +216,24 @@ def count_unstable_roots(
         return np.asarray(value)[: points.size], np.asarray(slope)[: points.size]
 
     def principal(w: float) -> float:
-        values = np.linalg.eigvals(np.asarray(loop.matrix(jnp.asarray(w))))
+        values = np.linalg.eigvals(np.asarray(_matrix(loop, jnp.asarray(w))))
         return float(np.angle(1 + values).sum())
 
     # Below `first` and above `last` no eigenvalue of I + L crosses the negative real axis, so principal values are continuous there.
     return round(-(principal(first) - principal(last) + turn(phase, first, last)) / np.pi)
 
 
+@jax.jit
+def _matrix(loop: Loop, w: Frequency) -> Complex[Array, "n n"]:
+    return loop.matrix(w)
+
+
+@jax.jit
+def _bound(loop: Loop, w: Frequency) -> Frequency:
+    return loop.bound(w)
+
+
+@jax.jit
 def _where_phases_begin(loop: Loop) -> Frequency:
     return jnp.where(
         loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min()

@@ -81,7 +81,7 @@ def tightness(networks: Network, *, observe: int = 0) -> Tightness:
     optimum = solve_optimum(networks, throw=False)
     solved = np.flatnonzero(np.asarray(optimum.result) == Result.successful)
     networks, optimum = jax.tree.map(lambda leaf: leaf[solved], (networks, optimum))
-    mode = critical_mode(networks, optimum=optimum)
+    mode = critical_mode(networks, DGDLB(jnp.ones_like(networks.arrival_rate)), optimum)
     found = {
         condition.__name__: np.asarray(sufficient_step_size(networks, optimum, condition=condition)[:, 0])
         for condition in SCALAR_CONDITIONS
