@@ -1,6 +1,7 @@
 """DGD-LB inside the simplex, solved by JiTCDDE: `python jitcdde_solver.py problem.npz solution.npz`.
 
-Prints the seconds that building and integrating took. A process of its own, because its build tools read the pyproject.toml of the current folder, warn, and upset the interpreter.
+Prints the seconds that building and integrating took. A process of its own, because its build tools read the pyproject.toml of the
+current folder, warn, and upset the interpreter.
 """
 
 import shutil

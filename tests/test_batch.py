@@ -9,6 +9,7 @@ import pytest
 
 import oracles
 from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.latency import LeastLatency
@@ -195,3 +196,37 @@ def with_rates(network, rates):
         if leaf is network.demand.mean_rate or np.array_equal(leaf, network.demand.mean_rate)
     )
     return jax.tree.unflatten(structure, [*leaves[:place], rates, *leaves[place + 1 :]])
+
+
+def wide(rng, frontends, backends) -> Network:
+    """A network with many arcs, latencies of a few steps."""
+    rates, latency = rng.uniform(1, 2, frontends), rng.uniform(DT, 4 * DT, (frontends, backends))
+    return Network(rates, latency, Hyperbolic(np.full(backends, 4.0 * frontends / backends), np.ones(backends)))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (2, 300)], ids=["4096 arcs", "300 backends"])
+def test_large_networks(rng, size):
+    """XLA compiles large arrays in another way."""
+    network = wide(rng, *size)
+    start = np.full(size, 1 / size[1]), np.full(size[1], 1.0)
+    run = simulate(network, DGDLB(0.1), duration=10 * DT, dt=DT, initial=start, max_latency=4 * DT)
+    expected = oracles.simulate(network, DGDLB(0.1), 10, DT, start)
+    np.testing.assert_allclose(run.workload[-1], expected.workload[-1], rtol=1e-10)
+    np.testing.assert_allclose(run.routing[-1], expected.routing[-1], rtol=0, atol=1e-12)
+
+
+def test_many_networks_under_vmap_and_many_directions(rng):
+    """More than 4096 numbers by mapping: values of the batch, and a Jacobian of the gradient's length."""
+    networks = stack([wide(rng, 10, 10) for _ in range(42)])
+
+    def final(network):
+        settings = {"duration": 4 * DT, "dt": DT, "save": SaveAt.final(), "max_latency": 4 * DT, "throw": False}
+        return simulate(network, DGDLB(0.1), **settings).final.workload
+
+    batch = simulate_batch(networks, DGDLB(0.1), duration=4 * DT, dt=DT, save=SaveAt.final(), max_latency=4 * DT)
+    np.testing.assert_allclose(jax.jit(jax.vmap(final))(networks), batch.final.workload, **ROUNDING)
+    rates = networks[0].arrival_rate
+    at = lambda rates: final(Network(rates, networks[0].latency, networks[0].service)).sum()
+    slopes = jax.jit(jax.vmap(jax.grad(at)))(jnp.tile(rates, (42, 1)))
+    np.testing.assert_allclose(slopes, jnp.tile(jax.grad(at)(rates), (42, 1)), rtol=1e-10)
+    assert float(jnp.abs(slopes).min()) > 0

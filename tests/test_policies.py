@@ -12,8 +12,9 @@ import pytest
 import oracles
 from dgdlb_jax import policies
 from dgdlb_jax.model.demand import Jumps
+from dgdlb_jax.model.network import stack
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractInstantPolicy, Observation
+from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractInstantPolicy, Observation, takes_lanes
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.greedy import (
     GreatestMarginalRate,
@@ -24,6 +25,7 @@ from dgdlb_jax.policies.greedy import (
 )
 from dgdlb_jax.policies.latency import HotCold, LeastLatency
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
+from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.engine import simulate
 from helpers import CURVES, DT, POLICIES, SETTINGS, STEPS, small_network, some_start
 
@@ -251,3 +253,43 @@ def test_the_registry_lists_every_policy():
         if isinstance(member, type) and issubclass(member, AbstractFlowPolicy | AbstractInstantPolicy)
     }
     assert members - {"AbstractFlowPolicy", "AbstractInstantPolicy"} == set(POLICIES)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_rule_that_takes_lanes_is_the_rule_of_one_frontend(rng, monkeypatch, policy):
+    """Called once for all frontends of two networks, or mapped over them."""
+    networks = stack([small_network(rng), small_network(rng)]).anonymous()
+    rules = [POLICIES[policy](networks[k]) for k in range(2)]
+    rule = jax.tree.map(lambda *leaves: jnp.stack(leaves) if jnp.ndim(leaves[0]) else jnp.asarray(leaves[0]), *rules)
+    field = Field(networks, rule)
+    assert takes_lanes(rule)
+    arcs, columns = field.mask.shape
+    t, step = jnp.linspace(0, 1, columns), jnp.full(columns, 0.02)
+    x = jnp.where(field.mask, jnp.asarray(rng.random((arcs, columns))), 0)
+    x = x / x.sum(0)
+    sights = [field.observe(t, jnp.asarray(rng.uniform(0, 5, x.shape)), field.arrival_rate(t) * x, step) for _ in "ab"]
+
+    def moved():
+        state = field.init(sights[0])
+        return field.velocity(t, x, sights[1], state) if field.flows else field.route(t, sights[1], state)
+
+    at_once = jax.tree.leaves(moved())
+    monkeypatch.setattr("dgdlb_jax.simulation.dynamics.takes_lanes", lambda rule: False)
+    for found, expected in zip(at_once, jax.tree.leaves(moved()), strict=True):
+        np.testing.assert_allclose(
+            np.where(np.isfinite(expected), found, 0), np.nan_to_num(expected), rtol=1e-12, atol=1e-14
+        )
+
+
+def test_a_rule_of_ones_own_has_to_say_that_it_takes_lanes():
+    class Lazy(DGDLB):
+        """Half as fast."""
+
+        def velocity(self, t, routing, observation, state):
+            assert routing.ndim == 1
+            return super().velocity(t, routing, observation, state)[0] / 2, state
+
+    assert not takes_lanes(Lazy(0.1))
+    network = small_network(np.random.default_rng(0))
+    slow, same = (simulate(network, rule, throw=False, **SETTINGS).routing for rule in (Lazy(0.1), DGDLB(0.05)))
+    np.testing.assert_allclose(slow, same, rtol=1e-12, atol=1e-13)

@@ -1,5 +1,7 @@
 """Balancers that follow the gradient of the latency."""
 
+from typing import ClassVar
+
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -23,6 +25,8 @@ class DGDLB(AbstractFlowPolicy):
 
     **Source:** Balseiro, Mirrokni, Wydrowski (2025), arXiv:2504.10693, as reconstructed from its abstract.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     step_size: Float[Array, "*frontends"]
 

@@ -1,5 +1,7 @@
 """Balancers that go to the backend that looks best by its workload, the same for all frontends but for what they can see."""
 
+from typing import ClassVar
+
 from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.types import Numbers
@@ -15,6 +17,8 @@ class LeastWorkload(AbstractInstantPolicy):
     counts; it loses chance, so identical queues stay identical.
     """
 
+    takes_lanes: ClassVar[bool] = True
+
     def route(self, t, observation: Observation, state):
         """All to the least workload."""
         del t
@@ -29,6 +33,8 @@ class ShortestExpectedDelay(AbstractInstantPolicy):
     **Source:** Whitt (1986), "Deciding which queue to join: some counterexamples". The one is one request, so this rule is not
     indifferent to the unit that requests are counted in; the fluid version keeps that and loses chance.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     def route(self, t, observation: Observation, state):
         """All to the shortest expected delay."""
@@ -53,6 +59,8 @@ class PowerOfChoices(AbstractInstantPolicy):
     version takes the expectation over the draws and loses their variance.
     """
 
+    takes_lanes: ClassVar[bool] = True
+
     choices: Float[Array, "*frontends"]
 
     def __init__(self, choices: Numbers = 2.0):
@@ -73,6 +81,8 @@ class GreatestMarginalRate(AbstractInstantPolicy):
     they have the largest marginal impact on the service rate. The paper's fluid limit is this rule without latencies.
     """
 
+    takes_lanes: ClassVar[bool] = True
+
     def route(self, t, observation: Observation, state):
         """All to the greatest marginal service rate, which is the least marginal latency."""
         del t
@@ -87,6 +97,8 @@ class LeastMarginalLatency(AbstractInstantPolicy):
 
     **Source:** own variant of arXiv:2411.17103.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     def route(self, t, observation: Observation, state):
         """All to the least marginal latency."""

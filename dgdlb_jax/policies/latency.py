@@ -1,5 +1,7 @@
 """Balancers that compare latencies as seen."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -15,6 +17,8 @@ class LeastLatency(AbstractInstantPolicy):
     **Source:** Wardrop (1952), "Some theoretical aspects of road traffic research", for the equilibrium. The latency of a request by
     Little's law, as if the backend were at rest.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     def route(self, t, observation: Observation, state):
         """All to the least latency."""
@@ -43,6 +47,8 @@ class HotCold(AbstractInstantPolicy):
     charges the network, which within one datacentre, where Prequal lives, is the same for all. With the few backends of a fleet
     hardly one is ever hot: up to 6 none is above the quantile 0.84.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     quantile: Float[Array, "*frontends"]
 

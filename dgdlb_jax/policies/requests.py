@@ -49,6 +49,8 @@ class LeastRequest(AbstractInstantPolicy):
     `Active` does.
     """
 
+    takes_lanes: ClassVar[bool] = True
+
     choices: Float[Array, "*frontends"]
 
     def __init__(self, choices: Numbers = 2.0):
@@ -84,6 +86,7 @@ class WeightedLeastRequest(AbstractInstantPolicy):
     """
 
     differentiable: ClassVar[bool] = True
+    takes_lanes: ClassVar[bool] = True
 
     bias: Float[Array, "*frontends"]
 
@@ -121,6 +124,8 @@ class PeakEWMA(AbstractInstantPolicy):
     to zero, so that it is tried again: here every frontend goes on seeing every backend; and the penalty of a backend that has not
     answered yet. One request matters, so the rule is not indifferent to the unit that requests are counted in.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     decay: Float[Array, "*frontends"]
 

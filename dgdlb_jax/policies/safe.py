@@ -4,6 +4,8 @@ Near the optimum all of them are DGD-LB with the same step size: there the margi
 multiplies or bends them has no effect to first order. Far away they move more slowly.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -23,6 +25,8 @@ class LogDGDLB(AbstractFlowPolicy):
 
     **Source:** own derivation.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     step_size: Float[Array, "*frontends"]
 
@@ -45,6 +49,8 @@ class ReciprocalDGDLB(AbstractFlowPolicy):
 
     **Source:** own derivation.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     step_size: Float[Array, "*frontends"]
 
@@ -75,6 +81,8 @@ class CurvatureDGDLB(AbstractFlowPolicy):
     **Source:** own derivation.
     """
 
+    takes_lanes: ClassVar[bool] = True
+
     step_size: Float[Array, "*frontends"]
     reference: Float[Array, "*frontends"]
 
@@ -102,6 +110,8 @@ class CappedDGDLB(AbstractFlowPolicy):
 
     **Source:** own derivation.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     step_size: Float[Array, "*frontends"]
     speed: Float[Array, "*frontends"]

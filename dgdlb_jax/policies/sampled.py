@@ -1,5 +1,7 @@
 """DGD-LB as software runs it: frontends update their weights every so often, and hold them in between."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -26,6 +28,8 @@ class SampledDGDLB(AbstractFlowPolicy):
 
     **Source:** own derivation from `DGDLB`.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     step_size: Float[Array, "*frontends"]
     interval: Float[Array, "*frontends"]

@@ -1,5 +1,7 @@
 """Smooth relatives of balancers that jump: they can be linearised and differentiated like DGD-LB."""
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,6 +30,8 @@ class MirrorDescent(AbstractFlowPolicy):
 
     **Source:** Beck and Teboulle (2003), "Mirror descent and nonlinear projected subgradient methods"; the floor is this project's own.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     step_size: Float[Array, "*frontends"]
     floor: Float[Array, "*frontends"]
@@ -66,6 +70,8 @@ class Softmin(AbstractFlowPolicy):
 
     **Source:** logit choice, McFadden (1974), as dynamics Fudenberg and Levine (1998); in this form own.
     """
+
+    takes_lanes: ClassVar[bool] = True
 
     temperature: Float[Array, "*frontends"]
     rate: Float[Array, "*frontends"]

@@ -17,6 +17,7 @@ class Uniform(AbstractInstantPolicy):
     r"""The same share to every backend within reach: $x_{ij} = 1 / |B_i|$."""
 
     differentiable: ClassVar[bool] = True
+    takes_lanes: ClassVar[bool] = True
 
     def route(self, t, observation: Observation, state: State):
         """Equal shares."""
@@ -28,6 +29,7 @@ class ProportionalToCapacity(AbstractInstantPolicy):
     r"""Shares in proportion to nominal capacity: $x_{ij} \propto \bar\ell_j$ over the backends within reach."""
 
     differentiable: ClassVar[bool] = True
+    takes_lanes: ClassVar[bool] = True
 
     def route(self, t, observation: Observation, state: State):
         """Weighted shares, as in weighted round robin."""
@@ -37,6 +39,8 @@ class ProportionalToCapacity(AbstractInstantPolicy):
 
 class Nearest(AbstractInstantPolicy):
     r"""Everything to the backend with the least network latency: $\arg\min_j \tau^{cost}_{ij}$; ties shared equally."""
+
+    takes_lanes: ClassVar[bool] = True
 
     def route(self, t, observation: Observation, state: State):
         """All to the nearest."""
@@ -55,6 +59,7 @@ class FixedRouting(AbstractInstantPolicy):
     """
 
     differentiable: ClassVar[bool] = True
+    takes_lanes: ClassVar[bool] = True
 
     routing: Float[Array, "*frontends backends"]
 

@@ -64,7 +64,7 @@ class _Task:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _evolve(task: _Task, system: System, carry: Carry, extra: Extra | None) -> tuple[Carry, PyTree]:
-    return one_native_loop(task.run)(system, carry, extra)
+    return one_native_loop(task.run, system.field.mask.size)(system, carry, extra)
 
 
 def _evolve_jvp(task: _Task, primals, tangents):
@@ -73,15 +73,14 @@ def _evolve_jvp(task: _Task, primals, tangents):
     moves = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
     moving = tuple(k for k, move in enumerate(moves) if not isinstance(move, SymbolicZero))
     derivative = _Derivative(task, tree, moving)
-    outputs, tape = one_native_loop(derivative.remember)(leaves)
+    native = partial(one_native_loop, size=primals[0].field.mask.size)
+    outputs, tape = native(derivative.remember)(leaves)
     flat, out_tree = jax.tree.flatten(outputs)
     derivative = dataclasses.replace(derivative, moved=derivative.depends(leaves))
     tape_leaves, tape_tree = jax.tree.flatten(tape)
     backward = partial(derivative.backward, tape_tree, out_tree)
     given = [*leaves, *tape_leaves]
-    slopes = iter(
-        linear_map(one_native_loop(derivative.forward), one_native_loop(backward), given, [moves[k] for k in moving])
-    )
+    slopes = iter(linear_map(native(derivative.forward), native(backward), given, [moves[k] for k in moving]))
     slope = lambda leaf, moved: next(slopes) if moved else _no_slope(leaf)
     return outputs, jax.tree.unflatten(out_tree, list(map(slope, flat, derivative.moved)))
 

@@ -14,7 +14,7 @@ from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State
+from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State, takes_lanes
 from dgdlb_jax.simulation.lanes import Shape
 
 Arcs = Float[Array, "backends frontend_lanes"]
@@ -115,5 +115,7 @@ class Field(eqx.Module):
         return isinstance(self.policy, AbstractFlowPolicy)
 
     def _each_frontend(self, rule, *arguments) -> Any:
+        if takes_lanes(self.policy):
+            return rule(self.policy, *arguments)
         axes = jax.tree.map(lambda leaf: None if leaf.ndim == 0 else -1, self.policy)
         return jax.vmap(rule, in_axes=(axes, *(-1 for _ in arguments)), out_axes=-1)(self.policy, *arguments)

@@ -95,6 +95,11 @@ def count_frames(steps: int, every: int | None) -> int:
     return 1 if every is None else -(-steps // min(every, steps))
 
 
+def unroll(times: int, body: Node) -> int:
+    """Steps in pairs: XLA copies much of what a loop carries, once per iteration. A step left over would be compiled apart."""
+    return 2 if isinstance(body, Step) and times % 2 == 0 else 1
+
+
 def _repeated(times: int, size: int | None, body: Node) -> Node:
     """`body` several times, in checkpoints of `size` repetitions."""
     if size is None:
@@ -140,7 +145,9 @@ class Machine(eqx.Module):
                     carry, *rest = self.run(body, carry, extra, pending)
                     return carry, tuple(rest)
 
-                carry, (looks, tape) = jax.lax.scan(once, carry, fold(extra, times), length=times)
+                carry, (looks, tape) = jax.lax.scan(
+                    once, carry, fold(extra, times), length=times, unroll=unroll(times, body)
+                )
                 return carry, unfold(looks), tape
             case Sequence(parts):
                 looks, tapes = [], []

@@ -34,6 +34,7 @@ from dgdlb_jax.simulation.loop import (
     join,
     split,
     unfold,
+    unroll,
 )
 from dgdlb_jax.simulation.step import Carry, Now, System, arrive, predict, route
 
@@ -167,7 +168,7 @@ class WayBack:
                     return self._back(body, tape, state, looks, extra, pending)
 
                 each = (tape, fold(looks, times), fold(extra, times))
-                state, bars = jax.lax.scan(once, state, each, length=times, reverse=True)
+                state, bars = jax.lax.scan(once, state, each, length=times, reverse=True, unroll=unroll(times, body))
                 return state, unfold(bars)
             case Sequence(parts):
                 bars = []
