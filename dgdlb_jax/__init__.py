@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis import conditions as conditions
     from dgdlb_jax.analysis.best import BestStepSize as BestStepSize
     from dgdlb_jax.analysis.best import best_step_size as best_step_size
-    from dgdlb_jax.analysis.conditions import sufficient_step_size as sufficient_step_size
     from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
     from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
     from dgdlb_jax.analysis.critical import critical_mode as critical_mode
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
     from dgdlb_jax.analysis.step_size import suggest_dt as suggest_dt
     from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
+    from dgdlb_jax.analysis.sufficient import sufficient_step_size as sufficient_step_size
     from dgdlb_jax.analysis.tuning import Tuned as Tuned
     from dgdlb_jax.analysis.tuning import transient_latency as transient_latency
     from dgdlb_jax.analysis.tuning import tune as tune
@@ -101,7 +101,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "analysis.best": ("BestStepSize", "best_step_size"),
-    "analysis.conditions": ("sufficient_step_size",),
+    "analysis.sufficient": ("sufficient_step_size",),
     "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "analysis.gradients": ("MarginalLatency", "marginal_latency"),
     "analysis.linearise": ("Linearisation", "linearise"),

@@ -8,7 +8,9 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
+from dgdlb_jax.experiments.cycle_map import cycle_map
 from dgdlb_jax.experiments.stability import far_starts, from_far, rules_of_equal_gain, study_networks, tightness
+from dgdlb_jax.experiments.stability_plots import cycle_map_plot
 from dgdlb_jax.experiments.stability_report import FRACTIONS, stability_report
 
 
@@ -78,3 +80,16 @@ def test_far_starts_settle_or_not():
     assert found.failed[1, 0, 0, 0] == np.False_
     assert found.excess[0, 0, 0, 1] > 0.1
     assert [x.shape for x, _ in far_starts(networks)] == [(2, 1, 2)] * 4
+
+
+def test_a_map_of_cycles():
+    """Far starts cycle at high load and large steps, near ones do not."""
+    found = cycle_map((0.3, 0.9), (3.0,), (0.02, 1.0), (0.05, 0.9), count=2, periods=60.0)
+    assert found.failed.shape == (2, 1, 2, 2, 2)
+    assert np.all(found.share[:, :, 0] <= found.share[:, :, 1])
+    assert found.share[1, 0, 1, 1] == 1
+    assert found.share[0, 0, 0].max() == 0
+    assert np.all((found.proven > 0) & (found.proven <= 1))
+    assert set(found.smallest[1].ravel().tolist()) <= {0.05, 0.9}
+    figure = cycle_map_plot(found)
+    assert len(figure.axes) == 3

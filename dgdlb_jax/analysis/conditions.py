@@ -24,119 +24,32 @@ Without these ties the conditions are false, not only unproven (there are counte
 
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Float
 
-from dgdlb_jax.analysis.batch import each_network, per_frontend
-from dgdlb_jax.analysis.loop import quarter_turn
-from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
-from dgdlb_jax.analysis.step_size import arcs_in_use, gains_at, slowest_decay_rate_of
-from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.graph import connected
-from dgdlb_jax.numerics.results import InputError, is_concrete
-
-_SAME = 1e-9  # relative difference of latencies that counts as none
-
-
-class Setting(eqx.Module):
-    r"""What the conditions look at, for one network at its optimum.
-
-    - `arrival_rate` $\lambda$ `(frontends,)`, `slope` $a$, `gain` $c$ `(backends,)`, `latency` $\tau$ `(frontends, backends)`.
-    - `support` `(frontends, backends)`: $S_i$ of the frontends with two active backends or more; `used`: those of all frontends.
-    - `equal_feedback`: forward = feedback latency there. `trips`: 1 when the cost latency is the forward latency up to a constant
-      per frontend, 2 when it is twice that, else 0.
-    """
-
-    arrival_rate: Float[Array, " frontends"]
-    slope: Float[Array, " backends"]
-    gain: Float[Array, " backends"]
-    latency: Float[Array, "frontends backends"]
-    support: Bool[Array, "frontends backends"]
-    used: Bool[Array, "frontends backends"]
-    equal_feedback: Bool[Array, ""]
-    trips: Float[Array, ""]
-
-    def __init__(self, network: Network, optimum: Optimum):
-        gains = gains_at(network, optimum.workload)
-        used = arcs_in_use(network, optimum)
-        self.used, self.support = used, used & (used.sum(1) > 1)[:, None]
-        self.arrival_rate, self.slope, self.gain = network.arrival_rate, gains.slope, gains.gain
-        self.latency = jnp.where(used, network.latency, 0)
-        scale = _SAME * jnp.where(self.support, network.latency + network.cost_latency, 0).max()
-        self.equal_feedback = self._agree(network.feedback_latency - network.latency, 0.0, scale)
-        once, twice = (self._constant(network.cost_latency - trips * network.latency, scale) for trips in (1, 2))
-        self.trips = jnp.where(self.equal_feedback & once, 1.0, jnp.where(self.equal_feedback & twice, 2.0, 0.0))
-
-    def _agree(self, values, target, scale) -> Bool[Array, ""]:
-        return jnp.where(self.support, jnp.abs(values - target) <= scale, True).all()
-
-    def _constant(self, values, scale) -> Bool[Array, ""]:
-        mean = jnp.where(self.support, values, 0).sum(1) / jnp.maximum(self.support.sum(1), 1)
-        return self._agree(values, mean[:, None], scale)
-
-    @property
-    def inverse_slope(self) -> Float[Array, " backends"]:
-        r"""$1/a_j$ as it enters the phases."""
-        return 1 / (jnp.maximum(self.trips, 1) * self.slope)
-
-    @property
-    def multiplier(self) -> Float[Array, " frontends"]:
-        r"""$\nu_i$ as it enters the phases: $\tau_{ij} + 1/a_j$ on the support."""
-        return jnp.where(self.support, self.latency + self.inverse_slope, 0).max(1)
-
-    @property
-    def together(self) -> Bool[Array, "frontends backends"]:
-        """Which frontends and backends hang together."""
-        return (self.support[:, :, None] & connected(self.support)[None]).any(1)
-
-    def lowest_frequency(self) -> Float[Array, " backends"]:
-        r"""$w^*$ of theorem B, part by part: no root crosses below it, whatever the step sizes."""
-        active = self.support.any(0)
-        highest = jnp.where(self.together, self.multiplier[:, None], 0).max(0)
-        own = quarter_turn(2 * jnp.maximum(highest - self.inverse_slope, 0), self.slope)
-        reach = connected(self.support)
-        return jnp.where(active, jnp.where(reach & active[None], own[None], jnp.inf).min(1), 1.0)
-
-    def strength(self, direction: Float[Array, " frontends"]) -> Float[Array, "frontends backends"]:
-        r"""$s_i = \lambda_i \eta_i$ on the support."""
-        return jnp.where(self.support, (self.arrival_rate * direction)[:, None], 0)
-
-    def modes(self, strength: Float[Array, "frontends backends"]) -> Float[Array, "backends backends"]:
-        r"""$\sum_i s_i P_i$."""
-        count = jnp.maximum(self.support.sum(1), 1)[:, None]
-        return jnp.diag(strength.sum(0)) - (strength / count).T @ self.support.astype(strength.dtype)
-
-    def radius(self, strength, weight: Float[Array, " backends"]) -> Float[Array, ""]:
-        r"""The largest eigenvalue of $\mathrm{diag}(\text{weight}) \sum_i s_i P_i$."""
-        root = jnp.sqrt(weight)
-        return jnp.maximum(jnp.linalg.eigvalsh(root[:, None] * self.modes(strength) * root).max(), 0)
-
-    def smallest(self, load: Float[Array, " backends"]) -> Float[Array, ""]:
-        """One over the largest load of an active backend; inf without any."""
-        return _inverse(jnp.where(self.support.any(0), load, 0).max())
-
+from dgdlb_jax.analysis.setting import Setting, reciprocal
+from dgdlb_jax.analysis.step_size import slowest_decay_rate_of
 
 Condition = Callable[[Setting, Float[Array, " frontends"]], Float[Array, ""]]
 """From a setting and a direction to the factor by which the direction may be multiplied; or a `Rule`."""
 Rule = Callable[[Setting], Float[Array, " frontends"]]
 
-_NEEDS: dict[Callable, str] = {}
-_RULES: set[Callable] = set()
+NEEDS: dict[Callable, str] = {}
+RULES: set[Callable] = set()
 
 
 def _needs(what: str):
     def note(function):
-        _NEEDS[function] = what
+        NEEDS[function] = what
         return function
 
     return note
 
 
 def _rule(function):
-    _RULES.add(function)
+    RULES.add(function)
     return function
 
 
@@ -173,7 +86,7 @@ def theorem_a(setting: Setting, direction: Float[Array, " frontends"]) -> Float[
         now = load(b)
         worst = now.max()
         weights = weights * jnp.exp(_over(now, worst) - 1)
-        return (weights / weights.sum(), jnp.maximum(best, _inverse(worst))), None
+        return (weights / weights.sum(), jnp.maximum(best, reciprocal(worst))), None
 
     start = jnp.where(setting.support.any(0), 1.0, 0.0)
     first = theorem_a_largest(setting, direction)
@@ -194,7 +107,7 @@ def latency_per_frontend(setting: Setting, direction: Float[Array, " frontends"]
     *Proof.* Then $S_i P_i C_i + C_i P_i S_i = \sin(2 w \tau_i) P_i \le 2 w \tau_i P_i$ in the proof of `theorem_a`.
     """
     tau = setting.latency.max(1, where=setting.support, initial=0)[:, None]
-    return _inverse(setting.radius(2 * tau * setting.strength(direction), setting.gain / setting.slope))
+    return reciprocal(setting.radius(2 * tau * setting.strength(direction), setting.gain / setting.slope))
 
 
 @_needs("optimum or round trip")
@@ -207,7 +120,7 @@ def theorem_b(setting: Setting, direction: Float[Array, " frontends"]) -> Float[
     Multiply by $u^* e^{j\phi}$ with $\phi = \pi/2 + 2w \max_i \nu_i$: the real part of the left side is not positive, that of the right
     one is positive for $w < w^*$. For $w \ge w^*$, $|h_j|$ falls and phases cannot make the sum larger than with all phases equal.
     """
-    return _inverse(setting.radius(setting.strength(direction), _size(setting, setting.lowest_frequency())))
+    return reciprocal(setting.radius(setting.strength(direction), _size(setting, setting.lowest_frequency())))
 
 
 @_needs("optimum or round trip")
@@ -250,7 +163,7 @@ def theorem_c_spectral(setting: Setting, direction: Float[Array, " frontends"]) 
     """
     strength = setting.strength(direction)
     weight = (setting.gain / setting.slope) ** 2 * (strength * setting.latency**2).sum(0)
-    return _inverse(2 * jnp.sqrt(setting.radius(strength, weight)))
+    return reciprocal(2 * jnp.sqrt(setting.radius(strength, weight)))
 
 
 @_needs("optimum or round trip")
@@ -288,7 +201,7 @@ def two_parameters(setting: Setting, direction: Float[Array, " frontends"]) -> F
         weight = jnp.where(active, setting.gain / jnp.where(rho > 0, rho, 1), 0)
         slow = setting.radius(2 * late * strength, weight)
         fast = setting.radius(strength, _size(setting, w))
-        return jnp.where(valid, _inverse(jnp.maximum(slow, fast)), 0)
+        return jnp.where(valid, reciprocal(jnp.maximum(slow, fast)), 0)
 
     back = np.concatenate([[0.0], np.geomspace(0.02, 1, 9)])
     forward = np.concatenate([[1.0], 1 + np.geomspace(0.05, 60, 15)])
@@ -313,7 +226,7 @@ def distributed(setting: Setting) -> Float[Array, " frontends"]:
     strength = setting.strength(jnp.ones_like(setting.arrival_rate))
     rms = jnp.sqrt(_over((strength * tau**2).sum(0), strength.sum(0)))
     bracket = tau + _over(tau**2, 2 * rms) + rms / 2
-    return jnp.where(on, _inverse(setting.gain / setting.slope * _rate(setting) * bracket), jnp.inf).min(1)
+    return jnp.where(on, reciprocal(setting.gain / setting.slope * _rate(setting) * bracket), jnp.inf).min(1)
 
 
 @_rule
@@ -324,8 +237,8 @@ def distributed_a(setting: Setting) -> Float[Array, " frontends"]:
     Backends publish $a_j / (c_j \Lambda_j)$. Needs forward = feedback latency only.
     """
     on = setting.used
-    allowed = jnp.where(on, _inverse(setting.gain / setting.slope * _rate(setting)), jnp.inf).min(1)
-    return allowed * _inverse(2 * setting.latency.max(1, where=on, initial=0))
+    allowed = jnp.where(on, reciprocal(setting.gain / setting.slope * _rate(setting)), jnp.inf).min(1)
+    return allowed * reciprocal(2 * setting.latency.max(1, where=on, initial=0))
 
 
 @_rule
@@ -351,82 +264,6 @@ def best_proven(setting: Setting) -> Float[Array, " frontends"]:
     return jnp.stack(vectors)[jnp.argmax(rates)]
 
 
-def sufficient_step_size(
-    network: Network,
-    optimum: Optimum | None = None,
-    *,
-    condition: Condition | Rule = distributed,
-    direction: ArrayLike | None = None,
-) -> Float[Array, "*batch frontends"]:
-    r"""Step sizes for DGD-LB with a proof that small deviations from the optimum die out, in spite of the latencies.
-
-    **Arguments:**
-
-    - `network`: one network or a batch.
-    - `optimum`: of that network; solved when left out.
-    - `condition`: which proof, a function of `dgdlb_jax.conditions`; the distributed rule by default.
-    - `direction`: `(frontends,)`, step sizes in proportion to which the result shall be. By default the rule's own vector, or equal
-      step sizes where the condition has none.
-
-    **Returns:** `(frontends,)` in 1/s^2, with a leading axis for a batch; inf where nothing limits them (no latency, or no frontend
-    with two active backends). Frontends with one active backend have no loop of their own: they get the number that the rule gives
-    for that backend. Never above `critical_step_size` in the same direction. Where a condition does not hold under
-    `jit`, the result is 0.
-
-    **Raises:** `InputError` where the condition does not hold for the latencies, with the one to use instead.
-
-    **Source:** own derivations, see `dgdlb_jax.conditions`; local, so a start far away may still oscillate.
-    """
-    optimum = solve_optimum(network) if optimum is None else optimum
-    if condition not in _NEEDS:
-        known = ", ".join(function.__name__ for function in _NEEDS)
-        raise InputError(f"condition={condition!r} is not one of dgdlb_jax.conditions: choose from {known}.")
-    factors = None if direction is None else per_frontend(network, direction)
-    step, holds = each_network(_sufficient, network.anonymous(), optimum, condition, factors)
-    if is_concrete(holds) and not np.all(holds):
-        raise InputError(_refusal(condition, network, int(np.argmin(np.atleast_1d(np.asarray(holds))))))
-    return step
-
-
-def _sufficient(network: Network, optimum: Optimum, condition, direction):
-    setting = Setting(network, optimum)
-    if condition in _RULES:
-        step = condition(setting)
-        if direction is not None:
-            active = setting.support.any(1) & (direction > 0)
-            step = direction * jnp.where(active, step / jnp.where(direction > 0, direction, 1), jnp.inf).min()
-    else:
-        along = jnp.ones_like(setting.arrival_rate) if direction is None else direction
-        step = along * condition(setting, along)
-    holds = _holds(setting, condition)
-    return jnp.where(holds, step, 0), holds
-
-
-def _holds(setting: Setting, condition) -> Bool[Array, ""]:
-    tau, on = setting.latency, setting.support
-    largest = tau.max(1, where=on, initial=0)[:, None]
-    level = jnp.where(on, largest - tau <= _SAME * largest, True).all()
-    return {
-        "feedback": setting.equal_feedback,
-        "per frontend": setting.equal_feedback & level,
-        "optimum": setting.trips == 1,
-        "optimum or round trip": setting.trips > 0,
-    }[_NEEDS[condition]]
-
-
-def _refusal(condition, network: Network, which: int) -> str:
-    place = "this network" if network.batch is None else f"network {which} of the batch"
-    reason = {
-        "feedback": "forward = feedback latency on the arcs in use; critical_step_size(network) has the exact limit",
-        "per frontend": "equal latencies on all arcs of a frontend; use condition=dgdlb_jax.conditions.theorem_a",
-        "optimum": "forward = feedback = cost latency, up to a constant per frontend; with forward = feedback use "
-        "condition=dgdlb_jax.conditions.distributed_a or theorem_a, otherwise critical_step_size(network)",
-        "optimum or round trip": "forward = feedback latency, and a cost latency of once or twice that; use "
-        "condition=dgdlb_jax.conditions.theorem_a, or critical_step_size(network)",
-    }[_NEEDS[condition]]
-    return f"{condition.__name__} is not proven for {place}: it needs {reason}."
-
-
 def _rate(setting: Setting) -> Float[Array, "frontends backends"]:
     r"""$\Lambda_j$, plus the frontend's own rate where it has no choice but wants a number all the same."""
     rate = setting.arrival_rate[:, None]
@@ -443,8 +280,3 @@ def _size(setting: Setting, w: Float[Array, " backends"]) -> Float[Array, " back
 def _over(numerator, denominator):
     """The quotient, 0 where the denominator is 0."""
     return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
-
-
-def _inverse(value):
-    """1 / value; inf at 0."""
-    return jnp.where(value > 0, 1 / jnp.where(value > 0, value, 1), jnp.inf)

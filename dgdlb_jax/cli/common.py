@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_DEVICES = "xla_force_host_platform_device_count"  # the flag that does the same
 _EXTRA = ("matplotlib", "xarray", "h5netcdf", "h5py", "rich")
 
 
@@ -47,10 +48,17 @@ def require(*packages: str, otherwise: str = "") -> None:
         raise InputError(f'{", ".join(missing)} missing; type: pip install "dgdlb_jax[cli]"{otherwise}.')
 
 
-def set_up_jax() -> None:
-    """Double precision, and compiled code kept between runs. An entry point may do this; the package never does."""
+def set_up_jax(*, all_cores: bool = False) -> None:
+    """Double precision, and compiled code kept between runs. An entry point may do this; the package never does.
+
+    **Arguments:** `all_cores`: one device per CPU core that the process may use, over which batches are spread, unless the user has
+    said how many.
+    """
     import jax
 
+    if all_cores and jax.config.values["jax_num_cpu_devices"] < 0 and _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+        with contextlib.suppress(RuntimeError):  # JAX is running already: in a notebook, under test
+            jax.config.update("jax_num_cpu_devices", _cores())
     jax.config.update("jax_enable_x64", True)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
@@ -59,6 +67,10 @@ def set_up_jax() -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

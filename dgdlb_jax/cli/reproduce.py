@@ -47,7 +47,7 @@ def add(commands) -> None:
 def show_claims(options: argparse.Namespace) -> None:
     """Run, judge, write, print."""
     require_extra(options)
-    set_up_jax()
+    set_up_jax(all_cores=True)
     from dgdlb_jax.experiments.claims.reproduce import reproduce, table
     from dgdlb_jax.experiments.claims.spec import read_claims
     from dgdlb_jax.experiments.sweep.run import require_extra as require_store

@@ -68,7 +68,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         return
     if options.spec is None:
         raise InputError("dgdlb sweep needs a specification: a TOML file, or a name from dgdlb sweep --list.")
-    set_up_jax()
+    set_up_jax(all_cores=True)
     process, processes = cluster.join(options)
     from dgdlb_jax.experiments.sweep import read_spec, sweep
     from dgdlb_jax.experiments.sweep.run import require_extra

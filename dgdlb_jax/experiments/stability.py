@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgdlb_jax.analysis import conditions
-from dgdlb_jax.analysis.conditions import sufficient_step_size
 from dgdlb_jax.analysis.critical import critical_mode
 from dgdlb_jax.analysis.linearise import linearise
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.sufficient import sufficient_step_size
 from dgdlb_jax.model import topologies
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
@@ -23,6 +23,7 @@ from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.start import default_start
 from dgdlb_jax.simulation.trajectory import SaveAt
 
+_SETTLE, _GROW = 200, 400  # periods until only the critical mode is left, and for it to grow or decay
 _KICK, _SMALLEST_KICK = 1e-5, 1e-10  # relative size of a small perturbation
 LATENCIES = ("equal", "per frontend", "three decades", "geographic")
 """The latency families of the step-size study."""
@@ -126,7 +127,7 @@ def observe_limit(
     kick = np.clip(1e-2 * region, _SMALLEST_KICK, _KICK)[:, None]
     start = optimum.routing, optimum.workload * jnp.asarray(1 + kick * rng.standard_normal(optimum.workload.shape))
     longest = np.asarray(jnp.maximum(networks.latency, networks.feedback_latency).max((-1, -2)))
-    settle = np.maximum(60 * period, 6 * longest)
+    settle = np.maximum(_SETTLE * period, 6 * longest)
 
     def swing(step, begin):
         runs = simulate_batch(
@@ -142,7 +143,7 @@ def observe_limit(
     low, high = 0.81 * guess, 1.25 * guess
     for _ in range(rounds):
         middle = np.sqrt(low * high)
-        late, early = swing(middle, settle + 240 * period), swing(middle, settle)
+        late, early = swing(middle, settle + _GROW * period), swing(middle, settle)
         grows = (late > early) | (late > 1e2 * kick[:, 0])  # what has grown into a cycle grows no more
         low, high = np.where(grows, low, middle), np.where(grows, middle, high)
     return np.where(good, np.sqrt(low * high), np.nan)

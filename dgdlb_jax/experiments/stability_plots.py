@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dgdlb_jax.analysis.linearise import Linearisation
 from dgdlb_jax.analysis.loop import Loop
 from dgdlb_jax.analysis.roots import Spectrum
-from dgdlb_jax.experiments.plots import finish, new_axes
+from dgdlb_jax.experiments.cycle_map import CycleMap
+from dgdlb_jax.experiments.plots import finish, new_axes, new_figure
 from dgdlb_jax.experiments.stability import Tightness
 from dgdlb_jax.experiments.stability_report import StabilityReport
 
@@ -105,3 +107,27 @@ def save_stability_pictures(report: StabilityReport, folder: Path) -> list[Path]
         paths.append(folder / f"{key}.png")
         ax.get_figure(root=True).savefig(paths[-1], dpi=130)  # pyright: ignore[reportOptionalMemberAccess]
     return paths
+
+
+def cycle_map_plot(found: CycleMap) -> Figure:
+    """Which part of the networks does not settle, over step size and distance of the start; a panel for each load and latency.
+
+    The line is the median of what a condition guarantees near the optimum.
+    """
+    rows, columns = len(found.latencies), len(found.loads)
+    figure = new_figure((2.6 * columns + 1.4, 1.9 * rows + 0.8))
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    x, y = np.arange(len(found.fractions)), np.arange(len(found.distances))
+    for row, latency in enumerate(found.latencies):
+        for column, load in enumerate(found.loads):
+            ax = panels[row, column]
+            ax.imshow(found.share[column, row], origin="lower", aspect="auto", cmap="magma_r", clim=(0, 1))
+            proven = np.nanmedian(found.proven[column, row])
+            ax.axvline(np.interp(np.log(proven), np.log(found.fractions), x), color="tab:cyan", lw=2)
+            ax.set_xticks(x, [f"{fraction:g}" for fraction in found.fractions], rotation=90, fontsize=8)
+            ax.set_yticks(y, [f"{distance:g}" for distance in found.distances], fontsize=8)
+            ax.set_title(f"load {load:g}, latency {latency:g} service times", fontsize=9)
+    figure.supxlabel("step size / critical step size (line: guaranteed near the optimum)")
+    figure.supylabel("distance of the start")
+    figure.colorbar(panels[0, 0].images[0], ax=panels, label="share of networks that do not settle", shrink=0.8)
+    return figure

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from dgdlb_jax.analysis import conditions
-from dgdlb_jax.analysis.conditions import sufficient_step_size
 from dgdlb_jax.analysis.critical import CriticalMode, critical_mode, critical_step_size
 from dgdlb_jax.analysis.linearise import Linearisation, linearise
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.roots import Spectrum, characteristic_roots
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
+from dgdlb_jax.analysis.sufficient import sufficient_step_size
 from dgdlb_jax.experiments.compare import start_state
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
 from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, judge

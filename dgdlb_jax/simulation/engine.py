@@ -27,6 +27,7 @@ from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
+CACHE = 10e6  # bytes of the delay lines of a tile: twice as many are read 1.7 times as slowly
 LANES = 128  # frontends x lanes: full vector units, and a tile that still fits the cache (64 and 256 are up to 1.8 times as slow)
 
 
@@ -175,7 +176,7 @@ def simulate_batch(
                 "give one matrix for each of them, the start and the end included."
             )
     spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
-    runs = _run(inputs, plan, spread, lanes or _lanes(networks, math.ceil(size / spread)))
+    runs = _run(inputs, plan, spread, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
     return dataclasses.replace(runs, frontend_names=networks.frontend_names, backend_names=networks.backend_names)
@@ -217,11 +218,12 @@ def _check_frames(frames: int, steps: int, every: int | None, has_extra_flow: bo
         raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
 
 
-def _lanes(network: Network, networks: int) -> int:
+def _lanes(network: Network, rows: int, networks: int) -> int:
     """How many networks run side by side on one device: on CPU a tile that fits the cache and one native function, else all."""
     if jax.default_backend() != "cpu":
         return networks
-    fit = min(LANES / network.frontends, (TOO_LARGE - 1) / (network.frontends * network.backends))
+    arcs = network.frontends * network.backends
+    fit = min(LANES / network.frontends, (TOO_LARGE - 1) / arcs, CACHE / (rows * arcs * network.latency.dtype.itemsize))
     return min(2 ** int(math.log2(max(1, fit))), networks)
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgdlb_jax.analysis import conditions, critical, linearise, roots
+from dgdlb_jax.analysis import critical, linearise, roots, sufficient
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
@@ -16,7 +16,7 @@ def critical_step_size(networks: Network, optimum: Optimum) -> Float[Array, " ca
 
 def sufficient_step_size(networks: Network, optimum: Optimum) -> Float[Array, "cases frontends"]:
     """The sufficient step sizes of every network, 1/s^2."""
-    return jnp.asarray(conditions.sufficient_step_size(networks, optimum))
+    return jnp.asarray(sufficient.sufficient_step_size(networks, optimum))
 
 
 def critical_factor(networks: Network, policy: AbstractPolicy, optimum: Optimum) -> Float[Array, " cases"]:
