@@ -105,7 +105,7 @@ SAVES = {
         ("Hyperbolic", "DGDLB", "all"),
         ("PerBackend", "Momentum", "final"),
         pytest.param("PerBackend", "Momentum", "all", marks=pytest.mark.full),
-        ("Tabulated", "DGDLB", "statistics"),
+        pytest.param("Tabulated", "DGDLB", "statistics", marks=pytest.mark.full),
         ("Replicas", "DGDLB", "final"),
         pytest.param("ManyServer", "DGDLB", "statistics", marks=pytest.mark.full),
         pytest.param("Power", "Momentum", "final", marks=pytest.mark.full),
@@ -155,7 +155,7 @@ def test_reverse_mode_is_that_of_plain_autodiff(rng, monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(("every", "segment"), [(7, 33), (None, 40), (45, 33)])
+@pytest.mark.parametrize(("every", "segment"), [(7, 33), pytest.param(None, 40, marks=pytest.mark.full), (45, 33)])
 def test_checkpoints_change_nothing(rng, every, segment):
     """The run is the same to the bit. In its gradient the compiler may melt a product with a sum in one loop and not in the other."""
     network, rule, start = setting(rng)
@@ -194,6 +194,7 @@ def test_checkpoints_are_at_least_a_buffer_apart_and_few():
         Checkpoints(0)
 
 
+@pytest.mark.full  # test_batch has a larger one
 def test_vmap_of_the_gradient_is_the_gradient_of_each(rng):
     network, _, start = setting(rng)
 

@@ -205,7 +205,9 @@ def test_the_order_of_frontends_and_backends_does_not_matter(rng, policy):
 # --- jit, vmap, one compilation, shorter steps, derivatives -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy", some_of(POLICIES, "DGDLB", "HotCold", "PowerOfChoices", "FixedRouting", "LeastRequest")
+)
 def test_jit_vmap_and_one_compilation(rng, policy):
     """`jit(vmap(simulate))` over starts and parameters is `simulate` for each, and other numbers compile nothing."""
     network = small_network(rng)

@@ -202,6 +202,7 @@ def test_percent_is_short():
     ]
 
 
+@pytest.mark.full
 def test_the_gradient_error_of_a_sweep_is_that_of_marginal_latency(rng):
     """The costate equation over saved workloads against reverse mode through the simulator: equal to the order of the step."""
     network, start = interior_equilibrium(rng, frontends=2, backends=3)

@@ -82,6 +82,7 @@ def test_far_starts_settle_or_not():
     assert [x.shape for x, _ in far_starts(networks)] == [(2, 1, 2)] * 4
 
 
+@pytest.mark.full
 def test_a_map_of_cycles():
     """Far starts cycle at high load and large steps, near ones do not."""
     found = cycle_map((0.3, 0.9), (3.0,), (0.02, 1.0), (0.05, 0.9), count=2, periods=60.0)
