@@ -43,6 +43,8 @@ def start(*arguments, **environment) -> subprocess.Popen:
     settings = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
+        # As many devices as the tests have: the last bits depend on how networks are laid out over them.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
     }
     command = [sys.executable, "-m", "dgdlb_jax", *map(str, arguments)]
     return subprocess.Popen(

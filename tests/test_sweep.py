@@ -114,6 +114,7 @@ def test_other_numbers_compile_nothing_new():
     assert not [event for event in seen if "backend_compile" in event]
 
 
+@pytest.mark.full
 def test_parameters_of_policies_and_curves_and_all_starts():
     """A parameter set to what it is anyway changes nothing; one that is multiplied moves what it should."""
     plain = sweep(small(axes={"seed": [1, 2], "policy": ["softmin"]}), progress=False)

@@ -35,6 +35,7 @@ def test_the_best_uniform_step_size_is_that_of_a_scan(rng):
     )
 
 
+@pytest.mark.full
 def test_one_step_size_per_frontend_is_at_least_as_good_and_zeros_stay(rng):
     network, start = small_network(rng), some_start(rng, small_network(rng))
     uniform = tune(network, DGDLB(jnp.asarray(0.1)), optax.adam(0.2), initial=start, iterations=30, **RUN)
