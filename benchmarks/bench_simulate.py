@@ -22,6 +22,7 @@ import numpy as np
 
 import dgdlb_jax as dgd
 from common import machine, seconds
+from dgdlb_jax.simulation.engine import _lanes
 
 jax.config.update("jax_enable_x64", options.double)
 DT, STEP_SIZE = 0.01, 0.05
@@ -39,7 +40,7 @@ def networks(count: int, frontends: int, backends: int, rows: int) -> dgd.Networ
     return jax.vmap(build)(rate, draw(1, rows - 3, frontends, backends), draw(2, 4, backends))
 
 
-def ours(batch: dgd.Network, policy, steps: int, rows: int):
+def ours(batch: dgd.Network, policy, steps: int, rows: int, lanes: int | None = None):
     """The product, keeping statistics only."""
     return lambda: dgd.simulate_batch(
         batch,
@@ -48,6 +49,7 @@ def ours(batch: dgd.Network, policy, steps: int, rows: int):
         dt=DT,
         save=dgd.SaveAt.statistics(),
         max_latency=(rows - 2) * DT,
+        lanes=lanes,
         throw=False,
     )
 
@@ -114,6 +116,23 @@ def main() -> None:
             flush=True,
         )
     print(f"\n10x10, time per step at 4096 rows over that at 64: {by_rows[4096] / by_rows[64]:.2f}")
+    if jax.default_backend() == "cpu":
+        tiles()
+
+
+def tiles() -> None:
+    """The tile that is chosen against half and twice as many networks side by side."""
+    print(
+        "\n| network | rows | networks side by side | DGD-LB, half of that | as chosen | twice that |\n|---|---|---|---|---|---|"
+    )
+    for size, rows in ((3, 128), (10, 128), (10, 1024), (32, 128), (32, 1024)):
+        chosen = _lanes(networks(1, size, size, rows), rows, 4096)
+        batch, steps = networks(4 * chosen, size, size, rows), max(2 * rows, 1000)
+        unit = 1e9 / (4 * chosen * size**2 * steps)
+        tried = [lanes for lanes in (chosen // 2, chosen, 2 * chosen) if lanes]
+        figures = [seconds(ours(batch, dgd.DGDLB(STEP_SIZE), steps, rows, lanes))[1] * unit for lanes in tried]
+        texts = ["-"] * (3 - len(figures)) + [f"{figure:.2f}" for figure in figures]
+        print(f"| {size}x{size} | {rows} | {chosen} | {' | '.join(texts)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
+from dgdlb_jax.analysis import conditions
 from dgdlb_jax.model import service as curves
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.policies.gradient import DGDLB
@@ -82,6 +83,30 @@ POLICIES = {
     "CappedDGDLB": lambda network: CappedDGDLB(0.2, 0.1 * (1 + np.arange(network.frontends) / 4)),
     "Softmin": lambda network: Softmin(0.3 + 0.1 * np.arange(network.frontends), 2.0),
 }
+
+# Conditions that give a factor for any direction of step sizes.
+SCALAR_CONDITIONS = (
+    conditions.theorem_a_largest,
+    conditions.theorem_a,
+    conditions.theorem_b,
+    conditions.theorem_b_diagonal,
+    conditions.theorem_c,
+    conditions.theorem_c_largest,
+    conditions.theorem_c_spectral,
+    conditions.two_parameters,
+)
+
+
+def hyperbolic_through(slope, gain, flow) -> curves.Hyperbolic:
+    """Hyperbolic curves whose slope and gain are these where they serve this flow.
+
+    ell = m N / (h + N): ell' = m h / (h + N)^2 = a and -ell''/ell'^2 = 2 (h + N) / (m h) = c, so z = h + N = 2 / (a c),
+    m h = a z^2, and from flow = m (z - h) / z follows h.
+    """
+    z = 2 / (slope * gain)
+    half = slope * z**2 / (flow + slope * z)
+    return curves.Hyperbolic(slope * z**2 / half, half)
+
 
 # Of the small network. All tests share them, the size of the delay buffer included, and with them compiled code.
 DT, STEPS, MAX_LATENCY = 0.02, 200, 0.6

@@ -21,6 +21,7 @@ from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.greedy import LeastWorkload
 from dgdlb_jax.simulation import adjoint
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
+from dgdlb_jax.simulation.loop import schedule
 from dgdlb_jax.simulation.memory import Checkpoints, FullStorage
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, central_difference, small_network
@@ -192,6 +193,24 @@ def test_checkpoints_are_at_least_a_buffer_apart_and_few():
     assert 10**6 / every * checkpoint + every * step < 4e8  # bytes; full storage takes 2.9e9
     with pytest.raises(InputError, match="whole number of steps"):
         Checkpoints(0)
+
+
+def test_steps_in_pairs_change_nothing(rng, monkeypatch):
+    """Long runs take two steps per iteration; here a short one does, forth and back."""
+    network, rule, start = setting(rng)
+
+    def cost(step_size):
+        return simulate(network, DGDLB(step_size), initial=start, save=SaveAt.statistics(), **RUN).statistics.cost
+
+    step_size = jnp.asarray(rule.step_size)
+    singly = jax.value_and_grad(cost)(step_size)
+    jax.clear_caches()
+    monkeypatch.setattr("dgdlb_jax.simulation.loop._MANY", 2)
+    in_pairs = jax.value_and_grad(cost)(step_size)
+    jax.clear_caches()
+    assert "in_pairs=True" in repr(schedule(60, None))
+    np.testing.assert_allclose(in_pairs[0], singly[0], rtol=1e-13)
+    np.testing.assert_allclose(in_pairs[1], singly[1], rtol=1e-11)
 
 
 @pytest.mark.full  # test_batch has a larger one

@@ -10,10 +10,11 @@ import pytest
 import oracles
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.numerics.native import TOO_LARGE
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.latency import LeastLatency
-from dgdlb_jax.simulation.engine import simulate, simulate_batch
+from dgdlb_jax.simulation.engine import CACHE, LANES, _lanes, simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import CURVES, DT, MAX_LATENCY, SETTINGS, STEPS, small_network, some_start
 
@@ -230,3 +231,13 @@ def test_many_networks_under_vmap_and_many_directions(rng):
     slopes = jax.jit(jax.vmap(jax.grad(at)))(jnp.tile(rates, (42, 1)))
     np.testing.assert_allclose(slopes, jnp.tile(jax.grad(at)(rates), (42, 1)), rtol=1e-10)
     assert float(jnp.abs(slopes).min()) > 0
+
+
+def test_tiles_fit_the_cache_and_one_native_function():
+    """The sizes of tiles are powers of two, at least one network, and within their bounds where more than one fits."""
+    for size, rows in ((1, 16), (3, 128), (10, 128), (10, 4096), (32, 128), (32, 1024), (100, 128)):
+        network = stack([wide(np.random.default_rng(0), size, size)])
+        lanes, arcs = _lanes(network, rows, 10**6), size**2
+        assert lanes & (lanes - 1) == 0
+        assert lanes == 1 or (lanes * arcs < TOO_LARGE and rows * lanes * arcs * 8 <= CACHE and lanes * size <= LANES)
+    assert _lanes(network, 128, 1) == 1

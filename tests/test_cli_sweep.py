@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -88,3 +90,14 @@ def test_clusters_are_seen_only_when_several_processes_were_launched(monkeypatch
     assert cluster._on_a_cluster()
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert not cluster._on_a_cluster()
+
+
+@pytest.mark.parametrize(("flags", "devices"), [("", None), ("--xla_force_host_platform_device_count=3", 3)])
+def test_sweeps_use_every_core_unless_told_otherwise(flags, devices):
+    code = (
+        "from dgdlb_jax.cli.common import set_up_jax; set_up_jax(all_cores=True); import jax; print(jax.device_count())"
+    )
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert int(done.stdout) == (devices or cores)

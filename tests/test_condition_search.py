@@ -6,33 +6,20 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
-from dgdlb_jax import conditions
+from helpers import SCALAR_CONDITIONS, hyperbolic_through
 
-SCALAR = (
-    conditions.theorem_a_largest,
-    conditions.theorem_a,
-    conditions.theorem_b,
-    conditions.theorem_b_diagonal,
-    conditions.theorem_c,
-    conditions.theorem_c_largest,
-    conditions.theorem_c_spectral,
-    conditions.two_parameters,
-)
 FRONTENDS, BACKENDS = 4, 5
 
 
 def build(genes: np.ndarray) -> dgd.Network:
     """Networks whose optimum uses every arc, from logarithms of slopes, gains, rates and slacks of multipliers.
 
-    Hyperbolic curves fitted to the point: ell' = m h / (h + N)^2 = a and -ell''/ell'^2 = 2 (h + N) / (m h) = c, so that
-    z = h + N = 2 / (a c), and h follows from the flow m (z - h) / z. tau_ij = nu_i - 1/a_j makes all arcs equally good.
+    tau_ij = nu_i - 1/a_j makes all arcs equally good.
     """
     slope, gain, rate, slack = np.split(np.exp(genes), np.cumsum([BACKENDS, BACKENDS, FRONTENDS]), axis=1)
-    z, flow = 2 / (slope * gain), rate.sum(1, keepdims=True) / BACKENDS
-    half = slope * z**2 / (flow + slope * z)
     multiplier = (1 / slope).max(1, keepdims=True) * (1 + slack)
     latency = multiplier[:, :, None] - 1 / slope[:, None, :]
-    service = dgd.Hyperbolic(jnp.asarray(slope * z**2 / half), jnp.asarray(half))
+    service = hyperbolic_through(slope, gain, rate.sum(1, keepdims=True) / BACKENDS)
     mask = jnp.ones(latency.shape, bool)
     build = lambda rate, latency, service, mask: dgd.Network(rate, latency, service, mask=mask)
     return jax.vmap(build)(jnp.asarray(rate), jnp.asarray(latency), service, mask)
@@ -41,8 +28,8 @@ def build(genes: np.ndarray) -> dgd.Network:
 def climb(each: int, generations: int, seed: int) -> dict[str, float]:
     """The largest sufficient / exact that a random climb finds for each condition: `each` climbers, steps that shrink on failure."""
     rng = np.random.default_rng(seed)
-    count = each * len(SCALAR)
-    own = np.repeat(np.arange(len(SCALAR)), each)
+    count = each * len(SCALAR_CONDITIONS)
+    own = np.repeat(np.arange(len(SCALAR_CONDITIONS)), each)
     start = np.concatenate(
         [rng.normal(0, 1, (count, 2 * BACKENDS + FRONTENDS)), rng.normal(-2, 2, (count, FRONTENDS))], 1
     )
@@ -53,13 +40,15 @@ def climb(each: int, generations: int, seed: int) -> dict[str, float]:
         networks = build(trial)
         optimum = dgd.solve_optimum(networks)
         limit = np.asarray(dgd.critical_step_size(networks, optimum=optimum))
-        steps = [dgd.sufficient_step_size(networks, optimum, condition=condition)[:, 0] for condition in SCALAR]
+        steps = [
+            dgd.sufficient_step_size(networks, optimum, condition=condition)[:, 0] for condition in SCALAR_CONDITIONS
+        ]
         ratio = np.stack(steps)[own, np.arange(count)] / limit
         assert np.isfinite(ratio).all()
         better = ratio > best
         genes, best = np.where(better[:, None], trial, genes), np.where(better, ratio, best)
         size = np.clip(np.where(better, 1.5 * size, 0.9 * size), 1e-4, 2)
-    return {condition.__name__: best[own == k].max() for k, condition in enumerate(SCALAR)}
+    return {condition.__name__: best[own == k].max() for k, condition in enumerate(SCALAR_CONDITIONS)}
 
 
 @pytest.mark.parametrize(

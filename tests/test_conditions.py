@@ -7,17 +7,8 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax import conditions
+from helpers import SCALAR_CONDITIONS, hyperbolic_through
 
-SCALAR = (
-    conditions.theorem_a_largest,
-    conditions.theorem_a,
-    conditions.theorem_b,
-    conditions.theorem_b_diagonal,
-    conditions.theorem_c,
-    conditions.theorem_c_largest,
-    conditions.theorem_c_spectral,
-    conditions.two_parameters,
-)
 RULES = (conditions.distributed, conditions.distributed_a, conditions.best_proven)
 COUNT = 40
 
@@ -32,7 +23,7 @@ def sample(request):
 def test_sufficient_is_never_above_exact(sample):
     family, networks, optimum, limit = sample
     ratio = {}
-    for condition in SCALAR:
+    for condition in SCALAR_CONDITIONS:
         step = dgd.sufficient_step_size(networks, optimum, condition=condition)
         assert step.shape == (COUNT, 4)
         ratio[condition.__name__] = np.asarray(step[:, 0] / limit)
@@ -65,18 +56,14 @@ def test_conditions_are_monotone_in_directions(sample):
 
 
 def from_slopes(slope, gain, latency, rates=(5.0,)):
-    """A network whose optimum uses every arc equally, with these slopes and gains there: hyperbolic curves fitted to the point.
-
-    ell = m N / (h + N): ell' = m h / (h + N)^2 = a and -ell''/ell'^2 = 2 (h + N) / (m h) = c, so z = h + N = 2 / (a c),
-    m h = a z^2, and from flow = m (z - h) / z follows h. Costs make the marginal latencies equal.
-    """
+    """A network whose optimum uses every arc equally, with these slopes and gains there. Costs make the marginal latencies equal."""
     slope, gain = np.asarray(slope, float), np.asarray(gain, float)
-    z, flow = 2 / (slope * gain), np.sum(rates) / slope.size
-    half = slope * z**2 / (flow + slope * z)
     shape = (len(rates), slope.size)
     cost = np.broadcast_to(1.0 + (1 / slope).max() - 1 / slope, shape)
     latency = np.broadcast_to(latency, shape)
-    return dgd.Network(list(rates), latency, dgd.Hyperbolic(slope * z**2 / half, half), cost_latency=cost)
+    return dgd.Network(
+        list(rates), latency, hyperbolic_through(slope, gain, np.sum(rates) / slope.size), cost_latency=cost
+    )
 
 
 def test_the_refuted_local_condition():
@@ -97,7 +84,7 @@ def test_the_refuted_local_condition():
     limit = float(dgd.critical_step_size(network, optimum=optimum))
     assert refuted / limit == pytest.approx(1.0310, abs=5e-4)
     assert dgd.count_unstable_roots(network, dgd.DGDLB(0.99 * refuted), optimum) == 2
-    for condition in (conditions.theorem_b, conditions.theorem_c, conditions.distributed):
+    for condition in (*SCALAR_CONDITIONS, conditions.distributed):
         assert float(dgd.sufficient_step_size(network, optimum, condition=condition)[0]) <= limit * (1 + 1e-9)
 
 

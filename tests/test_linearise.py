@@ -11,7 +11,7 @@ from dgdlb_jax.analysis.loop import Loop
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
 from helpers import CURVES
 
-# Formulas like that of the hyperbola; the others have parts or tables.
+# One formula per backend, as the hyperbola; the others have parts or tables.
 ALIKE = {"Exponential", "Logarithmic", "ManyServer", "Power"}
 
 

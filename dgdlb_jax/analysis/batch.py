@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
-_LANES = 4  # networks side by side; they wait for the slowest of them, and few are faster on a CPU
+_LANES = 4  # networks side by side on a CPU; they wait for the slowest of them, and few are faster there
 _CHUNK = 512  # networks per call: what memory depends on
 
 
@@ -86,7 +86,7 @@ def _many(function, effort, arguments):
 
 def _in_groups(function, batch, size: int):
     """Mapped over the leading axis, a few side by side. The last group is filled up: a smaller one would be compiled apart."""
-    lanes = min(size, _LANES)
+    lanes = min(size, _LANES if jax.default_backend() == "cpu" else _CHUNK)
     filled = np.minimum(np.arange(-(-size // lanes) * lanes), size - 1)
     groups = jax.tree.map(lambda leaf: leaf[filled].reshape(-1, lanes, *leaf.shape[1:]), batch)
     found = jax.lax.map(jax.vmap(function), groups)

@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from dgdlb_jax.analysis import conditions
 from dgdlb_jax.analysis.critical import critical_step_size
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.sufficient import sufficient_step_size
-from dgdlb_jax.experiments.stability import far_starts, from_far, rules_of_equal_gain
+from dgdlb_jax.experiments.stability import SCALAR_CONDITIONS, far_starts, from_far, rules_of_equal_gain
 from dgdlb_jax.model import topologies
 from dgdlb_jax.model.network import Network
-
-_PROVEN = (conditions.theorem_a, conditions.theorem_b, conditions.theorem_c, conditions.theorem_c_spectral)
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def cycle_map(
     limit = critical_step_size(networks, optimum=optimum)
     limited = np.flatnonzero(np.isfinite(np.asarray(limit)))
     some, best = jax.tree.map(lambda leaf: leaf[limited], (networks, optimum))
-    guaranteed = [sufficient_step_size(some, best, condition=condition)[:, 0] for condition in _PROVEN]
+    guaranteed = [sufficient_step_size(some, best, condition=condition)[:, 0] for condition in SCALAR_CONDITIONS]
     plain = {name: rule for name, rule in rules_of_equal_gain().items() if name == "DGD-LB"}
     starts = [_towards(some, best, distance, seed) for distance in distances]
     found = from_far(some, fractions=fractions, rules=plain, starts=starts, periods=periods).failed[0]

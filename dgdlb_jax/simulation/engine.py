@@ -27,8 +27,9 @@ from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
-CACHE = 10e6  # bytes of the delay lines of a tile: twice as many are read 1.7 times as slowly
-LANES = 128  # frontends x lanes: full vector units, and a tile that still fits the cache (64 and 256 are up to 1.8 times as slow)
+# Both measured: benchmarks/bench_simulate.py prints half and twice the tile beside it.
+CACHE = 10e6  # bytes that the delay lines of a tile may take
+LANES = 128  # frontends x lanes: full vector units, and a tile that still fits the cache
 
 
 def simulate(

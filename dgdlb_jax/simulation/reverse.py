@@ -130,8 +130,9 @@ class WayBack:
         """
         self.last, self.left = self.recall(end).k, (carry.flows.ring, carry.workloads.ring)
         state, extra = self._back(node, tape, self.begin(end, carry.now), looks, self.extra, None)
-        lines = (self.carry.flows, self.carry.workloads)
-        lines = self._history(state) if history else jax.tree.map(jnp.zeros_like, lines)
+        lines = jax.tree.map(jnp.zeros_like, (self.carry.flows, self.carry.workloads))
+        if history:
+            lines = self._history(state, lines)
         return state.values, Carry(state.bar, *lines), extra
 
     def recall(self, kept: Values) -> Now:
@@ -266,7 +267,7 @@ class WayBack:
         """A row of the cotangent of a line in the end; zero when other rows have taken its place."""
         return jnp.where(row > self.last - self.rows, delay_line.row(DelayLine(ring, self.rows), row + self.rows), 0)
 
-    def _history(self, state: Reverse) -> tuple[DelayLine, DelayLine]:
+    def _history(self, state: Reverse, lines: tuple[DelayLine, DelayLine]) -> tuple[DelayLine, DelayLine]:
         """On through the history before the start, which ran without steps: the cotangents of what stood in the two lines."""
         first, routing, workload = self.carry.now.k, state.bar.routing, state.bar.workload
 
@@ -282,7 +283,6 @@ class WayBack:
             workloads = delay_line.write(lines[1], k + self.rows, seen)
             return (eqx.tree_at(_lines, state, (state.q + 1, arrivals, readings)), (flows, workloads)), None
 
-        lines = jax.tree.map(jnp.zeros_like, (self.carry.flows, self.carry.workloads))
         return jax.lax.scan(before, (state, lines), jnp.arange(self.rows, dtype=jnp.int32))[0][1]
 
     def _looked_at(self) -> list[bool]:
