@@ -39,7 +39,7 @@ def rival(network: dgd.Network, start, rtol: float) -> tuple[np.ndarray, float, 
     """States at the wanted times, seconds to build, seconds to integrate."""
     with tempfile.TemporaryDirectory() as folder:
         np.savez(
-            Path(folder, "problem.npz"), rtol=rtol, step_size=STEP_SIZE, rates=network.arrival_rate, latency=network.latency,
+            Path(folder, "problem.npz"), rtol=rtol, max_step=DURATION, step_size=STEP_SIZE, rates=network.arrival_rate, latency=network.latency,
             feedback=network.feedback_latency, cost=network.cost_latency, max_rate=network.service.max_rate,
             half_load=network.service.half_load, start=np.concatenate([start[0].ravel(), start[1]]), times=TIMES,
         )  # fmt: skip
@@ -75,6 +75,7 @@ def main() -> None:
         return np.abs(found - reference).max()
 
     steps = next(n for n in 50 * 2 ** np.arange(12) if error(states(ours(network, start, n))) < ACCURACY)
+    jax.clear_caches()
     compiled, taken = seconds(lambda: ours(network, start, steps).workload)
     for rtol in 10.0 ** -np.arange(3, 12):
         found, built, integrated = rival(network, start, rtol)

@@ -60,7 +60,8 @@ def cycle_map(
     **Arguments:** `periods`: length of a run at a tenth of the limit, in periods of its oscillation.
     """
     grid = [(load, latency) for load in loads for latency in latencies]
-    draw = topologies.complete(jax.random.key(seed), count=count, service=topologies.CURVES["exponential"])
+    sizes = {"frontends": 3, "backends": 3, "count": count}
+    draw = topologies.complete(jax.random.key(seed), service=topologies.CURVES["exponential"], **sizes)
     networks = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(_scaled(draw, *point) for point in grid))
     optimum = solve_optimum(networks)
     limit = critical_step_size(networks, optimum=optimum)
