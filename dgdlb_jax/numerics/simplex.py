@@ -46,17 +46,15 @@ def project_simplex(
 
 @jax.custom_jvp
 def _project_simplex(values, mask, guess):
-    # Relative to the largest entry nothing below -1 can be in the support: huge entries cancel without loss.
+    # Relative to the largest entry, so that huge entries cancel without loss.
     largest = jnp.max(jnp.where(mask, values, -jnp.inf), axis=0)
     shifted = jnp.where(mask, values - jnp.where(jnp.isfinite(largest), largest, 0), -jnp.inf)
-    lowest = -1 + jnp.zeros((), values.dtype)
-    on = guess & (shifted > lowest)
-    on = jnp.where(on.any(axis=0), on, shifted == 0)
-    multiplier = _newton(partial(_simplex_multiplier, shifted), on, lambda nu: shifted > nu)
+    multiplier = _newton(partial(_simplex_multiplier, shifted), guess, lambda nu: shifted > nu)
     return jnp.where(mask, jnp.maximum(shifted - multiplier, 0), 0)
 
 
 def _simplex_multiplier(shifted, on):
+    """Of an empty support -1, which is right for the largest entry alone."""
     return (jnp.sum(jnp.where(on, shifted, 0), axis=0) - 1) / jnp.maximum(_count(on, shifted.dtype), 1)
 
 

@@ -27,9 +27,10 @@ from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
-# Both measured: benchmarks/bench_simulate.py prints half and twice the tile beside it.
-CACHE = 10e6  # bytes that the delay lines of a tile may take
-LANES = 128  # frontends x lanes: full vector units, and a tile that still fits the cache
+# Measured: benchmarks/bench_simulate.py prints half and twice the tile beside it.
+CACHE = 5e6  # bytes that the delay lines of a tile may take
+LANES = 128  # frontends x lanes at most: what a step computes with stays in the nearest cache
+NARROW = 128  # bytes of frontends x lanes at least: vector units are full, which outweighs the cache
 
 
 def simulate(
@@ -223,9 +224,12 @@ def _lanes(network: Network, rows: int, networks: int) -> int:
     """How many networks run side by side on one device: on CPU a tile that fits the cache and one native function, else all."""
     if jax.default_backend() != "cpu":
         return networks
-    arcs = network.frontends * network.backends
-    fit = min(LANES / network.frontends, (TOO_LARGE - 1) / arcs, CACHE / (rows * arcs * network.latency.dtype.itemsize))
-    return min(2 ** int(math.log2(max(1, fit))), networks)
+    arcs, size = network.frontends * network.backends, network.latency.dtype.itemsize
+    widest = min(LANES / network.frontends, (TOO_LARGE - 1) / arcs)
+    fitting = math.log2(CACHE / (rows * arcs * size))
+    narrowest = math.log2(NARROW / (network.frontends * size))
+    lanes = 2 ** max(math.floor(fitting), math.ceil(narrowest), 0)
+    return min(lanes, 2 ** math.floor(math.log2(max(1, widest))), networks)
 
 
 @eqx.filter_jit
