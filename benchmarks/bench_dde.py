@@ -39,9 +39,10 @@ def rival(network: dgd.Network, start, rtol: float) -> tuple[np.ndarray, float, 
     """States at the wanted times, seconds to build, seconds to integrate."""
     with tempfile.TemporaryDirectory() as folder:
         np.savez(
-            Path(folder, "problem.npz"), rtol=rtol, max_step=DURATION, step_size=STEP_SIZE, rates=network.arrival_rate, latency=network.latency,
-            feedback=network.feedback_latency, cost=network.cost_latency, max_rate=network.service.max_rate,
-            half_load=network.service.half_load, start=np.concatenate([start[0].ravel(), start[1]]), times=TIMES,
+            Path(folder, "problem.npz"), rtol=rtol, max_step=DURATION, step_size=STEP_SIZE,
+            rates=network.arrival_rate, latency=network.latency, feedback=network.feedback_latency,
+            cost=network.cost_latency, max_rate=network.service.max_rate, half_load=network.service.half_load,
+            start=np.concatenate([start[0].ravel(), start[1]]), times=TIMES,
         )  # fmt: skip
         command = [sys.executable, SOLVER, "problem.npz", "solution.npy"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
