@@ -39,12 +39,10 @@ def main() -> None:
             limited = np.isfinite(proven)
             cycling = np.isfinite(smallest) & limited
             least, middle = (
-                (smallest[cycling].min(), np.median(smallest[cycling])) if cycling.any() else (np.nan, np.nan)
+                f"{figure(smallest[cycling]):.2f}" if cycling.any() else "-" for figure in (np.min, np.median)
             )
             below = int((smallest[cycling] <= proven[cycling]).sum())
-            print(
-                f"| {load:g} | {latency:g} | {cycling.sum()} of {limited.sum()} | {least:.2f} | {middle:.2f} | {below} |"
-            )
+            print(f"| {load:g} | {latency:g} | {cycling.sum()} of {limited.sum()} | {least} | {middle} | {below} |")
     print("\nshare of all networks with a cycle, per distance of the start (rows) and step size (columns):")
     print("  distance  " + "  ".join(f"{fraction:5g}" for fraction in found.fractions))
     for d, distance in enumerate(found.distances):

@@ -25,6 +25,7 @@ from dgdlb_jax.simulation.trajectory import SaveAt
 
 _SETTLE, _GROW = 200, 400  # periods until only the critical mode is left, and for it to grow or decay
 _KICK, _SMALLEST_KICK = 1e-5, 1e-10  # relative size of a small perturbation
+_ROUNDING = 1e-13  # relative size below which a swing is the rounding of the simulation
 LATENCIES = ("equal", "per frontend", "three decades", "geographic")
 """The latency families of the step-size study."""
 
@@ -144,7 +145,8 @@ def observe_limit(
     for _ in range(rounds):
         middle = np.sqrt(low * high)
         late, early = swing(middle, settle + _GROW * period), swing(middle, settle)
-        grows = (late > early) | (late > 1e2 * kick[:, 0])  # what has grown into a cycle grows no more
+        # What has died out wanders with the rounding; what has grown into a cycle grows no more.
+        grows = ((late > early) & (late > _ROUNDING)) | (late > 1e2 * kick[:, 0])
         low, high = np.where(grows, low, middle), np.where(grows, middle, high)
     return np.where(good, np.sqrt(low * high), np.nan)
 
