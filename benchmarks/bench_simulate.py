@@ -1,6 +1,6 @@
 """Time per arc and step, and how it depends on the length of the delay buffer.
 
-    python benchmarks/bench_simulate.py [--device cpu|gpu|tpu] [--cores 1] [--double]
+    python benchmarks/bench_simulate.py [--device cpu|gpu|tpu] [--cores 1] [--double] [--picture time-per-arc.png]
 
 The rival, in the same run, is the textbook way: a scan over steps that keeps the history in a ring, written for one network and vmapped.
 """
@@ -12,6 +12,7 @@ parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--device", default="cpu", help="cpu, gpu or tpu")
 parser.add_argument("--cores", type=int, default=1, help="virtual devices that the batch is spread over, on cpu")
 parser.add_argument("--double", action="store_true", help="double precision")
+parser.add_argument("--picture", help="draw how the time per arc and step depends on the sizes, and print no tables")
 options = parser.parse_args()
 os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.cores}"
@@ -40,7 +41,7 @@ def networks(count: int, frontends: int, backends: int, rows: int) -> dgd.Networ
     return jax.vmap(build)(rate, draw(1, rows - 3, frontends, backends), draw(2, 4, backends))
 
 
-def ours(batch: dgd.Network, policy, steps: int, rows: int, lanes: int | None = None):
+def ours(batch: dgd.Network, policy, steps: int, rows: int, lanes: int | None = None, devices: int | None = None):
     """The product, keeping statistics only."""
     return lambda: dgd.simulate_batch(
         batch,
@@ -50,6 +51,7 @@ def ours(batch: dgd.Network, policy, steps: int, rows: int, lanes: int | None = 
         save=dgd.SaveAt.statistics(),
         max_latency=(rows - 2) * DT,
         lanes=lanes,
+        devices=devices,
         throw=False,
     )
 
@@ -89,9 +91,50 @@ def textbook(batch: dgd.Network, steps: int, rows: int):
     return jax.jit(lambda: jax.vmap(one)(batch))
 
 
+def picture(path: str) -> None:
+    """Time per arc and step against the sizes: 10 x 10, 128 rows, 256 networks, one core, unless the axis says otherwise."""
+    from matplotlib.figure import Figure
+
+    usual = {"size": 10, "rows": 128, "count": 256, "devices": 1}
+    panels = {
+        "count": ("networks in the batch", [1, 2, 4, 8, 16, 64, 256, 1024]),
+        "size": ("frontends = backends", [1, 2, 3, 5, 10, 20, 32, 50, 80]),
+        "rows": ("rows of the delay buffer", [16, 64, 256, 1024, 4096, 16384]),
+        "devices": ("cores", list(range(1, options.cores + 1))),
+    }
+    policies = {"DGD-LB": dgd.DGDLB(STEP_SIZE), "least latency": dgd.LeastLatency()}
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for ax, (axis, (label, values)) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for name, policy in policies.items():
+            found = [_time_per_arc(policy, **usual | {axis: value}) for value in values]
+            print(
+                f"{label}, {name}: " + ", ".join(f"{x}: {y:.2f}" for x, y in zip(values, found, strict=True)),
+                flush=True,
+            )
+            ax.plot(values, found, "o-", label=name)
+        ax.set(xlabel=label, ylabel="time per arc and step (ns)", ylim=(0, None))
+        if axis == "devices":
+            ax.set_xticks(values)
+        else:
+            ax.set_xscale("log")
+        ax.grid(alpha=0.3)
+    figure.axes[0].legend()
+    figure.suptitle("10 x 10 networks, 128 rows, a batch of 256 on one core, where the axis does not say otherwise")
+    figure.savefig(path, dpi=110)
+
+
+def _time_per_arc(policy, size: int, rows: int, count: int, devices: int) -> float:
+    count = max(1, min(count, 4 * 10**7 // (size**2 * rows)))  # long buffers of many networks would not fit the memory
+    steps = max(2 * rows, 1000)
+    run = ours(networks(count, size, size, rows), policy, steps, rows, devices=devices)
+    return seconds(run)[1] / (count * size**2 * steps) * 1e9
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables, or draw the picture."""
     print(machine())
+    if options.picture:
+        return picture(options.picture)
     print(
         "float64" if options.double else "float32", "| figures in ns per arc and step, median of 5, compilation apart\n"
     )
