@@ -66,17 +66,22 @@ def _project_simplex_jvp(primals, tangents):
 
 @jax.custom_jvp
 def hold_on_simplex(
-    values: Float[Array, "entries *columns"], point: Float[Array, "entries *columns"]
+    values: Float[Array, "entries *columns"],
+    point: Float[Array, "entries *columns"],
+    support: Bool[Array, "entries *columns"],
 ) -> Float[Array, "entries *columns"]:
-    """The projection of `values` onto the simplex where it is known already: `point`, with the derivative of `project_simplex`."""
-    del values
+    """The projection of `values` onto the simplex where it is known already: `point`, with the derivative of `project_simplex`.
+
+    That needs only the `support` of the point: a caller that has no use for the point itself may give zeros.
+    """
+    del values, support
     return point
 
 
 @hold_on_simplex.defjvp
 def _hold_on_simplex_jvp(primals, tangents):
-    _, point = primals
-    return point, zero_mean(tangents[0], point > 0)
+    _, point, support = primals
+    return point, zero_mean(tangents[0], support)
 
 
 def project_tangent_cone(

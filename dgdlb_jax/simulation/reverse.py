@@ -36,7 +36,7 @@ from dgdlb_jax.simulation.loop import (
     unfold,
     unroll,
 )
-from dgdlb_jax.simulation.step import Carry, Now, System, arrive, predict, route
+from dgdlb_jax.simulation.step import Carry, Known, Now, System, arrive, predict, route
 
 Values = list[Array]
 
@@ -105,15 +105,16 @@ class WayBack:
         self.system_of, self.values, self.carry, self.extra, self.look = system_of, values, carry, extra, look
         self.system, self.rows = system_of(values), carry.flows.rows
         self.returns = Returns(self.system, self.rows)
-        self.leaves, self.tree = jax.tree.flatten(carry.now)
+        self.leaves, self.tree = jax.tree.flatten(_with_support(carry.now))
         self.last: Any = None
         self.left: tuple[Any, Any] = (None, None)  # cotangents of what stands in the two lines in the end
         self.looked_at = [True] * len(self.leaves)
         self.looked_at = self._looked_at()
 
     def keep(self, now: Now) -> Values:
-        """What has to be kept of a state: the parts of it that the way back looks at."""
-        return [leaf for leaf, looked_at in zip(jax.tree.leaves(now), self.looked_at, strict=True) if looked_at]
+        """What has to be kept of a state: the parts of it, or of its support, that the way back looks at."""
+        leaves = jax.tree.leaves(_with_support(now))
+        return [leaf for leaf, looked_at in zip(leaves, self.looked_at, strict=True) if looked_at]
 
     def run(
         self, node: Node, tape: PyTree, end: Values, carry: Carry, looks: PyTree, history: bool
@@ -137,6 +138,14 @@ class WayBack:
 
     def recall(self, kept: Values) -> Now:
         """A state from what was kept of it; the rest is zero, and nobody looks at it."""
+        return self._recall(kept)[0]
+
+    def known(self, kept: Values) -> Known:
+        """The routing of a state, zero if nobody looks at it, and its support: often the way back needs no more, an eighth of the memory."""
+        now, support = self._recall(kept)
+        return now.routing, support if self.looked_at[-1] else now.routing > 0
+
+    def _recall(self, kept: Values) -> tuple[Now, Bool[Array, "backends frontend_lanes"]]:
         leaves = iter(kept)
         found = [
             next(leaves) if on else jnp.zeros_like(leaf) for leaf, on in zip(self.leaves, self.looked_at, strict=True)
@@ -214,7 +223,7 @@ class WayBack:
 
         def route_(values, real, reading, extra):
             flow = None if pending is None else Pending(extra, pending.due).at(now.k)
-            move = route(system(values), eqx.combine(real, rest), reading, flow, after.routing)
+            move = route(system(values), eqx.combine(real, rest), reading, flow, self.known(state.after))
             return eqx.partition(move, eqx.is_inexact_array)
 
         def arrive_(values, real, predicted, move, inflow):
@@ -286,7 +295,7 @@ class WayBack:
         return jax.lax.scan(before, (state, lines), jnp.arange(self.rows, dtype=jnp.int32))[0][1]
 
     def _looked_at(self) -> list[bool]:
-        """Which leaves of a state the way back depends on: trace it, and see which inputs no output needs."""
+        """Which leaves of a state, and of its support, the way back depends on: trace it, and see which inputs no output needs."""
 
         def one_step(before, after):
             state = self.begin(after, eqx.filter(self.carry.now, eqx.is_inexact_array))
@@ -300,7 +309,13 @@ class WayBack:
         _, used = dce_jaxpr(traced, [True] * len(traced.outvars))
         count = len(self.leaves)
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.carry.now)]
-        return [a or b or n == ".k" for a, b, n in zip(used[:count], used[count:], names, strict=True)]
+        *looked_at, support = [a or b for a, b in zip(used[:count], used[count:], strict=True)]
+        looked_at = [on or name == ".k" for on, name in zip(looked_at, names, strict=True)]
+        return [*looked_at, support and not looked_at[names.index(".routing")]]
+
+
+def _with_support(now: Now) -> tuple[Now, Bool[Array, "backends frontend_lanes"]]:
+    return now, now.routing > 0
 
 
 def _lines(state: Reverse):

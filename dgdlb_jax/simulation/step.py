@@ -26,6 +26,7 @@ from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.summary import Sums, Window
 
 Lanes = Float[Array, " lanes"]
+Known = tuple[Arcs, Bool[Array, "backends frontend_lanes"]]
 
 
 class Clock(eqx.Module):
@@ -145,8 +146,8 @@ def predict(system: System, now: Now) -> Backends:
     return now.workload + length(now.k, system.clock.backends) * _slope(system, now)
 
 
-def route(system: System, now: Now, reading: Arcs, extra: Arcs | None = None, known: Arcs | None = None) -> Move:
-    """What the frontends do when they read these workloads; `known` is the new routing where it is known already."""
+def route(system: System, now: Now, reading: Arcs, extra: Arcs | None = None, known: Known | None = None) -> Move:
+    """What the frontends do when they read these workloads; `known` is the new routing where it is known already, and its support."""
     field, clock, wiring = system.field, system.clock, system.wiring
     t, step = time(now.k + 1, clock.frontends), length(now.k, clock.frontends)
     seen = delay_line.interpolate(reading, now.reading, wiring.workload.fraction)
@@ -180,7 +181,7 @@ def _slope(system: System, now: Now) -> Backends:
 
 
 def _route(
-    field: Field, now: Now, t: Frontends, step: Frontends, seen: Arcs, known: Arcs | None
+    field: Field, now: Now, t: Frontends, step: Frontends, seen: Arcs, known: Known | None
 ) -> tuple[Arcs, Arcs | None, State]:
     guess = now.routing > 0
     if now.velocity is None:
@@ -192,5 +193,5 @@ def _route(
     observation = field.observe(t, seen, field.arrival_rate(t) * expected, step)
     velocity, policy = field.velocity(t, expected, observation, now.policy)
     target = now.routing + step / 2 * (now.velocity + velocity)
-    routing = project_simplex(target, field.mask, guess) if known is None else hold_on_simplex(target, known)
+    routing = project_simplex(target, field.mask, guess) if known is None else hold_on_simplex(target, *known)
     return routing, velocity, policy
