@@ -12,6 +12,7 @@ from dgdlb_jax.analysis import conditions
 from dgdlb_jax.analysis.critical import critical_mode
 from dgdlb_jax.analysis.linearise import linearise
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.step_size import default_step_size
 from dgdlb_jax.analysis.sufficient import sufficient_step_size
 from dgdlb_jax.model import topologies
 from dgdlb_jax.model.network import Network
@@ -56,8 +57,8 @@ class Tightness:
     """Step sizes of many networks, 1/s^2 `(networks,)`, for equal step sizes of all frontends.
 
     - `exact`: `critical_step_size`. `observed`: the limit found by simulation; NaN where it was not looked for.
-    - `sufficient`: name of a condition -> what it proves. `distributed`: for the distributed rules, name -> the fraction of the exact
-      limit in their own direction.
+    - `sufficient`: name of a condition -> what it proves. `distributed`: for rules with a step size of its own for each frontend,
+      name -> the fraction of the exact limit in their own direction; `default` is `default_step_size`, which guarantees nothing.
     """
 
     exact: Float[np.ndarray, " networks"]
@@ -88,11 +89,11 @@ def tightness(networks: Network, *, observe: int = 0) -> Tightness:
         condition.__name__: np.asarray(sufficient_step_size(networks, optimum, condition=condition)[:, 0])
         for condition in SCALAR_CONDITIONS
     }
+    steps = {rule.__name__: sufficient_step_size(networks, optimum, condition=rule) for rule in RULES}
     rules = {}
-    for rule in RULES:
-        step = sufficient_step_size(networks, optimum, condition=rule)
+    for name, step in (steps | {"default": default_step_size(networks, optimum)}).items():
         finite = jnp.where(jnp.isfinite(step), step, 0)
-        rules[rule.__name__] = 1 / np.asarray(critical_mode(networks, DGDLB(finite), optimum).step_size)
+        rules[name] = 1 / np.asarray(critical_mode(networks, DGDLB(finite), optimum).step_size)
     exact = np.asarray(mode.step_size)
     observed = np.full_like(exact, np.nan)
     if observe:

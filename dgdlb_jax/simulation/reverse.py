@@ -141,7 +141,7 @@ class WayBack:
         return self._recall(kept)[0]
 
     def known(self, kept: Values) -> Known:
-        """The routing of a state, zero if nobody looks at it, and its support: often the way back needs no more, an eighth of the memory."""
+        """The routing of a state, zero if nobody looks at it, and its support: often all the way back needs, in an eighth of the memory."""
         now, support = self._recall(kept)
         return now.routing, support if self.looked_at[-1] else now.routing > 0
 
