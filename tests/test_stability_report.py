@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,6 +66,18 @@ def test_observed_limits_agree_with_exact_ones():
         assert np.all(step <= result.exact * (1 + 1e-9))
     for ratio in result.distributed.values():
         assert np.all(ratio <= 1 + 1e-9)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("curve", dgd.topologies.CURVES)
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_observed_limits_agree_with_exact_ones_for_every_curve(curve, size):
+    draw = dgd.topologies.complete
+    networks = draw(jax.random.key(size), frontends=size, backends=size, count=6, service=dgd.topologies.CURVES[curve])
+    result = tightness(networks.with_load(0.6), observe=6)
+    limited = np.isfinite(result.exact)
+    assert limited.sum() >= 4
+    assert result.observed[limited] / result.exact[limited] == pytest.approx(1, abs=0.01)
 
 
 def test_far_starts_settle_or_not():
