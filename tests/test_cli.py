@@ -49,7 +49,7 @@ def finished(tmp_path_factory):
 
 def _dgdlb(*arguments, **options):
     command = [sys.executable, "-m", "dgdlb_jax", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=_environment(), **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=_environment(), **options)
 
 
 def _environment():

@@ -121,7 +121,7 @@ def test_inverse(curve, dtype, rounding):
     np.testing.assert_allclose(again, rates, rtol=rounding)
     # Near the supremum rounding of the rate moves the slope by a thousand times as much.
     np.testing.assert_allclose(forward, 1 / slope, rtol=1e3 * rounding)
-    np.testing.assert_allclose(reverse, forward, rtol=rounding)
+    np.testing.assert_allclose(reverse, forward, rtol=2 * rounding)  # each has its own
 
 
 def test_inverse_recovers_workloads_over_decades(curve):
