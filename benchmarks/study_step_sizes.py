@@ -57,7 +57,7 @@ def main() -> None:
             above = int(np.sum(ratio > 1 + 1e-9)) if rule != "observed" else int(np.sum(np.abs(ratio - 1) >= 0.01))
             note = "off by more than 1 %" if rule == "observed" else "above the exact limit"
             print(f"  {rule:20s} {low:.3f} / {middle:.3f} / {high:.3f}   {above} {note}", flush=True)
-    if options.picture:
+    if options.picture and found:
         from dgdlb_jax.experiments.stability_plots import tightness_plot
 
         tightness_plot(found).figure.savefig(options.picture, dpi=130)

@@ -119,8 +119,12 @@ def observe_limit(
 
     **Arguments:** `guess` in 1/s^2 and `period` in seconds `(batch,)`, used for the brackets and for the length of runs only.
     """
-    good = np.isfinite(guess) & np.isfinite(period)
-    guess, period = np.where(good, guess, 0), np.where(good, period, 1.0)
+    limited = np.flatnonzero(np.isfinite(guess) & np.isfinite(period))
+    observed = np.full(len(guess), np.nan)
+    if not limited.size:
+        return observed
+    networks, optimum = jax.tree.map(lambda leaf: leaf[limited], (networks, optimum))
+    guess, period = guess[limited], period[limited]
     slope = np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
     dt = np.minimum(period / steps_per_period, 0.4 / slope)
     rng = np.random.default_rng(seed)
@@ -149,7 +153,8 @@ def observe_limit(
         # What has died out wanders with the rounding; what has grown into a cycle grows no more.
         grows = ((late > early) & (late > _ROUNDING)) | (late > 1e2 * kick[:, 0])
         low, high = np.where(grows, low, middle), np.where(grows, middle, high)
-    return np.where(good, np.sqrt(low * high), np.nan)
+    observed[limited] = np.sqrt(low * high)
+    return observed
 
 
 @dataclass(frozen=True)
