@@ -85,7 +85,8 @@ def tightness_plot(found: Mapping[str, Tightness], *, ax: Axes | None = None) ->
             line.set_color("black")
         ax.plot([], [], "s", color=f"C{k}", label=label)
     ax.axhline(1, color="black", lw=1, ls="--")
-    ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=12)
+    labels = ["default, unproven" if name == "default" else name.replace("_", " ") for name in names]
+    ax.set_xticks(range(len(names)), labels, rotation=12)
     finish(ax, "condition", "sufficient / exact critical step size", "how tight the proven step sizes are")
     ax.set_ylim(0, 1.05)
     ax.legend(title="latencies", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
