@@ -65,7 +65,7 @@ def critical_step_size(
       multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
     - `optimum`: of that network; solved when left out.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
-    - `throw`: raise when the search gave up (never seen). Otherwise NaN stands for it.
+    - `throw`: raise when the search gave up (seen only where slopes are many decades apart). Otherwise NaN stands for it.
 
     **Returns:** a scalar (1/s^2 for the default policy), `(batch,)` for a batch; inf when no frontend has two active backends, or
     no latency delays the loop; 0 for a policy that is unstable however slow.
