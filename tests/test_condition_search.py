@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
+from dgdlb_jax.numerics.results import Result
 from helpers import SCALAR_CONDITIONS, hyperbolic_through
 
 FRONTENDS, BACKENDS = 4, 5
@@ -41,7 +42,7 @@ def climb(each: int, generations: int, seed: int) -> dict[str, float]:
         # A climb may end in corners where slopes differ by so much that rounding hides the optimum or the crossing.
         optimum = dgd.solve_optimum(networks, throw=False)
         limit = np.asarray(dgd.critical_step_size(networks, optimum=optimum, throw=False))
-        solved = (np.asarray(optimum.result) == 0) & np.isfinite(limit)
+        solved = (np.asarray(optimum.result) == Result.successful) & np.isfinite(limit)
         assert solved.mean() > 0.9
         steps = [
             dgd.sufficient_step_size(networks, optimum, condition=condition)[:, 0] for condition in SCALAR_CONDITIONS

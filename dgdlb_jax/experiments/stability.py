@@ -102,6 +102,11 @@ def tightness(networks: Network, *, observe: int = 0) -> Tightness:
     return Tightness(exact, observed, found, rules)
 
 
+def coarsest_step(networks: Network) -> Float[np.ndarray, " batch"]:
+    """The longest time step that the fastest backend of each network allows in these studies, seconds."""
+    return 0.4 / np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
+
+
 def observe_limit(
     networks: Network,
     optimum: Optimum,
@@ -125,8 +130,7 @@ def observe_limit(
         return observed
     networks, optimum = jax.tree.map(lambda leaf: leaf[limited], (networks, optimum))
     guess, period = guess[limited], period[limited]
-    slope = np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
-    dt = np.minimum(period / steps_per_period, 0.4 / slope)
+    dt = np.minimum(period / steps_per_period, coarsest_step(networks))
     rng = np.random.default_rng(seed)
     # The perturbation has to stay within the region in which the support does not change.
     region = np.asarray(linearise(networks, optimum=optimum).linear_region)
