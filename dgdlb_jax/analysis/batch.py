@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
 _LANES = 4  # networks side by side on a CPU; they wait for the slowest of them, and few are faster there
@@ -86,7 +87,7 @@ def _many(function, effort, arguments):
 
 def _in_groups(function, batch, size: int):
     """Mapped over the leading axis, a few side by side. The last group is filled up: a smaller one would be compiled apart."""
-    lanes = min(size, _LANES if jax.default_backend() == "cpu" else _CHUNK)
+    lanes = min(size, _LANES if device.on_cpu() else _CHUNK)
     filled = np.minimum(np.arange(-(-size // lanes) * lanes), size - 1)
     groups = jax.tree.map(lambda leaf: leaf[filled].reshape(-1, lanes, *leaf.shape[1:]), batch)
     found = jax.lax.map(jax.vmap(function), groups)

@@ -1,5 +1,7 @@
 """How fast a policy may be before the network latencies make it oscillate: exact limits of local stability."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from dgdlb_jax.analysis.loop import Frequency, Loop
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.sampled_loop import SampledLoop
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.device import on_host
+from dgdlb_jax.numerics.eigenvalues import eigvals
 from dgdlb_jax.numerics.locus import eigenvalue_near, largest_crossing, slope_of
 from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure
 from dgdlb_jax.numerics.winding import turn
@@ -72,7 +76,8 @@ def critical_step_size(
 
     Differentiable, forward and reverse, in latencies, rates, service parameters and the policy's parameters, while the arcs in use do
     not change. Where several modes are critical at once it has a kink; the derivative is that of one of them.
-    Batches run in chunks of bounded memory. Eigenvalues of general matrices exist on CPU and recent CUDA devices only.
+    Batches run in chunks of bounded memory. Eigenvalues are found by the host's processor: beside an accelerator the whole search runs
+    there; under `jit` or `grad` only they do, which waits for it often, and not on a TPU.
 
     **Raises:** `InputError` in single precision, for a policy that jumps, or when demand exceeds capacity.
 
@@ -98,9 +103,8 @@ def critical_mode(
     check_smooth(policy)
     optimum = solve_optimum(network) if optimum is None else optimum
     factors = per_frontend(network, 1.0 if direction is None else direction)
-    mode = each_network(
-        _critical_mode, network.anonymous(), jax.tree.map(jnp.asarray, policy), optimum, factors, effort=_effort
-    )
+    search = partial(each_network, _critical_mode, effort=_effort)
+    mode = on_host(search, network.anonymous(), jax.tree.map(jnp.asarray, policy), optimum, factors)
     if throw:
         raise_on_failure(mode.result, "critical_step_size")
     return mode
@@ -176,7 +180,7 @@ def _drifts_away(loop: Loop) -> Array:
     """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part."""
     lin = loop.linear
     tiny = 1e-6 / (1 / jnp.where(lin.support.any(0), lin.slope, jnp.inf).min() + loop.delay + 1e-300)
-    slow = jnp.linalg.eigvals(tiny * loop.at(tiny + 0j))
+    slow = eigvals(tiny * loop.at(tiny + 0j))
     return (slow.real.min() < -1e-4 * jnp.abs(slow).max()) & loop.closed
 
 

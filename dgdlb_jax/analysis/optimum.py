@@ -20,6 +20,7 @@ from dgdlb_jax.analysis.flow_problem import (
 )
 from dgdlb_jax.analysis.interior_point import interior_point
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.tiles import map_tiles
 
@@ -94,8 +95,7 @@ def solve_optimum(network: Network, *, throw: bool = True) -> Optimum:
 def _tiling(networks: PyTree) -> tuple[int, int]:
     """How many networks are solved side by side, and on how many devices."""
     batch, frontends, backends = networks[1].shape
-    on_cpu = jax.default_backend() == "cpu"
-    lanes = min(batch, max(1, _ARCS_IN_CACHE // (frontends * backends))) if on_cpu else batch
+    lanes = min(batch, max(1, _ARCS_IN_CACHE // (frontends * backends))) if device.on_cpu() else batch
     devices = jax.local_device_count() if is_concrete(networks) else 1
     return lanes, max(1, min(devices, batch // lanes))
 

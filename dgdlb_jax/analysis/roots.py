@@ -13,6 +13,8 @@ from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.step_size import arcs_in_use
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
+from dgdlb_jax.numerics.device import on_host
+from dgdlb_jax.numerics.eigenvalues import eigvals
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.policies.base import AbstractPolicy
 
@@ -108,7 +110,7 @@ def _spectra(batch: tuple[Linearisation, Network, Optimum], count: int, degree: 
         found = _rough_roots(jax.tree.map(lambda leaf, n=n: leaf[n], host), used[n], reach[n], degree)
         found = found[np.argsort(-np.real(found), kind="stable")][:count]
         starts[n, : found.size] = found
-    roots, residual = _polish(linear, jnp.asarray(starts))
+    roots, residual = on_host(_polish, linear, jnp.asarray(starts))
     order = jnp.argsort(jnp.where(jnp.isnan(roots.real), jnp.inf, -roots.real), axis=1)
     roots, residual = (jnp.take_along_axis(values, order, axis=1) for values in (roots, residual))
     abscissa = jnp.where(jnp.isnan(roots[:, 0].real), -jnp.inf, roots[:, 0].real)
@@ -185,7 +187,7 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
         def improve(s, _):
             value, slope = jax.jvp(lambda at: characteristic(loop, at), (s,), (jnp.ones_like(s),))
             # The nearest root of the linear problem (value + step * slope) u = 0: quadratic, for several equal roots too.
-            steps = jnp.linalg.eigvals(jnp.linalg.solve(slope, value))
+            steps = eigvals(jnp.linalg.solve(slope, value))
             step = steps[jnp.argmin(jnp.abs(steps))]
             return jnp.where(jnp.isfinite(step), s - step, s), None
 

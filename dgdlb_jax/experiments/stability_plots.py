@@ -16,6 +16,7 @@ from dgdlb_jax.experiments.cycle_map import CycleMap
 from dgdlb_jax.experiments.plots import finish, new_axes, new_figure
 from dgdlb_jax.experiments.stability import Tightness
 from dgdlb_jax.experiments.stability_report import StabilityReport
+from dgdlb_jax.numerics.eigenvalues import eigvals
 
 
 def roots_plot(spectra: Mapping[str, Spectrum], *, ax: Axes | None = None) -> Axes:
@@ -52,7 +53,7 @@ def locus_plot(linear: Linearisation, frequency: float, *, ax: Axes | None = Non
     ax = new_axes((6.5, 5.5)) if ax is None else ax
     loop = Loop(linear)
     at = jnp.asarray(np.geomspace(frequency / 20, frequency * 20, points))
-    values = np.asarray(jax.lax.map(lambda w: jnp.linalg.eigvals(loop.matrix(w)), at, batch_size=200))
+    values = np.asarray(jax.lax.map(lambda w: eigvals(loop.matrix(w)), at, batch_size=200))
     colour = np.repeat(np.log10(np.asarray(at) / frequency)[:, None], values.shape[1], 1)
     marks = ax.scatter(np.real(values), np.imag(values), c=colour, s=4, cmap="viridis")
     ax.figure.colorbar(marks, ax=ax, label="log10 of frequency / critical frequency")

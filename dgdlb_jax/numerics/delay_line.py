@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dgdlb_jax.numerics import device
+
 _MANY = 64  # slices
 
 
@@ -68,12 +70,12 @@ def taps(delay: Float[Array, "*shape"], column: Int[Array, "*shape"], width: int
 def write(line: DelayLine, k: Int[Array, ""], row: Float[Array, "..."]) -> DelayLine:
     """The line with `row` as row `k` of its signal.
 
-    A two-dimensional `row` is written slice by slice: flattening it first would cost a division per element inside the loop. Very
-    many slices take long to compile.
+    On CPU a two-dimensional `row` is written slice by slice: flattening it first would cost a division per element inside the loop.
+    Very many slices take long to compile, and on an accelerator each is a kernel.
     """
     start = _row(line, k)
     ring = line.ring
-    slices = row if row.ndim == 2 and row.shape[0] <= _MANY else row.reshape(1, -1)
+    slices = row if row.ndim == 2 and row.shape[0] <= _MANY and device.on_cpu() else row.reshape(1, -1)
     for number, values in enumerate(slices):
         ring = jax.lax.dynamic_update_slice(ring, values, (start + number * values.shape[0],))
     return DelayLine(ring, line.rows)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
+from dgdlb_jax.numerics.eigenvalues import eig, eigvals
 from dgdlb_jax.numerics.results import Result, code
 
 Frequency = Float[Array, ""]
@@ -108,7 +109,7 @@ def largest_crossing(
     zero = jnp.zeros((), first.dtype)
     walk = _Walk(first, nothing, zero, jnp.full((), jnp.nan, first.dtype), jnp.zeros((), jnp.int32))
     end = jnp.where(jnp.isfinite(last), last, first)
-    at_end = jnp.linalg.eigvals(matrix(end))
+    at_end = eigvals(matrix(end))
     real = (jnp.abs(at_end.imag) < 1e-9 * jnp.abs(at_end)) & (at_end.real < 0) & jnp.isfinite(last)
     largest = jnp.max(jnp.where(real, -at_end.real, 0), initial=0)
     walk = eqx.tree_at(
@@ -128,7 +129,7 @@ def eigenvectors(
 
     Of several equal eigenvalues one vector of their space, and the left one that goes with it.
     """
-    values, vectors = jnp.linalg.eig(matrix)
+    values, vectors = eig(matrix)
     k = jnp.argmin(jnp.abs(values - eigenvalue))
     right = vectors[:, k]
     scale = jnp.maximum(jnp.max(jnp.abs(matrix)), jnp.finfo(matrix.dtype).tiny)
@@ -152,7 +153,7 @@ def slope_of(matrix: MatrixOf, at: Frequency) -> Complex[Array, "n n"]:
 def _look(matrix: MatrixOf, stride: Frequency, w: Frequency) -> _Starts:
     """All eigenvalues at one frequency, with what they promise."""
     here, along = jax.jvp(matrix, (w,), (jnp.ones_like(w),))
-    values, vectors = jnp.linalg.eig(here)
+    values, vectors = eig(here)
     slopes = jnp.diagonal(jnp.linalg.solve(vectors, along @ vectors))
     move = -values.imag / jnp.where(slopes.imag == 0, jnp.inf, slopes.imag)
     predicted = -(values.real + slopes.real * move)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, PyTree
 
+from dgdlb_jax.numerics import device
+
 TOO_LARGE = (
     4096  # numbers; XLA makes other kernels for reductions of so many, and cannot put those into a native function
 )
@@ -24,7 +26,7 @@ def one_native_loop(function: Callable[..., Any], size: int) -> Callable[..., An
     **Arguments:** `size`, of the largest array that an iteration computes with. From 4096 numbers on, and under `vmap`, the function
     is left as it is: kernels then have enough to do.
     """
-    if jax.default_backend() != "cpu" or size >= TOO_LARGE:
+    if not device.on_cpu() or size >= TOO_LARGE:
         return function
 
     @jax.jit

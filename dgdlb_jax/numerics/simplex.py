@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from dgdlb_jax.numerics import device
+
+_PAIRS = 256  # entries up to which an accelerator compares all pairs
 _STEPS_BEFORE_CHECK = (
     2  # Newton steps taken without asking; the loop behind them ends at once in nearly every time step
 )
@@ -49,8 +52,21 @@ def _project_simplex(values, mask, guess):
     # Relative to the largest entry, so that huge entries cancel without loss.
     largest = jnp.max(jnp.where(mask, values, -jnp.inf), axis=0)
     shifted = jnp.where(mask, values - jnp.where(jnp.isfinite(largest), largest, 0), -jnp.inf)
-    multiplier = _newton(partial(_simplex_multiplier, shifted), guess, lambda nu: shifted > nu)
+    if device.on_cpu() or values.shape[0] > _PAIRS:
+        multiplier = _newton(partial(_simplex_multiplier, shifted), guess, lambda nu: shifted > nu)
+    else:
+        multiplier = _simplex_multiplier(shifted, _support(shifted, mask))
     return jnp.where(mask, jnp.maximum(shifted - multiplier, 0), 0)
+
+
+def _support(shifted, mask):
+    """Where the nearest point is not zero: entries whose distances to all larger ones sum to less than 1.
+
+    Pairs of entries, but no loop: on an accelerator a loop that asks whether it is done waits for the host in every time step.
+    """
+    known = jnp.where(mask, shifted, 0)
+    above = jnp.where(mask[None], jnp.maximum(known[None] - known[:, None], 0), 0)
+    return mask & (jnp.sum(above, axis=1) < 1)
 
 
 def _simplex_multiplier(shifted, on):

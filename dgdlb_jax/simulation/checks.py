@@ -14,6 +14,7 @@ from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 LARGEST_STEP = 2**31 - 2  # steps are counted in int32
+LARGEST_LINE = 2**31 - 1  # so are the numbers of a delay line
 
 
 class Grid(NamedTuple):
@@ -36,7 +37,14 @@ def grid(networks: Network, duration: Numbers, dt: Numbers, max_latency: float |
         raise InputError(
             f"duration / dt is {steps.max():.3g} steps, more than the {LARGEST_STEP} that can be counted: raise dt, or shorten the run."
         )
-    return Grid(step, np.maximum(steps, 1).astype(np.int64), _rows(networks, step, max_latency))
+    rows = _rows(networks, step, max_latency)
+    _, frontends, backends = networks.latency.shape
+    if rows * frontends * backends > LARGEST_LINE:
+        raise InputError(
+            f"The delay buffer needs {rows} rows (the largest latency over dt) of {frontends} x {backends} arcs, more than the "
+            f"{LARGEST_LINE} numbers that can be counted: raise dt."
+        )
+    return Grid(step, np.maximum(steps, 1).astype(np.int64), rows)
 
 
 def _positive(name: str, value: Numbers, size: int) -> Float[np.ndarray, " batch"]:

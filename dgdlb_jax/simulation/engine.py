@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.tiles import map_tiles
@@ -30,6 +31,7 @@ from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Tra
 # Measured: benchmarks/bench_simulate.py prints half and twice the tile beside it.
 CACHE = 5e6  # bytes that the delay lines of a tile may take
 LANES = 128  # frontends x lanes at most: what a step computes with stays in the nearest cache
+SHARE = 0.15  # of an accelerator's memory that the delay lines of a tile may take; there are up to four copies at the end of a run
 NARROW = 128  # bytes of frontends x lanes at least: vector units are full, which outweighs the cache
 
 
@@ -177,8 +179,10 @@ def simulate_batch(
                 f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
                 "give one matrix for each of them, the start and the end included."
             )
+    largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
     spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
-    runs = _run(inputs, plan, spread, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
+    lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
+    runs = _run(inputs, plan, spread, lanes)
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
     return dataclasses.replace(runs, frontend_names=networks.frontend_names, backend_names=networks.backend_names)
@@ -221,10 +225,12 @@ def _check_frames(frames: int, steps: int, every: int | None, has_extra_flow: bo
 
 
 def _lanes(network: Network, rows: int, networks: int) -> int:
-    """How many networks run side by side on one device: on CPU a tile that fits the cache and one native function, else all."""
-    if jax.default_backend() != "cpu":
-        return networks
+    """How many networks run side by side on one device: on CPU a tile that fits the cache and one native function, else what fits
+    the memory."""
     arcs, size = network.frontends * network.backends, network.latency.dtype.itemsize
+    if not device.on_cpu():
+        line = rows * arcs  # numbers
+        return max(1, int(min(networks, SHARE * device.memory() / (line * size))))
     widest = min(LANES / network.frontends, (TOO_LARGE - 1) / arcs)
     fitting = math.log2(CACHE / (rows * arcs * size))
     narrowest = math.log2(NARROW / (network.frontends * size))

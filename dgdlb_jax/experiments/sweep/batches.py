@@ -20,6 +20,7 @@ from dgdlb_jax.experiments.sweep.cases import Cases, Columns, join, kinds, prepa
 from dgdlb_jax.experiments.sweep.measures import COSTS, WORKLOADS, Runs, compute, empty, needs
 from dgdlb_jax.experiments.sweep.spec import Spec
 from dgdlb_jax.experiments.verdict import LAST_PART
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay_line import rows_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -64,7 +65,7 @@ class OutOfMemory(Exception):
 def default_batch() -> int:
     """How many cases run side by side unless the specification says so."""
     devices = jax.local_device_count()
-    return devices * (32 if jax.default_backend() == "cpu" else 1024)
+    return devices * (32 if device.on_cpu() else 1024)
 
 
 def compute_chunk(

@@ -1,0 +1,155 @@
+"""How close an accelerator comes to its memory's bandwidth, and what a kernel written by hand would reach.
+
+    python benchmarks/bench_device.py [--double] [--cases 10x1024 ...] [--trace]
+
+Per network size and batch size: time of a step, kernels that it launches (from a profile), and the bytes that a step has to move at the
+least, over time, against what a plain copy moves on this device. Then the lower bound: all steps in one CUDA kernel (`rival.cu`,
+compiled here when nvcc is there), which keeps its state in registers; final workloads are compared.
+"""
+
+import argparse
+import collections
+import ctypes
+import glob
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("--double", action="store_true", help="double precision")
+parser.add_argument(
+    "--cases",
+    nargs="*",
+    default=["10x1", "10x64", "10x1024", "10x8192", "10x32768", "3x65536", "32x2048"],
+    metavar="SIZExCOUNT",
+)
+parser.add_argument("--steps", type=int, default=1000)
+parser.add_argument("--trace", action="store_true", help="print the kernels of a step")
+options = parser.parse_args()
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dgdlb_jax as dgd
+from common import machine, seconds
+
+jax.config.update("jax_enable_x64", options.double)
+DTYPE = np.dtype("float64" if options.double else "float32")
+DT, STEP_SIZE, ROWS = 0.01, 0.05, 128
+# Numbers per arc that a step has to touch once. Read and written: routing, velocity, flow, reading, the sum of flows (and what rounding
+# took away from it). Read: two offsets, two fractions, the latency that is charged, two parameters of the curve, the mask. Delay lines:
+# one number written, two read from anywhere, which moves a sector of 32 bytes each.
+SECTOR = 32
+TOUCHED = (5 if options.double else 6) * 2 + 2 + 1 + 2 + 1
+
+
+def least_bytes(arcs: int) -> float:
+    """What a step moves at least."""
+    return arcs * (TOUCHED * DTYPE.itemsize + 2 * 4 + 1 + 2 * SECTOR)
+
+
+def inputs(count: int, F: int, B: int) -> tuple[np.ndarray, ...]:
+    """Rates, latencies in steps, largest service rates and half loads of random networks."""
+    rng = np.random.default_rng(0)
+    draw = lambda low, high, *shape: np.ascontiguousarray(rng.uniform(low, high, (count, *shape)), DTYPE)
+    return draw(0.5, 1.5, F) * DTYPE.type(B / F), draw(1, ROWS - 3, F, B), draw(2, 4, B), draw(0.5, 1.5, B)
+
+
+def ours(arrays, steps: int, policy=None, **more):
+    """The product, keeping statistics."""
+    rate, delay, mu, kappa = map(jnp.asarray, arrays)
+    batch = jax.jit(jax.vmap(lambda r, d, m, k: dgd.Network(r, d * DT, dgd.Hyperbolic(m, k))))(rate, delay, mu, kappa)
+    start = jnp.full(delay.shape, 1 / delay.shape[2], delay.dtype), jnp.ones_like(mu)
+    policy = dgd.DGDLB(STEP_SIZE) if policy is None else policy
+    settings = {"duration": steps * DT, "dt": DT, "initial": start, "max_latency": (ROWS - 2) * DT, "throw": False}
+    return lambda: dgd.simulate_batch(batch, policy, save=dgd.SaveAt.statistics(), **settings, **more).final.workload
+
+
+def kernels(run) -> collections.Counter:
+    """Launches of every kernel in a run, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(run())
+        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        profile = jax.profiler.ProfileData.from_file(path)
+        found = collections.Counter()
+        for plane in profile.planes:
+            if "/device:" in plane.name:
+                for line in plane.lines:
+                    if line.name.startswith("Stream"):
+                        found.update(event.name for event in line.events)
+    return found
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second of a large copy, read and written."""
+    size = 2**28 if jax.default_backend() != "cpu" else 2**24
+    values = jnp.ones(size, jnp.float32)
+    copy = jax.jit(lambda x: x + 1)
+    return 2 * 4 * size / seconds(lambda: copy(values))[1]
+
+
+def rival() -> ctypes.CDLL | None:
+    """The kernel written by hand, when there is a compiler."""
+    compiler = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if compiler is None or jax.default_backend() != "gpu":
+        return None
+    target = str(Path(tempfile.mkdtemp()) / "rival-cuda.so")
+    kind = "double" if options.double else "float"
+    flags = ["-O3", "-arch=native", "-use_fast_math", "-shared", "-Xcompiler", "-fPIC", f"-DREAL={kind}"]
+    subprocess.run([compiler, *flags, str(Path(__file__).with_name("rival.cu")), "-o", target], check=True)
+    library = ctypes.CDLL(target)
+    library.fused.restype = ctypes.c_double
+    return library
+
+
+def by_hand(library: ctypes.CDLL, arrays, steps: int) -> tuple[float, np.ndarray]:
+    """Seconds of the kernel alone, and the final workloads."""
+    count, F, B = arrays[1].shape
+    workload, cost = np.empty((count, B), DTYPE), np.empty(count, DTYPE)
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, workload, cost)]
+    numbers = [ctypes.c_int(count), ctypes.c_int(F), ctypes.c_int(B), ctypes.c_int(ROWS), ctypes.c_long(steps)]
+    call = lambda: library.fused(*numbers, ctypes.c_double(DT), ctypes.c_double(STEP_SIZE), *pointers)
+    taken = [call() for _ in range(3)]
+    if min(taken) < 0:
+        raise SystemExit(f"The kernel failed with CUDA's error {-min(taken):.0f}.")
+    return float(np.median(taken)) / 1e3, workload
+
+
+def main() -> None:
+    """Print the tables."""
+    print(machine())
+    bandwidth, library = copy_bandwidth(), rival()
+    print(f"{DTYPE}; a copy moves {bandwidth / 1e9:.0f} GB/s; figures are medians, compilation apart\n")
+    print(
+        "| network | topologies | us per step | ns per arc and step | kernels per step | least GB/s | of a copy | fused kernel, "
+        "ns per arc and step | ours / fused | apart | compile s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for case in options.cases:
+        size, count = map(int, case.split("x"))
+        arrays = inputs(count, size, size)
+        arcs, steps = count * size**2, options.steps
+        run = ours(arrays, steps)
+        compiled, taken = seconds(run, repeats=3)
+        launches = kernels(run)
+        texts = ["not measured", "", ""]
+        if library is not None:
+            theirs, end = by_hand(library, arrays, steps)
+            apart = float(np.median(np.abs(end - np.asarray(run()))) / end.mean())
+            texts = [f"{theirs / arcs / steps * 1e9:.4f}", f"{taken / theirs:.1f}", f"{apart:.0e}"]
+        rate = least_bytes(arcs) * steps / taken
+        print(
+            f"| {size}x{size} | {count} | {taken / steps * 1e6:.1f} | {taken / arcs / steps * 1e9:.4f} | "
+            f"{launches.total() / steps:.1f} | {rate / 1e9:.0f} | {rate / bandwidth:.2f} | {' | '.join(texts)} | {compiled:.1f} |",
+            flush=True,
+        )
+        if options.trace:
+            for name, times in launches.most_common(40):
+                print(f"    {times / steps:6.2f} {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What depends on the kind of device: a CPU lives on its cache, an accelerator on its memory and on never waiting for its host."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgdlb_jax.numerics.results import is_concrete
+
+
+def on_cpu() -> bool:
+    """Whether arrays live on CPU unless somebody says otherwise."""
+    chosen = jax.default_device.value
+    return (jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)) == "cpu"
+
+
+def memory() -> float:
+    """Bytes that one device can hold; infinite where it does not tell."""
+    stats = None if on_cpu() else jax.local_devices()[0].memory_stats()
+    return float((stats or {}).get("bytes_limit", float("inf")))
+
+
+def on_host(function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)` computed by the host's processor, where an accelerator would wait for it all the time.
+
+    Nothing else than a call on CPU, under tracing, and where JAX was told to leave the processor alone.
+    """
+    if on_cpu() or not is_concrete(arguments) or not _has_cpu():
+        return function(*arguments)
+    home = jax.default_device.value
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        found = function(*_moved(arguments))
+    with jax.default_device(home):
+        return _moved(found)
+
+
+def _has_cpu() -> bool:
+    try:
+        return bool(jax.local_devices(backend="cpu"))
+    except RuntimeError:
+        return False
+
+
+def _moved(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, tree)
