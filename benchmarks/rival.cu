@@ -77,6 +77,7 @@ __global__ void steps_of_one(int F, int B, int rows, long steps, real dt, real e
         }
         now = next;
     }
+    __syncthreads();
     if (arc) in[a] = network;
     if (backend) total[a] = held, workload[blockIdx.x * B + a] = N;
     __syncthreads();
