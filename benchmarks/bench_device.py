@@ -3,8 +3,9 @@
     python benchmarks/bench_device.py [--double] [--cases 10x1024 ...] [--trace]
 
 Per network size and batch size: time of a step, kernels that it launches (from a profile), and the bytes that a step has to move at the
-least, over time, against what a plain copy moves on this device. Then the lower bound: all steps in one CUDA kernel (`rival.cu`,
-compiled here when nvcc is there), which keeps its state in registers; final workloads are compared.
+least, over time, against what a plain copy moves on this device. Then all steps in one kernel, by hand in CUDA (`rival.cu`,
+compiled here when nvcc is there), beside the product's own (`fused=True`, from the policy and curve at hand); final workloads are
+compared.
 """
 
 import argparse
@@ -24,6 +25,8 @@ parser.add_argument(
     default=["10x1", "10x64", "10x1024", "10x8192", "10x32768", "3x65536", "32x2048"],
     metavar="SIZExCOUNT",
 )
+parser.add_argument("--gradients", nargs="*", default=["10x64", "10x1024", "10x8192"], metavar="SIZExCOUNT")
+parser.add_argument("--optima", type=int, default=10_000)
 parser.add_argument("--steps", type=int, default=1000)
 parser.add_argument("--trace", action="store_true", help="print the kernels of a step")
 options = parser.parse_args()
@@ -57,14 +60,21 @@ def inputs(count: int, F: int, B: int) -> tuple[np.ndarray, ...]:
     return draw(0.5, 1.5, F) * DTYPE.type(B / F), draw(1, ROWS - 3, F, B), draw(2, 4, B), draw(0.5, 1.5, B)
 
 
-def ours(arrays, steps: int, policy=None, **more):
-    """The product, keeping statistics."""
+def ours(arrays, steps: int, **more):
+    """The product, keeping statistics; a function of the step size."""
     rate, delay, mu, kappa = map(jnp.asarray, arrays)
     batch = jax.jit(jax.vmap(lambda r, d, m, k: dgd.Network(r, d * DT, dgd.Hyperbolic(m, k))))(rate, delay, mu, kappa)
     start = jnp.full(delay.shape, 1 / delay.shape[2], delay.dtype), jnp.ones_like(mu)
-    policy = dgd.DGDLB(STEP_SIZE) if policy is None else policy
     settings = {"duration": steps * DT, "dt": DT, "initial": start, "max_latency": (ROWS - 2) * DT, "throw": False}
-    return lambda: dgd.simulate_batch(batch, policy, save=dgd.SaveAt.statistics(), **settings, **more).final.workload
+    return lambda step_size: dgd.simulate_batch(
+        batch, dgd.DGDLB(step_size), save=dgd.SaveAt.statistics(), **settings, **more
+    )
+
+
+def final_workload(arrays, steps: int, **more):
+    """The product's run, and what it is compared by."""
+    run = ours(arrays, steps, **more)
+    return lambda: run(STEP_SIZE).final.workload
 
 
 def kernels(run) -> collections.Counter:
@@ -124,31 +134,62 @@ def main() -> None:
     bandwidth, library = copy_bandwidth(), rival()
     print(f"{DTYPE}; a copy moves {bandwidth / 1e9:.0f} GB/s; figures are medians, compilation apart\n")
     print(
-        "| network | topologies | us per step | ns per arc and step | kernels per step | least GB/s | of a copy | fused kernel, "
-        "ns per arc and step | ours / fused | apart | compile s |"
+        "| network | topologies | loop: us per step | ns per arc and step | kernels per step | least GB/s | of a copy | "
+        "fused=True: ns per arc and step | by hand in CUDA | loop / fused | fused / by hand | apart | compile s |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("|---" * 13 + "|")
     for case in options.cases:
         size, count = map(int, case.split("x"))
         arrays = inputs(count, size, size)
         arcs, steps = count * size**2, options.steps
-        run = ours(arrays, steps)
+        unit = 1e9 / arcs / steps
+        run = final_workload(arrays, steps)
         compiled, taken = seconds(run, repeats=3)
         launches = kernels(run)
-        texts = ["not measured", "", ""]
-        if library is not None:
-            theirs, end = by_hand(library, arrays, steps)
-            apart = float(np.median(np.abs(end - np.asarray(run()))) / end.mean())
-            texts = [f"{theirs / arcs / steps * 1e9:.4f}", f"{taken / theirs:.1f}", f"{apart:.0e}"]
         rate = least_bytes(arcs) * steps / taken
+        fused, theirs, apart = float("nan"), float("nan"), float("nan")
+        if library is not None:
+            kernel = final_workload(arrays, steps, fused=True)
+            fused = seconds(kernel, repeats=3)[1]
+            theirs, end = by_hand(library, arrays, steps)
+            ends = np.asarray(run()), np.asarray(kernel()), end
+            apart = max(float(np.median(np.abs(other - end)) / end.mean()) for other in ends)
         print(
-            f"| {size}x{size} | {count} | {taken / steps * 1e6:.1f} | {taken / arcs / steps * 1e9:.4f} | "
-            f"{launches.total() / steps:.1f} | {rate / 1e9:.0f} | {rate / bandwidth:.2f} | {' | '.join(texts)} | {compiled:.1f} |",
+            f"| {size}x{size} | {count} | {taken / steps * 1e6:.1f} | {taken * unit:.4f} | {launches.total() / steps:.1f} | "
+            f"{rate / 1e9:.0f} | {rate / bandwidth:.2f} | {fused * unit:.4f} | {theirs * unit:.4f} | {taken / fused:.1f} | "
+            f"{fused / theirs:.2f} | {apart:.0e} | {compiled:.1f} |",
             flush=True,
         )
         if options.trace:
             for name, times in launches.most_common(40):
                 print(f"    {times / steps:6.2f} {name}")
+    gradients()
+    optima()
+
+
+def gradients() -> None:
+    """Value and gradient of the total cost with respect to the step sizes, over the forward run."""
+    print("\n| network | topologies | forward, ms | value and gradient, ms | over forward |\n|---|---|---|---|---|")
+    for case in options.gradients:
+        size, count = map(int, case.split("x"))
+        run = ours(inputs(count, size, size), 500, adjoint=dgd.FullStorage())
+        step_sizes = jnp.full(count, STEP_SIZE, DTYPE)
+        cost = lambda step_size, run=run: run(step_size).statistics.cost.sum()
+        both = jax.jit(jax.value_and_grad(cost))
+        forward = jax.jit(cost)
+        taken = [seconds(lambda f=f: f(step_sizes), repeats=3)[1] for f in (forward, both)]
+        print(f"| {size}x{size} | {count} | {taken[0] * 1e3:.1f} | {taken[1] * 1e3:.1f} | {taken[1] / taken[0]:.2f} |")
+
+
+def optima() -> None:
+    """The certified optimum of many networks."""
+    networks = dgd.topologies.complete(jax.random.key(0), count=options.optima)
+    compiled, taken = seconds(lambda: dgd.solve_optimum(networks, throw=False), repeats=3)
+    gap = float(jnp.max(dgd.solve_optimum(networks, throw=False).gap))
+    print(
+        f"\noptimum of {options.optima} 10x10 networks: {taken / options.optima * 1e3:.4f} ms each, largest gap {gap:.0e}, "
+        f"compile {compiled:.1f} s"
+    )
 
 
 if __name__ == "__main__":

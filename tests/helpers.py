@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import jax
 import numpy as np
+import pytest
 
 from dgdlb_jax.analysis import conditions
 from dgdlb_jax.model import service as curves
@@ -111,6 +112,11 @@ def hyperbolic_through(slope, gain, flow) -> curves.Hyperbolic:
 # Of the small network. All tests share them, the size of the delay buffer included, and with them compiled code.
 DT, STEPS, MAX_LATENCY = 0.02, 200, 0.6
 SETTINGS = {"duration": STEPS * DT, "dt": DT, "max_latency": MAX_LATENCY}
+
+
+def some_of(names, *kept):
+    """All of them in full, a few otherwise."""
+    return [pytest.param(name, marks=[] if name in kept else [pytest.mark.full]) for name in names]
 
 
 def small_network(rng, curve="Hyperbolic", **changes) -> Network:

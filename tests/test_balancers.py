@@ -28,18 +28,13 @@ from dgdlb_jax.policies import (
 )
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
-from helpers import DT, MAX_LATENCY, POLICIES, SETTINGS, small_network, some_start
+from helpers import DT, MAX_LATENCY, POLICIES, SETTINGS, small_network, some_of, some_start
 
 CONSTANT = {"Uniform", "ProportionalToCapacity", "Nearest", "FixedRouting"}
 JUMPING = set(POLICIES) - CONSTANT
 SAFE = {"LogDGDLB", "ReciprocalDGDLB", "CurvatureDGDLB", "CappedDGDLB"}
 SMOOTH = {"DGDLB", "MirrorDescent", "Softmin"} | SAFE  # of second order in the step: see test_engine_order
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
-
-
-def some_of(names, *kept):
-    """All of them in full, a few otherwise."""
-    return [pytest.param(name, marks=[] if name in kept else [pytest.mark.full]) for name in names]
 
 
 # --- the answer by hand: one frontend, two backends, news at once, network charged -------------------------------------

@@ -17,6 +17,11 @@ def on_cpu() -> bool:
     return (jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)) == "cpu"
 
 
+def on_gpu() -> bool:
+    """Whether arrays live on a GPU."""
+    return not on_cpu() and jax.local_devices()[0].platform == "gpu"
+
+
 def memory() -> float:
     """Bytes that one device can hold; infinite where it does not tell."""
     stats = None if on_cpu() else jax.local_devices()[0].memory_stats()

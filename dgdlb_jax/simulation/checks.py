@@ -138,7 +138,8 @@ def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> No
     if not is_concrete(networks):
         return
     place = "" if networks.latency.shape[0] == 1 else "network {}, "
-    slope = np.where(np.asarray(networks.backend_mask), np.asarray(_fastest(networks)), 0)
+    with jax.ensure_compile_time_eval():  # a network with values may be used within jit
+        slope = np.where(np.asarray(networks.backend_mask), np.asarray(_fastest(networks)), 0)
     over = time_grid.dt[:, None] * slope > 1
     if over.any():
         n, j = np.argwhere(over)[0]

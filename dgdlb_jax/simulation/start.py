@@ -59,7 +59,8 @@ def _check_values(networks: Network, routing: np.ndarray, workload: np.ndarray) 
             raise InputError(
                 f"initial {name}{list(at[1:])} is {values[at]:g}: give finite numbers that are not negative."
             )
-    open_arcs = np.asarray(networks.mask)
+    with jax.ensure_compile_time_eval():  # a network with values may be used within jit
+        open_arcs = np.asarray(networks.mask)
     sums = np.where(open_arcs, routing, 0).sum(-1)
     off = np.argwhere(open_arcs.any(-1) & (np.abs(sums - 1) > 1e-5))
     if off.size:

@@ -1,6 +1,7 @@
 """Running statistics: what is summed up during a run, without keeping its history."""
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -93,6 +94,7 @@ class Window(eqx.Module):
         away = jnp.abs(before - self.reference) + jnp.abs(after - self.reference)
         late = k >= middle
         lever = (k - jnp.where(late, middle, start)) + (1 - jnp.where(late, last - middle, middle - start)) / 2
+        second = jax.lax.broadcasted_iota(jnp.int32, (2, 1), 0) == 1
         rise = jnp.where(weight_b > 0, lever.astype(after.dtype) * (before + after) / 2, 0)
         return Sums(
             flow=sums.flow.plus(weight_f * flows),
@@ -100,7 +102,7 @@ class Window(eqx.Module):
             deviation=sums.deviation.plus(weight_b * away),
             lowest=jnp.where(inside, jnp.minimum(sums.lowest, after), sums.lowest),
             highest=jnp.where(inside, jnp.maximum(sums.highest, after), sums.highest),
-            rise=sums.rise.plus(jnp.stack([jnp.where(late, 0, rise), jnp.where(late, rise, 0)])),
+            rise=sums.rise.plus(jnp.where(late == second, rise, 0)),
         )
 
 

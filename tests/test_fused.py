@@ -1,0 +1,213 @@
+"""What runs on accelerators only: the fused kernel (interpreted where there is no GPU), the projection without a loop, tiles by memory."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgdlb_jax.model.demand import DailyCycle
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.simplex import project_simplex
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.simulation import engine, fused
+from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.simulation.trajectory import SaveAt
+from helpers import CURVES, POLICIES, SETTINGS, single_precision, small_network, some_of, some_start
+
+STATISTICS = SETTINGS | {"save": SaveAt.statistics(after=1.0)}
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Kernels without a GPU: Pallas interprets them."""
+    monkeypatch.setattr(fused, "available", lambda: True)
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """What the code does for an accelerator, done by this processor."""
+    jax.clear_caches()
+    monkeypatch.setattr(device, "on_cpu", lambda: False)
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def gpu(accelerator, kernels, monkeypatch):
+    """A GPU that things can be compiled for, but not run on."""
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
+
+
+def pair(rng, curve="Hyperbolic", **changes):
+    """Two networks as a batch, and a start of each."""
+    networks = [small_network(rng, curve, **changes) for _ in range(2)]
+    starts = [some_start(rng, network) for network in networks]
+    together = lambda *leaves: jnp.stack(list(map(jnp.asarray, leaves)))
+    return networks[0], jax.tree.map(together, *networks), jax.tree.map(together, *starts)
+
+
+def for_both(policy):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]) if jnp.ndim(leaf) else leaf, policy)
+
+
+def assert_same(batch, policy, start, rounding=1e-12):
+    """The kernel's statistics and final state, delay lines included, are the loop's; both are a long chain of the same operations."""
+    loop = simulate_batch(batch, policy, initial=start, **STATISTICS)
+    kernel = simulate_batch(batch, policy, initial=start, fused=True, **STATISTICS)
+    for (path, here), there in zip(
+        jax.tree_util.tree_leaves_with_path((loop.statistics, loop.final, loop.time)),
+        jax.tree.leaves((kernel.statistics, kernel.final, kernel.time)),
+        strict=True,
+    ):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(there, here, rtol=rounding, atol=10 * rounding, err_msg=name)
+    assert np.ptp(np.asarray(loop.statistics.highest_workload)) > 0.1
+
+
+@pytest.mark.parametrize("policy", some_of(POLICIES, "DGDLB", "PeakEWMA", "HotCold"))
+def test_every_policy_in_a_kernel_is_the_loop(rng, kernels, policy):
+    network, batch, start = pair(rng)
+    assert_same(batch, for_both(POLICIES[policy](network)), start)
+
+
+@pytest.mark.parametrize("curve", some_of(CURVES, "PerBackend"))
+def test_every_curve_in_a_kernel_is_the_loop(rng, kernels, curve):
+    if curve == "Tabulated":
+        pytest.skip("tables have no place in a kernel: refused, see below")
+    network, batch, start = pair(rng, curve)
+    assert_same(batch, for_both(POLICIES["DGDLB"](network)), start)
+
+
+def test_a_daily_cycle_in_single_precision(rng, kernels):
+    with single_precision():
+        demand = DailyCycle([4.0, 6.0, 5.0], [0.4, 1.0, 0.2], [0.0, 3.0, 1.0], 10.0)
+        network, batch, start = pair(rng, arrival_rate=demand)
+        start = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), start)
+        assert_same(batch, for_both(POLICIES["DGDLB"](network)), start, rounding=1e-4)
+
+
+def test_goes_on_to_the_bit_where_another_run_ended(rng, kernels):
+    network, batch, start = pair(rng)
+    policy, half = for_both(POLICIES["DGDLB"](network)), STATISTICS | {"duration": 2.0, "save": SaveAt.final()}
+    whole = simulate_batch(batch, policy, initial=start, fused=True, **STATISTICS)
+    first = simulate_batch(batch, policy, initial=start, fused=True, **half)
+    second = simulate_batch(batch, policy, initial=first.final, fused=True, **half)
+    np.testing.assert_array_equal(second.final.workload, whole.final.workload)
+    np.testing.assert_array_equal(second.final.flow_line, whole.final.flow_line)
+
+
+@pytest.mark.parametrize("policy", some_of(POLICIES, "DGDLB", "Softmin", "LeastLatency"))
+def test_kernels_are_compiled_for_cuda(rng, gpu, policy):
+    network, batch, _ = pair(rng)
+    rule = for_both(POLICIES[policy](network))
+    run = jax.jit(lambda latency: simulate_batch(_with(batch, latency), rule, fused=True, **STATISTICS).final.workload)
+    text = run.trace(batch.latency).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("xla.gpu.triton") == 1
+    assert "stablehlo.while" not in text[text.index("xla.gpu.triton") :], "nothing else loops after the kernel"
+
+
+def _with(network: Network, latency) -> Network:
+    return eqx.tree_at(lambda n: n.latency, network, latency)
+
+
+def test_what_a_kernel_cannot_do_is_said(rng, kernels, monkeypatch):
+    network, batch, start = pair(rng)
+    rule = for_both(POLICIES["DGDLB"](network))
+    run = lambda batch=batch, **more: simulate_batch(batch, rule, initial=start, fused=True, **(STATISTICS | more))
+    with pytest.raises(InputError, match=r"keeps nothing between start and end: use SaveAt\.statistics"):
+        run(save=SaveAt())
+    with pytest.raises(InputError, match="leave frames and extra_flow out"):
+        run(frames=3)
+    with pytest.raises(InputError, match="no derivatives: leave it out"):
+        jax.grad(lambda rate: run(_with(batch, rate * batch.latency)).statistics.cost.sum())(1.0)
+    _, tables, _ = pair(rng, "Tabulated")
+    with pytest.raises(InputError, match=r"no place for an array of shape .*Leave fused=True out"):
+        run(tables)
+    monkeypatch.setattr(fused, "available", lambda: False)
+    with pytest.raises(InputError, match=r"needs a CUDA device, this is \w+: leave it out"):
+        run()
+
+
+def test_an_operation_that_kernels_lack_is_named(rng, gpu):
+    class Sorting(DGDLB):
+        def velocity(self, t, routing, observation, state):
+            return -self.step_size * jnp.sort(observation.marginal_latency), state
+
+    _, batch, _ = pair(rng)
+    run = jax.jit(lambda latency: simulate_batch(_with(batch, latency), Sorting(0.1), fused=True, **STATISTICS))
+    with (
+        pytest.raises(InputError, match=r"No fused kernel can be made of Sorting .*: sort\): leave fused=True out"),
+        engine._told_of_kernels(Sorting(0.1)),
+    ):
+        run.trace(batch.latency).lower(lowering_platforms=("cuda",))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_projection_without_a_loop(rng, accelerator, dtype):
+    values = (rng.normal(size=(9, 4000)) * np.exp(4 * rng.normal(size=4000))).astype(dtype)
+    values[:, :100] = np.round(values[:, :100])  # ties
+    mask = rng.random(values.shape) < 0.6
+    mask[:, :5] = False
+    found = np.asarray(project_simplex(values, mask))
+    device_free = np.asarray(_sorted_projection(values.astype(float), mask))
+    scale = np.maximum(1, np.abs(np.where(mask, values, 0)).max(0))
+    # Entries are rounded relative to the largest before anything else; the sum has as many roundings as entries.
+    assert np.abs(found - device_free).max() <= (10 * np.finfo(dtype).eps * scale).max()
+    np.testing.assert_allclose(found.sum(0), mask.any(0), atol=10 * np.finfo(dtype).eps)
+    assert (found[~mask] == 0).all()
+    assert (found >= 0).all()
+
+
+def _sorted_projection(values, mask):
+    ranked = -np.sort(-np.where(mask, values, -1e300), axis=0)
+    excess = (np.cumsum(ranked, axis=0) - 1) / np.arange(1, len(values) + 1)[:, None]
+    last = np.maximum((ranked > excess).sum(0) - 1, 0)
+    return np.where(mask, np.maximum(values - np.take_along_axis(excess, last[None], 0), 0), 0)
+
+
+def test_the_loop_on_an_accelerator_is_the_loop(rng, accelerator, monkeypatch):
+    network, batch, start = pair(rng)
+    policy = for_both(POLICIES["DGDLB"](network))
+    there = simulate_batch(batch, policy, initial=start, **STATISTICS)
+    monkeypatch.undo()
+    jax.clear_caches()
+    here = simulate_batch(batch, policy, initial=start, **STATISTICS)
+    np.testing.assert_allclose(there.final.workload, here.final.workload, rtol=1e-11)
+
+
+def test_tiles_fit_the_memory_of_the_device(accelerator, monkeypatch):
+    network = jax.vmap(lambda rate: Network(rate, 0.1 * jnp.ones((10, 10)), Hyperbolic(jnp.ones(10), jnp.ones(10))))(
+        jnp.ones((1, 10))
+    )
+    monkeypatch.setattr(device, "memory", lambda: 80e9)
+    line = 1000 * 100 * network.latency.dtype.itemsize
+    assert engine._lanes(network, 1000, 10**9) == int(engine.SHARE * 80e9 / line)
+    assert engine._lanes(network, 1000, 7) == 7
+    monkeypatch.setattr(device, "memory", lambda: float("inf"))
+    assert engine._lanes(network, 1000, 10**6) == 10**6
+
+
+def test_a_delay_line_that_cannot_be_counted_is_refused():
+    network = Network(np.ones(50), np.full((50, 50), 1e4), Hyperbolic(np.full(50, 2.0), np.ones(50)))
+    with pytest.raises(
+        InputError, match=r"1000002 rows .* of 50 x 50 arcs, more than the 2147483647 numbers .* raise dt"
+    ):
+        engine.simulate(network, DGDLB(1e-9), duration=1.0, dt=0.01)
+
+
+def test_where_the_device_is_asked():
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert device.on_cpu()
+    assert device.on_host(lambda x, n: (2 * x, n), jnp.ones(3), 4)[1] == 4
+    assert device.memory() > 0
+
+
+def test_a_network_with_values_within_jit(rng):
+    """Checks look at values that are there, though everything computed within jit is traced."""
+    _, batch, start = pair(rng)
+    run = lambda factor: simulate_batch(batch, DGDLB(factor), initial=start, **STATISTICS).final.workload
+    np.testing.assert_allclose(jax.jit(run)(0.1), run(0.1), rtol=1e-12)
