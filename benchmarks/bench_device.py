@@ -15,6 +15,7 @@ import glob
 import shutil
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -27,7 +28,7 @@ parser.add_argument(
 )
 parser.add_argument("--gradients", nargs="*", default=["10x64", "10x1024", "10x8192"], metavar="SIZExCOUNT")
 parser.add_argument("--optima", type=int, default=10_000)
-parser.add_argument("--steps", type=int, default=1000)
+parser.add_argument("--steps", type=int, default=4000, help="start and end of a run included")
 parser.add_argument("--trace", action="store_true", help="print the kernels of a step")
 options = parser.parse_args()
 
@@ -173,16 +174,16 @@ def gradients() -> None:
     for case in options.gradients:
         size, count = map(int, case.split("x"))
         run = ours(inputs(count, size, size), 500, adjoint=dgd.FullStorage())
-        step_sizes = jnp.full(count, STEP_SIZE, DTYPE)
         cost = lambda step_size, run=run: run(step_size).statistics.cost.sum()
-        both = jax.jit(jax.value_and_grad(cost))
-        forward = jax.jit(cost)
-        taken = [seconds(lambda f=f: f(step_sizes), repeats=3)[1] for f in (forward, both)]
+        functions = [partial(jax.jit(f), jnp.full(count, STEP_SIZE, DTYPE)) for f in (cost, jax.value_and_grad(cost))]
+        taken = [seconds(function, repeats=3)[1] for function in functions]
         print(f"| {size}x{size} | {count} | {taken[0] * 1e3:.1f} | {taken[1] * 1e3:.1f} | {taken[1] / taken[0]:.2f} |")
 
 
 def optima() -> None:
     """The certified optimum of many networks."""
+    if not options.optima:
+        return
     networks = dgd.topologies.complete(jax.random.key(0), count=options.optima)
     compiled, taken = seconds(lambda: dgd.solve_optimum(networks, throw=False), repeats=3)
     gap = float(jnp.max(dgd.solve_optimum(networks, throw=False).gap))

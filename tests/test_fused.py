@@ -1,5 +1,7 @@
 """What runs on accelerators only: the fused kernel (interpreted where there is no GPU), the projection without a loop, tiles by memory."""
 
+import sys
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,10 @@ def pair(rng, curve="Hyperbolic", **changes):
     starts = [some_start(rng, network) for network in networks]
     together = lambda *leaves: jnp.stack(list(map(jnp.asarray, leaves)))
     return networks[0], jax.tree.map(together, *networks), jax.tree.map(together, *starts)
+
+
+# Announced since jax 0.11; the package says nothing of it either.
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 
 def for_both(policy):
@@ -130,6 +136,13 @@ def test_what_a_kernel_cannot_do_is_said(rng, kernels, monkeypatch):
     monkeypatch.setattr(fused, "available", lambda: False)
     with pytest.raises(InputError, match=r"needs a CUDA device, this is \w+: leave it out"):
         run()
+
+
+def test_a_jax_without_triton_is_said(rng, monkeypatch):
+    network, batch, start = pair(rng)
+    monkeypatch.setitem(sys.modules, "dgdlb_jax.simulation.fused", None)
+    with pytest.raises(InputError, match=r"needs Pallas with its Triton backend, which jax .* lacks .*: leave it out"):
+        simulate_batch(batch, POLICIES["Uniform"](network), initial=start, fused=True, **STATISTICS)
 
 
 def test_an_operation_that_kernels_lack_is_named(rng, gpu):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -224,8 +225,12 @@ class _Plan(eqx.Module):
 
 
 def _check_fused(plan: _Plan, inputs: _Inputs) -> None:
-    from dgdlb_jax.simulation.fused import available
-
+    try:
+        from dgdlb_jax.simulation.fused import available
+    except ImportError as error:
+        raise InputError(
+            f"fused=True needs Pallas with its Triton backend, which jax {jax.__version__} lacks ({error}): leave it out."
+        ) from error
     if not available():
         raise InputError(f"fused=True needs a CUDA device, this is {jax.default_backend()}: leave it out.")
     if plan.steps is None or plan.every is not None or inputs.extra is not None:
@@ -236,9 +241,11 @@ def _check_fused(plan: _Plan, inputs: _Inputs) -> None:
 
 @contextmanager
 def _told_of_kernels(policy: AbstractPolicy):
-    """What the compiler of kernels says, as a sentence."""
+    """What the compiler of kernels says, as a sentence; without its announcement that it will go some day."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+            yield
     except NotImplementedError as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise InputError(
