@@ -1,6 +1,8 @@
 """What the tests share: lists of all curves and policies, small networks to run them in, finite differences."""
 
+import os
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +26,8 @@ from dgdlb_jax.policies.sampled import SampledDGDLB
 from dgdlb_jax.policies.smooth import MirrorDescent, Softmin
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from oracles import service, workload_serving
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _between(rng, low, high, *shape):
@@ -171,6 +175,23 @@ def central_difference(function, point, direction, h=1e-5):
     ahead = jax.tree.map(lambda p, d: p + h * d, point, direction)
     behind = jax.tree.map(lambda p, d: p - h * d, point, direction)
     return jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * h), function(ahead), function(behind))
+
+
+def environment(optimisation: int = 0) -> dict[str, str]:
+    """Of a process of its own that uses the package: with the tests' compilation cache, and compiled in half the time or less.
+
+    For what is run to see that it runs: compiling takes most of its time. Long computations want some `optimisation`.
+    """
+    flags = [f"--xla_backend_optimization_level={optimisation}"]
+    if jax.__version_info__ < (0, 11):  # newer XLA does not know it
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": " ".join(flags),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"] or "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
 
 
 @contextmanager

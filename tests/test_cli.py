@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.cli import main
+from helpers import environment
 
 xarray = pytest.importorskip("xarray")
 
@@ -49,17 +50,7 @@ def finished(tmp_path_factory):
 
 def _dgdlb(*arguments, **options):
     command = [sys.executable, "-m", "dgdlb_jax", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=_environment(), **options)
-
-
-def _environment():
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, os.environ.get("PYTHONPATH", "")]
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "JAX_PLATFORMS": "cpu"}
-    # What these processes do takes no time, compiling it does, and takes half as long without optimisation.
-    found["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
-    cache = jax.config.values["jax_compilation_cache_dir"]
-    return found if cache is None else {**found, "JAX_COMPILATION_CACHE_DIR": cache}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), **options)
 
 
 def _names(document):
@@ -242,7 +233,7 @@ def test_help_and_version_do_not_import_jax(arguments):
         f"try: main({arguments!r})\n"
         "finally: print('jax' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment(), timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
     assert done.returncode == 0
     assert done.stderr.split() == ["False", "False"]
     assert "dgdlb" in done.stdout
@@ -273,8 +264,8 @@ def test_ctrl_c_leaves_at_once_and_leaves_nothing(tmp_path):
     """A run of hours, interrupted while compiled code runs."""
     arguments = ["run", "two-by-two", "--duration", "3e6", "--dt", "0.01", "--output", "out"]
     command = [sys.executable, "-m", "dgdlb_jax", *arguments]
-    environment = {**_environment(), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    settings = environment() | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=settings) as process:
         time.sleep(5)
         process.send_signal(signal.SIGINT)
         started = time.monotonic()
@@ -303,6 +294,6 @@ def test_an_interrupt_that_python_drops_is_raised_again(tmp_path):
         "sys.exit(cli.main(['fleets']))\n"
     )
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=_environment())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
     assert done.returncode == 130
     assert time.monotonic() - started < 20

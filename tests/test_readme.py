@@ -2,16 +2,16 @@
 
 import re
 import shlex
-from pathlib import Path
+import subprocess
+import sys
 
-import jax.numpy as jnp
 import pytest
 
 from dgdlb_jax import load_fleet, open_sweep
-from dgdlb_jax.cli import build_parser, main
+from dgdlb_jax.cli import build_parser
 from dgdlb_jax.experiments.sweep import read_spec
+from helpers import ROOT, environment
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
@@ -19,18 +19,25 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_python_blocks_run_in_order(capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    scope = {}
-    for block in _blocks("python"):
-        exec(block, scope)
-    assert "above the optimum" in capsys.readouterr().out
-    # Averaged over the first 2000 steps, the way there included: 6 % over the optimum in the median, 20 % at most; nobody beats it.
-    assert scope["excess"].shape == (1000,)
-    assert 0.03 < float(jnp.median(scope["excess"])) < 0.08
-    assert 0 < float(scope["excess"].min()) < float(scope["excess"].max()) < 0.25
-    assert float(abs(scope["run"].routing.sum(-1) - 1).max()) < 1e-12
-    assert (scope["found"]["excess"].shape, (tmp_path / "my-sweep.zarr").is_dir()) == ((3, 3), True)
+CHECKS = """
+# Averaged over the first 2000 steps, the way there included: 6 % over the optimum in the median, 20 % at most; nobody beats it.
+assert excess.shape == (1000,)
+assert 0.03 < float(jnp.median(excess)) < 0.08
+assert 0 < float(excess.min()) < float(excess.max()) < 0.25
+assert float(abs(run.routing.sum(-1) - 1).max()) < 1e-12
+assert found["excess"].shape == (3, 3)
+"""
+
+
+def test_python_blocks_run_in_order(tmp_path):
+    """As a script of the user's, in a new process."""
+    (tmp_path / "readme.py").write_text("\n".join([*_blocks("python"), CHECKS]))
+    done = subprocess.run(
+        [sys.executable, "readme.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "above the optimum" in done.stdout
+    assert (tmp_path / "my-sweep.zarr").is_dir()
 
 
 def test_the_fleet_of_the_readme_loads(tmp_path):
@@ -47,15 +54,18 @@ def test_the_sweep_of_the_readme_is_read(tmp_path):
     assert (spec.dimensions, spec.size) == (("policy", "seed", "regime"), 24)
 
 
-def test_the_sweep_behind_the_picture_runs_and_shows_what_the_text_says(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_the_sweep_behind_the_picture_runs_and_shows_what_the_text_says(tmp_path):
     block = next(block for block in _blocks("sh") if "dgdlb sweep quick-step-size" in block)
+    printed = ""
     for line in block.splitlines():
-        assert main(shlex.split(line.split("#")[0])[1:]) == 0, line
-    assert "440 cases" in capsys.readouterr().out
+        command = [sys.executable, "-m", "dgdlb_jax", *shlex.split(line.split("#")[0])[1:]]
+        done = subprocess.run(command, cwd=tmp_path, env=environment(1), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        printed += done.stdout
+    assert "440 cases" in printed
     assert (tmp_path / "quick-step-size-pictures" / "curves.png").exists()
     assert (tmp_path / "quick-step-size.html").exists()
-    with open_sweep("quick-step-size.zarr") as dataset:
+    with open_sweep(tmp_path / "quick-step-size.zarr") as dataset:
         near, far = (dataset["excess"].sel(start=start).median("seed") for start in ("near-optimum", "proportional"))
         below = dataset["step_size_over_critical"] < 1
         assert float(near[below.values].max()) < 1e-6
