@@ -1,4 +1,4 @@
-"""How close an accelerator comes to its memory's bandwidth, and what a kernel written by hand would reach.
+"""How close an accelerator comes to its memory's bandwidth, and what a kernel written by hand reaches.
 
     python benchmarks/bench_device.py [--double] [--cases 10x1024 ...] [--trace]
 

@@ -138,7 +138,7 @@ def simulate_batch(
       repeats the last instant. Not for reverse-mode derivatives.
     - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
-    - `fused`: on a CUDA device, all steps in one kernel: 2 to 15 times as fast (benchmarks/README.md), the same answers up to rounding.
+    - `fused`: on a CUDA device, all steps in one kernel: 2 to 10 times as fast (benchmarks/README.md), the same answers up to rounding.
       For runs that keep nothing in between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`.
 
     **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
