@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import dgdlb_jax as dgd
-from common import machine, seconds
+from common import machine, random_networks, seconds, simulation
 
 jax.config.update("jax_enable_x64", options.double)
 DTYPE = np.dtype("float64" if options.double else "float32")
@@ -54,28 +54,10 @@ def least_bytes(arcs: int) -> float:
     return arcs * (TOUCHED * DTYPE.itemsize + 2 * 4 + 1 + 2 * SECTOR)
 
 
-def inputs(count: int, F: int, B: int) -> tuple[np.ndarray, ...]:
-    """Rates, latencies in steps, largest service rates and half loads of random networks."""
-    rng = np.random.default_rng(0)
-    draw = lambda low, high, *shape: np.ascontiguousarray(rng.uniform(low, high, (count, *shape)), DTYPE)
-    return draw(0.5, 1.5, F) * DTYPE.type(B / F), draw(1, ROWS - 3, F, B), draw(2, 4, B), draw(0.5, 1.5, B)
-
-
-def ours(arrays, steps: int, **more):
-    """The product, keeping statistics; a function of the step size."""
-    rate, delay, mu, kappa = map(jnp.asarray, arrays)
-    batch = jax.jit(jax.vmap(lambda r, d, m, k: dgd.Network(r, d * DT, dgd.Hyperbolic(m, k))))(rate, delay, mu, kappa)
-    start = jnp.full(delay.shape, 1 / delay.shape[2], delay.dtype), jnp.ones_like(mu)
-    settings = {"duration": steps * DT, "dt": DT, "initial": start, "max_latency": (ROWS - 2) * DT, "throw": False}
-    return lambda step_size: dgd.simulate_batch(
-        batch, dgd.DGDLB(step_size), save=dgd.SaveAt.statistics(), **settings, **more
-    )
-
-
 def final_workload(arrays, steps: int, **more):
     """The product's run, and what it is compared by."""
-    run = ours(arrays, steps, **more)
-    return lambda: run(STEP_SIZE).final.workload
+    run = simulation(arrays, steps, ROWS, DT, **more)
+    return lambda: run(dgd.DGDLB(STEP_SIZE)).final.workload
 
 
 def kernels(run) -> collections.Counter:
@@ -141,7 +123,7 @@ def main() -> None:
     print("|---" * 13 + "|")
     for case in options.cases:
         size, count = map(int, case.split("x"))
-        arrays = inputs(count, size, size)
+        arrays = random_networks(count, size, size, ROWS, DTYPE)
         arcs, steps = count * size**2, options.steps
         unit = 1e9 / arcs / steps
         run = final_workload(arrays, steps)
@@ -173,8 +155,9 @@ def gradients() -> None:
     print("\n| network | topologies | forward, ms | value and gradient, ms | over forward |\n|---|---|---|---|---|")
     for case in options.gradients:
         size, count = map(int, case.split("x"))
-        run = ours(inputs(count, size, size), 500, adjoint=dgd.FullStorage())
-        cost = lambda step_size, run=run: run(step_size).statistics.cost.sum()
+        arrays = random_networks(count, size, size, ROWS, DTYPE)
+        run = simulation(arrays, 500, ROWS, DT, adjoint=dgd.FullStorage())
+        cost = lambda step_size, run=run: run(dgd.DGDLB(step_size)).statistics.cost.sum()
         functions = [partial(jax.jit(f), jnp.full(count, STEP_SIZE, DTYPE)) for f in (cost, jax.value_and_grad(cost))]
         taken = [seconds(function, repeats=3)[1] for function in functions]
         print(f"| {size}x{size} | {count} | {taken[0] * 1e3:.1f} | {taken[1] * 1e3:.1f} | {taken[1] / taken[0]:.2f} |")

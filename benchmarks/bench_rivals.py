@@ -29,11 +29,10 @@ if options.worker:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import dgdlb_jax as dgd
-from common import machine, seconds
+from common import machine, random_networks, seconds, simulation
 
 DT, STEP_SIZE = 0.01, 0.05
 SIZES = ((3, 3, 1024), (10, 10, 128), (32, 32, 32))
@@ -41,22 +40,12 @@ ROWS = (128, 1024)
 POLICIES = {"DGD-LB": 0, "least latency": 1}
 
 
-def inputs(count: int, F: int, B: int, rows: int, dtype) -> tuple[np.ndarray, ...]:
-    """Rates, latencies in steps, largest service rates and half loads of random networks."""
-    rng = np.random.default_rng(0)
-    draw = lambda low, high, *shape: np.ascontiguousarray(rng.uniform(low, high, (count, *shape)), dtype)
-    return draw(0.5, 1.5, F) * B / F, draw(1, rows - 3, F, B), draw(2, 4, B), draw(0.5, 1.5, B)
-
-
 def ours(arrays, policy, steps: int, rows: int):
     """The product; returns (final workload, cost of the whole run)."""
-    rate, delay, mu, kappa = map(jnp.asarray, arrays)
-    batch = jax.vmap(lambda r, d, m, k: dgd.Network(r, d * DT, dgd.Hyperbolic(m, k)))(rate, delay, mu, kappa)
-    start = jnp.full(delay.shape, 1 / delay.shape[2], delay.dtype), jnp.ones_like(mu)
-    settings = {"duration": steps * DT, "dt": DT, "initial": start, "max_latency": (rows - 2) * DT, "throw": False}
+    simulate = simulation(arrays, steps, rows, DT)
 
     def run():
-        done = dgd.simulate_batch(batch, policy, save=dgd.SaveAt.statistics(), **settings)
+        done = simulate(policy)
         return done.final.workload, done.statistics.cost
 
     return run
@@ -121,7 +110,7 @@ def work(cores: int, precision: str, library: str) -> None:
     rival = ctypes.CDLL(library) if library != "none" else None
     cases = [(10, 10, 128, 128)] if options.quick else [(*size, rows) for size in SIZES for rows in ROWS]
     for F, B, count, rows in cases:
-        arrays = inputs(count, F, B, rows, dtype)
+        arrays = random_networks(count, F, B, rows, dtype)
         steps = max(4 * rows, 1000)
         for name, greedy in POLICIES.items():
             policy = dgd.LeastLatency() if greedy else dgd.DGDLB(STEP_SIZE)

@@ -9,6 +9,10 @@ from importlib import metadata
 from statistics import median
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dgdlb_jax as dgd
 
 
 def machine() -> str:
@@ -36,3 +40,19 @@ def seconds(run: Callable, repeats: int = 5) -> tuple[float, float]:
         jax.block_until_ready(run())
         taken.append(time.perf_counter() - begin)
     return first - median(taken), median(taken)
+
+
+def random_networks(count: int, F: int, B: int, rows: int, dtype) -> tuple[np.ndarray, ...]:
+    """Rates, latencies in steps that fill a buffer of so many rows, largest service rates and half loads, as plain arrays."""
+    rng = np.random.default_rng(0)
+    draw = lambda low, high, *shape: np.ascontiguousarray(rng.uniform(low, high, (count, *shape)), dtype)
+    return draw(0.5, 1.5, F) * B / F, draw(1, rows - 3, F, B), draw(2, 4, B), draw(0.5, 1.5, B)
+
+
+def simulation(arrays: tuple[np.ndarray, ...], steps: int, rows: int, dt: float, **more) -> Callable:
+    """The product's run of a policy in these networks: statistics only, equal shares and one request per backend at the start."""
+    rate, delay, mu, kappa = map(jnp.asarray, arrays)
+    batch = jax.vmap(lambda r, d, m, k: dgd.Network(r, d * dt, dgd.Hyperbolic(m, k)))(rate, delay, mu, kappa)
+    start = jnp.full(delay.shape, 1 / delay.shape[2], delay.dtype), jnp.ones_like(mu)
+    settings = {"duration": steps * dt, "dt": dt, "initial": start, "max_latency": (rows - 2) * dt, "throw": False}
+    return lambda policy: dgd.simulate_batch(batch, policy, save=dgd.SaveAt.statistics(), **settings, **more)

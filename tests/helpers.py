@@ -177,7 +177,7 @@ def central_difference(function, point, direction, h=1e-5):
     return jax.tree.map(lambda a, b: (np.asarray(a) - np.asarray(b)) / (2 * h), function(ahead), function(behind))
 
 
-def environment(optimisation: int = 0) -> dict[str, str]:
+def own_process(optimisation: int = 0) -> dict[str, str]:
     """Of a process of its own that uses the package: with the tests' compilation cache, and compiled in half the time or less.
 
     For what is run to see that it runs: compiling takes most of its time. Long computations want some `optimisation`.

@@ -1,13 +1,11 @@
 """Small sweeps that the tests share, and with them compiled code."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
+from helpers import own_process
 
-ROOT = Path(__file__).parents[1]
 MEASURES = ["excess", "verdict", "settle_time", "swing", "optimum_latency"]
 FIXED = {"family": "complete", "frontends": 2, "backends": 2}
 RUN = {"chunk": 8, "batch": 8, "max_steps": 1500}
@@ -40,12 +38,8 @@ def write_toml(path: Path, spec) -> Path:
 
 def start(*arguments, **environment) -> subprocess.Popen:
     """`dgdlb ...` as a process of its own."""
-    settings = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-        # As many devices as the tests have: the last bits depend on how networks are laid out over them.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    }
+    # Compiled as the tests are and with as many devices: the last bits depend on both.
+    settings = own_process() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     command = [sys.executable, "-m", "dgdlb_jax", *map(str, arguments)]
     return subprocess.Popen(
         command, env=settings | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -25,7 +25,7 @@ from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate
-from helpers import environment, interior_equilibrium
+from helpers import interior_equilibrium, own_process
 
 KEYS = ("1", "2", "3", "4", "5", "6", "7")
 
@@ -43,7 +43,7 @@ def rows(folder):
         "rows = reproduce(size='quick', output=sys.argv[1], progress=False); pickle.dump(rows, open(sys.argv[2], 'wb'))"
     )
     pickled = folder.parent / "rows.pickle"
-    settings = environment(optimisation=1) | {"JAX_ENABLE_X64": "1"}
+    settings = own_process(optimisation=1) | {"JAX_ENABLE_X64": "1"}
     subprocess.run([sys.executable, "-c", script, str(folder), str(pickled)], env=settings, check=True)
     return {row.claim.key: row for row in pickle.loads(pickled.read_bytes())}
 

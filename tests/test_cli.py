@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.cli import main
-from helpers import environment
+from helpers import own_process
 
 xarray = pytest.importorskip("xarray")
 
@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 
 def _dgdlb(*arguments, **options):
     command = [sys.executable, "-m", "dgdlb_jax", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(), **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=own_process(), **options)
 
 
 def _names(document):
@@ -233,7 +233,7 @@ def test_help_and_version_do_not_import_jax(arguments):
         f"try: main({arguments!r})\n"
         "finally: print('jax' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own_process(), timeout=60)
     assert done.returncode == 0
     assert done.stderr.split() == ["False", "False"]
     assert "dgdlb" in done.stdout
@@ -264,7 +264,7 @@ def test_ctrl_c_leaves_at_once_and_leaves_nothing(tmp_path):
     """A run of hours, interrupted while compiled code runs."""
     arguments = ["run", "two-by-two", "--duration", "3e6", "--dt", "0.01", "--output", "out"]
     command = [sys.executable, "-m", "dgdlb_jax", *arguments]
-    settings = environment() | {"PYTHONUNBUFFERED": "1"}
+    settings = own_process() | {"PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=settings) as process:
         time.sleep(5)
         process.send_signal(signal.SIGINT)
@@ -294,6 +294,6 @@ def test_an_interrupt_that_python_drops_is_raised_again(tmp_path):
         "sys.exit(cli.main(['fleets']))\n"
     )
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=own_process())
     assert done.returncode == 130
     assert time.monotonic() - started < 20

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.model.demand import DailyCycle
-from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.demand import DailyCycle, Jumps
+from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
@@ -25,8 +25,8 @@ STATISTICS = SETTINGS | {"save": SaveAt.statistics(after=1.0)}
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Kernels without a GPU: Pallas interprets them."""
-    monkeypatch.setattr(fused, "available", lambda: True)
+    """Kernels without a GPU: Pallas interprets them on CPU."""
+    monkeypatch.setattr(device, "on_gpu", lambda: True)
 
 
 @pytest.fixture
@@ -39,9 +39,8 @@ def accelerator(monkeypatch):
 
 
 @pytest.fixture
-def gpu(accelerator, kernels, monkeypatch):
+def gpu(accelerator, kernels):
     """A GPU that things can be compiled for, but not run on."""
-    monkeypatch.setattr(device, "on_gpu", lambda: True)
 
 
 def pair(rng, curve="Hyperbolic", **changes):
@@ -131,15 +130,23 @@ def test_what_a_kernel_cannot_do_is_said(rng, kernels, monkeypatch):
     with pytest.raises(InputError, match="no derivatives: leave it out"):
         jax.grad(lambda rate: run(_with(batch, rate * batch.latency)).statistics.cost.sum())(1.0)
     _, tables, _ = pair(rng, "Tabulated")
-    with pytest.raises(InputError, match=r"no place for an array of shape .*Leave fused=True out"):
-        run(tables)
-    monkeypatch.setattr(fused, "available", lambda: False)
+    # As many rates as backends, and a number that a block has no room for without filling up.
+    jumps = Jumps([[1.0, 2.0, 3.0]] * 2, [[4.0, 6.0, 5.0]] * 3)
+    square = Network(jumps, np.full((3, 3), 0.1), Hyperbolic(np.full(3, 9.0), np.full(3, 5.0)))
+    for network in (tables, stack([square, square])):
+        with pytest.raises(InputError, match=r"no place for an array of shape .*Leave fused=True out"):
+            simulate_batch(network, DGDLB(0.1), fused=True, **STATISTICS)
+    large = Network(np.ones(33), np.full((33, 33), 0.1), Hyperbolic(np.full(33, 9.0), np.full(33, 5.0)))
+    with pytest.raises(InputError, match=r"33 x 33 is too large .* leave fused=True out"):
+        simulate_batch(stack([large]), DGDLB(0.1), fused=True, **STATISTICS)
+    monkeypatch.setattr(device, "on_gpu", lambda: False)
     with pytest.raises(InputError, match=r"needs a CUDA device, this is \w+: leave it out"):
         run()
 
 
-def test_a_jax_without_triton_is_said(rng, monkeypatch):
+def test_a_jax_without_triton_is_said(rng, kernels, monkeypatch):
     network, batch, start = pair(rng)
+    monkeypatch.delattr("dgdlb_jax.simulation.fused")
     monkeypatch.setitem(sys.modules, "dgdlb_jax.simulation.fused", None)
     with pytest.raises(InputError, match=r"needs Pallas with its Triton backend, which jax .* lacks .*: leave it out"):
         simulate_batch(batch, POLICIES["Uniform"](network), initial=start, fused=True, **STATISTICS)
@@ -154,7 +161,7 @@ def test_an_operation_that_kernels_lack_is_named(rng, gpu):
     run = jax.jit(lambda latency: simulate_batch(_with(batch, latency), Sorting(0.1), fused=True, **STATISTICS))
     with (
         pytest.raises(InputError, match=r"No fused kernel can be made of Sorting .*: sort\): leave fused=True out"),
-        engine._told_of_kernels(Sorting(0.1)),
+        fused.compiling(Sorting(0.1)),
     ):
         run.trace(batch.latency).lower(lowering_platforms=("cuda",))
 
@@ -166,10 +173,10 @@ def test_projection_without_a_loop(rng, accelerator, dtype):
     mask = rng.random(values.shape) < 0.6
     mask[:, :5] = False
     found = np.asarray(project_simplex(values, mask))
-    device_free = np.asarray(_sorted_projection(values.astype(float), mask))
+    expected = _sorted_projection(values.astype(float), mask)
     scale = np.maximum(1, np.abs(np.where(mask, values, 0)).max(0))
     # Entries are rounded relative to the largest before anything else; the sum has as many roundings as entries.
-    assert np.abs(found - device_free).max() <= (10 * np.finfo(dtype).eps * scale).max()
+    assert (np.abs(found - expected).max(0) <= 10 * np.finfo(dtype).eps * scale).all()
     np.testing.assert_allclose(found.sum(0), mask.any(0), atol=10 * np.finfo(dtype).eps)
     assert (found[~mask] == 0).all()
     assert (found >= 0).all()
@@ -212,11 +219,28 @@ def test_a_delay_line_that_cannot_be_counted_is_refused():
         engine.simulate(network, DGDLB(1e-9), duration=1.0, dt=0.01)
 
 
-def test_where_the_device_is_asked():
+def test_a_default_device_is_where_arrays_live():
     with jax.default_device(jax.devices("cpu")[0]):
         assert device.on_cpu()
-    assert device.on_host(lambda x, n: (2 * x, n), jnp.ones(3), 4)[1] == 4
-    assert device.memory() > 0
+    with jax.default_device("gpu"):
+        assert not device.on_cpu()
+
+
+def test_beside_an_accelerator_the_host_computes(accelerator):
+    """What it is given is moved there, what it finds is moved back; scalars and words stay what they are."""
+    seen = []
+
+    def function(x, factor, word):
+        seen.append((jax.default_device.value, next(iter(x.devices()))))
+        return factor * x, word
+
+    found, word = device.on_host(function, jnp.arange(3.0), 4, "far")
+    cpu = jax.devices("cpu")[0]
+    assert seen == [(cpu, cpu)]
+    assert jax.default_device.value is None
+    np.testing.assert_array_equal(found, [0, 4, 8])
+    assert (word, found.committed) == ("far", False)
+    assert jax.jit(lambda x: device.on_host(lambda y: 2 * y, x))(3) == 6  # nothing moves under tracing
 
 
 def test_a_network_with_values_within_jit(rng):

@@ -1,18 +1,16 @@
 """Notebooks run from a clean kernel, errors fatal."""
 
-from pathlib import Path
-
 import pytest
 
-from helpers import environment
+from helpers import ROOT, own_process
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("default")
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    for name, value in environment().items():
+    for name, value in own_process().items():
         monkeypatch.setenv(name, value)
     nbformat = pytest.importorskip("nbformat", reason="install the notebooks extra")
     client = pytest.importorskip("nbclient", reason="install the notebooks extra")

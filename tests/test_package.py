@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import dgdlb_jax as dgd
-
-ROOT = Path(__file__).parent.parent
+from helpers import ROOT
 
 
 def _python(code: str, folder: Path = ROOT, **environment: str) -> str:

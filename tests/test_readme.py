@@ -10,7 +10,7 @@ import pytest
 from dgdlb_jax import load_fleet, open_sweep
 from dgdlb_jax.cli import build_parser
 from dgdlb_jax.experiments.sweep import read_spec
-from helpers import ROOT, environment
+from helpers import ROOT, own_process
 
 README = (ROOT / "README.md").read_text()
 
@@ -33,7 +33,7 @@ def test_python_blocks_run_in_order(tmp_path):
     """As a script of the user's, in a new process."""
     (tmp_path / "readme.py").write_text("\n".join([*_blocks("python"), CHECKS]))
     done = subprocess.run(
-        [sys.executable, "readme.py"], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600
+        [sys.executable, "readme.py"], cwd=tmp_path, env=own_process(), capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert "above the optimum" in done.stdout
@@ -59,7 +59,7 @@ def test_the_sweep_behind_the_picture_runs_and_shows_what_the_text_says(tmp_path
     printed = ""
     for line in block.splitlines():
         command = [sys.executable, "-m", "dgdlb_jax", *shlex.split(line.split("#")[0])[1:]]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(1), capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=tmp_path, env=own_process(1), capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         printed += done.stdout
     assert "440 cases" in printed

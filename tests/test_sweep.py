@@ -18,8 +18,8 @@ from dgdlb_jax.experiments.sweep.measures import growth_rate, period
 from dgdlb_jax.experiments.verdict import LAST_PART, Verdict
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.engine import simulate_batch
-from helpers import DT, MAX_LATENCY, compilations, small_network
-from sweeps import FIXED, MEASURES, ROOT, RUN, complete, files, small, start, write_toml
+from helpers import DT, MAX_LATENCY, ROOT, compilations, small_network
+from sweeps import FIXED, MEASURES, RUN, complete, files, small, start, write_toml
 
 pytest.importorskip("zarr", reason="install the sweep extra")
 ROUNDING = {"rtol": 1e-9, "atol": 1e-12}

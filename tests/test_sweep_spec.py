@@ -13,7 +13,8 @@ from dgdlb_jax.experiments.sweep import read_spec, ready_sweeps
 from dgdlb_jax.experiments.sweep.inputs import DEFAULTS, INPUTS
 from dgdlb_jax.experiments.sweep.measures import MEASURES
 from dgdlb_jax.numerics.results import InputError
-from sweeps import ROOT, small, write_toml
+from helpers import ROOT
+from sweeps import small, write_toml
 
 SWEEPS = ROOT / "dgdlb_jax" / "data" / "sweeps"
 

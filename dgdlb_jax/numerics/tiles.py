@@ -36,3 +36,16 @@ def map_tiles(function: Callable[..., PyTree], batch: PyTree, shared: PyTree, *,
         run = jax.shard_map(run, mesh=mesh, in_specs=(split, whole), out_specs=split, check_vma=False)
     done = run(jax.tree.map(cut, batch), shared)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], done)
+
+
+def one_by_one(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """The same function of tiles, whose items are tiles of one to it, side by side."""
+
+    def run(tile, shared):
+        def one(item):
+            done = function(jax.tree.map(lambda leaf: leaf[None], item), shared)
+            return jax.tree.map(lambda leaf: leaf[0], done)
+
+        return jax.vmap(one)(tile)
+
+    return run

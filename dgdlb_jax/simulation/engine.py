@@ -2,8 +2,7 @@
 
 import dataclasses
 import math
-import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.tiles import map_tiles
+from dgdlb_jax.numerics.tiles import map_tiles, one_by_one
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
@@ -139,7 +138,8 @@ def simulate_batch(
     - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
     - `fused`: on a CUDA device, all steps in one kernel: 2 to 10 times as fast (benchmarks/README.md), the same answers up to rounding.
-      For runs that keep nothing in between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`.
+      For runs that keep nothing in between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`;
+      networks up to about 32 x 32, constant or cyclic demand, curves given by formulas.
 
     **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
     leaves the others alone and shows in `result`.
@@ -173,7 +173,7 @@ def simulate_batch(
     size, steps = networks.batch, int(grid.steps.max())
     if frames is None:
         segment = segment_length(adjoint, networks.latency, steps, grid.rows)
-        plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, segment)
+        plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, segment, fused=fused)
     else:
         _check_frames(frames, steps, save.every, extra_flow is not None)
         plan = _Plan(grid.rows, None, None, save.fields, save.summary, None, frames)
@@ -184,13 +184,12 @@ def simulate_batch(
                 f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
                 "give one matrix for each of them, the start and the end included."
             )
-    largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
     if fused:
         _check_fused(plan, inputs)
-        plan = dataclasses.replace(plan, fused=True)
+    largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
     spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
     lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
-    with _told_of_kernels(policy) if fused else nullcontext():
+    with _kernels().compiling(policy) if fused else nullcontext():
         runs = _run(inputs, plan, spread, lanes)
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
@@ -225,13 +224,7 @@ class _Plan(eqx.Module):
 
 
 def _check_fused(plan: _Plan, inputs: _Inputs) -> None:
-    try:
-        from dgdlb_jax.simulation.fused import available
-    except ImportError as error:
-        raise InputError(
-            f"fused=True needs Pallas with its Triton backend, which jax {jax.__version__} lacks ({error}): leave it out."
-        ) from error
-    if not available():
+    if not device.on_gpu():
         raise InputError(f"fused=True needs a CUDA device, this is {jax.default_backend()}: leave it out.")
     if plan.steps is None or plan.every is not None or inputs.extra is not None:
         raise InputError(
@@ -239,18 +232,15 @@ def _check_fused(plan: _Plan, inputs: _Inputs) -> None:
         )
 
 
-@contextmanager
-def _told_of_kernels(policy: AbstractPolicy):
-    """What the compiler of kernels says, as a sentence; without its announcement that it will go some day."""
+def _kernels():
+    """Loaded when asked for: Pallas is experimental, and takes time to import."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
-            yield
-    except NotImplementedError as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
+        from dgdlb_jax.simulation import fused
+    except ImportError as error:
         raise InputError(
-            f"No fused kernel can be made of {type(policy).__name__} in these networks ({reason}): leave fused=True out."
+            f"fused=True needs Pallas with its Triton backend, which jax {jax.__version__} lacks ({error}): leave it out."
         ) from error
+    return fused
 
 
 def _check_frames(frames: int, steps: int, every: int | None, has_extra_flow: bool) -> None:
@@ -283,21 +273,8 @@ def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
     run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared), plan)
     if plan.fused:
-        run_tile = _one_by_one(run_tile)
+        run_tile = one_by_one(run_tile)
     return map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
-
-
-def _one_by_one(run_tile):
-    """Tiles of one network each, side by side."""
-
-    def run(batched, shared):
-        def one(single):
-            done = run_tile(jax.tree.map(lambda leaf: leaf[None], single), shared)
-            return jax.tree.map(lambda leaf: leaf[0], done)
-
-        return jax.vmap(one)(batched)
-
-    return run
 
 
 def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
@@ -319,9 +296,7 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         carry = eqx.tree_at(lambda c: c.now.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
     system, extra = System(field, wiring, clock, window), None
     if plan.fused:
-        from dgdlb_jax.simulation.fused import run_fused
-
-        carry = run_fused(system, carry, plan.steps)
+        carry = _kernels().run_fused(system, carry, plan.steps)
         saved = jax.tree.map(lambda last: last[:, None], observe_fields(plan.fields, system, carry.now))
     elif plan.steps is None:
         told = one_native_loop(partial(run_as_told, fields=plan.fields, frames=plan.frames), field.mask.size)

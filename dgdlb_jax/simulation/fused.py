@@ -4,8 +4,10 @@ What XLA's loop writes to memory and reads again between its kernels never leave
 The functions of `step` are the same; between them the kernel writes and reads the lines itself. A block of threads holds one network.
 """
 
+import warnings
+from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import equinox as eqx
 import jax
@@ -17,24 +19,40 @@ from jaxtyping import Array, ArrayLike, PyTree
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay_line import DelayLine
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.step import Carry, Now, System, arrive, predict, route
 
 _PER_WARP = 256  # arcs that a warp holds; measured, benchmarks/README.md
+_PAIRS = 32**3  # pairs of backends x frontends that a block of threads compares: the largest measured
 
 
-def available() -> bool:
-    """Whether the device can run such kernels at the speed they are made for."""
-    return device.on_gpu()
+@contextmanager
+def compiling(policy: AbstractPolicy):
+    """What the compiler of kernels cannot do, as a sentence; without its announcement that it will go some day.
+
+    **Raises:** `InputError` naming the operation that it lacks.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+            yield
+    except NotImplementedError as error:
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise InputError(
+            f"No fused kernel can be made of {type(policy).__name__} in these networks ({reason}): leave fused=True out."
+        ) from error
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def run_fused(system: System, carry: Carry, steps: int) -> Carry:
-    """The carry after so many steps, of a tile of one network; batches by `vmap`. Elsewhere than on a GPU slowly, for tests.
+    """The carry after so many steps, of a tile of one network; batches by `vmap`. On CPU interpreted, slowly, for tests.
 
-    **Raises:** `InputError` for arrays that have no place in the kernel, and when differentiated.
+    **Raises:** `InputError` for a network or arrays that have no place in the kernel, and when differentiated.
     """
     grid = _Grid(system.field.shape)
+    _refuse_tables(system.field)
     like = jax.eval_shape(lambda: (_without_taps(system), carry.now))
     inputs = jax.tree.leaves((_without_taps(system), carry.now))
     lines, ends = (carry.flows.ring, carry.workloads.ring), jax.tree.leaves(carry.now)
@@ -43,7 +61,7 @@ def run_fused(system: System, carry: Carry, steps: int) -> Carry:
         partial(_kernel, grid, like, carry.flows.rows, steps),
         out_shape=[jax.ShapeDtypeStruct((leaf.size,), leaf.dtype) for leaf in (*lines, *ends)],
         input_output_aliases={0: 0, 1: 1},
-        interpret=not device.on_gpu(),
+        interpret=device.on_cpu(),
         compiler_params=_tuning(grid),
     )(*lines, *offsets, *map(jnp.ravel, inputs))
     shaped = [leaf.reshape(before.shape) for leaf, before in zip(ended, ends, strict=True)]
@@ -55,6 +73,20 @@ def run_fused(system: System, carry: Carry, steps: int) -> Carry:
 @run_fused.defjvp
 def _refuse(steps, primals, tangents):
     raise InputError("fused=True has no derivatives: leave it out.")
+
+
+def _refuse_tables(field: Field) -> None:
+    """A table's knots could not be told from backends or frontends, and would be filled up like those."""
+    for leaf in jax.tree.leaves((field.demand, field.service, field.capacity)):
+        if leaf.ndim > 1:
+            _refuse_shape(leaf.shape)
+
+
+def _refuse_shape(shape: tuple[int, ...]) -> NoReturn:
+    raise InputError(
+        f"The fused kernel has no place for an array of shape {shape}: demand keeps numbers per frontend there, curves per backend, "
+        "policies per frontend or arc. Leave fused=True out."
+    )
 
 
 def _without_taps(system: System) -> System:
@@ -80,6 +112,11 @@ class _Grid:
     def __init__(self, shape: Shape):
         self.network = shape
         self.room = Shape(pl.next_power_of_2(shape.frontends), pl.next_power_of_2(shape.backends), 1)
+        if self.room.backends**2 * self.room.frontends > _PAIRS:
+            raise InputError(
+                f"A network of {shape.frontends} x {shape.backends} is too large for the fused kernel, where one block of threads holds "
+                "it (32 x 32 fits): leave fused=True out."
+            )
 
     def place(self, shape: tuple[int, ...]) -> _Place:
         """Of an array over frontends, backends or arcs, or of such arrays in a number that is a power of two."""
@@ -88,10 +125,7 @@ class _Grid:
         padded = [n for n, (size, room) in enumerate(zip(shape, sizes, strict=True)) if size != room]
         over_arcs = shape in ((F, B), (B, F))
         if any(shape[n] not in (F, B) or (n < len(shape) - 1 and not over_arcs) for n in padded):
-            raise InputError(
-                f"The fused kernel has no place for an array of shape {shape}: curves, demand and policies may keep numbers per "
-                "frontend, backend or arc. Leave fused=True out."
-            )
+            _refuse_shape(shape)
         at, inside = jnp.zeros(sizes, jnp.int32), jnp.ones(sizes, bool)
         for axis, size in enumerate(shape):
             number = jax.lax.broadcasted_iota(jnp.int32, sizes, axis)
@@ -166,5 +200,5 @@ def _write(ref, place: _Place, start: ArrayLike, values: Array) -> None:
 
 def _wait() -> None:
     """Until every thread of the block has written what it had to."""
-    if device.on_gpu():
+    if not device.on_cpu():
         triton.debug_barrier()

@@ -94,6 +94,7 @@ class Window(eqx.Module):
         away = jnp.abs(before - self.reference) + jnp.abs(after - self.reference)
         late = k >= middle
         lever = (k - jnp.where(late, middle, start)) + (1 - jnp.where(late, last - middle, middle - start)) / 2
+        # Compared, not stacked: a fused kernel cannot put arrays together.
         second = jax.lax.broadcasted_iota(jnp.int32, (2, 1), 0) == 1
         rise = jnp.where(weight_b > 0, lever.astype(after.dtype) * (before + after) / 2, 0)
         return Sums(
