@@ -114,7 +114,7 @@ class WayBack:
     def keep(self, now: Now) -> Values:
         """What has to be kept of a state: the parts of it, or of its support, that the way back looks at."""
         leaves = jax.tree.leaves(_with_support(now))
-        return [leaf for leaf, looked_at in zip(leaves, self.looked_at, strict=True) if looked_at]
+        return [leaf.reshape(-1) for leaf, looked_at in zip(leaves, self.looked_at, strict=True) if looked_at]
 
     def run(
         self, node: Node, tape: PyTree, end: Values, carry: Carry, looks: PyTree, history: bool
@@ -148,7 +148,8 @@ class WayBack:
     def _recall(self, kept: Values) -> tuple[Now, Bool[Array, "backends frontend_lanes"]]:
         leaves = iter(kept)
         found = [
-            next(leaves) if on else jnp.zeros_like(leaf) for leaf, on in zip(self.leaves, self.looked_at, strict=True)
+            next(leaves).reshape(leaf.shape) if on else jnp.zeros_like(leaf)
+            for leaf, on in zip(self.leaves, self.looked_at, strict=True)
         ]
         return jax.tree.unflatten(self.tree, found)
 

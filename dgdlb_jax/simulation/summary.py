@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dgdlb_jax.numerics.linear_map import linear_map
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.trajectory import Statistics
 
@@ -26,11 +27,29 @@ class Total(eqx.Module):
 
     def plus(self, part: Float[Array, "..."]) -> "Total":
         """The sum with one more part."""
-        if self.lost is None:
-            return Total(self.value + part, None)
-        part = part - self.lost
-        value = self.value + part
-        return Total(value, (value - self.value) - part)
+        return Total(self.value + part, None) if self.lost is None else Total(*_compensated(self.value, self.lost, part))
+
+
+@jax.custom_jvp
+def _compensated(value: Array, lost: Array, part: Array) -> tuple[Array, Array]:
+    """The sum of the first and the last, and what rounding will have taken away."""
+    part = part - lost
+    total = value + part
+    return total, (total - value) - part
+
+
+@_compensated.defjvp
+def _compensated_jvp(primals, tangents):
+    """Sums of slopes are compensated as well. The way back has nothing to sum: to it, what is lost is zero."""
+
+    def back(_, cotangents):
+        total, lost = cotangents
+        total = jnp.zeros_like(lost) if total is None else total
+        return [total, jnp.zeros_like(total), total]
+
+    slopes = linear_map(lambda _, slopes: list(_compensated(*slopes)), back, [], tangents)
+    return _compensated(*primals), tuple(slopes)
+
 
 
 class Sums(eqx.Module):
