@@ -129,7 +129,7 @@ class _Derivative:
         system, carry, extra = self._inputs(leaves)
         keep = self._way_back(leaves).keep
         carry, looks, tape = Machine(system, self.task.look, keep).run(self.task.checkpointed, carry, extra)
-        return (carry, looks), (tape, keep(carry.now))
+        return (carry, looks), (tape, carry.now)
 
     def forward(self, leaves, slopes) -> list[Array]:
         """The derivative in one direction: the run with the derivative of every step beside it."""

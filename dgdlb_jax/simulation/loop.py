@@ -133,7 +133,7 @@ class Machine(eqx.Module):
 
     system: System
     look: Callable[[System, Now], PyTree] = eqx.field(static=True)
-    keep: Callable[[Now], PyTree] | None = eqx.field(static=True)
+    keep: Callable[[Carry], PyTree] | None = eqx.field(static=True)
 
     def run(
         self, node: Node, carry: Carry, extra: Extra | None = None, pending: Pending | None = None
@@ -141,8 +141,20 @@ class Machine(eqx.Module):
         """Follow the program: the state after it, the looks (frames first), and a tape of what was kept."""
         match node:
             case Step():
-                kept = None if self.keep is None else self.keep(carry.now)
-                return advance(self.system, carry, pending and pending.at(carry.now.k)), None, kept
+                return advance(self.system, carry, pending and pending.at(carry.now.k)), None, None
+            case Loop(times, Step()) if self.keep is not None:
+
+                def step(n, state):
+                    carry, tape = state
+                    carry = self.run(body, carry, None, pending)[0]
+                    return carry, jax.tree.map(lambda all_, own: all_.at[n + 1].set(own), tape, self.keep(carry))
+
+                body = node.body
+                tape = jax.tree.map(
+                    lambda own: jnp.zeros((times + 1, *own.shape), own.dtype).at[0].set(own), self.keep(carry)
+                )
+                carry, tape = jax.lax.fori_loop(0, times, step, (carry, tape), unroll=unroll(times, body))
+                return carry, None, tape
             case Loop(times, body):
 
                 def once(carry, extra):
@@ -163,7 +175,8 @@ class Machine(eqx.Module):
             case Frame(body, steps):
                 pending = None if extra is None else Pending(extra[0], carry.now.k + steps)
                 carry, _, tape = self.run(body, carry, None, pending)
-                return carry, jax.tree.map(lambda leaf: leaf[None], self.look(self.system, carry.now)), tape
+                looks = jax.tree.map(lambda leaf: leaf[None], self.look(self.system, carry.now))
+                return carry, looks, None if self.keep is None else (tape, self.keep(carry))
             case Checkpoint(body):
                 end, looks, _ = Machine(self.system, self.look, None).run(body, carry, extra, pending)
                 return end, looks, None if self.keep is None else carry

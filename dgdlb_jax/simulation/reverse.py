@@ -50,7 +50,6 @@ class Reverse(eqx.Module):
     """
 
     q: Int[Array, ""]
-    after: Values
     bar: Now
     arrivals: DelayLine
     readings: DelayLine
@@ -106,18 +105,18 @@ class WayBack:
         self.system, self.rows = system_of(values), carry.flows.rows
         self.returns = Returns(self.system, self.rows)
         self.leaves, self.tree = jax.tree.flatten(_with_support(carry.now))
-        self.last: Any = None
+        self.end = carry.now
         self.left: tuple[Any, Any] = (None, None)  # cotangents of what stands in the two lines in the end
         self.looked_at = [True] * len(self.leaves)
         self.looked_at = self._looked_at()
 
-    def keep(self, now: Now) -> Values:
+    def keep(self, carry: Carry) -> Values:
         """What has to be kept of a state: the parts of it, or of its support, that the way back looks at."""
-        leaves = jax.tree.leaves(_with_support(now))
+        leaves = jax.tree.leaves(_with_support(carry.now))
         return [leaf.reshape(-1) for leaf, looked_at in zip(leaves, self.looked_at, strict=True) if looked_at]
 
     def run(
-        self, node: Node, tape: PyTree, end: Values, carry: Carry, looks: PyTree, history: bool
+        self, node: Node, tape: PyTree, end: Now, carry: Carry, looks: PyTree, history: bool
     ) -> tuple[Values, Carry, Extra | None]:
         """All the way.
 
@@ -129,8 +128,8 @@ class WayBack:
 
         **Returns:** cotangents of the values that move, of the state at the start, of the extra flow.
         """
-        self.last, self.left = self.recall(end).k, (carry.flows.ring, carry.workloads.ring)
-        state, extra = self._back(node, tape, self.begin(end, carry.now), looks, self.extra, None)
+        self.end, self.left = end, (carry.flows.ring, carry.workloads.ring)
+        state, extra = self._back(node, tape, self.begin(carry.now), looks, self.extra, None)
         lines = jax.tree.map(jnp.zeros_like, (self.carry.flows, self.carry.workloads))
         if history:
             lines = self._history(state, lines)
@@ -153,13 +152,12 @@ class WayBack:
         ]
         return jax.tree.unflatten(self.tree, found)
 
-    def begin(self, end: Values, bar: Now) -> Reverse:
+    def begin(self, bar: Now) -> Reverse:
         """At the end of the run, with the cotangent of its last state; parts of it may be None."""
         now, dtype = self.carry.now, self.carry.now.routing.dtype
         zeros = eqx.filter(jax.tree.map(jnp.zeros_like, now), eqx.is_inexact_array)
         return Reverse(
             q=jnp.zeros((), jnp.int32),
-            after=end,
             bar=jax.tree.map(lambda zero, own: zero if own is None else own, zeros, bar),
             arrivals=DelayLine(jnp.zeros(now.workload.size * self.rows, dtype), self.rows),
             readings=DelayLine(jnp.zeros(now.routing.size * self.rows, dtype), self.rows),
@@ -170,8 +168,13 @@ class WayBack:
     def _back(self, node: Node, tape, state: Reverse, looks, extra, pending) -> tuple[Reverse, Extra | None]:
         """Follow a part of the program backwards."""
         match node:
-            case Step():
-                return self.step(state, tape, pending), None
+            case Loop(times, Step()):
+
+                def step(n, state):
+                    at = lambda n: [jax.lax.dynamic_index_in_dim(kept, n, keepdims=False) for kept in tape]
+                    return self.step(state, at(times - 1 - n), at(times - n), pending)
+
+                return jax.lax.fori_loop(0, times, step, state, unroll=unroll(times, node.body)), None
             case Loop(times, body):
 
                 def once(state, each):
@@ -189,21 +192,22 @@ class WayBack:
                     bars.insert(0, bar)
                 return state, join(bars)
             case Frame(body):
+                tape, end = tape
                 if extra is not None:
-                    pending = Pending(extra[0], self.recall(state.after).k)
+                    pending = Pending(extra[0], self.recall(end).k)
                     state = eqx.tree_at(lambda s: s.extra, state, jnp.zeros_like(extra[0]))
-                state = self.look_back(state, jax.tree.map(lambda leaf: leaf[0], looks))
+                state = self.look_back(state, end, jax.tree.map(lambda leaf: leaf[0], looks))
                 state, _ = self._back(body, tape, state, None, None, pending)
                 return state, None if state.extra is None else state.extra[None]
             case Checkpoint(body):
                 again = Machine(self.system, self.look, self.keep).run(body, tape, extra, pending)[2]
                 return self._back(body, again, state, looks, extra, pending)
 
-    def look_back(self, state: Reverse, looks: PyTree) -> Reverse:
+    def look_back(self, state: Reverse, end: Values, looks: PyTree) -> Reverse:
         """What the cotangents of a look mean for the state that was looked at."""
         if not jax.tree.leaves(looks):
             return state
-        real, rest = eqx.partition(self.recall(state.after), eqx.is_inexact_array)
+        real, rest = eqx.partition(self.recall(end), eqx.is_inexact_array)
         wanted = {name: bar for name, bar in looks.items() if bar is not None}
 
         def look(values, real):
@@ -213,9 +217,9 @@ class WayBack:
         values, bar = jax.vjp(look, self.values, real)[1](wanted)
         return eqx.tree_at(lambda s: (s.values, s.bar), state, (_sum(state.values, values), _sum(state.bar, bar)))
 
-    def step(self, state: Reverse, kept: Values, pending: Pending | None) -> Reverse:
+    def step(self, state: Reverse, kept: Values, kept_after: Values, pending: Pending | None) -> Reverse:
         """One step backwards."""
-        now, after = self.recall(kept), self.recall(state.after)
+        now, after = self.recall(kept), self.recall(kept_after)
         real, rest = eqx.partition(now, eqx.is_inexact_array)
         system = self.system_of
 
@@ -224,19 +228,20 @@ class WayBack:
 
         def route_(values, real, reading, extra):
             flow = None if pending is None else Pending(extra, pending.due).at(now.k)
-            move = route(system(values), eqx.combine(real, rest), reading, flow, self.known(state.after))
+            move = route(system(values), eqx.combine(real, rest), reading, flow, self.known(kept_after))
             return eqx.partition(move, eqx.is_inexact_array)
 
         def arrive_(values, real, predicted, move, inflow):
             there = arrive(system(values), eqx.combine(real, rest), predicted, eqx.combine(move, move_rest), inflow)
-            return eqx.filter(there, eqx.is_inexact_array)
+            return _without_extremes(eqx.filter(there, eqx.is_inexact_array))
 
         predicted, from_prediction = jax.vjp(predict_, self.values, real)
         extra = None if pending is None else pending.flow
         move, from_move, move_rest = jax.vjp(route_, self.values, real, after.reading, extra, has_aux=True)
         from_arrival = jax.vjp(arrive_, self.values, real, predicted, move, after.inflow)[1]
 
-        values, bar, predicted_bar, move_bar, inflow_bar = from_arrival(state.bar)
+        bar, extremes = self._set_here(state.bar, after)
+        values, bar, predicted_bar, move_bar, inflow_bar = from_arrival(bar)
         arrivals = delay_line.write(state.arrivals, state.q, inflow_bar)
         move_bar = eqx.tree_at(
             lambda m: m.entering, move_bar, move_bar.entering + self._entering(arrivals, state.q, now.k + 1)
@@ -245,16 +250,25 @@ class WayBack:
         readings = delay_line.write(state.readings, state.q, reading_bar)
         at_once, later = self._seen(readings, state.q, now.k)
         values_3, bar_3 = from_prediction(predicted_bar + at_once)
-        bar = _sum(bar, bar_2, bar_3)
+        bar = eqx.tree_at(_extremes, _sum(bar, bar_2, bar_3), extremes)
         return Reverse(
             q=state.q + 1,
-            after=kept,
             bar=eqx.tree_at(lambda b: b.workload, bar, bar.workload + later),
             arrivals=arrivals,
             readings=readings,
             values=_sum(state.values, values, values_2, values_3),
             extra=_sum(state.extra, extra_bar),
         )
+
+    def _set_here(self, bar: Now, after: Now) -> tuple[Now, list[Backends]]:
+        """The cotangents of the extremes go to the workload that set them: the last one that is equal to what they are in the end."""
+        window, left, moved = self.system.window, [], bar.workload
+        counts = [True] if window is None else [True, *2 * [after.k >= window.marks[0]]]
+        for own, end, counted in zip(_extremes(bar), _extremes(self.end), counts, strict=True):
+            here = counted & (after.workload == end)
+            moved = moved + jnp.where(here, own, 0)
+            left.append(jnp.where(here, 0, own))
+        return _without_extremes(eqx.tree_at(lambda b: b.workload, bar, moved)), left
 
     def _entering(self, arrivals: DelayLine, q: Int[Array, ""], row: Int[Array, ""]) -> Arcs:
         """The cotangent of what entered the wires as this row: what has arrived of it, or is still there in the end."""
@@ -269,13 +283,13 @@ class WayBack:
         later = jnp.sum(jnp.where(self.returns.at_once, 0, bar), axis=0)
         left = self.left[1]
         if left is not None:
-            at_once = at_once + jnp.where(k + 1 == self.last, self._left(left, k + 1), 0)
+            at_once = at_once + jnp.where(k + 1 == self.end.k, self._left(left, k + 1), 0)
             later = later + self._left(left, k)
         return at_once, later
 
     def _left(self, ring: Float[Array, " numbers"], row: Int[Array, ""]) -> Float[Array, " width"]:
         """A row of the cotangent of a line in the end; zero when other rows have taken its place."""
-        return jnp.where(row > self.last - self.rows, delay_line.row(DelayLine(ring, self.rows), row + self.rows), 0)
+        return jnp.where(row > self.end.k - self.rows, delay_line.row(DelayLine(ring, self.rows), row + self.rows), 0)
 
     def _history(self, state: Reverse, lines: tuple[DelayLine, DelayLine]) -> tuple[DelayLine, DelayLine]:
         """On through the history before the start, which ran without steps: the cotangents of what stood in the two lines."""
@@ -299,12 +313,12 @@ class WayBack:
         """Which leaves of a state, and of its support, the way back depends on: trace it, and see which inputs no output needs."""
 
         def one_step(before, after):
-            state = self.begin(after, eqx.filter(self.carry.now, eqx.is_inexact_array))
+            state = self.begin(eqx.filter(self.carry.now, eqx.is_inexact_array))
             looks = jax.tree.map(jnp.zeros_like, self.look(self.system, self.carry.now))
-            state = self.look_back(state, looks)
+            state = self.look_back(state, after, looks)
             pending = None if self.extra is None else Pending(self.extra[0], self.carry.now.k)
-            state = self.step(state, before, pending)
-            return jax.tree.leaves(eqx.tree_at(lambda s: s.after, state, []))
+            state = self.step(state, before, after, pending)
+            return jax.tree.leaves(state)
 
         traced = jax.make_jaxpr(one_step)(self.leaves, self.leaves).jaxpr
         _, used = dce_jaxpr(traced, [True] * len(traced.outvars))
@@ -317,6 +331,14 @@ class WayBack:
 
 def _with_support(now: Now) -> tuple[Now, Bool[Array, "backends frontend_lanes"]]:
     return now, now.routing > 0
+
+
+def _extremes(now: Now) -> list[Any]:
+    return [now.peak] if now.sums is None else [now.peak, now.sums.lowest, now.sums.highest]
+
+
+def _without_extremes(now: Now) -> Now:
+    return eqx.tree_at(_extremes, now, replace_fn=lambda _: None)
 
 
 def _lines(state: Reverse):

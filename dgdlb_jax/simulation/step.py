@@ -23,7 +23,7 @@ from dgdlb_jax.numerics.delay_line import DelayLine, Taps
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import State
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
-from dgdlb_jax.simulation.summary import Sums, Window
+from dgdlb_jax.simulation.summary import Sums, Window, higher
 
 Lanes = Float[Array, " lanes"]
 Known = tuple[Arcs, Bool[Array, "backends frontend_lanes"]]
@@ -169,7 +169,7 @@ def arrive(system: System, now: Now, predicted: Backends, move: Move, inflow: Ba
         in_flight = in_flight + length(k, clock.lanes) / 2 * (sent - shape.per_lane(now.inflow + inflow))
     return Now(
         k=k + 1, routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity,
-        reading=move.reading, policy=move.policy, peak=jnp.maximum(now.peak, workload), in_flight=in_flight,
+        reading=move.reading, policy=move.policy, peak=higher(now.peak, workload), in_flight=in_flight,
         sums=None if window is None or now.sums is None else window.add(
             now.sums, k, step_f, step_b, now.flow + move.flow, now.workload, workload
         ),

@@ -27,7 +27,9 @@ class Total(eqx.Module):
 
     def plus(self, part: Float[Array, "..."]) -> "Total":
         """The sum with one more part."""
-        return Total(self.value + part, None) if self.lost is None else Total(*_compensated(self.value, self.lost, part))
+        return (
+            Total(self.value + part, None) if self.lost is None else Total(*_compensated(self.value, self.lost, part))
+        )
 
 
 @jax.custom_jvp
@@ -50,6 +52,15 @@ def _compensated_jvp(primals, tangents):
     slopes = linear_map(lambda _, slopes: list(_compensated(*slopes)), back, [], tangents)
     return _compensated(*primals), tuple(slopes)
 
+
+def lower(sofar: Array, now: Array) -> Array:
+    """The lower one. Of equal ones the last counts, whatever JAX's own would do with derivatives; so the way back can tell."""
+    return jnp.where(now > sofar, sofar, now)
+
+
+def higher(sofar: Array, now: Array) -> Array:
+    """The higher one, of equal ones the last."""
+    return jnp.where(now < sofar, sofar, now)
 
 
 class Sums(eqx.Module):
@@ -120,8 +131,8 @@ class Window(eqx.Module):
             flow=sums.flow.plus(weight_f * flows),
             workload=sums.workload.plus(weight_b * (before + after)),
             deviation=sums.deviation.plus(weight_b * away),
-            lowest=jnp.where(inside, jnp.minimum(sums.lowest, after), sums.lowest),
-            highest=jnp.where(inside, jnp.maximum(sums.highest, after), sums.highest),
+            lowest=jnp.where(inside, lower(sums.lowest, after), sums.lowest),
+            highest=jnp.where(inside, higher(sums.highest, after), sums.highest),
             rise=sums.rise.plus(jnp.where(late == second, rise, 0)),
         )
 
