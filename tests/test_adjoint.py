@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.model.demand import DailyCycle
-from dgdlb_jax.model.network import stack
+from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import AbstractFlowPolicy
@@ -177,6 +178,31 @@ def test_checkpoints_change_nothing(rng, every, segment):
     assert value == same
     for one, other in zip(slopes, others, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14 * np.abs(one).max())
+
+
+def test_of_equal_extremes_the_last_one_counts_in_both_modes():
+    """At rest every workload is the highest and the lowest: both modes give the derivative of the last one."""
+    network = Network([1.0], [[3 * DT]], Hyperbolic(2.0, 1.0))
+
+    def extremes(rate):
+        run = simulate(
+            network.with_arrival_rate(rate),
+            DGDLB(0.1),
+            initial=(jnp.ones((1, 1)), jnp.ones(1)),
+            save=SaveAt.statistics(),
+            **RUN,
+        )
+        found = run.statistics
+        both = jnp.stack([found.peak_workload, found.highest_workload, found.lowest_workload])
+        return both[:, 0], run.final.workload[0]
+
+    rate = jnp.ones(1)
+    (values, last), (forward, slope) = jax.jit(lambda r: jax.jvp(extremes, (r,), (jnp.ones(1),)))(rate)
+    backward = jax.jit(jax.jacrev(lambda r: extremes(r)[0]))(rate)[:, 0]
+    np.testing.assert_array_equal(values, last)
+    assert slope > 0.01
+    np.testing.assert_allclose(forward, slope, rtol=1e-12)
+    np.testing.assert_allclose(backward, slope, rtol=1e-12)
 
 
 def test_checkpoints_are_at_least_a_buffer_apart_and_few():
@@ -376,7 +402,8 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 import jax.numpy as jnp
 from helpers import DT, small_network
-from dgdlb_jax.model.network import stack
+from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt

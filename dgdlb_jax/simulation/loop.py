@@ -6,6 +6,7 @@ and what lies between is computed again on the way back. `run` follows it forwar
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -133,27 +134,18 @@ class Machine(eqx.Module):
 
     system: System
     look: Callable[[System, Now], PyTree] = eqx.field(static=True)
-    keep: Callable[[Carry], PyTree] | None = eqx.field(static=True)
+    keep: Callable[[Now], PyTree] | None = eqx.field(static=True)
 
     def run(
         self, node: Node, carry: Carry, extra: Extra | None = None, pending: Pending | None = None
     ) -> tuple[Carry, Any, Any]:
-        """Follow the program: the state after it, the looks (frames first), and a tape of what was kept."""
+        """Follow the program: the state after it, the looks (frames first), and a tape of what was kept: of the states before, between
+        and after the steps of a loop, and of those looked at."""
         match node:
             case Step():
                 return advance(self.system, carry, pending and pending.at(carry.now.k)), None, None
-            case Loop(times, Step()) if self.keep is not None:
-
-                def step(n, state):
-                    carry, tape = state
-                    carry = self.run(body, carry, None, pending)[0]
-                    return carry, jax.tree.map(lambda all_, own: all_.at[n + 1].set(own), tape, self.keep(carry))
-
-                body = node.body
-                tape = jax.tree.map(
-                    lambda own: jnp.zeros((times + 1, *own.shape), own.dtype).at[0].set(own), self.keep(carry)
-                )
-                carry, tape = jax.lax.fori_loop(0, times, step, (carry, tape), unroll=unroll(times, body))
+            case Loop(times, Step() as step) if self.keep is not None:
+                carry, tape = self._recorded(times, step, carry, pending)
                 return carry, None, tape
             case Loop(times, body):
 
@@ -176,10 +168,25 @@ class Machine(eqx.Module):
                 pending = None if extra is None else Pending(extra[0], carry.now.k + steps)
                 carry, _, tape = self.run(body, carry, None, pending)
                 looks = jax.tree.map(lambda leaf: leaf[None], self.look(self.system, carry.now))
-                return carry, looks, None if self.keep is None else (tape, self.keep(carry))
+                return carry, looks, None if self.keep is None else (tape, self.keep(carry.now))
             case Checkpoint(body):
                 end, looks, _ = Machine(self.system, self.look, None).run(body, carry, extra, pending)
                 return end, looks, None if self.keep is None else carry
+
+    def _recorded(self, times: int, step: Step, carry: Carry, pending: Pending | None) -> tuple[Carry, PyTree]:
+        """Some steps, and a tape of the states before, between and after them."""
+        assert self.keep is not None
+        keep = self.keep
+
+        def once(n, state):
+            carry, tape = state
+            carry = self.run(step, carry, None, pending)[0]
+            write = partial(jax.lax.dynamic_update_index_in_dim, index=n + 1, axis=0)
+            return carry, jax.tree.map(write, tape, keep(carry.now))
+
+        blank = lambda first: jnp.zeros((times + 1, *first.shape), first.dtype).at[0].set(first)
+        start = carry, jax.tree.map(blank, keep(carry.now))
+        return jax.lax.fori_loop(0, times, once, start, unroll=unroll(times, step))
 
 
 def fold(frames: PyTree, times: int) -> PyTree:

@@ -44,8 +44,8 @@ Values = list[Array]
 class Reverse(eqx.Module):
     """What changes from step to step on the way back.
 
-    - `q`: steps taken backwards. `after`: what was kept of the state that has been reached.
-    - `bar`: the cotangent of that state, the delay lines apart; these are `arrivals` and `readings`, in reversed time.
+    - `q`: steps taken backwards.
+    - `bar`: the cotangent of the state reached, the delay lines apart; these are `arrivals` and `readings`, in reversed time.
     - `values`: cotangents of the parts of the system that move. `extra`: that of the extra flow of this frame.
     """
 
@@ -110,9 +110,12 @@ class WayBack:
         self.looked_at = [True] * len(self.leaves)
         self.looked_at = self._looked_at()
 
-    def keep(self, carry: Carry) -> Values:
-        """What has to be kept of a state: the parts of it, or of its support, that the way back looks at."""
-        leaves = jax.tree.leaves(_with_support(carry.now))
+    def keep(self, now: Now) -> Values:
+        """What has to be kept of a state: the parts of it, or of its support, that the way back looks at.
+
+        Flat, because XLA copies a slice of unknown place in vectors only if it has one axis.
+        """
+        leaves = jax.tree.leaves(_with_support(now))
         return [leaf.reshape(-1) for leaf, looked_at in zip(leaves, self.looked_at, strict=True) if looked_at]
 
     def run(
@@ -122,7 +125,7 @@ class WayBack:
 
         **Arguments:**
 
-        - `node`, `tape`: the program and what was kept of it; `end`: what was kept of the last state.
+        - `node`, `tape`: the program and what was kept of it; `end`: the last state.
         - `carry`, `looks`: cotangents of the results; None where they are zero.
         - `history`: whether that of what stood in the delay lines at the start is wanted; zero otherwise.
 
@@ -175,6 +178,8 @@ class WayBack:
                     return self.step(state, at(times - 1 - n), at(times - n), pending)
 
                 return jax.lax.fori_loop(0, times, step, state, unroll=unroll(times, node.body)), None
+            case Step():
+                raise AssertionError("a program takes its steps in loops")
             case Loop(times, body):
 
                 def once(state, each):
@@ -218,7 +223,7 @@ class WayBack:
         return eqx.tree_at(lambda s: (s.values, s.bar), state, (_sum(state.values, values), _sum(state.bar, bar)))
 
     def step(self, state: Reverse, kept: Values, kept_after: Values, pending: Pending | None) -> Reverse:
-        """One step backwards."""
+        """One step backwards, between two states that were kept."""
         now, after = self.recall(kept), self.recall(kept_after)
         real, rest = eqx.partition(now, eqx.is_inexact_array)
         system = self.system_of
