@@ -1,6 +1,6 @@
 """Value and gradient over the forward run, and memory, against plain autodiff of a scan with a ring; a million steps in bounded memory.
 
-    python benchmarks/bench_gradients.py [--double] [--million]
+    python benchmarks/bench_gradients.py [--double] [--large-pages] [--million]
 
 The rival, in the same run, is what one writes first: DGD-LB by a scan over a ring of (rows, frontends, backends), and `jax.grad` of it.
 Memory is what the compiled program allocates besides its arguments; for the million steps it is the peak of the process.
@@ -12,12 +12,12 @@ import sys
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--double", action="store_true", help="double precision")
-parser.add_argument("--million", action="store_true", help="only the million steps")
+parser.add_argument("--large-pages", action="store_true", help="with GLIBC_TUNABLES=glibc.malloc.hugetlb=1")
+parser.add_argument("--million", action="store_true", help="the million steps instead of the table")
 options = parser.parse_args()
-# Large arrays go back to the system after every call, and fetching fresh pages then costs more than filling them: keep them.
-if "MALLOC_TRIM_THRESHOLD_" not in os.environ:
-    keep = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_THRESHOLD_": str(2**32)}
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | keep)
+# Large arrays go back to the system after every call, and to fetch fresh pages costs as much as to fill them: fetch large ones.
+if options.large_pages and "GLIBC_TUNABLES" not in os.environ:
+    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
 
@@ -52,13 +52,13 @@ def start(batch: dgd.Network):
     return jnp.full(shape, 1 / shape[-1], dtype), jnp.ones((shape[0], shape[-1]), dtype)
 
 
-def ours(batch: dgd.Network, steps: int, rows: int, adjoint=None):
+def ours(batch: dgd.Network, steps: int, rows: int, adjoint=None, lanes=None):
     """Cost of the runs as a function of the step sizes."""
 
     def cost(step_size):
         runs = dgd.simulate_batch(
             batch, dgd.DGDLB(step_size), duration=steps * DT, dt=DT, initial=start(batch), save=dgd.SaveAt.statistics(),
-            max_latency=(rows - 2) * DT, throw=False, adjoint=adjoint,
+            max_latency=(rows - 2) * DT, throw=False, adjoint=adjoint, lanes=lanes,
         )  # fmt: skip
         return runs.statistics.cost.sum()
 
@@ -124,10 +124,11 @@ def table() -> None:
         step_size = jnp.full((count, 10), STEP_SIZE)
         rows_ = (
             ("full storage", steps, ours(batch, steps, rows, dgd.FullStorage())),
+            ("full storage, lanes=4", steps, ours(batch, steps, rows, dgd.FullStorage(), 4)),
             ("checkpoints", steps, ours(batch, steps, rows, dgd.Checkpoints())),
             ("plain autodiff of a ring", few, textbook(batch, few, rows)),
         )
-        for what, length, cost in rows_:
+        for what, length, cost in rows_ if rows == 4096 else rows_[:1] + rows_[2:]:
             forward, both, small, large = measure(cost, step_size)
             unit = 1e9 / (count * 100 * length)
             print(
@@ -146,7 +147,7 @@ def million() -> None:
     value, slope = jax.block_until_ready(compiled(step_size))
     taken, peak = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(
-        f"\na million steps, 10x10, 128 rows, checkpoints: value and gradient in {taken:.1f} s, peak memory of the process "
+        f"a million steps, 10x10, 128 rows, checkpoints: value and gradient in {taken:.1f} s, peak memory of the process "
         f"{peak:.0f} MB ({before:.0f} MB before), cost {float(value):.6g}, norm of the gradient {float(jnp.linalg.norm(slope)):.4g}"
     )
 
@@ -159,4 +160,5 @@ if __name__ == "__main__":
     )
     if not options.million:
         table()
-    million()
+    else:
+        million()
