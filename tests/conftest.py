@@ -25,6 +25,18 @@ def _free_compiled_code():
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For modules that compute little and compile much: XLA without most of its optimisations, which takes two thirds of the time.
+
+    What it computes is the same but for rounding. Not for the simulator, whose compiled loop is itself under test.
+    """
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A random generator of the test's own: it depends on the test's name and on nothing else."""

@@ -9,6 +9,8 @@ import dgdlb_jax as dgd
 from dgdlb_jax.numerics.results import Result
 from helpers import SCALAR_CONDITIONS, hyperbolic_through
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")  # as test_conditions, whose compiled code it shares
+
 FRONTENDS, BACKENDS = 4, 5
 
 

@@ -9,6 +9,8 @@ import dgdlb_jax as dgd
 from helpers import central_difference, single_precision
 from oracles import critical_gain
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DECADES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
@@ -47,7 +49,8 @@ def test_no_limit_without_latency_or_choice():
 
 @pytest.mark.parametrize("family", ["complete", "heterogeneous_latencies", "equal_latencies", "near_critical"])
 def test_no_crossing_is_missed(family):
-    networks = dgd.topologies.FAMILIES[family](jax.random.key(5), frontends=4, backends=5, count=6)
+    # Of the size that test_conditions uses: compiled once.
+    networks = dgd.topologies.FAMILIES[family](jax.random.key(5), frontends=4, backends=5, count=40)
     optimum = dgd.solve_optimum(networks)
     limit = dgd.critical_step_size(networks, optimum=optimum)
     for k in range(6):
@@ -96,7 +99,8 @@ def test_no_crossing_is_missed_in_hard_cases(case, rng):
     assert above >= 2
 
 
-def test_gradient_is_that_of_differences():
+@pytest.mark.parametrize("forward", [False, pytest.param(True, marks=pytest.mark.full)], ids=["reverse", "forward"])
+def test_gradient_is_that_of_differences(forward):
     network = dgd.topologies.complete(jax.random.key(3), frontends=3, backends=4)
     inputs = {"latency": network.latency, "rate": network.arrival_rate, "capacity": network.service.max_rate}
 
@@ -104,16 +108,19 @@ def test_gradient_is_that_of_differences():
         service = dgd.Hyperbolic(values["capacity"], network.service.half_load)
         return dgd.critical_step_size(dgd.Network(values["rate"], values["latency"], service))
 
-    gradient = jax.jit(jax.grad(limit))(inputs)
-    forward = jax.jit(lambda direction: jax.jvp(limit, (inputs,), (direction,))[1])
+    both = jax.jit(jax.value_and_grad(limit))
+    gradient = both(inputs)[1]
+    slope = jax.jit(lambda direction: jax.jvp(limit, (inputs,), (direction,))[1])
     rng = np.random.default_rng(1)
     for name in inputs:
         direction = {key: jnp.zeros_like(value) for key, value in inputs.items()}
         direction[name] = inputs[name] * rng.normal(size=inputs[name].shape)
-        expected = central_difference(limit, inputs, direction, h=1e-5)
-        found = jnp.vdot(gradient[name], direction[name])
-        assert float(found) == pytest.approx(float(expected), rel=1e-6)
-        assert float(forward(direction)) == pytest.approx(float(found), rel=1e-9)
+        found = float(jnp.vdot(gradient[name], direction[name]))
+        if forward:
+            assert float(slope(direction)) == pytest.approx(found, rel=1e-9)
+        else:
+            expected = central_difference(lambda values: both(values)[0], inputs, direction, h=1e-5)
+            assert found == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_direction_scales_frontends():

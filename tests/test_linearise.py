@@ -11,6 +11,8 @@ from dgdlb_jax.analysis.loop import Loop
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
 from helpers import CURVES
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # One formula per backend, as the hyperbola; the others have parts or tables.
 ALIKE = {"Exponential", "Logarithmic", "ManyServer", "Power"}
 

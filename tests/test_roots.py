@@ -9,6 +9,8 @@ import dgdlb_jax as dgd
 from dgdlb_jax.numerics.collocation import generator
 from oracles import rightmost_root
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def one(tree, k):
     return jax.tree.map(lambda leaf: leaf[k], tree)

@@ -10,9 +10,18 @@ import pytest
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
 from dgdlb_jax.experiments.cycle_map import cycle_map
-from dgdlb_jax.experiments.stability import far_starts, from_far, rules_of_equal_gain, study_networks, tightness
+from dgdlb_jax.experiments.stability import (
+    far_starts,
+    from_far,
+    observe_limit,
+    rules_of_equal_gain,
+    study_networks,
+    tightness,
+)
 from dgdlb_jax.experiments.stability_plots import cycle_map_plot
 from dgdlb_jax.experiments.stability_report import FRACTIONS, stability_report
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +69,11 @@ def test_no_limit_is_null_with_a_reason():
 
 def test_observed_limits_agree_with_exact_ones():
     """Bisection in simulation ends in an interval 0.7 % wide; the step of the simulation adds less than 0.3 %."""
-    result = tightness(study_networks("geographic", 4, seed=1), observe=4)
-    assert result.observed / result.exact == pytest.approx(1, abs=0.01)
-    for step in result.sufficient.values():
-        assert np.all(step <= result.exact * (1 + 1e-9))
-    for ratio in result.distributed.values():
-        assert np.all(ratio <= 1 + 1e-9)
+    networks = study_networks("geographic", 4, seed=1)
+    optimum = dgd.solve_optimum(networks)
+    mode = dgd.critical_mode(networks, optimum=optimum)
+    exact = np.asarray(mode.step_size)
+    assert observe_limit(networks, optimum, exact, np.asarray(mode.period)) / exact == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.full
@@ -87,10 +95,9 @@ def test_far_starts_settle_or_not():
     optimum = dgd.solve_optimum(networks)
     workload = optimum.workload
     start = jnp.tile(jnp.array([[[1.0, 0.0]]]), (2, 1, 1)), jnp.stack([3 * (workload[:, 0] + 1), 0 * workload[:, 1]], 1)
-    rules = {name: rules_of_equal_gain()[name] for name in ("DGD-LB", "log")}
+    rules = {"DGD-LB": rules_of_equal_gain()["DGD-LB"]}
     found = from_far(networks, fractions=(0.3,), rules=rules, starts=[start], periods=60.0)
     assert found.failed[0, 0, 0].tolist() == [False, True]
-    assert found.failed[1, 0, 0, 0] == np.False_
     assert found.excess[0, 0, 0, 1] > 0.1
     assert [x.shape for x, _ in far_starts(networks)] == [(2, 1, 2)] * 4
 

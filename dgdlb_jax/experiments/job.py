@@ -73,10 +73,7 @@ class Job:
                     self.traced, chosen.policies, step_size=found.step_size, dt=found.dt, progress=told, **common
                 )
         if DGD in found.runs:
-            # What it takes to find the largest step size that settles from this start is left to `dgdlb stability`.
-            self.stability = stability_report(
-                self.network, step_size=chosen.step_size, start=chosen.start, from_start=False
-            )
+            self.stability = stability_report(self.network, step_size=chosen.step_size, start=chosen.start)
         if self.folder is not None:
             self._write(self.folder)
 
