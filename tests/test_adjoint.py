@@ -24,6 +24,7 @@ from dgdlb_jax.simulation import adjoint
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.loop import schedule
 from dgdlb_jax.simulation.memory import Checkpoints, FullStorage
+from dgdlb_jax.simulation.summary import Total
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, central_difference, small_network
 
@@ -178,6 +179,25 @@ def test_checkpoints_change_nothing(rng, every, segment):
     assert value == same
     for one, other in zip(slopes, others, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14 * np.abs(one).max())
+
+
+def test_sums_in_single_precision_lose_neither_value_nor_slope():
+    """A hundred in a hundred thousand parts: a plain sum rounds every part by up to 4e-6 of its 1e-3, and mostly to the same side."""
+    parts = jnp.full(100_000, 1e-3, jnp.float32)
+
+    def compensated(parts):
+        zero = Total.zero(jnp.zeros((), jnp.float32))
+        return jax.lax.scan(lambda total, part: (total.plus(part), None), zero, parts)[0].value
+
+    def plain(parts):
+        return jax.lax.scan(lambda total, part: (total + part, None), jnp.zeros((), jnp.float32), parts)[0]
+
+    expected = np.asarray(parts, float).sum()
+    value, slope = jax.jit(lambda p: jax.jvp(compensated, (p,), (p,)))(parts)
+    assert float(value) == pytest.approx(expected, rel=2e-7)  # a rounding of the result
+    assert float(slope) == pytest.approx(expected, rel=2e-7)
+    assert abs(float(plain(parts)) / expected - 1) > 1e-5
+    np.testing.assert_array_equal(jax.jit(jax.grad(compensated))(parts), 1)
 
 
 def test_of_equal_extremes_the_last_one_counts_in_both_modes():

@@ -95,9 +95,10 @@ def test_far_starts_settle_or_not():
     optimum = dgd.solve_optimum(networks)
     workload = optimum.workload
     start = jnp.tile(jnp.array([[[1.0, 0.0]]]), (2, 1, 1)), jnp.stack([3 * (workload[:, 0] + 1), 0 * workload[:, 1]], 1)
-    rules = {"DGD-LB": rules_of_equal_gain()["DGD-LB"]}
+    rules = {name: rules_of_equal_gain()[name] for name in ("DGD-LB", "log")}
     found = from_far(networks, fractions=(0.3,), rules=rules, starts=[start], periods=60.0)
     assert found.failed[0, 0, 0].tolist() == [False, True]
+    assert found.failed[1, 0, 0, 0] == np.False_
     assert found.excess[0, 0, 0, 1] > 0.1
     assert [x.shape for x, _ in far_starts(networks)] == [(2, 1, 2)] * 4
 

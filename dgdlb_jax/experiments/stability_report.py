@@ -174,14 +174,12 @@ def _settled(network: Network, optimum: Optimum, step, factor: float, start: str
     """The largest tried fraction of the limit up to which every run arrives; slow ones are not asked where a faster one does."""
     if not math.isfinite(factor):
         return float("nan")
-    found = 0.0
     for tried in (FRACTIONS[_SLOW:], FRACTIONS[:_SLOW]):
         arrived = _arrived(network, optimum, [fraction * factor * step for fraction in tried], start)
         count = len(tried) if arrived.all() else int(np.argmin(arrived))
         if count:
-            found = tried[count - 1]
-            break
-    return found
+            return tried[count - 1]
+    return 0.0
 
 
 def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str) -> np.ndarray:

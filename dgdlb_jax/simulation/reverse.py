@@ -105,8 +105,8 @@ class WayBack:
         self.system, self.rows = system_of(values), carry.flows.rows
         self.returns = Returns(self.system, self.rows)
         self.leaves, self.tree = jax.tree.flatten(_with_support(carry.now))
-        self.end = carry.now
-        self.left: tuple[Any, Any] = (None, None)  # cotangents of what stands in the two lines in the end
+        # Known when the run has been made: its last state, and the cotangents of what stands in the two lines then.
+        self.end, self.left = carry.now, (None, None)
         self.looked_at = [True] * len(self.leaves)
         self.looked_at = self._looked_at()
 

@@ -27,9 +27,9 @@ class Total(eqx.Module):
 
     def plus(self, part: Float[Array, "..."]) -> "Total":
         """The sum with one more part."""
-        return (
-            Total(self.value + part, None) if self.lost is None else Total(*_compensated(self.value, self.lost, part))
-        )
+        if self.lost is None:
+            return Total(self.value + part, None)
+        return Total(*_compensated(self.value, self.lost, part))
 
 
 @jax.custom_jvp
