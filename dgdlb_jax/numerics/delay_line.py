@@ -84,11 +84,14 @@ def write(line: DelayLine, k: Int[Array, ""], row: Float[Array, "..."]) -> Delay
 def read(line: DelayLine, k: Int[Array, ""], offset: Int[Array, " taps"]) -> Float[Array, " taps"]:
     """What the taps see when row `k` is the present: row `k - lag` of the signal, whole rows only."""
     index = _row(line, k) + offset
-    index = jnp.where(index < 0, index + line.ring.shape[0], index)
-    # `line.ring[index]` would wrap negative indices once more for every element.
+    return gather(line.ring, jnp.where(index < 0, index + line.ring.shape[0], index))
+
+
+def gather(values: Float[Array, " numbers"], index: Int[Array, " taps"]) -> Float[Array, " taps"]:
+    """`values[index]` where all indices are in range: without what indexing does about negative ones, element by element."""
     numbers = jax.lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=(0,), start_index_map=(0,))
     mode = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    return jax.lax.gather(line.ring, index[:, None], numbers, (1,), mode=mode)
+    return jax.lax.gather(values, index[:, None], numbers, (1,), mode=mode)
 
 
 def row(line: DelayLine, k: Int[Array, ""]) -> Float[Array, " width"]:

@@ -78,9 +78,10 @@ def _evolve_jvp(task: _Task, primals, tangents):
     flat, out_tree = jax.tree.flatten(outputs)
     derivative = dataclasses.replace(derivative, moved=derivative.depends(leaves))
     tape_leaves, tape_tree = jax.tree.flatten(tape)
-    backward = partial(derivative.backward, tape_tree, out_tree)
+    backward = native(partial(derivative.backward, tape_tree, out_tree))
+    without_lines = lambda given, cotangents: backward(derivative.without_lines(given), cotangents)
     given = [*leaves, *tape_leaves]
-    slopes = iter(linear_map(native(derivative.forward), native(backward), given, [moves[k] for k in moving]))
+    slopes = iter(linear_map(native(derivative.forward), without_lines, given, [moves[k] for k in moving]))
     slope = lambda leaf, moved: next(slopes) if moved else _no_slope(leaf)
     return outputs, jax.tree.unflatten(out_tree, list(map(slope, flat, derivative.moved)))
 
@@ -147,7 +148,9 @@ class _Derivative:
         cotangents = iter(cotangents)
         carry, looks = jax.tree.unflatten(out_tree, [next(cotangents) if moved else None for moved in self.moved])
         back = self._way_back(leaves)
-        values, *start = back.run(self.task.checkpointed, tape, end, carry, looks, self._lines_move())
+        values, *start = back.run(
+            self.task.checkpointed, tape, end, carry, looks, not self._lines().isdisjoint(self.moving)
+        )
         # Counters have no cotangent; their own values keep their places.
         start = jax.tree.leaves(eqx.combine(start, list(self._inputs(leaves)[1:])))
         values, parts = iter(values), self._parts()
@@ -164,10 +167,14 @@ class _Derivative:
         values = [leaves[k] for k in self.moving if k < self._parts()]
         return WayBack(lambda values: self._inputs(leaves, values)[0], values, carry, extra, self.task.look)
 
-    def _lines_move(self) -> bool:
-        """Whether what stood in the delay lines at the start moves."""
+    def without_lines(self, given) -> list[Array | None]:
+        """Without the delay lines of the start. `backward` does not look at them, but a function would be handed copies."""
+        return [None if k in self._lines() else leaf for k, leaf in enumerate(given)]
+
+    def _lines(self) -> set[int]:
+        """Which leaves are what stood in the delay lines at the start."""
         carry = jax.tree.unflatten(self.tree, list(range(self.tree.num_leaves)))[1]
-        return not set(self.moving).isdisjoint(jax.tree.leaves((carry.flows, carry.workloads)))
+        return set(jax.tree.leaves((carry.flows, carry.workloads)))
 
     def _parts(self) -> int:
         """How many leaves the system has; those of the state at the start come behind them."""

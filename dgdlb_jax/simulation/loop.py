@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from dgdlb_jax.simulation.dynamics import Arcs
+from dgdlb_jax.simulation.past import Past
 from dgdlb_jax.simulation.step import Carry, Now, System, advance, time
 
 # From so many steps on, two at once: a tenth faster, since XLA copies much of what a loop carries, and half as long again to compile.
@@ -28,6 +29,7 @@ class Step:
 
     in_pairs: bool = False
     frames = 0
+    steps = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Loop:
         """How many looks there are in it."""
         return self.times * self.body.frames
 
+    @property
+    def steps(self) -> int:
+        """How many steps there are in it."""
+        return self.times * self.body.steps
+
 
 @dataclass(frozen=True)
 class Sequence:
@@ -54,6 +61,11 @@ class Sequence:
         """How many looks there are in it."""
         return sum(part.frames for part in self.parts)
 
+    @property
+    def steps(self) -> int:
+        """How many steps there are in it."""
+        return sum(part.steps for part in self.parts)
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -65,8 +77,8 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """Something that is computed again on the way back, from its beginning."""
+class _Same:
+    """The same as its body."""
 
     body: "Node"
 
@@ -75,14 +87,27 @@ class Checkpoint:
         """How many looks there are in it."""
         return self.body.frames
 
+    @property
+    def steps(self) -> int:
+        """How many steps there are in it."""
+        return self.body.steps
 
-Node = Step | Loop | Sequence | Frame | Checkpoint
+
+class Recording(_Same):
+    """Something that is remembered for the way back, step by step."""
+
+
+class Checkpoint(_Same):
+    """Something that is computed again on the way back, from its beginning, and is a recording then."""
+
+
+Node = Step | Loop | Sequence | Frame | Recording | Checkpoint
 
 
 def schedule(steps: int, every: int | None, segment: int | None = None) -> Node:
     """`steps` steps, with a look after every `every` of them and at the end; without `every` at the end only.
 
-    With `segment`, checkpoints are about that many steps apart, never more.
+    With `segment`, checkpoints are about that many steps apart, never more. Without, all of it is a recording.
     """
     step = Step(in_pairs=steps >= _MANY)
     every = steps if every is None else min(every, steps)
@@ -91,8 +116,9 @@ def schedule(steps: int, every: int | None, segment: int | None = None) -> Node:
     of_frames = None if segment is None or segment < every else segment // every
     parts = [_repeated(full, of_frames, Frame(_repeated(every, in_frame, step), every))]
     if rest:
-        parts.append(Frame(_repeated(rest, in_frame, step), rest))
-    return _sequence(parts)
+        last = Frame(_repeated(rest, in_frame, step), rest)
+        parts.append(last if of_frames is None else Recording(last))
+    return Recording(_sequence(parts)) if segment is None else _sequence(parts)
 
 
 def count_frames(steps: int, every: int | None) -> int:
@@ -168,7 +194,18 @@ class Machine(eqx.Module):
                 pending = None if extra is None else Pending(extra[0], carry.now.k + steps)
                 carry, _, tape = self.run(body, carry, None, pending)
                 looks = jax.tree.map(lambda leaf: leaf[None], self.look(self.system, carry.now))
-                return carry, looks, None if self.keep is None else (tape, self.keep(carry.now))
+                if self.keep is None:
+                    return carry, looks, None
+                # Outside a recording there is no past to tell the rest; such frames are far apart.
+                return carry, looks, (tape, carry.now if carry.past is None else self.keep(carry.now))
+            case Recording(body):
+                now = carry.now
+                if self.keep is not None:
+                    past = Past(now.k, now.workload, carry.workloads, now.reading, node.steps)
+                    carry = Carry(now, carry.flows, carry.workloads, past)
+                carry, looks, tape = self.run(body, carry, extra, pending)
+                end = Carry(carry.now, carry.flows, carry.workloads)
+                return end, looks, None if self.keep is None else (tape, carry.past)
             case Checkpoint(body):
                 end, looks, _ = Machine(self.system, self.look, None).run(body, carry, extra, pending)
                 return end, looks, None if self.keep is None else carry

@@ -28,6 +28,7 @@ from dgdlb_jax.simulation.loop import (
     Machine,
     Node,
     Pending,
+    Recording,
     Sequence,
     Step,
     fold,
@@ -36,6 +37,7 @@ from dgdlb_jax.simulation.loop import (
     unfold,
     unroll,
 )
+from dgdlb_jax.simulation.past import Past, past_offset
 from dgdlb_jax.simulation.step import Carry, Known, Now, System, arrive, predict, route
 
 Values = list[Array]
@@ -45,11 +47,13 @@ class Reverse(eqx.Module):
     """What changes from step to step on the way back.
 
     - `q`: steps taken backwards.
+    - `reading`: what frontends read in the step that led to the state reached.
     - `bar`: the cotangent of the state reached, the delay lines apart; these are `arrivals` and `readings`, in reversed time.
     - `values`: cotangents of the parts of the system that move. `extra`: that of the extra flow of this frame.
     """
 
     q: Int[Array, ""]
+    reading: Arcs
     bar: Now
     arrivals: DelayLine
     readings: DelayLine
@@ -58,8 +62,9 @@ class Reverse(eqx.Module):
 
 
 class Returns(eqx.Module):
-    """Where the two lines are read in reversed time."""
+    """Where the two lines are read in reversed time, and where frontends had read in the past."""
 
+    past: Int[Array, " arcs"]  # in order (backends, frontends * lanes)
     arrivals: Int[Array, " arcs"]  # in order (backends, frontends * lanes)
     readings: Int[Array, " arcs"]  # in order (frontends, backends * lanes), so that they sum over the leading axis
     at_once: Bool[Array, "frontends backend_lanes"]  # arcs whose reading in step k is the prediction of step k itself
@@ -77,7 +82,10 @@ class Returns(eqx.Module):
         lag = jnp.where(late.reshape(field.latency.shape), 0, jnp.floor(field.latency / dt))
         column = (j * shape.lanes + lane).reshape(lag.shape)
         self.arrivals = delay_line.taps(lag, column, shape.backends * shape.lanes, rows).offset
-        lag = to_backends(jnp.where(wiring.workload.overflow, 0, jnp.floor(field.feedback_latency / dt)))
+        lag = jnp.where(wiring.workload.overflow, 0, jnp.floor(field.feedback_latency / dt))
+        width = shape.backends * shape.lanes
+        self.past = past_offset(lag.reshape(-1).astype(jnp.int32), (j * shape.lanes + lane).reshape(-1), width)
+        lag = to_backends(lag)
         column = to_backends((j * shape.frontends + i) * shape.lanes + lane)
         self.readings = delay_line.taps(jnp.maximum(lag - 1, 0), column, column.size, rows).offset
         self.at_once = lag < 1
@@ -89,7 +97,7 @@ class WayBack:
     **Arguments:**
 
     - `system_of`: the system, from the values of it that move. `values`: these.
-    - `carry`: where the run began. `extra`: the extra flow, if any.
+    - `carry`: where the run began; the numbers in its delay lines are not looked at. `extra`: the extra flow, if any.
     - `look`: what is looked at after every frame.
     """
 
@@ -111,7 +119,7 @@ class WayBack:
         self.looked_at = self._looked_at()
 
     def keep(self, now: Now) -> Values:
-        """What has to be kept of a state: the parts of it, or of its support, that the way back looks at.
+        """What has to be kept of a state: the parts of it, or of its support, that the way back looks at and the past does not tell.
 
         Flat, because XLA copies a slice of unknown place in vectors only if it has one axis.
         """
@@ -132,50 +140,51 @@ class WayBack:
         **Returns:** cotangents of the values that move, of the state at the start, of the extra flow.
         """
         self.end, self.left = end, (carry.flows.ring, carry.workloads.ring)
-        state, extra = self._back(node, tape, self.begin(carry.now), looks, self.extra, None)
-        lines = jax.tree.map(jnp.zeros_like, (self.carry.flows, self.carry.workloads))
+        state, extra = self._back(node, tape, self.begin(carry.now), looks, self.extra, None, None)
+        lines = self._blank(self.carry.now.routing.size), self._blank(self.carry.now.workload.size)
         if history:
             lines = self._history(state, lines)
         return state.values, Carry(state.bar, *lines), extra
 
-    def recall(self, kept: Values) -> Now:
-        """A state from what was kept of it; the rest is zero, and nobody looks at it."""
-        return self._recall(kept)[0]
+    def recall(self, kept: Values, past: Past, k: Int[Array, ""], reading: Arcs) -> tuple[Now, Known]:
+        """State `k` from what was kept of it, the past, and what had just been read; the rest is zero, and nobody looks at it.
 
-    def known(self, kept: Values) -> Known:
-        """The routing of a state, zero if nobody looks at it, and its support: often all the way back needs, in an eighth of the memory."""
-        now, support = self._recall(kept)
-        return now.routing, support if self.looked_at[-1] else now.routing > 0
-
-    def _recall(self, kept: Values) -> tuple[Now, Bool[Array, "backends frontend_lanes"]]:
+        Its support beside it, often all that is needed of its routing, in an eighth of the memory.
+        """
         leaves = iter(kept)
         found = [
             next(leaves).reshape(leaf.shape) if on else jnp.zeros_like(leaf)
             for leaf, on in zip(self.leaves, self.looked_at, strict=True)
         ]
-        return jax.tree.unflatten(self.tree, found)
+        now, support = jax.tree.unflatten(self.tree, found)
+        now = eqx.tree_at(_told_by_the_past, now, (k, past.workload(k), reading))
+        return now, (now.routing, support if self.looked_at[-1] else now.routing > 0)
 
     def begin(self, bar: Now) -> Reverse:
         """At the end of the run, with the cotangent of its last state; parts of it may be None."""
-        now, dtype = self.carry.now, self.carry.now.routing.dtype
+        now = self.carry.now
         zeros = eqx.filter(jax.tree.map(jnp.zeros_like, now), eqx.is_inexact_array)
         return Reverse(
             q=jnp.zeros((), jnp.int32),
+            reading=jnp.zeros_like(now.reading),
             bar=jax.tree.map(lambda zero, own: zero if own is None else own, zeros, bar),
-            arrivals=DelayLine(jnp.zeros(now.workload.size * self.rows, dtype), self.rows),
-            readings=DelayLine(jnp.zeros(now.routing.size * self.rows, dtype), self.rows),
+            arrivals=self._blank(now.workload.size),
+            readings=self._blank(now.routing.size),
             values=[jnp.zeros_like(value) for value in self.values],
             extra=None if self.extra is None else jnp.zeros_like(self.extra[0]),
         )
 
-    def _back(self, node: Node, tape, state: Reverse, looks, extra, pending) -> tuple[Reverse, Extra | None]:
+    def _blank(self, width: int) -> DelayLine:
+        return DelayLine(jnp.zeros(width * self.rows, self.carry.now.routing.dtype), self.rows)
+
+    def _back(self, node: Node, tape, state: Reverse, looks, extra, pending, past) -> tuple[Reverse, Extra | None]:
         """Follow a part of the program backwards."""
         match node:
             case Loop(times, Step()):
 
                 def step(n, state):
                     at = lambda n: [jax.lax.dynamic_index_in_dim(kept, n, keepdims=False) for kept in tape]
-                    return self.step(state, at(times - 1 - n), at(times - n), pending)
+                    return self.step(state, at(times - 1 - n), at(times - n), past, pending)
 
                 return jax.lax.fori_loop(0, times, step, state, unroll=unroll(times, node.body)), None
             case Step():
@@ -184,7 +193,7 @@ class WayBack:
 
                 def once(state, each):
                     tape, looks, extra = each
-                    return self._back(body, tape, state, looks, extra, pending)
+                    return self._back(body, tape, state, looks, extra, pending, past)
 
                 each = (tape, fold(looks, times), fold(extra, times))
                 state, bars = jax.lax.scan(once, state, each, length=times, reverse=True, unroll=unroll(times, body))
@@ -193,26 +202,38 @@ class WayBack:
                 bars = []
                 pieces = list(zip(parts, tape, split(looks, parts), split(extra, parts), strict=True))
                 for part, own, seen, sent in reversed(pieces):
-                    state, bar = self._back(part, own, state, seen, sent, pending)
+                    state, bar = self._back(part, own, state, seen, sent, pending, past)
                     bars.insert(0, bar)
                 return state, join(bars)
             case Frame(body):
-                tape, end = tape
+                tape, now = tape
+                if past is not None:
+                    now, _ = self.recall(now, past, self._reached(state), state.reading)
                 if extra is not None:
-                    pending = Pending(extra[0], self.recall(end).k)
+                    pending = Pending(extra[0], now.k)
                     state = eqx.tree_at(lambda s: s.extra, state, jnp.zeros_like(extra[0]))
-                state = self.look_back(state, end, jax.tree.map(lambda leaf: leaf[0], looks))
-                state, _ = self._back(body, tape, state, None, None, pending)
+                state = self.look_back(state, now, jax.tree.map(lambda leaf: leaf[0], looks))
+                state, _ = self._back(body, tape, state, None, None, pending, past)
                 return state, None if state.extra is None else state.extra[None]
+            case Recording(body):
+                tape, past = tape
+                reading = past.read(self._reached(state) - 1, self.returns.past)
+                state = eqx.tree_at(lambda s: s.reading, state, reading)
+                return self._back(body, tape, state, looks, extra, pending, past)
             case Checkpoint(body):
-                again = Machine(self.system, self.look, self.keep).run(body, tape, extra, pending)[2]
-                return self._back(body, again, state, looks, extra, pending)
+                node = Recording(body)
+                again = Machine(self.system, self.look, self.keep).run(node, tape, extra, pending)[2]
+                return self._back(node, again, state, looks, extra, pending, None)
 
-    def look_back(self, state: Reverse, end: Values, looks: PyTree) -> Reverse:
+    def _reached(self, state: Reverse) -> Int[Array, ""]:
+        """Which state has been reached."""
+        return self.end.k - state.q
+
+    def look_back(self, state: Reverse, now: Now, looks: PyTree) -> Reverse:
         """What the cotangents of a look mean for the state that was looked at."""
         if not jax.tree.leaves(looks):
             return state
-        real, rest = eqx.partition(self.recall(end), eqx.is_inexact_array)
+        real, rest = eqx.partition(now, eqx.is_inexact_array)
         wanted = {name: bar for name, bar in looks.items() if bar is not None}
 
         def look(values, real):
@@ -222,9 +243,20 @@ class WayBack:
         values, bar = jax.vjp(look, self.values, real)[1](wanted)
         return eqx.tree_at(lambda s: (s.values, s.bar), state, (_sum(state.values, values), _sum(state.bar, bar)))
 
-    def step(self, state: Reverse, kept: Values, kept_after: Values, pending: Pending | None) -> Reverse:
+    def step(self, state: Reverse, kept: Values, kept_after: Values, past: Past, pending: Pending | None) -> Reverse:
         """One step backwards, between two states that were kept."""
-        now, after = self.recall(kept), self.recall(kept_after)
+        ahead = self._reached(state)
+        k = ahead - 1
+        reading = past.read(k - 1, self.returns.past)
+        now, _ = self.recall(kept, past, k, reading)
+        after, known = self.recall(kept_after, past, ahead, state.reading)
+        state = self.undo(state, now, past.predicted(ahead), after, known, pending)
+        return eqx.tree_at(lambda s: s.reading, state, reading)
+
+    def undo(
+        self, state: Reverse, now: Now, predicted: Backends, after: Now, known: Known, pending: Pending | None
+    ) -> Reverse:
+        """One step backwards, between two states; what had been predicted and what is `known` of the new routing beside them."""
         real, rest = eqx.partition(now, eqx.is_inexact_array)
         system = self.system_of
 
@@ -233,14 +265,15 @@ class WayBack:
 
         def route_(values, real, reading, extra):
             flow = None if pending is None else Pending(extra, pending.due).at(now.k)
-            move = route(system(values), eqx.combine(real, rest), reading, flow, self.known(kept_after))
+            move = route(system(values), eqx.combine(real, rest), reading, flow, known)
             return eqx.partition(move, eqx.is_inexact_array)
 
         def arrive_(values, real, predicted, move, inflow):
-            there = arrive(system(values), eqx.combine(real, rest), predicted, eqx.combine(move, move_rest), inflow)
+            move = eqx.combine(move, move_rest)
+            there = arrive(system(values), eqx.combine(real, rest), predicted, move, inflow, after.workload)
             return _without_extremes(eqx.filter(there, eqx.is_inexact_array))
 
-        predicted, from_prediction = jax.vjp(predict_, self.values, real)
+        from_prediction = jax.vjp(predict_, self.values, real)[1]
         extra = None if pending is None else pending.flow
         move, from_move, move_rest = jax.vjp(route_, self.values, real, after.reading, extra, has_aux=True)
         from_arrival = jax.vjp(arrive_, self.values, real, predicted, move, after.inflow)[1]
@@ -258,6 +291,7 @@ class WayBack:
         bar = eqx.tree_at(_extremes, _sum(bar, bar_2, bar_3), extremes)
         return Reverse(
             q=state.q + 1,
+            reading=state.reading,
             bar=eqx.tree_at(lambda b: b.workload, bar, bar.workload + later),
             arrivals=arrivals,
             readings=readings,
@@ -317,21 +351,26 @@ class WayBack:
     def _looked_at(self) -> list[bool]:
         """Which leaves of a state, and of its support, the way back depends on: trace it, and see which inputs no output needs."""
 
-        def one_step(before, after):
+        def one_step(before, predicted, after):
+            (now, _), (after, support) = (jax.tree.unflatten(self.tree, leaves) for leaves in (before, after))
             state = self.begin(eqx.filter(self.carry.now, eqx.is_inexact_array))
             looks = jax.tree.map(jnp.zeros_like, self.look(self.system, self.carry.now))
             state = self.look_back(state, after, looks)
             pending = None if self.extra is None else Pending(self.extra[0], self.carry.now.k)
-            state = self.step(state, before, after, pending)
+            state = self.undo(state, now, predicted, after, (after.routing, support), pending)
             return jax.tree.leaves(state)
 
-        traced = jax.make_jaxpr(one_step)(self.leaves, self.leaves).jaxpr
+        predicted = self.carry.now.workload
+        traced = jax.make_jaxpr(one_step)(self.leaves, predicted, self.leaves).jaxpr
         _, used = dce_jaxpr(traced, [True] * len(traced.outvars))
         count = len(self.leaves)
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.carry.now)]
-        *looked_at, support = [a or b for a, b in zip(used[:count], used[count:], strict=True)]
-        looked_at = [on or name == ".k" for on, name in zip(looked_at, names, strict=True)]
-        return [*looked_at, support and not looked_at[names.index(".routing")]]
+        *looked_at, support = [a or b for a, b in zip(used[:count], used[-count:], strict=True)]
+        support = support and not looked_at[names.index(".routing")]
+        return [
+            *(on and name not in (".k", ".workload", ".reading") for on, name in zip(looked_at, names, strict=True)),
+            support,
+        ]
 
 
 def _with_support(now: Now) -> tuple[Now, Bool[Array, "backends frontend_lanes"]]:
@@ -344,6 +383,10 @@ def _extremes(now: Now) -> list[Any]:
 
 def _without_extremes(now: Now) -> Now:
     return eqx.tree_at(_extremes, now, replace_fn=lambda _: None)
+
+
+def _told_by_the_past(now: Now):
+    return now.k, now.workload, now.reading
 
 
 def _lines(state: Reverse):

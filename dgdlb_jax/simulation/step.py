@@ -15,6 +15,7 @@ What a step does between the lines is three functions, `predict`, `route` and `a
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -23,6 +24,7 @@ from dgdlb_jax.numerics.delay_line import DelayLine, Taps
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import State
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.past import Past
 from dgdlb_jax.simulation.summary import Sums, Window, higher
 
 Lanes = Float[Array, " lanes"]
@@ -110,11 +112,12 @@ class Now(eqx.Module):
 
 
 class Carry(eqx.Module):
-    """The state between two steps."""
+    """The state between two steps; `past` in a run that can be followed backwards."""
 
     now: Now
     flows: DelayLine
     workloads: DelayLine
+    past: Past | None = None
 
 
 class Move(eqx.Module):
@@ -138,7 +141,9 @@ def advance(system: System, carry: Carry, extra: Arcs | None = None) -> Carry:
     move = route(system, now, reading, extra)
     flows = delay_line.write(carry.flows, ahead, move.entering)
     inflow = jnp.sum(delay_line.read(flows, ahead, wiring.flow.offset).reshape(shape.frontends, -1), axis=0)
-    return Carry(arrive(system, now, predicted, move, inflow), flows, workloads)
+    after = arrive(system, now, predicted, move, inflow)
+    past = None if carry.past is None else carry.past.add(ahead, predicted, after.workload)
+    return Carry(after, flows, workloads, past)
 
 
 def predict(system: System, now: Now) -> Backends:
@@ -157,12 +162,16 @@ def route(system: System, now: Now, reading: Arcs, extra: Arcs | None = None, kn
     return Move(reading, routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow_fraction))
 
 
-def arrive(system: System, now: Now, predicted: Backends, move: Move, inflow: Backends) -> Now:
-    """The state after the step: workloads by the trapezoidal rule, and what is summed up."""
+def arrive(
+    system: System, now: Now, predicted: Backends, move: Move, inflow: Backends, known: Backends | None = None
+) -> Now:
+    """The state after the step: workloads by the trapezoidal rule, and what is summed up; `known` is its workload where it is known
+    already."""
     shape, clock, window, k = system.field.shape, system.clock, system.window, now.k
     ahead = inflow - system.field.service_rate(time(k + 1, clock.backends), predicted)
     step_f, step_b = length(k, clock.frontends), length(k, clock.backends)
     workload = now.workload + step_b / 2 * (_slope(system, now) + ahead)
+    workload = workload if known is None else _hold(workload, known)
     in_flight = now.in_flight
     if in_flight is not None:
         sent = shape.per_lane(jnp.sum(now.flow + move.flow, axis=0))
@@ -174,6 +183,16 @@ def arrive(system: System, now: Now, predicted: Backends, move: Move, inflow: Ba
             now.sums, k, step_f, step_b, now.flow + move.flow, now.workload, workload
         ),
     )  # fmt: skip
+
+
+@jax.custom_jvp
+def _hold(computed: Backends, known: Backends) -> Backends:
+    """What is known, with the derivative of how it is computed."""
+    del computed
+    return known
+
+
+_hold.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 
 
 def _slope(system: System, now: Now) -> Backends:
