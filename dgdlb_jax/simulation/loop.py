@@ -19,6 +19,7 @@ from dgdlb_jax.simulation.past import Past
 from dgdlb_jax.simulation.step import Carry, Now, System, advance, time
 
 # From so many steps on, two at once: a tenth faster, since XLA copies much of what a loop carries, and half as long again to compile.
+# Not on the way back, which gains nothing.
 _MANY = 1000
 Extra = Float[Array, "frames backends frontend_lanes"]
 

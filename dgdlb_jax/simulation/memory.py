@@ -35,7 +35,7 @@ def segment_length(adjoint: FullStorage | Checkpoints | None, latency: Array, st
     """Steps between two checkpoints; None for no checkpoints. `latency` stands for the size of the batch, `rows` for the buffer's."""
     size, frontends, backends = latency.shape
     arcs = size * frontends * backends
-    step = 3 * arcs + 6 * size * backends  # numbers kept of a step, at most; of DGD-LB's a third
+    step = 2 * arcs + 6 * size * backends  # numbers kept of a step, hardly ever more; of DGD-LB's a fifth
     checkpoint = rows * (arcs + size * backends) + 5 * arcs
     if adjoint is None:
         adjoint = FullStorage() if steps * step * latency.dtype.itemsize <= _LITTLE else Checkpoints()

@@ -35,7 +35,6 @@ from dgdlb_jax.simulation.loop import (
     join,
     split,
     unfold,
-    unroll,
 )
 from dgdlb_jax.simulation.past import Past, past_offset
 from dgdlb_jax.simulation.step import Carry, Known, Now, System, arrive, predict, route
@@ -186,7 +185,7 @@ class WayBack:
                     at = lambda n: [jax.lax.dynamic_index_in_dim(kept, n, keepdims=False) for kept in tape]
                     return self.step(state, at(times - 1 - n), at(times - n), past, pending)
 
-                return jax.lax.fori_loop(0, times, step, state, unroll=unroll(times, node.body)), None
+                return jax.lax.fori_loop(0, times, step, state), None
             case Step():
                 raise AssertionError("a program takes its steps in loops")
             case Loop(times, body):
@@ -196,7 +195,7 @@ class WayBack:
                     return self._back(body, tape, state, looks, extra, pending, past)
 
                 each = (tape, fold(looks, times), fold(extra, times))
-                state, bars = jax.lax.scan(once, state, each, length=times, reverse=True, unroll=unroll(times, body))
+                state, bars = jax.lax.scan(once, state, each, length=times, reverse=True)
                 return state, unfold(bars)
             case Sequence(parts):
                 bars = []
