@@ -35,8 +35,7 @@ class Past(eqx.Module):
         self.rows, self.width, self.first, self.earlier = line.rows, line.width, first, earlier
         line = delay_line.write(line, first, workload)
         before = jnp.roll(line.ring.reshape(self.rows, self.width), -(first + 1), axis=0)
-        rows = jnp.zeros((self.rows + steps, 2, self.width), line.ring.dtype).at[: self.rows, 1].set(before)
-        self.numbers = rows.reshape(-1)
+        self.numbers = jnp.pad(before, ((0, steps), (self.width, 0))).reshape(-1)
 
     def add(self, k: Int[Array, ""], predicted: Workloads, workload: Workloads) -> "Past":
         """With the workload of row `k`."""
