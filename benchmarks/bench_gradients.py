@@ -1,6 +1,6 @@
 """Value and gradient over the forward run, and memory, against plain autodiff of a scan with a ring; a million steps in bounded memory.
 
-    python benchmarks/bench_gradients.py [--double] [--large-pages] [--million]
+    python benchmarks/bench_gradients.py [--double] [--million]
 
 The rival, in the same run, is what one writes first: DGD-LB by a scan over a ring of (rows, frontends, backends), and `jax.grad` of it.
 Memory is what the compiled program allocates besides its arguments; for the million steps it is the peak of the process.
@@ -8,16 +8,11 @@ Memory is what the compiled program allocates besides its arguments; for the mil
 
 import argparse
 import os
-import sys
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--double", action="store_true", help="double precision")
-parser.add_argument("--large-pages", action="store_true", help="with GLIBC_TUNABLES=glibc.malloc.hugetlb=1")
 parser.add_argument("--million", action="store_true", help="the million steps instead of the table")
 options = parser.parse_args()
-# Large arrays go back to the system after every call, and to fetch fresh pages costs as much as to fill them: fetch large ones.
-if options.large_pages and "GLIBC_TUNABLES" not in os.environ:
-    os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
 
@@ -52,13 +47,13 @@ def start(batch: dgd.Network):
     return jnp.full(shape, 1 / shape[-1], dtype), jnp.ones((shape[0], shape[-1]), dtype)
 
 
-def ours(batch: dgd.Network, steps: int, rows: int, adjoint=None, lanes=None):
+def ours(batch: dgd.Network, steps: int, rows: int, adjoint=None):
     """Cost of the runs as a function of the step sizes."""
 
     def cost(step_size):
         runs = dgd.simulate_batch(
             batch, dgd.DGDLB(step_size), duration=steps * DT, dt=DT, initial=start(batch), save=dgd.SaveAt.statistics(),
-            max_latency=(rows - 2) * DT, throw=False, adjoint=adjoint, lanes=lanes,
+            max_latency=(rows - 2) * DT, throw=False, adjoint=adjoint,
         )  # fmt: skip
         return runs.statistics.cost.sum()
 
@@ -118,16 +113,13 @@ def table() -> None:
         "| networks | rows | steps | what | forward ns | with gradient ns | ratio | memory forward MB | with gradient MB |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
-    for count, rows in ((1, 64), (4, 64), (4, 512), (4, 4096), (128, 64)):
-        batch, steps = networks(count, 10, rows), max(2000, 2 * rows)
+    cases = ((1, 64, 2000), (4, 64, 2000), (4, 512, 2000), (4, 512, 20_000), (4, 4096, 8192), (128, 64, 2000))
+    for count, rows, steps in cases:
+        batch = networks(count, 10, rows)
         few = max(100, min(500, 200_000 // rows))
         step_size = jnp.full((count, 10), STEP_SIZE)
-        side_by_side = []
-        if rows == 4096:  # in double precision two tiles by default
-            side_by_side = [("full storage, lanes=4", steps, ours(batch, steps, rows, dgd.FullStorage(), 4))]
         rows_ = (
             ("full storage", steps, ours(batch, steps, rows, dgd.FullStorage())),
-            *side_by_side,
             ("checkpoints", steps, ours(batch, steps, rows, dgd.Checkpoints())),
             ("plain autodiff of a ring", few, textbook(batch, few, rows)),
         )
