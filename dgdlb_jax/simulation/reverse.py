@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dgdlb_jax.numerics import delay_line
+from dgdlb_jax.numerics import bits, delay_line
 from dgdlb_jax.numerics.delay_line import DelayLine
 from dgdlb_jax.simulation.dynamics import Arcs, Backends
 from dgdlb_jax.simulation.loop import (
@@ -111,19 +111,19 @@ class WayBack:
         self.system_of, self.values, self.carry, self.extra, self.look = system_of, values, carry, extra, look
         self.system, self.rows = system_of(values), carry.flows.rows
         self.returns = Returns(self.system, self.rows)
-        self.leaves, self.tree = jax.tree.flatten(_with_support(carry.now))
+        self.leaves, self.tree = jax.tree.flatten(carry.now)
         # Known when the run has been made: its last state, and the cotangents of what stands in the two lines then.
         self.end, self.left = carry.now, (None, None)
-        self.looked_at = [True] * len(self.leaves)
-        self.looked_at = self._looked_at()
+        self.looked_at, self.keep_support = self._looked_at()
 
     def keep(self, now: Now) -> Values:
         """What has to be kept of a state: the parts of it, or of its support, that the way back looks at and the past does not tell.
 
         Flat, because XLA copies a slice of unknown place in vectors only if it has one axis.
         """
-        leaves = jax.tree.leaves(_with_support(now))
-        return [leaf.reshape(-1) for leaf, looked_at in zip(leaves, self.looked_at, strict=True) if looked_at]
+        kept = [leaf for leaf, on in zip(jax.tree.leaves(now), self.looked_at, strict=True) if on]
+        kept += [bits.pack(now.routing > 0)] if self.keep_support else []
+        return [leaf.reshape(-1) for leaf in kept]
 
     def run(
         self, node: Node, tape: PyTree, end: Now, carry: Carry, looks: PyTree, history: bool
@@ -148,16 +148,18 @@ class WayBack:
     def recall(self, kept: Values, past: Past, k: Int[Array, ""], reading: Arcs) -> tuple[Now, Known]:
         """State `k` from what was kept of it, the past, and what had just been read; the rest is zero, and nobody looks at it.
 
-        Its support beside it, often all that is needed of its routing, in an eighth of the memory.
+        Its support beside it, often all that is needed of its routing.
         """
         leaves = iter(kept)
         found = [
             next(leaves).reshape(leaf.shape) if on else jnp.zeros_like(leaf)
             for leaf, on in zip(self.leaves, self.looked_at, strict=True)
         ]
-        now, support = jax.tree.unflatten(self.tree, found)
+        now = jax.tree.unflatten(self.tree, found)
         now = eqx.tree_at(_told_by_the_past, now, (k, past.workload(k), reading))
-        return now, (now.routing, support if self.looked_at[-1] else now.routing > 0)
+        backends, columns = now.routing.shape
+        support = bits.unpack(next(leaves).reshape(-1, columns), backends) if self.keep_support else now.routing > 0
+        return now, (now.routing, support)
 
     def begin(self, bar: Now) -> Reverse:
         """At the end of the run, with the cotangent of its last state; parts of it may be None."""
@@ -347,11 +349,12 @@ class WayBack:
 
         return jax.lax.scan(before, (state, lines), jnp.arange(self.rows, dtype=jnp.int32))[0][1]
 
-    def _looked_at(self) -> list[bool]:
-        """Which leaves of a state, and of its support, the way back depends on: trace it, and see which inputs no output needs."""
+    def _looked_at(self) -> tuple[list[bool], bool]:
+        """Which leaves of a state the way back depends on besides what the past tells, and whether on the support of its routing but
+        not on the routing itself: trace it, and see which inputs no output needs."""
 
-        def one_step(before, predicted, after):
-            (now, _), (after, support) = (jax.tree.unflatten(self.tree, leaves) for leaves in (before, after))
+        def one_step(before, predicted, after, support):
+            now, after = jax.tree.unflatten(self.tree, before), jax.tree.unflatten(self.tree, after)
             state = self.begin(eqx.filter(self.carry.now, eqx.is_inexact_array))
             looks = jax.tree.map(jnp.zeros_like, self.look(self.system, self.carry.now))
             state = self.look_back(state, after, looks)
@@ -359,21 +362,18 @@ class WayBack:
             state = self.undo(state, now, predicted, after, (after.routing, support), pending)
             return jax.tree.leaves(state)
 
-        predicted = self.carry.now.workload
-        traced = jax.make_jaxpr(one_step)(self.leaves, predicted, self.leaves).jaxpr
-        _, used = dce_jaxpr(traced, [True] * len(traced.outvars))
-        count = len(self.leaves)
-        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(self.carry.now)]
-        *looked_at, support = [a or b for a, b in zip(used[:count], used[-count:], strict=True)]
-        support = support and not looked_at[names.index(".routing")]
-        return [
-            *(on and name not in (".k", ".workload", ".reading") for on, name in zip(looked_at, names, strict=True)),
-            support,
+        now, count = self.carry.now, len(self.leaves)
+        traced = jax.make_jaxpr(one_step)(self.leaves, now.workload, self.leaves, now.routing > 0).jaxpr
+        *used, support = dce_jaxpr(traced, [True] * len(traced.outvars))[1]
+        nothing = jax.tree.map(lambda _: False, now)
+        mark = lambda where: jax.tree.leaves(eqx.tree_at(where, nothing, replace_fn=lambda _: True))
+        told, is_routing = mark(_told_by_the_past), mark(lambda now: now.routing)
+        looked_at = [
+            (before or after) and not told
+            for before, after, told in zip(used[:count], used[-count:], told, strict=True)
         ]
-
-
-def _with_support(now: Now) -> tuple[Now, Bool[Array, "backends frontend_lanes"]]:
-    return now, now.routing > 0
+        routing = any(on and here for on, here in zip(looked_at, is_routing, strict=True))
+        return looked_at, support and not routing
 
 
 def _extremes(now: Now) -> list[Any]:
