@@ -7,7 +7,7 @@ import pytest
 from dgdlb_jax.numerics import bits
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8, 10, 32])
+@pytest.mark.parametrize("rows", [1, 3, 8, 10, 32, 130])
 def test_packed_bits_are_those_of_numpy(rng, rows):
     values = rng.uniform(size=(rows, 5)) < 0.5
     packed = bits.pack(jnp.asarray(values))
