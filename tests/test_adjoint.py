@@ -23,7 +23,7 @@ from dgdlb_jax.policies.greedy import LeastWorkload
 from dgdlb_jax.simulation import adjoint
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.loop import schedule
-from dgdlb_jax.simulation.memory import Checkpoints, FullStorage
+from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, Memory
 from dgdlb_jax.simulation.summary import Total
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, central_difference, small_network
@@ -226,16 +226,15 @@ def test_of_equal_extremes_the_last_one_counts_in_both_modes():
 
 
 def test_checkpoints_are_at_least_a_buffer_apart_and_few():
-    from dgdlb_jax.simulation.memory import segment_length
-
-    latency = jnp.zeros((1, 10, 10))
-    assert segment_length(FullStorage(), latency, 10**6, 128) is None
-    assert segment_length(Checkpoints(10), latency, 10**6, 128) == 128
-    assert segment_length(Checkpoints(1000), latency, 900, 128) is None
-    assert segment_length(None, latency, 1000, 128) is None
-    every = segment_length(None, latency, 10**6, 128)
-    assert every is not None
     checkpoint, step = 128 * 110 * 8, 360 * 8
+    segment = lambda adjoint, steps, runs=1.0: Memory(adjoint, runs).segment(steps, 128, step, checkpoint)
+    assert segment(FullStorage(), 10**6) is None
+    assert segment(Checkpoints(10), 10**6) == 128
+    assert segment(Checkpoints(1000), 900) is None
+    assert segment(None, 1000) is None
+    assert segment(None, 1000, runs=100.0) == 197  # the square root of 1000 x 39
+    every = segment(None, 10**6)
+    assert every is not None
     assert 10**6 / every * checkpoint + every * step < 4e8  # bytes; full storage takes 2.9e9
     with pytest.raises(InputError, match="whole number of steps"):
         Checkpoints(0)

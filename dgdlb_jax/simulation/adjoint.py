@@ -21,6 +21,7 @@ from dgdlb_jax.numerics.linear_map import linear_map
 from dgdlb_jax.numerics.native import one_native_loop
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.loop import Extra, Machine, Node, join, observe_fields, schedule
+from dgdlb_jax.simulation.memory import Memory
 from dgdlb_jax.simulation.reverse import WayBack
 from dgdlb_jax.simulation.step import Carry, Now, System
 
@@ -31,16 +32,15 @@ def evolve(
     steps: int,
     every: int | None,
     fields: tuple[str, ...],
-    segment: int | None = None,
+    memory: Memory,
     extra: Extra | None = None,
 ) -> tuple[Carry, dict[str, Any]]:
     """Run `steps` steps, with a look at the start, after every `every` of them and at the end; without `every` at the end only.
 
     Looks come back with time as second axis, behind the batch. `extra` is flow that is sent at these instants, the start apart,
-    besides what is routed. Differentiated in reverse mode, every step is remembered, or with `segment` only a checkpoint
-    every so many steps.
+    besides what is routed. `memory` is for reverse mode.
     """
-    task = _Task(schedule(steps, every), schedule(steps, every, segment), fields)
+    task = _Task(steps, every, fields, memory)
     first = None if every is None else task.look(system, carry.now)
     carry, looks = _evolve(task, system, carry, extra)
     looks = looks if first is None else join([jax.tree.map(lambda leaf: leaf[None], first), looks])
@@ -49,17 +49,22 @@ def evolve(
 
 @dataclass(frozen=True)
 class _Task:
-    """What there is to do: the program without and with checkpoints, and what is looked at."""
+    """What there is to do, and what is looked at."""
 
-    plain: Node
-    checkpointed: Node
+    steps: int
+    every: int | None
     fields: tuple[str, ...]
+    memory: Memory
 
     def look(self, system: System, now: Now) -> dict[str, Array]:
         return observe_fields(self.fields, system, now)
 
     def run(self, system: System, carry: Carry, extra: Extra | None) -> tuple[Carry, PyTree]:
-        return Machine(system, self.look, None).run(self.plain, carry, extra)[:2]
+        return Machine(system, self.look, None).run(schedule(self.steps, self.every), carry, extra)[:2]
+
+    def program(self, back: WayBack) -> Node:
+        """What is followed backwards: a recording of all steps if that takes little memory, otherwise with checkpoints."""
+        return schedule(self.steps, self.every, self.memory.segment(self.steps, back.rows, *back.weight()))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -128,8 +133,8 @@ class _Derivative:
     def remember(self, leaves) -> tuple[tuple[Carry, PyTree], PyTree]:
         """The run, and a tape of it."""
         system, carry, extra = self._inputs(leaves)
-        keep = self._way_back(leaves).keep
-        carry, looks, tape = Machine(system, self.task.look, keep).run(self.task.checkpointed, carry, extra)
+        back = self._way_back(leaves)
+        carry, looks, tape = Machine(system, self.task.look, back.keep).run(self.task.program(back), carry, extra)
         return (carry, looks), (tape, carry.now)
 
     def forward(self, leaves, slopes) -> list[Array]:
@@ -149,7 +154,7 @@ class _Derivative:
         carry, looks = jax.tree.unflatten(out_tree, [next(cotangents) if moved else None for moved in self.moved])
         back = self._way_back(leaves)
         values, *start = back.run(
-            self.task.checkpointed, tape, end, carry, looks, not self._lines().isdisjoint(self.moving)
+            self.task.program(back), tape, end, carry, looks, not self._lines().isdisjoint(self.moving)
         )
         # Counters have no cotangent; their own values keep their places.
         start = jax.tree.leaves(eqx.combine(start, list(self._inputs(leaves)[1:])))

@@ -23,7 +23,7 @@ from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.adjoint import evolve
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.loop import count_frames, observe_fields, run_as_told
-from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, segment_length
+from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, Memory
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
 from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
@@ -172,11 +172,10 @@ def simulate_batch(
     )
     size, steps = networks.batch, int(grid.steps.max())
     if frames is None:
-        segment = segment_length(adjoint, networks.latency, steps, grid.rows)
-        plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, segment, fused=fused)
+        plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, adjoint, size, fused=fused)
     else:
         _check_frames(frames, steps, save.every, extra_flow is not None)
-        plan = _Plan(grid.rows, None, None, save.fields, save.summary, None, frames)
+        plan = _Plan(grid.rows, None, None, save.fields, save.summary, frames=frames)
     if inputs.extra is not None:
         shape = (size, count_frames(steps, save.every) + 1, networks.frontends, networks.backends)
         if inputs.extra.shape != shape:
@@ -218,7 +217,8 @@ class _Plan(eqx.Module):
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
-    segment: int | None = eqx.field(static=True)
+    adjoint: FullStorage | Checkpoints | None = eqx.field(static=True, default=None)
+    networks: int = eqx.field(static=True, default=0)
     frames: int = eqx.field(static=True, default=0)
     fused: bool = eqx.field(static=True, default=False)
 
@@ -305,7 +305,8 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         if inputs.extra is not None:
             extra = field.shape.arcs(inputs.extra)
             carry, extra = send(system, carry, extra[0]), extra[1:]
-        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, plan.segment, extra)
+        memory = Memory(plan.adjoint, plan.networks / field.shape.lanes)
+        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, memory, extra)
     now, summary = carry.now, None
     if window is not None and now.sums is not None:
         summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)

@@ -1,9 +1,9 @@
 """How much a run remembers for its reverse mode."""
 
 import math
+from dataclasses import dataclass
 
 import equinox as eqx
-from jaxtyping import Array
 
 from dgdlb_jax.numerics.results import InputError
 
@@ -31,16 +31,23 @@ class Checkpoints(eqx.Module):
         self.every = None if every is None else int(every)
 
 
-def segment_length(adjoint: FullStorage | Checkpoints | None, latency: Array, steps: int, rows: int) -> int | None:
-    """Steps between two checkpoints; None for no checkpoints. `latency` stands for the size of the batch, `rows` for the buffer's."""
-    size, frontends, backends = latency.shape
-    arcs = size * frontends * backends
-    step = 2 * arcs + 6 * size * backends  # numbers kept of a step, hardly ever more; of DGD-LB's a fifth
-    checkpoint = rows * (arcs + size * backends) + 5 * arcs
-    if adjoint is None:
-        adjoint = FullStorage() if steps * step * latency.dtype.itemsize <= _LITTLE else Checkpoints()
-    if isinstance(adjoint, FullStorage):
-        return None
-    every = math.isqrt(steps * checkpoint // step) if adjoint.every is None else adjoint.every
-    every = max(every, rows)
-    return every if every < steps else None
+@dataclass(frozen=True)
+class Memory:
+    """What the user chose to remember, and how many runs like this one share the memory."""
+
+    adjoint: FullStorage | Checkpoints | None
+    runs: float
+
+    def segment(self, steps: int, rows: int, step: int, checkpoint: int) -> int | None:
+        """Steps between two checkpoints; None for no checkpoints.
+
+        **Arguments:** `steps` of the run, `rows` of the buffer, and how many bytes a remembered `step` and a `checkpoint` of it take.
+        """
+        adjoint = self.adjoint
+        if adjoint is None:
+            adjoint = FullStorage() if self.runs * steps * step <= _LITTLE else Checkpoints()
+        if isinstance(adjoint, FullStorage):
+            return None
+        every = math.isqrt(steps * checkpoint // step) if adjoint.every is None else adjoint.every
+        every = max(every, rows)
+        return every if every < steps else None

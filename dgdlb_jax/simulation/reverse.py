@@ -125,6 +125,13 @@ class WayBack:
         kept += [bits.pack(now.routing > 0)] if self.keep_support else []
         return [leaf.reshape(-1) for leaf in kept]
 
+    def weight(self) -> tuple[int, int]:
+        """How many bytes are kept of a step, and of a checkpoint."""
+        weigh = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+        now = self.carry.now
+        step = weigh(jax.eval_shape(self.keep, now)) + 2 * weigh(now.workload)
+        return step, weigh(now) + self.rows * (weigh(now.routing) + weigh(now.workload))
+
     def run(
         self, node: Node, tape: PyTree, end: Now, carry: Carry, looks: PyTree, history: bool
     ) -> tuple[Values, Carry, Extra | None]:
