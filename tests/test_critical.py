@@ -69,7 +69,7 @@ def many_identical_backends(rng):
 
 def four_decades_of_latency(rng):
     """Arcs from a millisecond to ten seconds, all of them used since the same is charged for each."""
-    return dgd.Hyperbolic(jnp.full(6, 4.0), jnp.full(6, 3.0)), 10.0 ** rng.uniform(-3, 1, (3, 6)), 15.0
+    return dgd.Hyperbolic(jnp.full(13, 4.0), jnp.full(13, 3.0)), 10.0 ** rng.uniform(-3, 1, (2, 13)), 32.0
 
 
 def nearly_equal_latencies(rng):

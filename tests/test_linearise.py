@@ -107,11 +107,11 @@ def test_a_rule_that_looks_at_its_own_routing():
 
 
 def test_neutral_directions_and_dropped_frontends():
-    service = dgd.Hyperbolic(jnp.full(3, 10.0), jnp.full(3, 8.0))
-    mask = np.array([[1, 1, 1], [1, 1, 1], [0, 0, 1]], bool)
-    linear = dgd.linearise(dgd.Network([5.0, 5.0, 1.0], jnp.full((3, 3), 0.2), service, mask=mask))
-    assert int(linear.neutral) == 6 - 3 - 2 + 1
-    assert np.asarray(linear.support).sum(1).tolist() == [3, 3, 0]
+    service = dgd.Hyperbolic(jnp.full(4, 10.0), jnp.full(4, 8.0))
+    mask = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 1]], bool)
+    linear = dgd.linearise(dgd.Network([5.0, 5.0, 1.0], jnp.full((3, 4), 0.2), service, mask=mask))
+    assert int(linear.neutral) == 8 - 4 - 2 + 1
+    assert np.asarray(linear.support).sum(1).tolist() == [4, 4, 0]
     assert np.isinf(linear.linear_region)
 
 

@@ -23,6 +23,7 @@ Without these ties the conditions are false, not only unproven (there are counte
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.analysis.setting import Setting, reciprocal
 from dgdlb_jax.analysis.step_size import slowest_decay_rate_of
+from dgdlb_jax.numerics.eigenvalues import in_turn
 
 Condition = Callable[[Setting, Float[Array, " frontends"]], Float[Array, ""]]
 """From a setting and a direction to the factor by which the direction may be multiplied; or a `Rule`."""
@@ -199,15 +201,17 @@ def two_parameters(setting: Setting, direction: Float[Array, " frontends"]) -> F
         valid &= jnp.where(moving, 2 * w_front * below <= jnp.pi, True).all()
         late = jnp.maximum(-below, 0)[:, None]
         weight = jnp.where(active, setting.gain / jnp.where(rho > 0, rho, 1), 0)
-        slow = setting.radius(2 * late * strength, weight)
-        fast = setting.radius(strength, _size(setting, w))
-        return jnp.where(valid, reciprocal(jnp.maximum(slow, fast)), 0)
+        # In one call: two of them side by side can block each other (see numerics.eigenvalues).
+        both = jax.vmap(setting.radius)(
+            jnp.stack([2 * late * strength, strength]), jnp.stack([weight, _size(setting, w)])
+        )
+        return jnp.where(valid, reciprocal(both.max()), 0)
 
     back = np.concatenate([[0.0], np.geomspace(0.02, 1, 9)])
     forward = np.concatenate([[1.0], 1 + np.geomspace(0.05, 60, 15)])
     grid = jnp.asarray(np.stack(np.meshgrid(back, forward), -1).reshape(-1, 2), strength.dtype)
     best = jax.vmap(certificate)(grid).max()
-    return jnp.maximum(best, theorem_b(setting, direction))
+    return jnp.maximum(best, theorem_b(setting, in_turn(best, direction)))
 
 
 @_rule
@@ -248,20 +252,19 @@ def best_proven(setting: Setting) -> Float[Array, " frontends"]:
 
     Candidates: the two distributed rules and equal step sizes, each made as large as the best of all conditions allows.
     """
-    directions = [distributed(setting), distributed_a(setting), jnp.ones_like(setting.arrival_rate)]
+    directions = jnp.stack([distributed(setting), distributed_a(setting), jnp.ones_like(setting.arrival_rate)])
     every = (theorem_a, theorem_b, theorem_c, theorem_c_spectral, two_parameters)
-    vectors = []
-    for direction in directions:
+
+    def largest(direction):
         finite = jnp.where(jnp.isfinite(direction), direction, 1.0)
-        vectors.append(finite * jnp.stack([condition(setting, finite) for condition in every]).max())
-    rates = [
-        slowest_decay_rate_of(setting.slope, setting.gain, setting.arrival_rate * vector, setting.used)
-        for vector in vectors
-    ]
-    rates = jnp.stack(
-        [jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf) for vector, rate in zip(vectors, rates, strict=True)]
-    )
-    return jnp.stack(vectors)[jnp.argmax(rates)]
+        one = lambda number: jax.lax.switch(number, [partial(condition, setting) for condition in every], finite)
+        vector = finite * jax.lax.map(one, jnp.arange(len(every))).max()
+        rate = slowest_decay_rate_of(setting.slope, setting.gain, setting.arrival_rate * vector, setting.used)
+        return vector, jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf)
+
+    # One after the other (see numerics.eigenvalues).
+    vectors, rates = jax.lax.map(largest, directions)
+    return vectors[jnp.argmax(rates)]
 
 
 def _rate(setting: Setting) -> Float[Array, "frontends backends"]:

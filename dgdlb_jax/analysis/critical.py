@@ -16,7 +16,7 @@ from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.sampled_loop import SampledLoop
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
-from dgdlb_jax.numerics.eigenvalues import eigvals
+from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
 from dgdlb_jax.numerics.locus import eigenvalue_near, largest_crossing, slope_of
 from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure
 from dgdlb_jax.numerics.winding import turn
@@ -147,8 +147,9 @@ def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
     largest = shape[jnp.argmax(jnp.abs(shape))]
     unit = jnp.where(found, crossing.right / jnp.where(largest == 0, 1, largest), 0)
     failed = jnp.where(crossing.result == Result.successful, 1.0, jnp.nan)
+    drifts = _drifts_away(Loop(fixed.linear), crossing.left)
     return CriticalMode(
-        step_size=jnp.where(_drifts_away(Loop(fixed.linear)), 0.0, limit) * failed,
+        step_size=jnp.where(drifts, 0.0, limit) * failed,
         frequency=jnp.where(found, at + drift, jnp.nan),
         workload=fixed.workload(s, unit),
         routing=fixed.routing(s, unit) * jnp.where(found, limit, 0),
@@ -176,11 +177,12 @@ def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -
     return Loop(scaled(linearise_one(network, policy, optimum), factors))
 
 
-def _drifts_away(loop: Loop) -> Array:
-    """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part."""
+def _drifts_away(loop: Loop, found: Array) -> Array:
+    """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part. Asked when the crossing has
+    been found."""
     lin = loop.linear
     tiny = 1e-6 / (1 / jnp.where(lin.support.any(0), lin.slope, jnp.inf).min() + loop.delay + 1e-300)
-    slow = eigvals(tiny * loop.at(tiny + 0j))
+    slow = eigvals(in_turn(found, tiny) * loop.at(tiny + 0j))
     return (slow.real.min() < -1e-4 * jnp.abs(slow).max()) & loop.closed
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
-from dgdlb_jax.numerics.eigenvalues import eig, eigvals
+from dgdlb_jax.numerics.eigenvalues import eig, eigvals, in_turn
 from dgdlb_jax.numerics.results import Result, code
 
 Frequency = Float[Array, ""]
@@ -60,6 +60,7 @@ class _Starts(eqx.Module):
 
 class _Walk(eqx.Module):
     frequency: Frequency
+    bound: Float[Array, ""]  # there
     starts: _Starts
     best: Float[Array, ""]
     best_frequency: Frequency
@@ -86,10 +87,10 @@ def largest_crossing(
     """
     if jnp.shape(first) != ():
         raise ValueError("one walk has one first frequency: use vmap")
-    floor = _LARGEST_FALL * bound(first)
+    highest = bound(first)
 
     def unfinished(walk: _Walk):
-        walking = (walk.frequency < last) & (bound(walk.frequency) > jnp.maximum(walk.best, floor))
+        walking = (walk.frequency < last) & (walk.bound > jnp.maximum(walk.best, _LARGEST_FALL * highest))
         return (walking | jnp.any(walk.starts.promise > walk.best)) & (walk.blocks < _BLOCKS)
 
     def look_further(walk: _Walk):
@@ -101,15 +102,16 @@ def largest_crossing(
         open_end = (here < last)[:, None]  # the last frequency itself has been looked at already
         found = eqx.tree_at(lambda s: s.promise, found, jnp.where(open_end, found.promise, 0))
         starts = _keep_best(walk.starts, jax.tree.map(jnp.ravel, found))
-        ahead = _Walk(at[-1], starts, walk.best, walk.best_frequency, walk.blocks + 1)
-        return _try_best(matrix, stride, ahead, last)
+        ahead = _Walk(at[-1], walk.bound, starts, walk.best, walk.best_frequency, walk.blocks + 1)
+        ahead = _try_best(matrix, stride, ahead, last)
+        return eqx.tree_at(lambda w: w.bound, ahead, bound(in_turn(ahead.best, ahead.frequency)))
 
     real, cplx = first.dtype, jnp.result_type(first.dtype, jnp.complex64)
     nothing = _Starts(jnp.zeros(_STARTS, real), jnp.zeros(_STARTS, cplx), jnp.zeros(_STARTS, real))
     zero = jnp.zeros((), first.dtype)
-    walk = _Walk(first, nothing, zero, jnp.full((), jnp.nan, first.dtype), jnp.zeros((), jnp.int32))
+    walk = _Walk(first, highest, nothing, zero, jnp.full((), jnp.nan, first.dtype), jnp.zeros((), jnp.int32))
     end = jnp.where(jnp.isfinite(last), last, first)
-    at_end = eigvals(matrix(end))
+    at_end = eigvals(matrix(in_turn(highest, end)))
     real = (jnp.abs(at_end.imag) < 1e-9 * jnp.abs(at_end)) & (at_end.real < 0) & jnp.isfinite(last)
     largest = jnp.max(jnp.where(real, -at_end.real, 0), initial=0)
     walk = eqx.tree_at(
@@ -196,4 +198,4 @@ def _try_best(matrix: MatrixOf, stride, walk: _Walk, last: Frequency) -> _Walk:
     )
     promise = jnp.where(copies | (starts.promise <= best), 0, starts.promise)
     left = eqx.tree_at(lambda s: s.promise, starts, promise)
-    return _Walk(walk.frequency, left, best, jnp.where(better, w, walk.best_frequency), walk.blocks)
+    return _Walk(walk.frequency, walk.bound, left, best, jnp.where(better, w, walk.best_frequency), walk.blocks)
