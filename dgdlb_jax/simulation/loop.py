@@ -200,13 +200,13 @@ class Machine(eqx.Module):
                 # Outside a recording there is no past to tell the rest; such frames are far apart.
                 return carry, looks, (tape, carry.now if carry.past is None else self.keep(carry.now))
             case Recording(body):
-                now = carry.now
+                now, past = carry.now, None
                 if self.keep is not None:
                     past = Past(now.k, now.workload, carry.workloads, now.reading, node.steps)
-                    carry = Carry(now, carry.flows, carry.workloads, past)
+                carry = Carry(now, carry.flows, carry.workloads, past)
                 carry, looks, tape = self.run(body, carry, extra, pending)
                 end = Carry(carry.now, carry.flows, carry.workloads)
-                return end, looks, None if self.keep is None else (tape, carry.past)
+                return end, looks, None if past is None else (tape, carry.past)
             case Checkpoint(body):
                 end, looks, _ = Machine(self.system, self.look, None).run(body, carry, extra, pending)
                 return end, looks, None if self.keep is None else carry
