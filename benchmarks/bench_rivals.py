@@ -194,7 +194,7 @@ def main() -> None:
         mean = lambda values: float(np.exp(np.mean(np.log(values))))
         print(f"\nours / C: geometric mean {mean(ratios):.2f}, largest {max(ratios):.2f}")
         print(f"ours / packed C: geometric mean {mean(packed):.2f}, largest {max(packed):.2f}")
-        better = [min(1.0, ours / own) for ours, own in zip(ratios, packed, strict=True)]
+        better = [min(1.0, to_plain / to_packed) for to_plain, to_packed in zip(ratios, packed, strict=True)]
         print(f"the better of both in C / C: geometric mean {mean(better):.2f}")
 
 

@@ -85,7 +85,7 @@ def test_the_refuted_local_condition():
     limit = float(dgd.critical_step_size(network, optimum=optimum))
     assert refuted / limit == pytest.approx(1.0310, abs=5e-4)
     assert dgd.count_unstable_roots(network, dgd.DGDLB(0.99 * refuted), optimum) == 2
-    for condition in (conditions.theorem_a, conditions.theorem_b, conditions.distributed):
+    for condition in (*SCALAR_CONDITIONS, conditions.distributed):
         assert float(dgd.sufficient_step_size(network, optimum, condition=condition)[0]) <= limit * (1 + 1e-9)
 
 
@@ -121,5 +121,10 @@ def test_theorem_c_is_false_for_round_trips_and_refused():
     assert theorem_c_by_hand(slope, gain, latency) / limit == pytest.approx(1.149, abs=1e-3)
     with pytest.raises(dgd.InputError, match="theorem_c is not proven"):
         dgd.sufficient_step_size(network, optimum, condition=conditions.theorem_c)
-    for condition in (conditions.theorem_a, conditions.theorem_b):
+    for condition in (
+        conditions.theorem_a,
+        conditions.theorem_b,
+        conditions.theorem_b_diagonal,
+        conditions.two_parameters,
+    ):
         assert 0 < float(dgd.sufficient_step_size(network, optimum, condition=condition)[0]) <= limit * (1 + 1e-9)

@@ -83,10 +83,10 @@ def _evolve_jvp(task: _Task, primals, tangents):
     flat, out_tree = jax.tree.flatten(outputs)
     derivative = dataclasses.replace(derivative, moved=derivative.depends(leaves))
     tape_leaves, tape_tree = jax.tree.flatten(tape)
-    backward = native(partial(derivative.backward, tape_tree, out_tree))
-    without_lines = lambda given, cotangents: backward(derivative.without_lines(given), cotangents)
+    native_backward = native(partial(derivative.backward, tape_tree, out_tree))
+    backward = lambda given, cotangents: native_backward(derivative.without_lines(given), cotangents)
     given = [*leaves, *tape_leaves]
-    slopes = iter(linear_map(native(derivative.forward), without_lines, given, [moves[k] for k in moving]))
+    slopes = iter(linear_map(native(derivative.forward), backward, given, [moves[k] for k in moving]))
     slope = lambda leaf, moved: next(slopes) if moved else _no_slope(leaf)
     return outputs, jax.tree.unflatten(out_tree, list(map(slope, flat, derivative.moved)))
 
@@ -153,9 +153,8 @@ class _Derivative:
         cotangents = iter(cotangents)
         carry, looks = jax.tree.unflatten(out_tree, [next(cotangents) if moved else None for moved in self.moved])
         back = self._way_back(leaves)
-        values, *start = back.run(
-            self.task.program(back), tape, end, carry, looks, not self._lines().isdisjoint(self.moving)
-        )
+        history = not self._lines().isdisjoint(self.moving)
+        values, *start = back.run(self.task.program(back), tape, end, carry, looks, history)
         # Counters have no cotangent; their own values keep their places.
         start = jax.tree.leaves(eqx.combine(start, list(self._inputs(leaves)[1:])))
         values, parts = iter(values), self._parts()
@@ -174,7 +173,8 @@ class _Derivative:
 
     def without_lines(self, given) -> list[Array | None]:
         """Without the delay lines of the start. `backward` does not look at them, but a function would be handed copies."""
-        return [None if k in self._lines() else leaf for k, leaf in enumerate(given)]
+        lines = self._lines()
+        return [None if k in lines else leaf for k, leaf in enumerate(given)]
 
     def _lines(self) -> set[int]:
         """Which leaves are what stood in the delay lines at the start."""

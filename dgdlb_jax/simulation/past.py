@@ -11,9 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from dgdlb_jax.numerics import delay_line
 from dgdlb_jax.numerics.delay_line import DelayLine
-
-Workloads = Float[Array, " backend_lanes"]
-Readings = Float[Array, "backends frontend_lanes"]
+from dgdlb_jax.simulation.dynamics import Arcs, Backends
 
 
 class Past(eqx.Module):
@@ -26,33 +24,33 @@ class Past(eqx.Module):
 
     numbers: Float[Array, " numbers"]
     first: Int[Array, ""]
-    earlier: Readings
+    earlier: Arcs
     rows: int = eqx.field(static=True)
     width: int = eqx.field(static=True)
 
-    def __init__(self, first: Int[Array, ""], workload: Workloads, line: DelayLine, earlier: Readings, steps: int):
+    def __init__(self, first: Int[Array, ""], workload: Backends, line: DelayLine, earlier: Arcs, steps: int):
         """To begin with: the delay line from its oldest row on, and room for so many steps."""
         self.rows, self.width, self.first, self.earlier = line.rows, line.width, first, earlier
         line = delay_line.write(line, first, workload)
         before = jnp.roll(line.ring.reshape(self.rows, self.width), -(first + 1), axis=0)
         self.numbers = jnp.pad(before, ((0, steps), (self.width, 0))).reshape(-1)
 
-    def add(self, k: Int[Array, ""], predicted: Workloads, workload: Workloads) -> "Past":
+    def add(self, k: Int[Array, ""], predicted: Backends, workload: Backends) -> "Past":
         """With the workload of row `k`."""
         numbers = self.numbers
         for place, values in enumerate((predicted, workload)):
             numbers = jax.lax.dynamic_update_slice(numbers, values, (self._row(k) + place * self.width,))
         return eqx.tree_at(lambda past: past.numbers, self, numbers)
 
-    def predicted(self, k: Int[Array, ""]) -> Workloads:
+    def predicted(self, k: Int[Array, ""]) -> Backends:
         """What had been predicted of the workload of row `k`."""
         return jax.lax.dynamic_slice(self.numbers, (self._row(k),), (self.width,))
 
-    def workload(self, k: Int[Array, ""]) -> Workloads:
+    def workload(self, k: Int[Array, ""]) -> Backends:
         """The workload of row `k`."""
         return jax.lax.dynamic_slice(self.numbers, (self._row(k) + self.width,), (self.width,))
 
-    def read(self, k: Int[Array, ""], offset: Int[Array, " arcs"]) -> Readings:
+    def read(self, k: Int[Array, ""], offset: Int[Array, " arcs"]) -> Arcs:
         """What frontends read in step `k`."""
         read = delay_line.gather(self.numbers, self._row(jnp.maximum(k, self.first) + 1) + offset)
         return jnp.where(k < self.first, self.earlier, read.reshape(self.earlier.shape))
