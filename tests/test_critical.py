@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
+from dgdlb_jax.analysis.loop import _late
 from helpers import central_difference, single_precision
 from oracles import critical_gain
 
@@ -36,6 +37,16 @@ def test_symmetric_closed_form_over_five_decades():
         assert float(mode.step_size[k]) == pytest.approx(gain / (c * 28), rel=1e-9)
         w = float(mode.frequency[k])
         assert w * np.hypot(w, a) == pytest.approx(gain, rel=1e-9)
+
+
+def test_delays_are_exponentials(rng):
+    # A tangent within an ulp is wrong by eps in angle; where it has a pole, at odd multiples of pi, its square is still finite.
+    angles = np.concatenate([rng.normal(size=500) * np.geomspace(1e-9, 1e5, 500), np.pi * np.arange(-9, 10)])
+    x = rng.uniform(-3, 3, angles.size) + 1j * angles
+    late, along = jax.jvp(_late, (jnp.asarray(x),), (jnp.full(x.shape, 2 - 1j),))
+    eps = np.finfo(float).eps
+    np.testing.assert_array_less(np.abs(late - np.exp(-x)), 8 * eps * np.exp(-x.real))
+    np.testing.assert_allclose(along, -(2 - 1j) * np.asarray(late), rtol=4 * eps)
 
 
 def test_no_limit_without_latency_or_choice():
