@@ -48,7 +48,7 @@ def ours(batch: dgd.Network, policy, steps: int, rows: int, lanes: int | None = 
         policy,
         duration=steps * DT,
         dt=DT,
-        save=dgd.SaveAt.statistics(),
+        save=dgd.SaveAt.statistics(resumable=False),
         max_latency=(rows - 2) * DT,
         lanes=lanes,
         devices=devices,

@@ -10,7 +10,7 @@ from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
-from dgdlb_jax.numerics.results import Result
+from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.latency import LeastLatency
 from dgdlb_jax.simulation.engine import simulate
@@ -247,6 +247,22 @@ def test_what_the_first_run_saved_does_not_matter_to_the_second(rng):
     runs = [simulate(network, policy, initial=end, **half) for end in ends]
     assert_same(runs[1], runs[0])
     assert np.isfinite(runs[1].in_flight).all()
+
+
+@pytest.mark.parametrize("save", [SaveAt, SaveAt.statistics, SaveAt.final], ids=["all", "statistics", "final"])
+def test_without_its_delay_lines_a_run_is_the_same_but_ends_for_good(rng, save):
+    network = small_network(rng)
+    policy, half = POLICIES["DGDLB"](network), SETTINGS | {"duration": STEPS // 2 * DT}
+    whole, ended = (simulate(network, policy, save=save(resumable=keep), **half) for keep in (True, False))
+    kept, left = (dict(jax.tree_util.tree_leaves_with_path(run)) for run in (whole, ended))
+    missing = {jax.tree_util.keystr(path) for path in kept.keys() - left.keys()}
+    assert missing == {".final.flow_line", ".final.workload_line"} | (
+        {".final.in_flight"} if save is not SaveAt else set()
+    )
+    for path, value in left.items():
+        np.testing.assert_allclose(value, kept[path], err_msg=str(path), **ROUNDING)
+    with pytest.raises(InputError, match="resumable=False"):
+        simulate(network, policy, initial=ended.final, **half)
 
 
 # --- symmetries -------------------------------------------------------------------------------------------------------

@@ -42,7 +42,15 @@ def name(policy) -> str:
 def observation(backends=5, **values) -> Observation:
     """What one frontend sees, everything equal and unremarkable but for what is given."""
     defaults = dict.fromkeys(
-        ("workload", "service_rate", "marginal_latency", "cost_latency", "outstanding", "nominal_capacity"),
+        (
+            "workload",
+            "service_rate",
+            "marginal_latency",
+            "average_latency",
+            "cost_latency",
+            "outstanding",
+            "nominal_capacity",
+        ),
         np.ones(backends),
     )
     scalars = {"arrival_rate": jnp.asarray(1.0), "time_step": jnp.asarray(0.1)}
@@ -60,6 +68,7 @@ def random_observation(rng, backends=5) -> tuple[Observation, SimpleNamespace]:
         workload=workload,
         service_rate=rate,
         marginal_latency=1 / slope,
+        average_latency=workload / rate,
         cost_latency=cost,
         nominal_capacity=capacity,
         mask=mask,
@@ -106,11 +115,6 @@ def test_ties_are_shared_equally_and_masked_arcs_get_nothing(policy, field):
     np.testing.assert_array_equal(policy.route(jnp.asarray(0.0), seen, ())[0], [0, 0.5, 0, 0.5, 0])
     all_equal = observation(mask=mask)
     np.testing.assert_array_equal(policy.route(jnp.asarray(0.0), all_equal, ())[0], mask / 4)
-
-
-def test_least_latency_at_empty_backends_takes_the_service_time():
-    seen = observation(3, workload=np.zeros(3), service_rate=np.zeros(3), marginal_latency=np.array([3.0, 1.0, 2.0]))
-    np.testing.assert_array_equal(LeastLatency().route(jnp.asarray(0.0), seen, ())[0], [0, 1, 0])
 
 
 @pytest.mark.parametrize("policy", [*INSTANT, FixedRouting(np.full((3, 5), 0.2))], ids=name)

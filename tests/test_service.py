@@ -32,7 +32,7 @@ def curve(request, rng):
     return CURVES[request.param](rng, B)
 
 
-METHODS = ("rate", "slope", "curvature", "marginal_latency")
+METHODS = ("rate", "slope", "curvature", "marginal_latency", "average_latency")
 
 
 def rows_shared(function):
@@ -165,6 +165,15 @@ def test_marginal_latency_saturates(curve, dtype):
     np.testing.assert_allclose(found["marginal_latency"][:2], 1 / found["slope"][:2], rtol=1e-6)
 
 
+def test_average_latency_is_that_of_littles_law(curve):
+    found = over_workloads(curve, WORKLOADS)
+    some = WORKLOADS[1:, None] / found["rate"][1:]
+    np.testing.assert_allclose(found["average_latency"][1:], some, rtol=1e-14)
+    # A lone request takes as long on average as it adds.
+    np.testing.assert_allclose(found["average_latency"][0], 1 / curve.initial_slope, rtol=1e-14)
+    assert (found["average_latency"] <= found["marginal_latency"] * (1 + 1e-9)).all()
+
+
 def test_parameters_carry_finite_gradients(curve):
     """Also at an empty backend and far beyond capacity, for every parameter."""
 
@@ -226,7 +235,7 @@ def test_replicas_share_the_load():
     # n replicas of a hyperbola are one hyperbola with both parameters times n.
     hyperbola = curves.Replicas(curves.Hyperbolic(2.0, 5.0), 4.0)
     merged = curves.Hyperbolic(8.0, 20.0)
-    for name in ("rate", "slope", "curvature", "marginal_latency"):
+    for name in METHODS:
         n = jnp.array([7.0])
         np.testing.assert_allclose(getattr(hyperbola, name)(n), getattr(merged, name)(n), rtol=1e-14)
     np.testing.assert_allclose(hyperbola.inverse(jnp.array([3.0])), merged.inverse(jnp.array([3.0])), rtol=1e-14)
@@ -255,7 +264,7 @@ def test_concatenate_mixes_kinds(rng):
     np.testing.assert_array_equal(mixture.index, [0, 1, 1, 0, 2, 3])
     workload = jnp.asarray(rng.uniform(0, 30, 6))
     pieces = np.split(np.arange(6), np.cumsum([part.backends for part in parts])[:-1])
-    for name in ("rate", "slope", "curvature", "marginal_latency"):
+    for name in METHODS:
         expected = np.concatenate([getattr(p, name)(workload[at]) for p, at in zip(parts, pieces, strict=True)])
         np.testing.assert_allclose(getattr(mixture, name)(workload), expected, rtol=1e-14)
     for name in ("nominal_capacity", "supremum", "measured_workload", "initial_slope"):

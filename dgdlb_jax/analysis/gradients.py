@@ -132,10 +132,11 @@ def marginal_latency(
         dt=dt,
         initial=initial,
         throw=throw,
-        save=SaveAt(every=1, fields=("workload",)),
+        save=SaveAt(every=1, fields=("workload",), resumable=False),
     )
     workload, first = jnp.asarray(check.workload), jnp.rint(check.time[0] / dt).astype(int)
     if isinstance(initial, SimulationState):
+        assert initial.workload_line is not None
         rows = initial.workload_line.shape[0]
         past = initial.workload_line[(initial.row - jnp.arange(rows - 1, 0, -1)) % rows]
         workload, first = jnp.concatenate([past, workload]), first - (rows - 1)

@@ -84,7 +84,7 @@ def tune(
     if networks.batch is None:
         networks = jax.tree.map(lambda leaf: leaf[None], networks.anonymous())
         initial = None if initial is None else (jnp.asarray(initial[0])[None], jnp.asarray(initial[1])[None])
-    save = SaveAt.statistics() if save is None else save
+    save = SaveAt.statistics(resumable=False) if save is None else save
     settings: dict[str, Any] = {
         "duration": duration,
         "dt": dt,

@@ -142,7 +142,7 @@ def observe_limit(
     def swing(step, begin):
         runs = simulate_batch(
             networks, DGDLB(jnp.asarray(step)[:, None] + jnp.zeros(networks.frontends)), duration=begin + 3 * period, dt=dt,
-            initial=start, save=SaveAt.statistics(after=begin), throw=False,
+            initial=start, save=SaveAt.statistics(after=begin, resumable=False), throw=False,
         )  # fmt: skip
         found = runs.statistics
         assert found is not None
@@ -263,7 +263,7 @@ def from_far(
             for s, start in enumerate(starts):
                 runs = simulate_batch(
                     networks, policy, duration=duration, dt=dt, initial=start, throw=False,
-                    save=SaveAt(every, fields=("workload", "cost_rate")),
+                    save=SaveAt(every, fields=("workload", "cost_rate"), resumable=False),
                 )  # fmt: skip
                 assert runs.workload is not None
                 assert runs.cost_rate is not None

@@ -190,7 +190,7 @@ def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str)
     runs = simulate_batch(
         stack([network] * len(steps)), DGDLB(jnp.stack(steps)), duration=duration, dt=dt, throw=False,
         initial=jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * len(steps)), tuple(initial)),
-        save=SaveAt.statistics(after=(1 - LAST_PART) * duration),
+        save=SaveAt.statistics(after=(1 - LAST_PART) * duration, resumable=False),
     )  # fmt: skip
     assert runs.statistics is not None
     verdict = np.asarray(judge(runs.statistics))

@@ -29,6 +29,7 @@ class Observation(eqx.Module):
     - `workload`: $N_j(t - \\tau^{fb}_{ij})$, `(backends,)`, requests.
     - `service_rate`: $\\ell_j$ there, requests/s.
     - `marginal_latency`: $1 / \\ell_j'$ there, seconds: what one more request would add to the time in the system.
+    - `average_latency`: $N_j / \\ell_j$ there, seconds: the mean time in the system, if the backend were at rest.
     - `cost_latency`: network time charged to a request, seconds.
     - `outstanding`: the frontend's own requests under way, its flow times the latency as seen.
     - `nominal_capacity`: of each backend, requests/s.
@@ -42,6 +43,7 @@ class Observation(eqx.Module):
     workload: Float[Array, "backends *lanes"]
     service_rate: Float[Array, "backends *lanes"]
     marginal_latency: Float[Array, "backends *lanes"]
+    average_latency: Float[Array, "backends *lanes"]
     cost_latency: Float[Array, "backends *lanes"]
     outstanding: Float[Array, "backends *lanes"]
     nominal_capacity: Float[Array, "backends *lanes"]
@@ -121,7 +123,7 @@ def checked(name: str, value: Matrix, allowed: Callable[[np.ndarray], np.ndarray
 def share_equally(best: Bool[Array, "backends *lanes"], dtype) -> Float[Array, "backends *lanes"]:
     """All traffic in equal parts to the backends marked as best; none if there are none."""
     chosen = best.astype(dtype)
-    return chosen / jnp.maximum(jnp.sum(chosen, axis=0), 1)
+    return chosen * (1 / jnp.maximum(jnp.sum(chosen, axis=0), 1))
 
 
 def least(

@@ -68,11 +68,4 @@ class HotCold(AbstractInstantPolicy):
 
 def latency_as_seen(observation: Observation) -> Float[Array, "backends *lanes"]:
     """What a request would take to each backend: the network, and the time in service there; seconds."""
-    return observation.cost_latency + time_in_service(observation)
-
-
-def time_in_service(observation: Observation) -> Float[Array, "backends *lanes"]:
-    r"""Seconds a request spends at each backend by Little's law, $N / \ell(N)$; at an empty backend the limit $1 / \ell'(0)$."""
-    busy = (observation.workload > 0) & (observation.service_rate > 0)
-    ratio = jnp.where(busy, observation.workload, 1) / jnp.where(busy, observation.service_rate, 1)
-    return jnp.where(busy, ratio, observation.marginal_latency)
+    return observation.cost_latency + observation.average_latency

@@ -81,10 +81,15 @@ def _fastest(networks: Network) -> Float[Array, "batch backends"]:
 
 
 def resumable(state: SimulationState, time_grid: Grid) -> None:
-    """Check that a run can go on from a state with this grid; nothing under tracing.
+    """Check that a run can go on from a state with this grid; under tracing only that its delay lines were kept.
 
-    **Raises:** `InputError` for another dt or buffer, or networks that do not stand at the same step.
+    **Raises:** `InputError` for a state without delay lines, another dt or buffer, or networks that do not stand at the same step.
     """
+    if state.flow_line is None:
+        raise InputError(
+            "The state to go on from was saved with resumable=False, without its delay lines: leave that out of the first run's SaveAt, "
+            "or start afresh from (routing, workload)."
+        )
     if not is_concrete(state):
         return
     step, dt = np.asarray(state.step), np.asarray(state.time_step)

@@ -66,19 +66,19 @@ class Field(eqx.Module):
     def observe(self, t: Frontends, seen: Arcs, flow: Arcs, time_step: Frontends) -> Observation:
         """What every frontend sees: `seen` is the workload after the feedback latency, `flow` the frontend's own flow now."""
         rate = self.seen_service.rate(seen)
-        marginal = self.seen_service.marginal_latency(seen)
+        marginal, average = self.seen_service.marginal_latency(seen), self.seen_service.average_latency(seen)
         if self.seen_capacity is not None:
-            # Capacity is known in advance, so its past needs no delay line. Where it is 0 a marginal latency has no finite value.
+            # Capacity is known in advance, so its past needs no delay line. Where it is 0 a latency has no finite value.
             factor = self.seen_capacity.rate(jnp.maximum(t - self.feedback_latency, 0))
-            rate, marginal = factor * rate, marginal / jnp.maximum(factor, 1e-12)
-        busy = (seen > 0) & (rate > 0)
-        in_service = jnp.where(busy, seen, 1) / jnp.where(busy, rate, 1)
+            some = jnp.maximum(factor, 1e-12)
+            rate, marginal, average = factor * rate, marginal / some, average / some
         return Observation(
             workload=seen,
             service_rate=rate,
             marginal_latency=marginal,
+            average_latency=average,
             cost_latency=self.cost_latency,
-            outstanding=flow * (self.latency + jnp.where(busy, in_service, marginal)),
+            outstanding=flow * (self.latency + average),
             nominal_capacity=self.nominal_capacity,
             mask=self.mask,
             arrival_rate=self.arrival_rate(t),

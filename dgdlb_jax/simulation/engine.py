@@ -172,10 +172,12 @@ def simulate_batch(
     )
     size, steps = networks.batch, int(grid.steps.max())
     if frames is None:
-        plan = _Plan(grid.rows, steps, save.every, save.fields, save.summary, adjoint, size, fused=fused)
+        plan = _Plan(
+            grid.rows, steps, save.every, save.fields, save.summary, save.resumable, adjoint, size, fused=fused
+        )
     else:
         _check_frames(frames, steps, save.every, extra_flow is not None)
-        plan = _Plan(grid.rows, None, None, save.fields, save.summary, frames=frames)
+        plan = _Plan(grid.rows, None, None, save.fields, save.summary, save.resumable, frames=frames)
     if inputs.extra is not None:
         shape = (size, count_frames(steps, save.every) + 1, networks.frontends, networks.backends)
         if inputs.extra.shape != shape:
@@ -217,6 +219,7 @@ class _Plan(eqx.Module):
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
+    resumable: bool = eqx.field(static=True)
     adjoint: FullStorage | Checkpoints | None = eqx.field(static=True, default=None)
     networks: int = eqx.field(static=True, default=0)
     frames: int = eqx.field(static=True, default=0)
@@ -315,7 +318,7 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         _code(checks.too_large_step(network, dt), Result.step_too_large),
         _code(~_finite(field, now), Result.not_finite),
     )
-    final = suspend(field, carry, last, dt)
+    final = suspend(field, carry, last, dt, plan.resumable)
     fields: dict[str, Any] = dict.fromkeys(FIELDS) | saved
     return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results))
 

@@ -104,6 +104,8 @@ def send(system: System, carry: Carry, extra: Arcs) -> Carry:
 def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
     """The carry from which a stopped run goes on, to the bit."""
     shape = field.shape
+    assert state.flow_line is not None  # see checks.resumable
+    assert state.workload_line is not None
     flows = shape.arcs(state.flow_line)
     now = Now(
         k=state.step[0], routing=shape.arcs(state.routing), workload=shape.last(state.workload),
@@ -116,21 +118,26 @@ def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
     return Carry(now, DelayLine(flows.reshape(-1), flows.shape[0]), DelayLine(workloads, flows.shape[0]))
 
 
-def suspend(field: Field, carry: Carry, steps: Int[Array, " lanes"], dt: Float[Array, " lanes"]) -> SimulationState:
-    """Everything that a later run needs, batch axis first."""
+def suspend(
+    field: Field, carry: Carry, steps: Int[Array, " lanes"], dt: Float[Array, " lanes"], resumable: bool
+) -> SimulationState:
+    """Everything that a later run needs, batch axis first; if there will be none, without the delay lines."""
     shape, now = field.shape, carry.now
-    rows = carry.flows.rows
-    flows = carry.flows.ring.reshape(rows, shape.backends, -1)
     nothing = jnp.zeros_like(now.routing)
-    in_flight = _on_the_wires(field, carry, flows, dt) if now.in_flight is None else now.in_flight
+    flow_line = workload_line = None
+    in_flight = now.in_flight
+    if resumable:
+        rows = carry.flows.rows
+        flows = carry.flows.ring.reshape(rows, shape.backends, -1)
+        flow_line, workload_line = shape.from_arcs(flows), shape.from_last(carry.workloads.ring.reshape(rows, -1))
+        in_flight = _on_the_wires(field, carry, flows, dt) if in_flight is None else in_flight
     return SimulationState(
         step=steps.astype(jnp.int32), row=jnp.full(steps.shape, now.k, jnp.int32), time_step=dt,
         routing=shape.from_arcs(now.routing), workload=shape.from_last(now.workload),
         flow=shape.from_arcs(now.flow), inflow=shape.from_last(now.inflow),
         velocity=shape.from_arcs(nothing if now.velocity is None else now.velocity),
         reading=shape.from_arcs(now.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
-        flow_line=shape.from_arcs(flows), workload_line=shape.from_last(carry.workloads.ring.reshape(rows, -1)),
-        policy_state=jax.tree.map(shape.from_first, now.policy),
+        flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
     )  # fmt: skip
 
 

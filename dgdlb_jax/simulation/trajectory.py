@@ -26,7 +26,9 @@ class SaveAt(eqx.Module):
       start of the run (in a batch also one number per network).
     - `SaveAt.final()`: only the state at the end.
 
-    Statistics come with every choice but `final`. `reference` is a workload `(backends,)` to measure the distance to.
+    Statistics come with every choice but `final`. `reference` is a workload `(backends,)` to measure the distance to. With
+    `resumable=False` the state at the end comes without its delay lines, which nothing but going on from it needs: for many networks
+    with long buffers, less memory and up to half the time (benchmarks/README.md).
 
     **Raises:** `InputError` for an unknown field, `every` below 1 or a negative `after`.
     """
@@ -36,6 +38,7 @@ class SaveAt(eqx.Module):
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
+    resumable: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -45,6 +48,7 @@ class SaveAt(eqx.Module):
         after: Numbers = 0.0,
         reference: Matrix | None = None,
         summary: bool = True,
+        resumable: bool = True,
     ):
         if every is not None and (every < 1 or every != int(every)):
             raise InputError(f"SaveAt(every={every}): save every k-th step, with a whole number k of at least 1.")
@@ -62,16 +66,17 @@ class SaveAt(eqx.Module):
         self.fields = FIELDS if fields is None else tuple(fields)
         self.reference = None if reference is None else jnp.asarray(reference)
         self.summary = summary
+        self.resumable = resumable
 
     @classmethod
-    def statistics(cls, *, after: Numbers = 0.0, reference: Matrix | None = None) -> "SaveAt":
+    def statistics(cls, *, after: Numbers = 0.0, reference: Matrix | None = None, resumable: bool = True) -> "SaveAt":
         """Only statistics: memory does not grow with the duration."""
-        return cls(None, fields=(), after=after, reference=reference)
+        return cls(None, fields=(), after=after, reference=reference, resumable=resumable)
 
     @classmethod
-    def final(cls) -> "SaveAt":
+    def final(cls, *, resumable: bool = True) -> "SaveAt":
         """Only the state at the end."""
-        return cls(None, fields=(), summary=False)
+        return cls(None, fields=(), summary=False, resumable=resumable)
 
 
 class SimulationState(eqx.Module):
@@ -81,7 +86,9 @@ class SimulationState(eqx.Module):
     - `row`: where the delay lines stand; beyond `step` in a network of a batch that had to wait for longer runs.
     - `time_step`: dt, seconds.
     - `routing` `(frontends, backends)`, `workload` `(backends,)`: the state at that time.
-    - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory.
+    - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory. Without the lines
+      (`SaveAt(resumable=False)`) no run goes on from it; requests on the wires are read off them, and are not known either unless
+      `in_flight` was saved.
 
     Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
     """
@@ -95,10 +102,10 @@ class SimulationState(eqx.Module):
     inflow: Float[Array, "*batch backends"]
     velocity: Float[Array, "*batch frontends backends"]
     reading: Float[Array, "*batch frontends backends"]
-    in_flight: Float[Array, "*batch"]
+    in_flight: Float[Array, "*batch"] | None
     peak_workload: Float[Array, "*batch backends"]
-    flow_line: Float[Array, "*batch rows frontends backends"]
-    workload_line: Float[Array, "*batch rows backends"]
+    flow_line: Float[Array, "*batch rows frontends backends"] | None
+    workload_line: Float[Array, "*batch rows backends"] | None
     policy_state: PyTree
 
     @property
@@ -167,7 +174,7 @@ class Trajectory(eqx.Module):
     - `cost_rate` `(time,)`: workload plus what is charged for the network, requests.
     - `in_flight` `(time,)`: requests on the forward wires.
     - `statistics`: time integrals and extremes, see `Statistics`.
-    - `final`: the state at the end; give it as `initial` to go on.
+    - `final`: the state at the end; give it as `initial` to go on (unless saved with `resumable=False`).
     - `result`: how it ended, a `Result` code.
     """
 

@@ -209,7 +209,7 @@ def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
 def _save(cases: Cases, shape: Shape, optimum: Optimum, wanted: set[str]) -> SaveAt:
     fields = ("cost_rate",) * (COSTS in wanted) + ("workload",) * (WORKLOADS in wanted)
     after = (1 - LAST_PART) * cases.duration
-    return SaveAt(shape.every or None, fields=fields, after=after, reference=optimum.workload)
+    return SaveAt(shape.every or None, fields=fields, after=after, reference=optimum.workload, resumable=False)
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:

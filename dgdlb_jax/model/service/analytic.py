@@ -54,6 +54,10 @@ class Hyperbolic(AbstractAnalytic):
     def curvature(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
         return -2 * self.initial_slope / self.half_load / (1 + workload / self.half_load) ** 3
 
+    def average_latency(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        r"""$(\kappa + N) / \mu$, in seconds."""
+        return (self.half_load + workload) / self.max_rate
+
     def inverse(self, rate: Float[Array, "..."]) -> Float[Array, "..."]:
         return below(rate, self.max_rate, lambda r: self.half_load * r / (self.max_rate - r))
 

@@ -71,6 +71,12 @@ class AbstractService(eqx.Module):
         """
         return 1 / jnp.maximum(self.slope(workload), SMALLEST_SLOPE * self.initial_slope)
 
+    def average_latency(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        r"""$N / \ell(N)$ in seconds: mean time in the system at rest, network apart, by Little's law. Its limit $1 / \ell'(0)$ at 0."""
+        rate = self.rate(workload)
+        busy = (workload > 0) & (rate > 0)
+        return jnp.where(busy, jnp.where(busy, workload, 1) / jnp.where(busy, rate, 1), self.marginal_latency(workload))
+
     @property
     def backends(self) -> int:
         """How many backends the parameters describe."""
