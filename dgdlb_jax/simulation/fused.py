@@ -91,8 +91,9 @@ def _refuse_shape(shape: tuple[int, ...]) -> NoReturn:
 
 def _without_taps(system: System) -> System:
     """The kernel reads the lines itself."""
-    where = lambda s: (s.wiring.flow, s.wiring.workload.offset, s.wiring.workload.overflow, s.wiring.overflow)
-    return eqx.tree_at(where, system, (None,) * 4)
+    taps = lambda s: (s.wiring.flow, s.wiring.workload)
+    where = lambda s: (s.wiring.overflow, *(leaf for one in taps(s) for leaf in (one.offset, one.overflow)))
+    return eqx.tree_at(where, system, replace_fn=lambda _: None)
 
 
 def _tuning(grid: "_Grid"):
@@ -162,7 +163,7 @@ def _kernel(grid: _Grid, like: PyTree, rows: int, steps: int, *refs) -> None:
     system = eqx.tree_at(lambda s: s.field.shape, system, grid.room, is_leaf=lambda node: isinstance(node, Shape))
     F, B = grid.network.frontends, grid.network.backends
     arcs = grid.place((B, F))
-    flows = _Line(flows, rows, arcs, grid.place((F, B)), offsets[0])
+    flows = _Line(flows, rows, arcs, arcs, offsets[0])
     workloads = _Line(workloads, rows, grid.place((B,)), arcs, offsets[1])
 
     def step(_, now: Now) -> Now:
@@ -172,7 +173,7 @@ def _kernel(grid: _Grid, like: PyTree, rows: int, steps: int, *refs) -> None:
         workloads.write(ahead, predicted)
         move = route(system, now, workloads.read(ahead))
         flows.write(ahead, move.entering)
-        return arrive(system, now, predicted, move, jnp.sum(flows.read(ahead), axis=0))
+        return arrive(system, now, predicted, move, jnp.sum(flows.read(ahead), axis=1))
 
     now = jax.lax.fori_loop(0, steps, step, now)
     for ref, leaf, before in zip(ends, jax.tree.leaves(now), jax.tree.leaves(like[1]), strict=True):

@@ -2,7 +2,7 @@
 
 The networks of a tile are its *lanes*, and lanes are the fastest axis everywhere. Arrays over arcs are `(backends, frontends * lanes)`,
 arrays over backends `(backends * lanes,)`, arrays over frontends `(frontends * lanes,)`: two axes at most, so that nothing inside the
-loop reshapes (which would cost a division per element), and every sum runs over the leading axis. Outside, the batch axis comes first.
+loop reshapes (which would cost a division per element), and sums run over the leading axis. Outside, the batch axis comes first.
 The functions here convert; they are transpositions and copies, no arithmetic.
 """
 
@@ -59,6 +59,22 @@ class Shape(eqx.Module):
     def backend_to_arcs(self, values: Shaped[Array, "lanes *rest backends"]) -> Shaped[Array, "..."]:
         """`(lanes, ..., backends)` as `(..., backends, frontends * lanes)`, the same for every frontend."""
         return jnp.tile(jnp.moveaxis(values, 0, -1), self.frontends)
+
+    def by_backend(self, arcs: Shaped[Array, "backends frontend_lanes"]) -> Shaped[Array, " arcs"]:
+        """Arcs in the order in which `arrivals` takes them.
+
+        That is whatever order XLA sums fastest: by frontends first, so that vectors go over backends and lanes; a single lane is too
+        narrow for that, and there they go over the frontends that are summed.
+        """
+        if self.lanes == 1:
+            return arcs.reshape(-1)
+        return jnp.swapaxes(arcs.reshape(self.backends, self.frontends, self.lanes), 0, 1).reshape(-1)
+
+    def arrivals(self, by_backend: Shaped[Array, " arcs"]) -> Shaped[Array, " backend_lanes"]:
+        """What comes together at every backend, summed over frontends."""
+        if self.lanes == 1:
+            return jnp.sum(by_backend.reshape(self.backends, self.frontends), axis=1)
+        return jnp.sum(by_backend.reshape(self.frontends, -1), axis=0)
 
     def per_lane(self, values: Shaped[Array, "..."]) -> Shaped[Array, "... lanes"]:
         """`(..., axis * lanes)` summed over the axis."""

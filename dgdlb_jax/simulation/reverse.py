@@ -65,8 +65,8 @@ class Returns(eqx.Module):
 
     past: Int[Array, " arcs"]  # in order (backends, frontends * lanes)
     arrivals: Int[Array, " arcs"]  # in order (backends, frontends * lanes)
-    readings: Int[Array, " arcs"]  # in order (frontends, backends * lanes), so that they sum over the leading axis
-    at_once: Bool[Array, "frontends backend_lanes"]  # arcs whose reading in step k is the prediction of step k itself
+    readings: Int[Array, " arcs"]  # `by_backend`, as they are summed
+    at_once: Bool[Array, " arcs"]  # of these, arcs whose reading in step k is the prediction of step k itself
 
     def __init__(self, system: System, rows: int):
         field, wiring, dt = system.field, system.wiring, system.clock.frontends[0]
@@ -74,18 +74,14 @@ class Returns(eqx.Module):
         sizes = (shape.backends, shape.frontends, shape.lanes)
         j, i, lane = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.int32) for n in sizes), indexing="ij")
 
-        def to_backends(values):
-            return jnp.swapaxes(values.reshape(sizes), 0, 1).reshape(shape.frontends, -1)
-
-        late = jnp.swapaxes(wiring.flow.overflow.reshape(shape.frontends, shape.backends, -1), 0, 1)
-        lag = jnp.where(late.reshape(field.latency.shape), 0, jnp.floor(field.latency / dt))
+        lag = jnp.where(wiring.flow.overflow, 0, jnp.floor(field.latency / dt))
         column = (j * shape.lanes + lane).reshape(lag.shape)
         self.arrivals = delay_line.taps(lag, column, shape.backends * shape.lanes, rows).offset
         lag = jnp.where(wiring.workload.overflow, 0, jnp.floor(field.feedback_latency / dt))
         width = shape.backends * shape.lanes
         self.past = past_offset(lag.reshape(-1).astype(jnp.int32), (j * shape.lanes + lane).reshape(-1), width)
-        lag = to_backends(lag)
-        column = to_backends((j * shape.frontends + i) * shape.lanes + lane)
+        lag = shape.by_backend(lag)
+        column = shape.by_backend(((j * shape.frontends + i) * shape.lanes + lane).reshape(field.latency.shape))
         self.readings = delay_line.taps(jnp.maximum(lag - 1, 0), column, column.size, rows).offset
         self.at_once = lag < 1
 
@@ -325,9 +321,9 @@ class WayBack:
 
     def _seen(self, readings: DelayLine, q: Int[Array, ""], k: Int[Array, ""]) -> tuple[Backends, Backends]:
         """The cotangents of the workload predicted in step k, and of that of row k."""
-        bar = delay_line.read(readings, q, self.returns.readings).reshape(self.returns.at_once.shape)
-        at_once = jnp.sum(jnp.where(self.returns.at_once, bar, 0), axis=0)
-        later = jnp.sum(jnp.where(self.returns.at_once, 0, bar), axis=0)
+        bar, shape = delay_line.read(readings, q, self.returns.readings), self.system.field.shape
+        at_once = shape.arrivals(jnp.where(self.returns.at_once, bar, 0))
+        later = shape.arrivals(jnp.where(self.returns.at_once, 0, bar))
         left = self.left[1]
         if left is not None:
             at_once = at_once + jnp.where(k + 1 == self.end.k, self._left(left, k + 1), 0)

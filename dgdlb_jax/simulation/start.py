@@ -82,10 +82,9 @@ def begin(
     observation = field.observe(t0, seen, flow, step)
     policy = field.init(observation)
     velocity = field.velocity(t0, x, observation, policy)[0] if field.flows else None
-    arrivals = jnp.swapaxes(flow.reshape(shape.backends, shape.frontends, shape.lanes), 0, 1)
     now = Now(
         k=jnp.zeros((), jnp.int32), routing=x, workload=n, flow=flow,
-        inflow=arrivals.reshape(shape.frontends, -1).sum(0), velocity=velocity, reading=seen,
+        inflow=shape.arrivals(shape.by_backend(flow)), velocity=velocity, reading=seen,
         policy=policy, peak=n, in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
     )  # fmt: skip
     return Carry(now, delay_line.filled(flow.reshape(-1), rows), delay_line.filled(n, rows))
@@ -94,9 +93,9 @@ def begin(
 def send(system: System, carry: Carry, extra: Arcs) -> Carry:
     """The same state, had `extra` flow been sent just now besides what was routed."""
     now, wiring, k = carry.now, system.wiring, carry.now.k
-    row = delay_line.row(carry.flows, k).reshape(extra.shape) + (1 - wiring.flow_fraction) * extra
+    row = delay_line.row(carry.flows, k).reshape(extra.shape) + (1 - wiring.flow.fraction) * extra
     flows = delay_line.write(carry.flows, k, row)
-    inflow = delay_line.read(flows, k, wiring.flow.offset).reshape(system.field.shape.frontends, -1).sum(0)
+    inflow = system.field.shape.arrivals(delay_line.read(flows, k, wiring.flow.offset))
     now = eqx.tree_at(lambda n: (n.flow, n.inflow), now, (now.flow + extra, inflow))
     return Carry(now, flows, carry.workloads)
 

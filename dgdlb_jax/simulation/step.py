@@ -59,9 +59,8 @@ def length(k: Int[Array, ""], clock) -> Float[Array, "..."]:
 class Wiring(eqx.Module):
     """Where the two delay lines are read."""
 
-    flow: Taps  # one per arc in order (frontends, backends * lanes), so that arrivals sum over the leading axis
-    workload: Taps  # one per arc in order (backends, frontends * lanes)
-    flow_fraction: Arcs
+    flow: Taps  # offsets `by_backend`, as they arrive; the fraction belongs to the arc that is written
+    workload: Taps
     overflow: Bool[Array, " lanes"]
 
     def __init__(self, field: Field, dt: Frontends, rows: int):
@@ -69,14 +68,10 @@ class Wiring(eqx.Module):
         sizes = (shape.backends, shape.frontends, shape.lanes)
         j, i, lane = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.int32) for n in sizes), indexing="ij")
 
-        def to_backends(values):
-            return jnp.swapaxes(values.reshape(sizes), 0, 1).reshape(shape.frontends, -1)
-
         delay = field.latency / dt
         flow_column = (j * shape.frontends + i) * shape.lanes + lane
-        self.flow = delay_line.taps(to_backends(delay), to_backends(flow_column), flow_column.size, rows)
         flow = delay_line.taps(delay, flow_column.reshape(delay.shape), flow_column.size, rows)
-        self.flow_fraction = flow.fraction
+        self.flow = Taps(shape.by_backend(flow.offset.reshape(delay.shape)), flow.fraction, flow.overflow)
         workload_column = (j * shape.lanes + lane).reshape(delay.shape)
         self.workload = delay_line.taps(
             field.feedback_latency / dt, workload_column, shape.backends * shape.lanes, rows
@@ -140,7 +135,7 @@ def advance(system: System, carry: Carry, extra: Arcs | None = None) -> Carry:
     reading = delay_line.read(workloads, ahead, wiring.workload.offset).reshape(now.routing.shape)
     move = route(system, now, reading, extra)
     flows = delay_line.write(carry.flows, ahead, move.entering)
-    inflow = jnp.sum(delay_line.read(flows, ahead, wiring.flow.offset).reshape(shape.frontends, -1), axis=0)
+    inflow = shape.arrivals(delay_line.read(flows, ahead, wiring.flow.offset))
     after = arrive(system, now, predicted, move, inflow)
     past = None if carry.past is None else carry.past.add(ahead, predicted, after.workload)
     return Carry(after, flows, workloads, past)
@@ -159,7 +154,7 @@ def route(system: System, now: Now, reading: Arcs, extra: Arcs | None = None, kn
     routing, velocity, policy = _route(field, now, t, step, seen, known)
     flow = field.arrival_rate(t) * routing
     flow = flow if extra is None else flow + extra
-    return Move(reading, routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow_fraction))
+    return Move(reading, routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow.fraction))
 
 
 def arrive(
