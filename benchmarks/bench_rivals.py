@@ -2,8 +2,8 @@
 
     python benchmarks/bench_rivals.py [--quick]
 
-Every row is measured in one process, ours and theirs in turns, median of several; compilation apart. All save the same statistics, and
-final workloads are compared, so that nobody is faster because it does less. The C is `rival.c`, compiled here when a compiler is there.
+Every row is measured in one process, ours and theirs in turns, median of several; compilation apart. All save the same statistics, which
+are compared, so that nobody is faster because it does less. The C is `rival.c`, compiled here when a compiler is there.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from statistics import median
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--quick", action="store_true", help="10x10 with 128 rows in single precision only")
@@ -37,16 +39,17 @@ from common import machine, random_networks, seconds, simulation
 DT, STEP_SIZE = 0.01, 0.05
 SIZES = ((3, 3, 1024), (10, 10, 128), (32, 32, 32))
 ROWS = (128, 1024)
+ROUNDS = 5
 POLICIES = {"DGD-LB": 0, "least latency": 1}
 
 
 def ours(arrays, policy, steps: int, rows: int):
-    """The product; returns (final workload, cost of the whole run)."""
+    """The product."""
     simulate = simulation(arrays, steps, rows, DT)
 
     def run():
         done = simulate(policy)
-        return done.final.workload, done.statistics.cost
+        return done.final.workload, done.statistics
 
     return run
 
@@ -55,15 +58,33 @@ def by_hand(function, arrays, greedy: int, steps: int, rows: int):
     """A function of `rival.c`."""
     count, F, B = arrays[1].shape
     dtype = arrays[0].dtype
-    workload, cost = np.empty((count, B), dtype), np.empty(count, dtype)
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, workload, cost)]
+    per_backend = (count, B)
+    shapes = per_backend, (count, F, B), per_backend, per_backend, per_backend, (count, 2, B)
+    results = [np.empty(shape, dtype) for shape in shapes]
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, *results)]
 
     def run():
         numbers = [ctypes.c_int(count), ctypes.c_int(F), ctypes.c_int(B), ctypes.c_int(rows), ctypes.c_long(steps)]
         function(*numbers, ctypes.c_int(greedy), ctypes.c_double(DT), ctypes.c_double(STEP_SIZE), *pointers)
-        return workload, cost
+        return results
 
     return run
+
+
+def compared(ours, theirs, steps: int) -> float:
+    """The largest median difference of what two programs found: final workloads and the statistics, in units of their mean."""
+    final, sums = ours
+    workload, sent, held, low, high, rise = theirs
+    part, size = steps / 2, np.mean(sums.mean_workload)
+    pairs = [
+        (final, workload, size),
+        (sums.mean_workload, held / (2 * steps), size),
+        (sums.lowest_workload, low, size),
+        (sums.highest_workload, high, size),
+        (sums.mean_routing, sent / sent.sum(-1, keepdims=True), np.mean(sums.mean_routing)),
+        (sums.workload_growth, 6 * rise / (part * (part**2 - 1) * DT), size / (steps * DT)),
+    ]
+    return max(float(np.median(np.abs(np.asarray(ours) - theirs)) / unit) for ours, theirs, unit in pairs)
 
 
 def with_numpy(arrays, steps: int, rows: int):
@@ -111,7 +132,7 @@ def work(cores: int, precision: str, library: str) -> None:
     cases = [(10, 10, 128, 128)] if options.quick else [(*size, rows) for size in SIZES for rows in ROWS]
     for F, B, count, rows in cases:
         arrays = random_networks(count, F, B, rows, dtype)
-        steps = max(4 * rows, 1000)
+        steps = 4 * ROWS[-1]
         for name, greedy in POLICIES.items():
             policy = dgd.LeastLatency() if greedy else dgd.DGDLB(STEP_SIZE)
             runs = {"ours": ours(arrays, policy, steps, rows)}
@@ -120,17 +141,35 @@ def work(cores: int, precision: str, library: str) -> None:
                 runs["packed C"] = by_hand(rival.packed, arrays, greedy, steps, rows)
             if not greedy and (F, rows, cores, precision) == (10, 128, 1, "float32"):
                 runs["NumPy"] = with_numpy(arrays, steps, rows)
-            found = {key: seconds(run, repeats=1 if key == "NumPy" else 5) for key, run in runs.items()}
-            ends = {key: np.asarray(run()[0]) for key, run in runs.items()}
-            apart = {
-                key: float(np.median(np.abs(end - ends["ours"])) / ends["ours"].mean()) for key, end in ends.items()
-            }
+            compiled, taken = in_turns({key: run for key, run in runs.items() if key != "NumPy"})
+            if "NumPy" in runs:
+                taken["NumPy"] = [seconds(runs["NumPy"], repeats=1)[1]]
+            ends = {key: run() for key, run in runs.items() if key != "NumPy"}
+            apart = [compared(ends["ours"], end, steps) for key, end in ends.items() if key != "ours"]
             row = {"network": f"{F}x{B}", "topologies": count, "rows": rows, "threads": cores, "precision": precision}
-            figures = {key: taken[1] / (count * F * B * steps) * 1e9 for key, taken in found.items()}
-            print(
-                json.dumps(row | {"policy": name, "compile": found["ours"][0], "ns": figures, "apart": apart}),
-                flush=True,
-            )
+            figures = {key: median(times) / (count * F * B * steps) * 1e9 for key, times in taken.items()}
+            quotients = {
+                key: median(mine / other for mine, other in zip(taken["ours"], times, strict=True))
+                for key, times in taken.items()
+                if key in ("C", "packed C")
+            }
+            found = {"policy": name, "compile": compiled, "ns": figures, "ratio": quotients, "apart": apart}
+            print(json.dumps(row | found), flush=True)
+
+
+def in_turns(runs) -> tuple[float, dict[str, list[float]]]:
+    """Seconds of compilation of the first, and of every call, one program after the other in every round: the machine's mood is the same
+    for all."""
+    compiled = seconds(runs["ours"], repeats=1)[0]
+    for run in runs.values():
+        run()
+    taken = {key: [] for key in runs}
+    for _ in range(ROUNDS):
+        for key, run in runs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(run())
+            taken[key].append(time.perf_counter() - begin)
+    return compiled, taken
 
 
 def compiled(folder: str, precision: str) -> str:
@@ -148,7 +187,10 @@ def compiled(folder: str, precision: str) -> str:
 def main() -> None:
     """Print the table and the geometric means of the ratios."""
     print(machine())
-    print("ns per arc and step, median of 5; 'apart': median difference of final workloads from ours over their mean\n")
+    print(
+        f"ns per arc and step, {4 * ROWS[-1]} steps, medians of {ROUNDS} rounds; 'apart': largest median difference of final workloads"
+    )
+    print("and statistics from ours\n")
     columns = (
         "network|topologies|rows|threads|precision|policy|ours|C|packed C|ours / C|ours / packed C|apart|compile s"
     )
@@ -171,12 +213,12 @@ def main() -> None:
                 with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
                     for line in child.stdout or ():
                         row = json.loads(line)
-                        ns = row["ns"]
+                        ns, ratio = row["ns"], row["ratio"]
                         if "C" in ns:
-                            ratios.append(ns["ours"] / ns["C"])
-                            packed.append(ns["ours"] / ns["packed C"])
+                            ratios.append(ratio["C"])
+                            packed.append(ratio["packed C"])
                         theirs = [f"{ns[key]:.2f}" if key in ns else "not measured" for key in ("C", "packed C")]
-                        shares = [f"{ns['ours'] / ns[key]:.2f}" if key in ns else "" for key in ("C", "packed C")]
+                        shares = [f"{ratio[key]:.2f}" if key in ratio else "" for key in ("C", "packed C")]
                         first = [
                             row[key] for key in ("network", "topologies", "rows", "threads", "precision", "policy")
                         ]
@@ -185,7 +227,7 @@ def main() -> None:
                             f"{ns['ours']:.2f}",
                             *theirs,
                             *shares,
-                            f"{max(row['apart'].values()):.0e}",
+                            f"{max(row['apart']):.0e}" if row["apart"] else "",
                         ]
                         print("|", " | ".join(map(str, cells)), f"| {row['compile']:.1f} |", flush=True)
                         if "NumPy" in ns:
