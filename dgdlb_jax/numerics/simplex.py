@@ -160,7 +160,8 @@ def zero_mean(
 
 
 def _count(on, dtype):
-    return jnp.sum(on.astype(dtype), axis=0)
+    # Selected, not converted: XLA would go by way of integers.
+    return jnp.sum(jnp.where(on, jnp.ones((), dtype), 0), axis=0)
 
 
 def _newton(multiplier, on, support):

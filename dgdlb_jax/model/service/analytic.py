@@ -4,7 +4,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dgdlb_jax.model.service.base import AbstractService, Numbers, below, check, measurement, parameters
+from dgdlb_jax.model.service.base import (
+    SMALLEST_SLOPE,
+    AbstractService,
+    Numbers,
+    below,
+    check,
+    measurement,
+    parameters,
+)
 
 
 class AbstractAnalytic(AbstractService):
@@ -53,6 +61,11 @@ class Hyperbolic(AbstractAnalytic):
 
     def curvature(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
         return -2 * self.initial_slope / self.half_load / (1 + workload / self.half_load) ** 3
+
+    def marginal_latency(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        r"""$(\kappa + N)^2 / (\kappa \mu)$, in seconds, saturating as that of every curve; with one division."""
+        far = jnp.minimum(self.half_load + workload, self.half_load * SMALLEST_SLOPE**-0.5)
+        return far * far / (self.half_load * self.max_rate)
 
     def average_latency(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""$(\kappa + N) / \mu$, in seconds."""
