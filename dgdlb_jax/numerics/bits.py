@@ -1,29 +1,27 @@
-"""Truth values in an eighth of their memory.
+"""Truth values in an eighth of their memory: up to 32 rows in one row of words.
 
-`jnp.packbits` does the same, by a sum over an axis in the middle, which XLA does not vectorize; of many rows it is quicker to compile.
+`jnp.packbits` puts eight rows into each row of bytes; of ten rows two of bytes would have to be put together again, byte by byte.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, UInt8
+from jaxtyping import Array, Bool, UInt
 
-_MANY = 128  # rows
-
-
-def pack(values: Bool[Array, "rows columns"]) -> UInt8[Array, "bytes columns"]:
-    """Eight rows in one."""
-    if values.shape[0] > _MANY:
-        return jnp.packbits(values, axis=0, bitorder="little")
-    marks = jnp.where(values, _bit(values.shape[0]), jnp.uint8(0))
-    return jnp.stack([marks[k : k + 8].sum(0, dtype=jnp.uint8) for k in range(0, len(marks), 8)])
+_LARGEST = 32  # rows
 
 
-def unpack(packed: UInt8[Array, "bytes columns"], rows: int) -> Bool[Array, "rows columns"]:
+def pack(values: Bool[Array, "rows columns"]) -> UInt[Array, "words columns"]:
+    """Many rows in one; the words are as short as they can be."""
+    rows = len(values)
+    word = next((word for size, word in ((8, jnp.uint8), (16, jnp.uint16)) if rows <= size), jnp.uint32)
+    parts = [values[k : k + _LARGEST] for k in range(0, rows, _LARGEST)]
+    return jnp.stack([jnp.where(part, _bits(len(part), word), word(0)).sum(0, dtype=word) for part in parts])
+
+
+def unpack(packed: UInt[Array, "words columns"], rows: int) -> Bool[Array, "rows columns"]:
     """The way back from `pack`."""
-    if rows > _MANY:
-        return jnp.unpackbits(packed, axis=0, count=rows, bitorder="little").astype(bool)
-    eight = [jnp.broadcast_to(row, (min(8, rows - 8 * k), row.shape[0])) for k, row in enumerate(packed)]
-    return (jnp.concatenate(eight) & _bit(rows)) > 0
+    sizes = [min(_LARGEST, rows - k) for k in range(0, rows, _LARGEST)]
+    return jnp.concatenate([(row & _bits(size, row.dtype.type)) > 0 for size, row in zip(sizes, packed, strict=True)])
 
 
-def _bit(rows: int) -> UInt8[Array, "rows 1"]:
-    return (jnp.uint8(1) << (jnp.arange(rows, dtype=jnp.uint8) % 8))[:, None]
+def _bits(rows: int, word: type) -> UInt[Array, "rows 1"]:
+    return (word(1) << jnp.arange(rows, dtype=word))[:, None]

@@ -63,13 +63,14 @@ class Hyperbolic(AbstractAnalytic):
         return -2 * self.initial_slope / self.half_load / (1 + workload / self.half_load) ** 3
 
     def marginal_latency(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
-        r"""$(\kappa + N)^2 / (\kappa \mu)$, in seconds, saturating as that of every curve; with one division."""
-        far = jnp.minimum(self.half_load + workload, self.half_load * SMALLEST_SLOPE**-0.5)
-        return far * far / (self.half_load * self.max_rate)
+        r"""$(\kappa + N)^2 / (\kappa \mu)$, in seconds, saturating as that of every curve; all divisions are of parameters."""
+        far, last = self.half_load + workload, self.half_load * SMALLEST_SLOPE**-0.5
+        far = jnp.where(far > last, last, far)  # the derivative of a minimum would be a division
+        return far * far * (1 / (self.half_load * self.max_rate))
 
     def average_latency(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""$(\kappa + N) / \mu$, in seconds."""
-        return (self.half_load + workload) / self.max_rate
+        return (self.half_load + workload) * (1 / self.max_rate)
 
     def inverse(self, rate: Float[Array, "..."]) -> Float[Array, "..."]:
         return below(rate, self.max_rate, lambda r: self.half_load * r / (self.max_rate - r))
