@@ -216,3 +216,12 @@ def compilations():
         yield seen
     finally:
         is_open = False
+
+
+def run_notebook(path: Path, folder: Path) -> None:
+    """All of a notebook, in a kernel of its own that starts in this folder; an error in it is raised."""
+    nbformat = pytest.importorskip("nbformat", reason="install the notebooks extra")
+    client = pytest.importorskip("nbclient", reason="install the notebooks extra")
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(folder)}}
+    client.NotebookClient(notebook, timeout=600, resources=resources).execute(env=own_process())

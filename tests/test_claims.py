@@ -25,14 +25,14 @@ from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate
-from helpers import interior_equilibrium, own_process
+from helpers import ROOT, interior_equilibrium, own_process, run_notebook
 
 KEYS = ("1", "2", "3", "4", "5", "6", "7")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("claims")
+    return tmp_path_factory.mktemp("claims") / "dgdlb-claims-quick"  # where the notebook looks for them
 
 
 @pytest.fixture(scope="module")
@@ -231,3 +231,11 @@ def test_the_gradient_error_of_a_sweep_is_that_of_marginal_latency(rng):
         np.testing.assert_allclose(exact.open_loop[shown, i, j], expected[shown], rtol=1e-3)
     error = np.abs(np.asarray(exact.relative_error())).mean((1, 2)).max()
     assert largest_gradient_error(network, time, workload) == pytest.approx(error, rel=0.01)
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_notebook_goes_on_from_what_is_there(folder, rows):
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("claim-6-random-*/**/c/*")}
+    run_notebook(ROOT / "notebooks" / "05_claims.ipynb", folder.parent)
+    assert before
+    assert before == {path: path.stat().st_mtime_ns for path in before}

@@ -16,6 +16,7 @@ from dgdlb_jax.cli import main
 from helpers import own_process
 
 xarray = pytest.importorskip("xarray")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHORT = ["--duration", "20", "--dt", "0.02", "--quiet"]
 PICTURES = ("latency.png", "routing.png", "workloads.png")
@@ -110,7 +111,7 @@ def test_pictures_are_written_and_not_empty(finished):
         assert len(np.unique(packed)) > 20  # several colours and their shades
 
 
-def test_a_person_reads_a_verdict(finished, capsys, tmp_path):
+def test_a_person_reads_a_verdict(finished, tmp_path):
     _, document = finished
     frontends, backends = _names(document)
     table = tmp_path / "now.csv"
@@ -119,9 +120,8 @@ def test_a_person_reads_a_verdict(finished, capsys, tmp_path):
         *(f"{name}, {backends[0]}, 0.5\n{name}, {backends[1]}, 0.5" for name in frontends),
     ]
     table.write_text("\n".join(lines))
-    assert main(["run", "two-by-two", *SHORT, "--policies", "dgd-lb", "--current", str(table)]) == 0
-    text = capsys.readouterr()
-    assert text.err == ""
+    done = _dgdlb("run", "two-by-two", *SHORT, "--policies", "dgd-lb", "--current", str(table), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
     for expected in (
         "two-by-two:",
         "mean latency",
@@ -131,9 +131,9 @@ def test_a_person_reads_a_verdict(finished, capsys, tmp_path):
         *frontends,
         *backends,
     ):
-        assert expected in text.out
-    assert "Your current routing costs" in " ".join(text.out.split())
-    assert Path("dgdlb-two-by-two", "run.nc").is_file()
+        assert expected in done.stdout
+    assert "Your current routing costs" in " ".join(done.stdout.split())
+    assert (tmp_path / "dgdlb-two-by-two" / "run.nc").is_file()
 
 
 def test_an_existing_folder_keeps_what_else_is_in_it(tmp_path):

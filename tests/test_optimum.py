@@ -14,6 +14,8 @@ from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError, Result
 from helpers import CURVES, central_difference, single_precision, small_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZES = {"frontends": 4, "backends": 3}
 
 

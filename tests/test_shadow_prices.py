@@ -11,6 +11,8 @@ from dgdlb_jax.model.service import Hyperbolic, Replicas
 from dgdlb_jax.numerics.results import InputError
 from helpers import small_network
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def priced_network(rng, curve="Replicas"):
     return small_network(rng, curve, arrival_rate=[4.0, 6.0, 5.0])
