@@ -22,6 +22,8 @@ from dgdlb_jax.model.service import Exponential
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.static import FixedRouting, Uniform
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SETTINGS = {"dt": 0.05, "duration": 120.0}
 LATENCY = [[0.02, 0.15], [0.15, 0.02]]
 

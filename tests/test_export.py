@@ -14,6 +14,8 @@ from dgdlb_jax.experiments.export import TOTAL_WEIGHT, envoy_bootstrap, routings
 from dgdlb_jax.experiments.routing_csv import read_routing
 from dgdlb_jax.model.fleets import load_fleet
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def comparison():

@@ -10,6 +10,8 @@ from dgdlb_jax.model.service import align, concatenate, fit_service
 from dgdlb_jax.numerics.results import InputError
 from helpers import CURVES
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 B = 4
 WORKLOADS = np.concatenate([[0.0], np.logspace(-6, 3, 37)])
 

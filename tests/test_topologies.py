@@ -10,6 +10,8 @@ from dgdlb_jax.model.service import Replicas
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
 from dgdlb_jax.numerics.results import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(7)
 SIZES = {"frontends": 6, "backends": 5}
 
