@@ -22,7 +22,7 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
-from dgdlb_jax.simulation.step import Carry, Now, System, arrive, predict, route
+from dgdlb_jax.simulation.step import Carry, Now, System, arrive, predict, route, see
 
 _PER_WARP = 256  # arcs that a warp holds; measured, benchmarks/README.md
 _PAIRS = 32**3  # pairs of backends x frontends that a block of threads compares: the largest measured
@@ -171,9 +171,10 @@ def _kernel(grid: _Grid, like: PyTree, rows: int, steps: int, *refs) -> None:
         predicted = predict(system, now)
         workloads.write(k, now.workload)
         workloads.write(ahead, predicted)
-        move = route(system, now, workloads.read(ahead))
+        reading = workloads.read(ahead)
+        move = route(system, now, see(system, reading, now.reading))
         flows.write(ahead, move.entering)
-        return arrive(system, now, predicted, move, jnp.sum(flows.read(ahead), axis=1))
+        return arrive(system, now, predicted, reading, move, jnp.sum(flows.read(ahead), axis=1))
 
     now = jax.lax.fori_loop(0, steps, step, now)
     for ref, leaf, before in zip(ends, jax.tree.leaves(now), jax.tree.leaves(like[1]), strict=True):

@@ -212,17 +212,17 @@ class Machine(eqx.Module):
                 return end, looks, None if self.keep is None else carry
 
     def _recorded(self, times: int, step: Step, carry: Carry, pending: Pending | None) -> tuple[Carry, PyTree]:
-        """Some steps, and a tape of the states before, between and after them."""
+        """Some steps, and a tape of the states before, between and after them, the last first (see `Past`)."""
         assert self.keep is not None
         keep = self.keep
 
         def once(n, state):
             carry, tape = state
             carry = self.run(step, carry, None, pending)[0]
-            write = partial(jax.lax.dynamic_update_index_in_dim, index=n + 1, axis=0)
+            write = partial(jax.lax.dynamic_update_index_in_dim, index=times - 1 - n, axis=0)
             return carry, jax.tree.map(write, tape, keep(carry.now))
 
-        blank = lambda first: jnp.zeros((times + 1, *first.shape), first.dtype).at[0].set(first)
+        blank = lambda first: jnp.zeros((times + 1, *first.shape), first.dtype).at[times].set(first)
         start = carry, jax.tree.map(blank, keep(carry.now))
         return jax.lax.fori_loop(0, times, once, start, unroll=unroll(times, step))
 

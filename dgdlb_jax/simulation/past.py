@@ -1,7 +1,11 @@
-"""The past of a run: every workload, so that on the way back frontends can read again what they read.
+"""The past of a run, written down so that its delay line of workloads can run backwards.
 
 Readings are as many as arcs, workloads as many as backends: kept instead of readings they need a tenth of the memory in a network of
-ten frontends, and memory that the system has to hand out is what a long way back waits for.
+ten frontends, and memory is what a long way back waits for. So the way back has the line again, and reads it again.
+
+A step overwrites two rows of the line: with a workload what had been predicted of it, and with the next prediction the oldest workload.
+Backwards, both are put back. They stand together here, in the order of the way back, the last first: memory is read fastest upwards
+and without gaps.
 """
 
 import equinox as eqx
@@ -15,10 +19,9 @@ from dgdlb_jax.simulation.dynamics import Arcs, Backends
 
 
 class Past(eqx.Module):
-    """A delay line that forgets nothing. A workload stands beside what had been predicted of it, not in its place.
+    """Every workload, and what had been predicted of it.
 
-    - `numbers`: row after row, `width` predictions and `width` workloads each; the first row is the oldest of the delay line that
-      stood at the beginning.
+    - `numbers`: one row per step, what had been predicted of its workload and the oldest workload in the line.
     - `first`: the step that it began with. `earlier`: what frontends had read just before.
     """
 
@@ -29,36 +32,43 @@ class Past(eqx.Module):
     width: int = eqx.field(static=True)
 
     def __init__(self, first: Int[Array, ""], workload: Backends, line: DelayLine, earlier: Arcs, steps: int):
-        """To begin with: the delay line from its oldest row on, and room for so many steps."""
+        """To begin with: the delay line, and room for so many steps."""
         self.rows, self.width, self.first, self.earlier = line.rows, line.width, first, earlier
         line = delay_line.write(line, first, workload)
-        before = jnp.roll(line.ring.reshape(self.rows, self.width), -(first + 1), axis=0)
-        self.numbers = jnp.pad(before, ((0, steps), (self.width, 0))).reshape(-1)
+        from_oldest = jnp.roll(line.ring.reshape(self.rows, self.width), -(first + 1), axis=0)
+        self.numbers = jnp.pad(from_oldest[::-1], ((steps, 0), (self.width, 0))).reshape(-1)
 
     def add(self, k: Int[Array, ""], predicted: Backends, workload: Backends) -> "Past":
         """With the workload of row `k`."""
-        numbers = self.numbers
-        for place, values in enumerate((predicted, workload)):
-            numbers = jax.lax.dynamic_update_slice(numbers, values, (self._row(k) + place * self.width,))
+        numbers = jax.lax.dynamic_update_slice(self.numbers, predicted, (self._of_prediction(k),))
+        numbers = jax.lax.dynamic_update_slice(numbers, workload, (self._of_workload(k),))
         return eqx.tree_at(lambda past: past.numbers, self, numbers)
 
     def predicted(self, k: Int[Array, ""]) -> Backends:
         """What had been predicted of the workload of row `k`."""
-        return jax.lax.dynamic_slice(self.numbers, (self._row(k),), (self.width,))
+        return jax.lax.dynamic_slice(self.numbers, (self._of_prediction(k),), (self.width,))
 
     def workload(self, k: Int[Array, ""]) -> Backends:
         """The workload of row `k`."""
-        return jax.lax.dynamic_slice(self.numbers, (self._row(k) + self.width,), (self.width,))
+        return jax.lax.dynamic_slice(self.numbers, (self._of_workload(k),), (self.width,))
 
-    def read(self, k: Int[Array, ""], offset: Int[Array, " arcs"]) -> Arcs:
-        """What frontends read in step `k`."""
-        read = delay_line.gather(self.numbers, self._row(jnp.maximum(k, self.first) + 1) + offset)
-        return jnp.where(k < self.first, self.earlier, read.reshape(self.earlier.shape))
+    def line(self, k: Int[Array, ""]) -> DelayLine:
+        """The delay line with the workloads up to that of row `k`, the last one of all."""
+        from_oldest = self.numbers.reshape(-1, 2 * self.width)[: self.rows, self.width :][::-1]
+        return DelayLine(jnp.roll(from_oldest, k + 1, axis=0).reshape(-1), self.rows)
 
-    def _row(self, k: Int[Array, ""]) -> Int[Array, ""]:
-        return (k - self.first + self.rows - 1) * (2 * self.width)
+    def back(self, line: DelayLine, k: Int[Array, ""]) -> DelayLine:
+        """The delay line as it was read at the end of the step before row `k`, from how it was a step later."""
+        line = delay_line.write(line, k, self.predicted(k))
+        return delay_line.write(line, k + 1, self.workload(k + 1 - self.rows))
 
+    def read(self, line: DelayLine, k: Int[Array, ""], offset: Int[Array, " arcs"]) -> Arcs:
+        """What frontends had read of it then."""
+        read = delay_line.read(line, k, offset)
+        return jnp.where(k == self.first, self.earlier, read.reshape(self.earlier.shape))
 
-def past_offset(lag: Int[Array, " arcs"], column: Int[Array, " arcs"], width: int) -> Int[Array, " arcs"]:
-    """Where those look who read a column after so many rows: what is read at once has only been predicted."""
-    return column + jnp.where(lag > 0, width, 0) - lag * (2 * width)
+    def _of_prediction(self, k: Int[Array, ""]) -> Int[Array, ""]:
+        return (len(self.numbers) // (2 * self.width) - 1 - (k - self.first)) * (2 * self.width)
+
+    def _of_workload(self, k: Int[Array, ""]) -> Int[Array, ""]:
+        return self._of_prediction(k + self.rows - 1) + self.width

@@ -5,7 +5,8 @@ $k + m$, and the cotangent of what was written is *gathered* when it passes $k$.
 order that XLA updates in place. The two lines change roles: arrivals have one cotangent per backend, gathered for every arc as
 workloads are on the way forth; readings have one per arc, summed over frontends as flows are.
 
-Between the lines a step is three local functions (see `step`), and their transposes are JAX's own.
+Between the lines a step is four local functions (see `step`), and their transposes are JAX's own; but for interpolation in time, which
+is its own transpose.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,9 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from dgdlb_jax.numerics import bits, delay_line
+from dgdlb_jax.numerics import bits, delay_line, pair
 from dgdlb_jax.numerics.delay_line import DelayLine
+from dgdlb_jax.numerics.pair import Pair
 from dgdlb_jax.simulation.dynamics import Arcs, Backends
 from dgdlb_jax.simulation.loop import (
     Checkpoint,
@@ -36,8 +38,8 @@ from dgdlb_jax.simulation.loop import (
     split,
     unfold,
 )
-from dgdlb_jax.simulation.past import Past, past_offset
-from dgdlb_jax.simulation.step import Carry, Known, Now, System, arrive, predict, route
+from dgdlb_jax.simulation.past import Past
+from dgdlb_jax.simulation.step import Carry, Known, Now, System, arrive, predict, route, see
 
 Values = list[Array]
 
@@ -46,13 +48,17 @@ class Reverse(eqx.Module):
     """What changes from step to step on the way back.
 
     - `q`: steps taken backwards.
-    - `reading`: what frontends read in the step that led to the state reached.
-    - `bar`: the cotangent of the state reached, the delay lines apart; these are `arrivals` and `readings`, in reversed time.
+    - `workloads`: the delay line as it was when the state reached was made; `reading`: what frontends read of it.
+    - `seen`: the cotangents of the workloads that they saw in the steps undone last.
+    - `bar`: the cotangent of the state reached, but for what was read and the delay lines; these are `arrivals` and `readings`, in
+      reversed time.
     - `values`: cotangents of the parts of the system that move. `extra`: that of the extra flow of this frame.
     """
 
     q: Int[Array, ""]
-    reading: Arcs
+    workloads: DelayLine
+    reading: Pair
+    seen: Pair
     bar: Now
     arrivals: DelayLine
     readings: DelayLine
@@ -61,9 +67,8 @@ class Reverse(eqx.Module):
 
 
 class Returns(eqx.Module):
-    """Where the two lines are read in reversed time, and where frontends had read in the past."""
+    """Where the two lines are read in reversed time."""
 
-    past: Int[Array, " arcs"]  # in order (backends, frontends * lanes)
     arrivals: Int[Array, " arcs"]  # in order (backends, frontends * lanes)
     readings: Int[Array, " arcs"]  # `by_backend`, as they are summed
     at_once: Bool[Array, " arcs"]  # of these, arcs whose reading in step k is the prediction of step k itself
@@ -78,8 +83,6 @@ class Returns(eqx.Module):
         column = (j * shape.lanes + lane).reshape(lag.shape)
         self.arrivals = delay_line.taps(lag, column, shape.backends * shape.lanes, rows).offset
         lag = jnp.where(wiring.workload.overflow, 0, jnp.floor(field.feedback_latency / dt))
-        width = shape.backends * shape.lanes
-        self.past = past_offset(lag.reshape(-1).astype(jnp.int32), (j * shape.lanes + lane).reshape(-1), width)
         lag = shape.by_backend(lag)
         column = shape.by_backend(((j * shape.frontends + i) * shape.lanes + lane).reshape(field.latency.shape))
         self.readings = delay_line.taps(jnp.maximum(lag - 1, 0), column, column.size, rows).offset
@@ -108,8 +111,8 @@ class WayBack:
         self.system, self.rows = system_of(values), carry.flows.rows
         self.returns = Returns(self.system, self.rows)
         self.leaves, self.tree = jax.tree.flatten(carry.now)
-        # Known when the run has been made: its last state, and the cotangents of what stands in the two lines then.
-        self.end, self.left = carry.now, (None, None)
+        # Known when the run has been made: its last state, and the cotangents of what it read and of what stands in the two lines then.
+        self.end, self.left_reading, self.left = carry.now, None, (None, None)
         self.looked_at, self.keep_support = self._looked_at()
 
     def keep(self, now: Now) -> Values:
@@ -141,15 +144,17 @@ class WayBack:
 
         **Returns:** cotangents of the values that move, of the state at the start, of the extra flow.
         """
-        self.end, self.left = end, (carry.flows.ring, carry.workloads.ring)
+        self.end, self.left_reading, self.left = end, carry.now.reading, (carry.flows.ring, carry.workloads.ring)
         state, extra = self._back(node, tape, self.begin(carry.now), looks, self.extra, None, None)
         lines = self._blank(self.carry.now.routing.size), self._blank(self.carry.now.workload.size)
         if history:
             lines = self._history(state, lines)
-        return state.values, Carry(state.bar, *lines), extra
+        reading = self.system.wiring.workload.fraction * state.seen.at(state.q - 1)
+        bar = eqx.tree_at(_reading, state.bar, reading, is_leaf=lambda leaf: leaf is None)
+        return state.values, Carry(bar, *lines), extra
 
-    def recall(self, kept: Values, past: Past, k: Int[Array, ""], reading: Arcs) -> tuple[Now, Known]:
-        """State `k` from what was kept of it, the past, and what had just been read; the rest is zero, and nobody looks at it.
+    def recall(self, kept: Values, past: Past, k: Int[Array, ""]) -> tuple[Now, Known]:
+        """State `k` from what was kept of it and the past; the rest is zero, and nobody looks at it.
 
         Its support beside it, often all that is needed of its routing.
         """
@@ -159,7 +164,7 @@ class WayBack:
             for leaf, on in zip(self.leaves, self.looked_at, strict=True)
         ]
         now = jax.tree.unflatten(self.tree, found)
-        now = eqx.tree_at(_told_by_the_past, now, (k, past.workload(k), reading))
+        now = eqx.tree_at(_told_by_the_past, now, (k, past.workload(k)))
         backends, columns = now.routing.shape
         support = bits.unpack(next(leaves).reshape(-1, columns), backends) if self.keep_support else now.routing > 0
         return now, (now.routing, support)
@@ -170,8 +175,10 @@ class WayBack:
         zeros = eqx.filter(jax.tree.map(jnp.zeros_like, now), eqx.is_inexact_array)
         return Reverse(
             q=jnp.zeros((), jnp.int32),
-            reading=jnp.zeros_like(now.reading),
-            bar=jax.tree.map(lambda zero, own: zero if own is None else own, zeros, bar),
+            workloads=self._blank(now.workload.size),
+            reading=pair.blank(now.reading),
+            seen=pair.blank(now.reading),
+            bar=_without_reading(jax.tree.map(lambda zero, own: zero if own is None else own, zeros, bar)),
             arrivals=self._blank(now.workload.size),
             readings=self._blank(now.routing.size),
             values=[jnp.zeros_like(value) for value in self.values],
@@ -188,7 +195,7 @@ class WayBack:
 
                 def step(n, state):
                     at = lambda n: [jax.lax.dynamic_index_in_dim(kept, n, keepdims=False) for kept in tape]
-                    return self.step(state, at(times - 1 - n), at(times - n), past, pending)
+                    return self.step(state, at(n + 1), at(n), past, pending)
 
                 return jax.lax.fori_loop(0, times, step, state), None
             case Step():
@@ -212,7 +219,7 @@ class WayBack:
             case Frame(body):
                 tape, now = tape
                 if past is not None:
-                    now, _ = self.recall(now, past, self._reached(state), state.reading)
+                    now, _ = self.recall(now, past, self._reached(state))
                 if extra is not None:
                     pending = Pending(extra[0], now.k)
                     state = eqx.tree_at(lambda s: s.extra, state, jnp.zeros_like(extra[0]))
@@ -221,8 +228,8 @@ class WayBack:
                 return state, None if state.extra is None else state.extra[None]
             case Recording(body):
                 tape, past = tape
-                reading = past.read(self._reached(state) - 1, self.returns.past)
-                state = eqx.tree_at(lambda s: s.reading, state, reading)
+                k = self._reached(state)
+                state = self._read(state, past, past.line(k), k)
                 return self._back(body, tape, state, looks, extra, pending, past)
             case Checkpoint(body):
                 node = Recording(body)
@@ -237,7 +244,7 @@ class WayBack:
         """What the cotangents of a look mean for the state that was looked at."""
         if not jax.tree.leaves(looks):
             return state
-        real, rest = eqx.partition(now, eqx.is_inexact_array)
+        real, rest = eqx.partition(_without_reading(now), eqx.is_inexact_array)
         wanted = {name: bar for name, bar in looks.items() if bar is not None}
 
         def look(values, real):
@@ -251,35 +258,53 @@ class WayBack:
         """One step backwards, between two states that were kept."""
         ahead = self._reached(state)
         k = ahead - 1
-        reading = past.read(k - 1, self.returns.past)
-        now, _ = self.recall(kept, past, k, reading)
-        after, known = self.recall(kept_after, past, ahead, state.reading)
-        state = self.undo(state, now, past.predicted(ahead), after, known, pending)
-        return eqx.tree_at(lambda s: s.reading, state, reading)
+        now, _ = self.recall(kept, past, k)
+        after, known = self.recall(kept_after, past, ahead)
+        state = self._read(state, past, state.workloads, k)
+        read = state.reading.at(ahead), state.reading.at(k)
+        return self.undo(state, now, past.predicted(ahead), read, after, known, pending)
+
+    def _read(self, state: Reverse, past: Past, line: DelayLine, k: Int[Array, ""]) -> Reverse:
+        """Back with the line to where it was when state `k` was made, and what was read of it then."""
+        line = past.back(line, k)
+        reading = state.reading.write(k, past.read(line, k, self.system.wiring.workload.offset))
+        return eqx.tree_at(lambda s: (s.workloads, s.reading), state, (line, reading))
 
     def undo(
-        self, state: Reverse, now: Now, predicted: Backends, after: Now, known: Known, pending: Pending | None
+        self,
+        state: Reverse,
+        now: Now,
+        predicted: Backends,
+        read: tuple[Arcs, Arcs],
+        after: Now,
+        known: Known,
+        pending: Pending | None,
     ) -> Reverse:
-        """One step backwards, between two states; what had been predicted and what is `known` of the new routing beside them."""
-        real, rest = eqx.partition(now, eqx.is_inexact_array)
+        """One step backwards, between two states; what had been predicted, what was read in this step and the one before, and what is
+        `known` of the new routing."""
+        real, rest = eqx.partition(_without_reading(now), eqx.is_inexact_array)
         system = self.system_of
 
         def predict_(values, real):
             return predict(system(values), eqx.combine(real, rest))
 
-        def route_(values, real, reading, extra):
+        def see_(values):
+            return see(system(values), *read)
+
+        def route_(values, real, seen, extra):
             flow = None if pending is None else Pending(extra, pending.due).at(now.k)
-            move = route(system(values), eqx.combine(real, rest), reading, flow, known)
+            move = route(system(values), eqx.combine(real, rest), seen, flow, known)
             return eqx.partition(move, eqx.is_inexact_array)
 
         def arrive_(values, real, predicted, move, inflow):
             move = eqx.combine(move, move_rest)
-            there = arrive(system(values), eqx.combine(real, rest), predicted, move, inflow, after.workload)
-            return _without_extremes(eqx.filter(there, eqx.is_inexact_array))
+            there = arrive(system(values), eqx.combine(real, rest), predicted, read[0], move, inflow, after.workload)
+            return _without_reading(_without_extremes(eqx.filter(there, eqx.is_inexact_array)))
 
         from_prediction = jax.vjp(predict_, self.values, real)[1]
+        sight, from_sight = jax.vjp(see_, self.values)
         extra = None if pending is None else pending.flow
-        move, from_move, move_rest = jax.vjp(route_, self.values, real, after.reading, extra, has_aux=True)
+        move, from_move, move_rest = jax.vjp(route_, self.values, real, sight, extra, has_aux=True)
         from_arrival = jax.vjp(arrive_, self.values, real, predicted, move, after.inflow)[1]
 
         bar, extremes = self._set_here(state.bar, after)
@@ -288,18 +313,22 @@ class WayBack:
         move_bar = eqx.tree_at(
             lambda m: m.entering, move_bar, move_bar.entering + self._entering(arrivals, state.q, now.k + 1)
         )
-        values_2, bar_2, reading_bar, extra_bar = from_move(move_bar)
-        readings = delay_line.write(state.readings, state.q, reading_bar)
-        at_once, later = self._seen(readings, state.q, now.k)
-        values_3, bar_3 = from_prediction(predicted_bar + at_once)
-        bar = eqx.tree_at(_extremes, _sum(bar, bar_2, bar_3), extremes)
+        values_2, bar_2, sight_bar, extra_bar = from_move(move_bar)
+        (values_3,) = from_sight(sight_bar)
+        seen = state.seen.write(state.q, sight_bar)
+        readings = delay_line.write(state.readings, state.q, self._read_here(seen, state.q))
+        at_once, later = self._workloads(readings, state.q, now.k)
+        values_4, bar_4 = from_prediction(predicted_bar + at_once)
+        bar = eqx.tree_at(_extremes, _sum(bar, bar_2, bar_4), extremes)
         return Reverse(
             q=state.q + 1,
+            workloads=state.workloads,
             reading=state.reading,
+            seen=seen,
             bar=eqx.tree_at(lambda b: b.workload, bar, bar.workload + later),
             arrivals=arrivals,
             readings=readings,
-            values=_sum(state.values, values, values_2, values_3),
+            values=_sum(state.values, values, values_2, values_3, values_4),
             extra=_sum(state.extra, extra_bar),
         )
 
@@ -319,7 +348,12 @@ class WayBack:
         left = self.left[0]
         return bar if left is None else bar + self._left(left, row).reshape(bar.shape)
 
-    def _seen(self, readings: DelayLine, q: Int[Array, ""], k: Int[Array, ""]) -> tuple[Backends, Backends]:
+    def _read_here(self, seen: Pair, q: Int[Array, ""]) -> Arcs:
+        """The cotangent of what was read in this step: it was seen in it, and in the one after."""
+        bar, left = see(self.system, seen.at(q), seen.at(q - 1)), self.left_reading
+        return bar if left is None else bar + jnp.where(q == 0, left, 0)
+
+    def _workloads(self, readings: DelayLine, q: Int[Array, ""], k: Int[Array, ""]) -> tuple[Backends, Backends]:
         """The cotangents of the workload predicted in step k, and of that of row k."""
         bar, shape = delay_line.read(readings, q, self.returns.readings), self.system.field.shape
         at_once = shape.arrivals(jnp.where(self.returns.at_once, bar, 0))
@@ -343,11 +377,11 @@ class WayBack:
             k = first - 1 - n
             arrivals = delay_line.write(state.arrivals, state.q, jnp.zeros_like(workload))
             readings = delay_line.write(state.readings, state.q, jnp.zeros_like(routing))
-            seen = self._seen(readings, state.q, k)[1]
+            read = self._workloads(readings, state.q, k)[1]
             # The first step overwrites its own row of workloads, whose place in the ring is that of the oldest one.
-            seen = jnp.where(n < self.rows - 1, seen, 0)
+            read = jnp.where(n < self.rows - 1, read, 0)
             flows = delay_line.write(lines[0], k + 1 + self.rows, self._entering(arrivals, state.q, k + 1))
-            workloads = delay_line.write(lines[1], k + self.rows, seen)
+            workloads = delay_line.write(lines[1], k + self.rows, read)
             return (eqx.tree_at(_lines, state, (state.q + 1, arrivals, readings)), (flows, workloads)), None
 
         return jax.lax.scan(before, (state, lines), jnp.arange(self.rows, dtype=jnp.int32))[0][1]
@@ -356,17 +390,18 @@ class WayBack:
         """Which leaves of a state the way back depends on besides what the past tells, and whether on the support of its routing but
         not on the routing itself: trace it, and see which inputs no output needs."""
 
-        def one_step(before, predicted, after, support):
+        def one_step(before, predicted, read, after, support):
             now, after = jax.tree.unflatten(self.tree, before), jax.tree.unflatten(self.tree, after)
             state = self.begin(eqx.filter(self.carry.now, eqx.is_inexact_array))
             looks = jax.tree.map(jnp.zeros_like, self.look(self.system, self.carry.now))
             state = self.look_back(state, after, looks)
             pending = None if self.extra is None else Pending(self.extra[0], self.carry.now.k)
-            state = self.undo(state, now, predicted, after, (after.routing, support), pending)
+            state = self.undo(state, now, predicted, read, after, (after.routing, support), pending)
             return jax.tree.leaves(state)
 
         now, count = self.carry.now, len(self.leaves)
-        traced = jax.make_jaxpr(one_step)(self.leaves, now.workload, self.leaves, now.routing > 0).jaxpr
+        read = now.reading, now.reading
+        traced = jax.make_jaxpr(one_step)(self.leaves, now.workload, read, self.leaves, now.routing > 0).jaxpr
         *used, support = dce_jaxpr(traced, [True] * len(traced.outvars))[1]
         nothing = jax.tree.map(lambda _: False, now)
         mark = lambda where: jax.tree.leaves(eqx.tree_at(where, nothing, replace_fn=lambda _: True))
@@ -387,8 +422,16 @@ def _without_extremes(now: Now) -> Now:
     return eqx.tree_at(_extremes, now, replace_fn=lambda _: None)
 
 
+def _reading(now: Now):
+    return now.reading
+
+
+def _without_reading(now: Now) -> Now:
+    return eqx.tree_at(_reading, now, replace_fn=lambda _: None)
+
+
 def _told_by_the_past(now: Now):
-    return now.k, now.workload, now.reading
+    return now.k, now.workload
 
 
 def _lines(state: Reverse):

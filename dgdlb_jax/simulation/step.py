@@ -10,8 +10,8 @@ From `t_k` to `t_{k+1}`, for delays that are any real number of steps, shorter t
 Each line is written before it is read: the order that lets XLA update it in place. Flow is interpolated when it is written, because
 its fraction of a step belongs to the arc that is written; workload when it is read, from this reading and the last one.
 
-What a step does between the lines is three functions, `predict`, `route` and `arrive`. They know of no delay: the reverse pass
-(see `adjoint`) differentiates the same three, and runs its own lines between them.
+What a step does between the lines is four functions, `predict`, `see`, `route` and `arrive`. They know of no delay: the reverse pass
+(see `reverse`) differentiates the same four, and runs its own lines between them.
 """
 
 import equinox as eqx
@@ -118,7 +118,6 @@ class Carry(eqx.Module):
 class Move(eqx.Module):
     """What the frontends do in one step: `entering` is what goes onto the wires, interpolated for where it will be read."""
 
-    reading: Arcs
     routing: Arcs
     velocity: Arcs | None
     policy: State
@@ -133,10 +132,10 @@ def advance(system: System, carry: Carry, extra: Arcs | None = None) -> Carry:
     predicted = predict(system, now)
     workloads = delay_line.write(delay_line.write(carry.workloads, k, now.workload), ahead, predicted)
     reading = delay_line.read(workloads, ahead, wiring.workload.offset).reshape(now.routing.shape)
-    move = route(system, now, reading, extra)
+    move = route(system, now, see(system, reading, now.reading), extra)
     flows = delay_line.write(carry.flows, ahead, move.entering)
     inflow = shape.arrivals(delay_line.read(flows, ahead, wiring.flow.offset))
-    after = arrive(system, now, predicted, move, inflow)
+    after = arrive(system, now, predicted, reading, move, inflow)
     past = None if carry.past is None else carry.past.add(ahead, predicted, after.workload)
     return Carry(after, flows, workloads, past)
 
@@ -146,19 +145,29 @@ def predict(system: System, now: Now) -> Backends:
     return now.workload + length(now.k, system.clock.backends) * _slope(system, now)
 
 
-def route(system: System, now: Now, reading: Arcs, extra: Arcs | None = None, known: Known | None = None) -> Move:
-    """What the frontends do when they read these workloads; `known` is the new routing where it is known already, and its support."""
+def see(system: System, reading: Arcs, before: Arcs) -> Arcs:
+    """The workloads that frontends see: what they read, and read one step before, interpolated."""
+    return delay_line.interpolate(reading, before, system.wiring.workload.fraction)
+
+
+def route(system: System, now: Now, seen: Arcs, extra: Arcs | None = None, known: Known | None = None) -> Move:
+    """What the frontends do when they see these workloads; `known` is the new routing where it is known already, and its support."""
     field, clock, wiring = system.field, system.clock, system.wiring
     t, step = time(now.k + 1, clock.frontends), length(now.k, clock.frontends)
-    seen = delay_line.interpolate(reading, now.reading, wiring.workload.fraction)
     routing, velocity, policy = _route(field, now, t, step, seen, known)
     flow = field.arrival_rate(t) * routing
     flow = flow if extra is None else flow + extra
-    return Move(reading, routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow.fraction))
+    return Move(routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow.fraction))
 
 
 def arrive(
-    system: System, now: Now, predicted: Backends, move: Move, inflow: Backends, known: Backends | None = None
+    system: System,
+    now: Now,
+    predicted: Backends,
+    reading: Arcs,
+    move: Move,
+    inflow: Backends,
+    known: Backends | None = None,
 ) -> Now:
     """The state after the step: workloads by the trapezoidal rule, and what is summed up; `known` is its workload where it is known
     already."""
@@ -173,7 +182,7 @@ def arrive(
         in_flight = in_flight + length(k, clock.lanes) / 2 * (sent - shape.per_lane(now.inflow + inflow))
     return Now(
         k=k + 1, routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity,
-        reading=move.reading, policy=move.policy, peak=higher(now.peak, workload), in_flight=in_flight,
+        reading=reading, policy=move.policy, peak=higher(now.peak, workload), in_flight=in_flight,
         sums=None if window is None or now.sums is None else window.add(
             now.sums, k, step_f, step_b, now.flow + move.flow, now.workload, workload
         ),
