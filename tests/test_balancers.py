@@ -30,6 +30,9 @@ from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, MAX_LATENCY, POLICIES, SETTINGS, small_network, some_of, some_start
 
+# Which also rounds scores in another way wherever they are computed: see `at_most`.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONSTANT = {"Uniform", "ProportionalToCapacity", "Nearest", "FixedRouting"}
 JUMPING = set(POLICIES) - CONSTANT
 SAFE = {"LogDGDLB", "ReciprocalDGDLB", "CurvatureDGDLB", "CappedDGDLB"}

@@ -14,7 +14,14 @@ from dgdlb_jax import policies
 from dgdlb_jax.model.demand import Jumps
 from dgdlb_jax.model.network import stack
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractInstantPolicy, Observation, takes_lanes
+from dgdlb_jax.policies.base import (
+    AbstractFlowPolicy,
+    AbstractInstantPolicy,
+    Observation,
+    best_of,
+    least,
+    takes_lanes,
+)
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.greedy import (
     GreatestMarginalRate,
@@ -297,3 +304,13 @@ def test_a_rule_of_ones_own_has_to_say_that_it_takes_lanes():
     network = small_network(np.random.default_rng(0))
     slow, same = (simulate(network, rule, throw=False, **SETTINGS).routing for rule in (Lazy(0.1), DGDLB(0.05)))
     np.testing.assert_allclose(slow, same, rtol=1e-12, atol=1e-13)
+
+
+def test_scores_that_differ_by_rounding_are_equal():
+    """Whichever of them is the least of all when it is computed once more."""
+    eps = np.finfo(float).eps
+    score, mask = jnp.array([2.0, 2 + 2 * eps, 2 + 1e-12, 1.0]), jnp.array([True, True, True, False])
+    np.testing.assert_array_equal(least(score, mask), [0.5, 0.5, 0, 0])
+    np.testing.assert_array_equal(least(jnp.array([jnp.inf, 5.0]), mask[:2]), [0, 1])
+    # Two draws with replacement: both the third with 1/9, else one of the two.
+    np.testing.assert_allclose(best_of(score, mask, jnp.asarray(2.0)), [4 / 9, 4 / 9, 1 / 9, 0], rtol=1e-12)

@@ -20,6 +20,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix
 
+_ROUNDING = 8  # units in the last place by which scores may differ and still be equal
+
 State = PyTree[Any]
 
 
@@ -126,12 +128,21 @@ def share_equally(best: Bool[Array, "backends *lanes"], dtype) -> Float[Array, "
     return chosen * (1 / jnp.maximum(jnp.sum(chosen, axis=0), 1))
 
 
+def at_most(score: Float[Array, "..."], other: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a score is not above another, but for rounding.
+
+    XLA may compute a score in several places and round it differently in each: compared to the bit, the least score may be less than
+    all scores, and the requests go nowhere.
+    """
+    return score <= other + _ROUNDING * jnp.finfo(score.dtype).eps * jnp.abs(other)
+
+
 def least(
     score: Float[Array, "backends *lanes"], mask: Bool[Array, "backends *lanes"]
 ) -> Float[Array, "backends *lanes"]:
     """All traffic to the backends with the least score, ties shared equally."""
     allowed = jnp.where(mask, score, jnp.inf)
-    return share_equally(mask & (allowed <= jnp.min(allowed, axis=0)), score.dtype)
+    return share_equally(mask & at_most(allowed, jnp.min(allowed, axis=0)), score.dtype)
 
 
 def best_of(
@@ -159,7 +170,8 @@ def _share_by_rank(score, mask, all_among):
     """`all_among(count, n)`: the probability that all draws fall among the `count` worst of n."""
     allowed = jnp.where(mask, score, jnp.inf)
     n = jnp.maximum(jnp.sum(mask, axis=0), 1).astype(score.dtype)
-    not_better = jnp.sum(mask[None] & (allowed[None] >= allowed[:, None]), axis=1).astype(score.dtype)
-    worse = jnp.sum(mask[None] & (allowed[None] > allowed[:, None]), axis=1).astype(score.dtype)
+    own, others = allowed[:, None], allowed[None]
+    not_better = jnp.sum(mask[None] & at_most(own, others), axis=1).astype(score.dtype)
+    worse = n - jnp.sum(mask[None] & at_most(others, own), axis=1).astype(score.dtype)
     share = (all_among(not_better, n) - all_among(worse, n)) / jnp.maximum(not_better - worse, 1)
     return jnp.where(mask, share, 0)

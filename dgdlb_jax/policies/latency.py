@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked, least
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least
 
 
 class LeastLatency(AbstractInstantPolicy):
@@ -61,7 +61,7 @@ class HotCold(AbstractInstantPolicy):
         """All to the least latency among the cold."""
         del t
         in_flight, mask = observation.workload, observation.mask
-        shorter = jnp.sum(mask[None] & (in_flight[None] < in_flight[:, None]), axis=1)
+        shorter = jnp.sum(mask[None] & ~at_most(in_flight[:, None], in_flight[None]), axis=1)
         wanted = self.quantile * jnp.sum(mask, axis=0) * (1 - 1e-6)  # 0.7 * 10 is a little more than 7
         return least(latency_as_seen(observation), mask & (shorter < jnp.maximum(wanted, 1))), state
 
