@@ -14,6 +14,8 @@ from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, small_network, some_start
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RUN = {"duration": SETTINGS["duration"], "dt": DT}
 
 
