@@ -3,8 +3,12 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dgdlb_jax.cli.common import names, notes, positive, progress, require_extra, set_up_jax
+from dgdlb_jax.cli.common import interrupt_heard, names, notes, positive, require_extra, set_up_jax
+
+if TYPE_CHECKING:
+    from dgdlb_jax.experiments.job import Job
 
 HEADLINE = ("small-models", "global-llm")
 """What `dgdlb run` runs when no fleet is named."""
@@ -124,8 +128,9 @@ def run_fleets(options: argparse.Namespace) -> None:
     require_extra(options)
     if options.no_files and (options.report or options.export):
         raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
-    set_up_jax()
+    set_up_jax(host=True)
     from dgdlb_jax.experiments.job import Job, Settings, folders
+    from dgdlb_jax.experiments.status import status
     from dgdlb_jax.experiments.words import side_by_side
 
     fleets = list(dict.fromkeys(options.fleets)) or list(HEADLINE)
@@ -134,12 +139,36 @@ def run_fleets(options: argparse.Namespace) -> None:
     settings = Settings(**{name: getattr(options, name) for name in chosen})
     with notes():
         jobs = [Job(settings, fleet, where[fleet]) for fleet in fleets]  # complaints come before any work
-    for job in jobs:
-        job.run(lambda what: progress(options, what))
-        if not options.json:
-            print(job.text(), end="\n\n", flush=True)
+    with status(options.quiet) as told:
+        show = (lambda text: None) if options.json else told.show
+        try:
+            for k, job in enumerate(jobs):
+                if k:
+                    show("\n")
+                job.run(told, show)
+        except KeyboardInterrupt:
+            interrupt_heard()
+            _tell_what_is_known(jobs, options)
+            raise
     if options.json:
-        documents = [job.document() for job in jobs]
-        print(json.dumps(documents[0] if len(jobs) == 1 else documents, indent=2, allow_nan=False))
+        _print_json([job.document() for job in jobs], len(jobs) == 1)
     elif len(jobs) > 1:
-        print(side_by_side([job.comparison for job in jobs]))
+        print(f"\n\n{side_by_side([job.comparison for job in jobs])}")
+
+
+def _tell_what_is_known(jobs: "list[Job]", options: argparse.Namespace) -> None:
+    """The balancers that had ended when the command was interrupted."""
+    known = [job for job in jobs if job.comparison is not None]
+    if options.json:
+        _print_json([job.document() | {"interrupted": True} for job in known], len(jobs) == 1)
+        return
+    for job in known:
+        for found in filter(None, (job.comparison, job.trace)):
+            print(
+                f"\n{found.network.name or 'network'}: interrupted after {', '.join(found.runs)}; no files", flush=True
+            )
+
+
+def _print_json(documents: list[dict[str, Any]], single: bool) -> None:
+    if documents or not single:
+        print(json.dumps(documents[0] if single else documents, indent=2, allow_nan=False), flush=True)

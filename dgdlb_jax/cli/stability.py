@@ -50,7 +50,7 @@ def add(commands) -> None:
 def assess(options: argparse.Namespace) -> None:
     """Assess, write, print."""
     require_extra(options)
-    set_up_jax()
+    set_up_jax(host=True)
     from dgdlb_jax.experiments.job import folders
     from dgdlb_jax.experiments.results import check_folder, whole_folder
     from dgdlb_jax.experiments.stability_report import stability_report

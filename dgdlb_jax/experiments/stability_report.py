@@ -18,8 +18,9 @@ from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_
 from dgdlb_jax.analysis.sufficient import sufficient_step_size
 from dgdlb_jax.experiments.compare import start_state
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
+from dgdlb_jax.experiments.text_table import columns
 from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, judge
-from dgdlb_jax.experiments.words import columns, number, seconds
+from dgdlb_jax.experiments.words import number, seconds
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
