@@ -221,6 +221,11 @@ class ComparisonInProgress:
         return not isinstance(self.network.demand, Constant) or self.network.capacity is not None
 
     @property
+    def _kept(self) -> int:
+        """At most about how many instants are saved."""
+        return max(100, min(self._instants, 4_000_000 // (self.network.frontends * self.network.backends)))
+
+    @property
     def pieces(self) -> list[str]:
         """What will be computed: the balancers, and the reference when demand moves."""
         return [*self.policies, *([_REFERENCE] if self.moving else [])]
@@ -249,7 +254,7 @@ class ComparisonInProgress:
 
     def compile(self) -> None:
         """Compile all runs, and measure what a step of each takes."""
-        frames = self.grid.instants + 1
+        frames = max(self._kept + 2, self.grid.instants)  # comparisons of other durations share compiled code
         compiling = {name: partial(run.compile, frames) for name, run in self._runs.items()}
         for _ in self._at_the_same_time(compiling):
             pass
@@ -304,9 +309,7 @@ class ComparisonInProgress:
         return self._grid(_positive("duration", duration), None if dt is None else _positive("dt", dt))
 
     def _grid(self, duration: float, dt: float | None = None) -> Grid:
-        arcs = self.network.frontends * self.network.backends
-        kept = max(100, min(self._instants, 4_000_000 // arcs))
-        interval = round_up(duration / kept)
+        interval = round_up(duration / self._kept)
         if dt is not None:
             steps = duration / dt
             if steps > _MOST_STEPS:
@@ -314,7 +317,7 @@ class ComparisonInProgress:
                     f"duration {duration:.6g} s at dt {dt:.3g} s is {steps:.3g} steps, but a comparison takes up to "
                     f"{_MOST_STEPS:.0e}: use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
                 )
-            interval = dt * max(1, round(steps / kept))
+            interval = dt * max(1, round(steps / self._kept))
         return Grid(duration, interval, after=0.0 if self.moving else (1 - LAST_PART) * duration)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.step_size import suggest_dt
 from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.numerics.delay_line import rows_for
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -23,6 +24,7 @@ ACCURATE = 1e-3
 _OWN_CLOCK = 0.1  # of the shortest time constant of a rule itself
 _PILOT = 64  # long steps of the run that compiles a balancer
 _LONGEST_PILOT = 4096  # long steps of the run that shows what a step takes
+_ROWS = 48  # of a delay line: room for a latency of twenty steps whose step is halved once
 _STEP, _ARC = 1e-6, 2.5e-8  # seconds that a step takes, and each arc of it
 _MEASURED = 0.05  # seconds that a run has to take for its steps to be what takes the time
 
@@ -141,8 +143,10 @@ class ResolvedRun:
             self.dt /= 2
 
     def _simulate(self, duration: float, dt: float, *, every: int, after: float) -> Trajectory:
-        # The delay lines have room for the finest step that may come, so that all steps share compiled code.
-        room = self._longest * dt / self._finest
+        # The delay lines have room for the finest step that may come, so that all steps share compiled code, and are of one of a
+        # few lengths, so that similar networks do.
+        needed = rows_for(self._longest, min(self._finest, dt))
+        rows = _ROWS * 2 ** math.ceil(math.log2(max(1.0, needed / _ROWS)))
         return jax.block_until_ready(
             simulate_batch(
                 self._networks,
@@ -151,7 +155,7 @@ class ResolvedRun:
                 dt=np.array([2 * dt, dt]),
                 initial=self._initial,
                 save=SaveAt(every, after=after, reference=self._reference, resumable=False),
-                max_latency=max(room, self._longest),
+                max_latency=(rows - 2.5) * dt,
                 frames=self._frames,
                 throw=False,
             )
