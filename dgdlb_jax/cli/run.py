@@ -117,7 +117,7 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     add(
         "--quiet",
         action="store_true",
-        help="no progress bar (there is none anyway when standard error is not a terminal)",
+        help="say nothing on standard error while it computes",
     )
 
 
@@ -153,7 +153,7 @@ def run_fleets(options: argparse.Namespace) -> None:
     if options.json:
         _print_json([job.document() for job in jobs], len(jobs) == 1)
     elif len(jobs) > 1:
-        print(f"\n\n{side_by_side([job.comparison for job in jobs])}")
+        print(f"\n{side_by_side([job.comparison for job in jobs])}")
 
 
 def _tell_what_is_known(jobs: "list[Job]", options: argparse.Namespace) -> None:
