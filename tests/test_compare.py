@@ -14,8 +14,8 @@ from dgdlb_jax.experiments.compare import DGD, compare, start_state
 from dgdlb_jax.experiments.reference import quasi_static_optimum
 from dgdlb_jax.experiments.results import to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
-from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.experiments.text_table import columns
+from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.experiments.words import percent, report, seconds
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
