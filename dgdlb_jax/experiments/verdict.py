@@ -104,6 +104,28 @@ class Assessment:
         """What all diverging backends lack, requests/s."""
         return self.shortfall.sum(-1)
 
+    @property
+    def reason(self) -> str | None:
+        """Of a single run: why it can not be called settled or oscillating, and what to do; None where it can, and for failures."""
+        window, longer = f"the last fifth, {self.window:.3g} s,", "run at least {:.3g} s"
+        match Verdict(int(self.verdict)):
+            case Verdict.too_short if self.window < 2 * self.longest_latency:
+                needed = longer.format(2 * self.longest_latency / LAST_PART)
+                return f"{window} is shorter than twice the largest latency, {self.longest_latency:.3g} s: {needed}"
+            case Verdict.too_short if self.window < self.time_in_service:
+                needed = longer.format(self.time_in_service / LAST_PART)
+                return f"{window} is shorter than one time in service, {self.time_in_service:.3g} s: {needed}"
+            case Verdict.too_short:
+                swing = f"a workload that ranges over {100 * self.swing:.2g} % of its mean"
+                return f"in {window} {swing} turns fewer than twice each way: run several times as long"
+            case Verdict.moving if self.drift > 0:
+                return f"in {window} a workload drifts by {100 * self.drift:.2g} % of its mean: run longer"
+            case Verdict.moving:
+                return f"in {window} swings of {100 * self.swing:.2g} % of the mean workload die out: run longer"
+            case Verdict.varying_inputs:
+                return "demand or capacity changes in the last fifth of the run, so nothing can settle there"
+        return None
+
 
 def look_every(steps: ArrayLike) -> int:
     """How many steps may lie between two saved instants of runs of so many steps: the shortest one keeps `INSTANTS`, or all."""

@@ -188,10 +188,17 @@ def excess(row: Outcome) -> str:
 
 
 def verdict(row: Outcome) -> str:
-    """A row's verdict in a word; empty under a demand that moves."""
-    if row.verdict is None:
-        return ""
-    return f"oscillating ({percent(row.swing)})" if row.verdict is Verdict.oscillating else row.verdict.name
+    """A row's verdict in a few words."""
+    match row.verdict:
+        case Verdict.oscillating if not row.resolved:
+            return f"chatter below the time step ({percent(row.swing)})"
+        case Verdict.oscillating:
+            return f"oscillating ({percent(row.swing)})"
+        case Verdict.moving if row.drift > 0:
+            return f"moving (drift {percent(row.drift)})"
+        case Verdict.moving:
+            return f"moving (swing {percent(row.swing)}, dying out)"
+    return row.verdict.words
 
 
 def _shares(names: Sequence[str], shares: np.ndarray, most: int = 3) -> str:
@@ -217,7 +224,11 @@ def _notes(comparison: Comparison) -> list[str]:
             notes.append(f"{row.balancer}: queues grow without end at {_list(row.short_backends)}")
         elif row.verdict is Verdict.failed:
             notes.append(f"{row.balancer}: {row.result.sentence}")
-        elif row.still_beyond_measured:
+        if row.verdict in (Verdict.too_short, Verdict.moving):
+            notes.append(f"{row.balancer}: {row.reason}")
+        if row.verdict in (Verdict.diverging, Verdict.failed):
+            continue
+        if row.still_beyond_measured:
             notes.append(
                 f"{row.balancer}: {_list(row.still_beyond_measured)} outside the measured range of the service curve"
             )
@@ -229,10 +240,11 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 def _moving_table(comparison: Comparison, best: QuasiStatic) -> str:
-    header = ("balancer", "mean latency", "over reference", "on the network", "highest latency")
-    rows = [("quasi-static optimum", seconds(best.mean_latency), "", "", seconds(float(np.nanmax(best.latency))))]
+    header = ("balancer", "mean latency", "over reference", "on the network", "highest latency", "verdict")
+    rows = [("quasi-static optimum", seconds(best.mean_latency), "", "", seconds(float(np.nanmax(best.latency))), "")]
     for row in comparison.table():
-        rows.append((row.balancer, latency(row), excess(row), percent(row.network_share), seconds(row.highest_latency)))
+        figures = latency(row), excess(row), percent(row.network_share), seconds(row.highest_latency)
+        rows.append((row.balancer, *figures, verdict(row)))
     return "\n".join([columns(header, rows), *_notes(comparison)])
 
 
@@ -266,8 +278,10 @@ def _about_dgd(comparison: Comparison, row: Outcome) -> str:
     if row.verdict is Verdict.oscillating:
         swing = percent(row.swing)
         return f"{DGD} has not come to rest (swing {swing}): {reached}. Try a longer duration or a smaller step size."
-    if row.verdict is None:
+    if comparison.moving:
         return f"Under this demand {DGD} averages {reached}."
+    if row.verdict is Verdict.too_short:
+        return f"The run is too short to judge {DGD}: {reached}; {row.reason}."
     if abs(row.excess) <= _ARRIVED:
         return f"{DGD} finds the optimum by itself despite the network latencies: {reached}."
     return f"{DGD} is still on its way: {reached}. Give it a longer duration or a larger step size."
