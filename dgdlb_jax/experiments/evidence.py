@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dgdlb_jax.analysis.feasibility import missing_capacity
 from dgdlb_jax.experiments.turns import Turns, one_way, turns
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.simulation.trajectory import Trajectory
@@ -24,9 +25,7 @@ SHRINKING = 0.95
 _LOOKS = 601  # instants of the second half of a run that are looked at, at most
 _ROUNDING = 1e-4  # relative: an inflow this close to a supremum is not above it
 _SHOWN = 0.5  # of the exact range that saved instants have to show, else the swing is faster than they are
-_SLOPES_AGREE = (
-    0.25  # of the range: difference, over half a window, between the slope of the saved instants and of all steps
-)
+_SLOPES_AGREE = 0.1  # of the range: difference over half a window between slopes of the saved instants and of all steps
 
 
 class Evidence:
@@ -40,6 +39,7 @@ class Evidence:
     - `matters`: which backends do. `range`: (max - min) / mean of their workloads, 0 for others.
     - `overloaded`: which are sent more than they can ever serve while their workload grows in both halves.
     - `fixed_share`: whether the share of all requests that reaches a backend keeps still over the second half of the run.
+    - `hopeless`: whether the fleet as a whole cannot serve its demand, asked only where some backend is overloaded.
     - `time_in_service`: the longest of the backends that matter, overloaded ones left out, seconds.
     """
 
@@ -64,6 +64,7 @@ class Evidence:
         above = self.inflow > self.supremum * (1 + _ROUNDING)
         self.overloaded = self.matters & above & (self.growth > 0).all(1)
         self.fixed_share = self._fixed_share(service)
+        self.hopeless = self._hopeless(np.asarray(networks.mask))
         self.time_in_service = self._time_in_service(mean_service, alone)
 
     def _part(self, begin: float, end: float) -> Bool[np.ndarray, "runs time"]:
@@ -106,11 +107,17 @@ class Evidence:
     def _time_in_service(
         self, mean_service: Float[np.ndarray, "runs backends"], alone: Float[np.ndarray, "runs backends"]
     ) -> Float[np.ndarray, " runs"]:
-        """That of an overloaded backend grows with the run; if all are, the shortest time of a request that is `alone` counts."""
-        counts = self.matters & ~self.overloaded
+        """That of an overloaded backend grows with the run; if none is left, the shortest time of a request that is `alone` counts."""
+        counts = self.matters & ~self.overloaded & ~self.hopeless[:, None]
         longest = np.where(counts, self.mean / mean_service, 0).max(-1)
         shortest = np.where(self.matters, alone, np.inf).min(-1)
         return np.where(counts.any(-1) | ~self.matters.any(-1), longest, shortest)
+
+    def _hopeless(self, mask: Bool[np.ndarray, "runs frontends backends"]) -> Bool[np.ndarray, " runs"]:
+        found = np.zeros(len(mask), bool)
+        for k in np.flatnonzero(self.overloaded.any(-1) & self.finite):
+            found[k] = missing_capacity(self.rate[k], mask[k], self.supremum[k]) > 0
+        return found
 
     def _fixed_share(self, service: Float[np.ndarray, "runs time backends"]) -> Bool[np.ndarray, "runs backends"]:
         """The change of a share over half a run is twice that between the means of its halves."""
@@ -130,7 +137,7 @@ class Evidence:
         fast = self._faster_than_instants(values)
         straight = np.where(fast, self._fast_drift(size), one_way(values) | _mostly_drift(found, size, self.mean))
         undecided = wide & ~fast & ~straight & ((found.peaks < 2) | (found.troughs < 2))
-        shrinking = ~fast & ~undecided & (found.shrinkage < SHRINKING)
+        shrinking = ~fast & ~undecided & (found.shrinkage < SHRINKING) & _shrinks(values)
         return undecided, wide & (straight | shrinking), wide & straight
 
     def _faster_than_instants(
@@ -156,6 +163,13 @@ class Evidence:
         spread = (weight * away**2).sum(1)
         slope = np.einsum("nt,ntb->nb", weight * away, values)
         return slope / np.where(spread > 0, spread, np.inf)[:, None]
+
+
+def _shrinks(values: Float[np.ndarray, "time runs backends"]) -> Bool[np.ndarray, "runs backends"]:
+    """Whether the second half of a series ranges over less than the first: legs from turn to turn alone may be irregular."""
+    middle = len(values) // 2
+    before, after = (part.max(0) - part.min(0) for part in (values[: middle + 1], values[middle:]))
+    return after < SHRINKING * before
 
 
 def _mostly_drift(

@@ -16,8 +16,9 @@ or of the total inflow. The range of a workload is (max - min) / mean. The first
 8. *settled*: no range above 2 %.
 
 Two decisions behind the order. The time in service of a backend that is sent more than it can serve grows with the run itself and does
-not count in 3; where all that matter are such backends, the shortest time of a lone request counts, $1 / \ell'(0)$. A drift has no
-turns, so "fewer than two turns" (5) is asked only of what goes up and down, and after 4, as a queue that grows may have a turn on it.
+not count in 3; where all that matter are such backends, or the fleet as a whole cannot serve its demand, the shortest time of a lone
+request counts, $1 / \ell'(0)$. A drift has no turns, so "fewer than two turns" (5) is asked only of what goes up and down, and after 4,
+as a queue that grows may have a turn on it.
 
 **Source:** own definitions.
 """
@@ -28,9 +29,8 @@ from dataclasses import dataclass, fields
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float, Int
+from jaxtyping import ArrayLike, Float, Int
 
-from dgdlb_jax.analysis.feasibility import missing_capacity
 from dgdlb_jax.experiments.evidence import LAST_PART as LAST_PART
 from dgdlb_jax.experiments.evidence import SWING_LIMIT, Evidence
 from dgdlb_jax.model.network import Network
@@ -97,7 +97,7 @@ class Assessment:
 
     def __getitem__(self, index: int) -> "Assessment":
         """One run of a batch."""
-        return Assessment(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Assessment(*(np.asarray(getattr(self, field.name)[index]) for field in fields(self)))
 
     @property
     def short_by(self) -> Float[np.ndarray, "*batch"]:
@@ -164,7 +164,7 @@ def _classify(networks: Network, runs: Trajectory) -> Assessment:
         seen = Evidence(networks, runs)
         latency = np.where(networks.mask, np.maximum(networks.latency, networks.feedback_latency), 0).max((1, 2))
         short_window = (seen.window < 2 * latency * (1 - 1e-6)) | (seen.window < seen.time_in_service)
-        diverging = seen.overloaded & (seen.fixed_share | _hopeless(networks, seen)[:, None])
+        diverging = seen.overloaded & (seen.fixed_share | seen.hopeless[:, None])
         undecided, moving, drifting = seen.movements()
         wide = seen.range > SWING_LIMIT
         verdict = np.select(
@@ -191,14 +191,6 @@ def _classify(networks: Network, runs: Trajectory) -> Assessment:
         shortfall = np.where(diverging & (verdict == Verdict.diverging)[:, None], seen.inflow - seen.supremum, 0)
         drift = np.where(drifting, seen.range, 0).max(-1)
         return Assessment(verdict, seen.window, seen.range.max(-1), drift, shortfall, latency, seen.time_in_service)
-
-
-def _hopeless(networks: Network, seen: Evidence) -> Bool[np.ndarray, " runs"]:
-    """Whether the fleet as a whole cannot serve its demand; asked only where it decides."""
-    found = np.zeros(len(seen.window), bool)
-    for k in np.flatnonzero((seen.overloaded & ~seen.fixed_share).any(-1) & seen.finite):
-        found[k] = missing_capacity(seen.rate[k], np.asarray(networks.mask[k]), seen.supremum[k]) > 0
-    return found
 
 
 def moving_mean(
