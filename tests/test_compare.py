@@ -106,6 +106,8 @@ def test_json_has_null_with_a_reason_for_infinity(overloaded):
     assert row["mean_latency"] is None
     assert row["null_because"]["mean_latency"] == "diverging: short by 2 requests/s at oregon"
     assert row["short_by"] == pytest.approx(2.0, rel=1e-3)
+    assert row["verdict"] == "diverging"
+    assert set(document["verdicts"]) == set(Verdict.__members__)
 
 
 def test_the_dataset_carries_inputs_and_units(comparison):
@@ -192,10 +194,13 @@ def test_a_flat_trace_has_the_optimum_as_its_reference(flat, comparison):
     assert flat.reference.missing == 0
     assert flat.best_latency == pytest.approx(float(flat.optimum.mean_latency), rel=1e-9)
     row = flat.outcomes["uniform"]
-    assert row.verdict is None
+    assert row.verdict is Verdict.settled  # the demand may move, but does not in the window
+    assert math.isnan(row.settle_time)
     assert row.mean_latency == pytest.approx(comparison.outcomes["uniform"].mean_latency, rel=1e-9)
     assert "is a reference, not a bound" in report(flat)
-    assert to_json(flat)["balancers"][0]["null_because"]["verdict"].startswith("demand moves")
+    document = to_json(flat)["balancers"][0]
+    assert document["verdict"] == "settled"
+    assert document["null_because"]["settle_time"].endswith("demand moves")
 
 
 def test_a_run_under_a_trace_is_a_group_of_the_same_file(flat, comparison, tmp_path):

@@ -17,7 +17,9 @@ def test_waves_have_a_peak_and_a_trough_a_period():
     np.testing.assert_array_equal(found.peaks, [0, 1, 3, 20])
     # The last trough is followed by a quarter of a period, half of a leg; of 2.5 periods, by three quarters.
     np.testing.assert_array_equal(found.troughs, [0, 1, 2, 20])
-    np.testing.assert_allclose(found.largest[1:], 2, rtol=0.02)  # 20 instants a period miss an extreme by 1 - cos(pi / 20)
+    np.testing.assert_allclose(
+        found.largest[1:], 2, rtol=0.02
+    )  # 20 instants a period miss an extreme by 1 - cos(pi / 20)
     np.testing.assert_allclose(found.shrinkage[2:], 1, atol=0.01)
 
 

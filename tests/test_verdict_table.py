@@ -92,8 +92,7 @@ JUMPING = {
     # exceeds a supremum for good: never diverging.
     "slow service, high load": (fleet([11.0, 8.8], PROPORTIONAL, EMPTY, HYPERBOLIC, 30.0), None, "tttttttmm"),
 }
-# Ten bins of 100 s, then constant: from 1250 s on the window begins after it. A continuous trace changes from its middle of the first bin
-# on, which begins flat: the first 50 s are not constant, as the count of the bin is kept.
+# Ten bins of 100 s, then constant: the window of runs longer than 1250 s begins after them. Within a bin the rate bends once.
 TRACED = {"static under a trace": (fleet(Trace(100.0, DAYS), PROPORTIONAL), PROPORTIONAL, "vvvvvvvss")}
 
 

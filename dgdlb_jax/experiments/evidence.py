@@ -62,7 +62,9 @@ class Evidence:
         self.matters = _above(self.mean) | _above(np.maximum(self.inflow, 0))
         self.range = np.where(self.matters & (self.mean > 0), (self.high - self.low) / self.mean, 0)
         above = self.inflow > self.supremum * (1 + _ROUNDING)
-        self.overloaded = self.matters & above & (self.growth > 0).all(1)
+        # Without exact slopes a wave that starts low and ends high may seem to grow: growth has to be most of the range then.
+        mostly = self.exact[:, None] | (self.growth.sum(1) * self.window[:, None] > self.high - self.low)
+        self.overloaded = self.matters & above & (self.growth > 0).all(1) & mostly
         self.fixed_share = self._fixed_share(service)
         self.hopeless = self._hopeless(np.asarray(networks.mask))
         self.time_in_service = self._time_in_service(mean_service, alone)

@@ -102,7 +102,7 @@ class Assessment:
     @property
     def short_by(self) -> Float[np.ndarray, "*batch"]:
         """What all diverging backends lack, requests/s."""
-        return self.shortfall.sum(-1)
+        return np.asarray(self.shortfall.sum(-1))
 
     @property
     def reason(self) -> str | None:
@@ -111,10 +111,10 @@ class Assessment:
         match Verdict(int(self.verdict)):
             case Verdict.too_short if self.window < 2 * self.longest_latency:
                 needed = longer.format(2 * self.longest_latency / LAST_PART)
-                return f"{window} is shorter than twice the largest latency, {self.longest_latency:.3g} s: {needed}"
+                return f"{window} is shorter than twice the largest latency of {self.longest_latency:.3g} s: {needed}"
             case Verdict.too_short if self.window < self.time_in_service:
                 needed = longer.format(self.time_in_service / LAST_PART)
-                return f"{window} is shorter than one time in service, {self.time_in_service:.3g} s: {needed}"
+                return f"{window} is shorter than one time in service of {self.time_in_service:.3g} s: {needed}"
             case Verdict.too_short:
                 swing = f"a workload that ranges over {100 * self.swing:.2g} % of its mean"
                 return f"in {window} {swing} turns fewer than twice each way: run several times as long"
