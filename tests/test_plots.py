@@ -68,6 +68,7 @@ def _run(draw, rate, routing, workload, level, diverges):
     if diverges:  # all that arrives, four times what it can serve, is sent to one backend
         routing = np.eye(BACKENDS)[np.zeros(FRONTENDS, int)]
         series = 1e-3 * series + 0.75 * rate.sum() * time[:, None] * np.eye(BACKENDS)[0]
+        workload = series.mean(0)
     growth = np.full((2, BACKENDS), 1.0 if diverges else 0.0)
     statistics = Statistics(
         **_fill(

@@ -29,6 +29,7 @@ words, about the last fifth of the run and the backends that get more than 0.1 %
   diverging      a backend is sent more than it can ever serve; "short by" is what it lacks
   too short to judge   the run is too short to tell; a note below the table says what would do
   varying inputs       demand or capacity changes there, so nothing can settle
+  failed               the computation did; a note says why
   settled after  from then on the latency stays within 0.1 % of the optimum, or twice the final excess
 
 --current is a CSV file with the columns frontend,backend,share; the shares of a frontend sum to 1:
