@@ -33,7 +33,8 @@ class Evidence:
 
     - `window`: length of the last fifth, seconds. `late`: which instants lie in it. `finite`: whether all numbers are.
     - `rate`: arrival rates of the frontends at the end. `varying`: whether demand or capacity changes in the window.
-    - `mean`, `low`, `high`: of the workloads, requests; `growth` `(runs, 2, backends)`: their slopes in both halves, requests/s.
+    - `mean`, `low`, `high`: of the workloads, requests; `growth` `(runs, 2, backends)`: their slopes in both halves, requests/s;
+      `seen_growth`: what the saved instants say of these.
     - `inflow`, `supremum`: what a backend is sent, and what it serves at most, requests/s.
     - `exact`: whether these come from statistics of the window, else they come from the saved instants.
     - `matters`: which backends do. `range`: (max - min) / mean of their workloads, 0 for others.
@@ -45,14 +46,14 @@ class Evidence:
 
     def __init__(self, networks: Network, runs: Trajectory):
         every = np.asarray(runs.time, float)
-        begin, end = every[:, :1], every[:, -1:]
-        duration = end - begin
+        self.duration, self.end = every[:, -1:] - every[:, :1], every[:, -1:]
+        self.window = LAST_PART * self.duration[:, 0]
         index = _instants(every)
-        time = np.take_along_axis(every, index, 1)
+        self.time = np.take_along_axis(every, index, 1)
         workload = np.take_along_axis(np.asarray(runs.workload), index[..., None], 1)
-        rate, factor, service, self.supremum, alone = map(np.asarray, _inputs(networks, time, workload))
-        self.time, self.workload = time, workload.astype(float)
-        self.window = LAST_PART * duration[:, 0]
+        self.workload = workload.astype(float)
+        found = _inputs(networks, jnp.asarray(self.time), jnp.asarray(workload))
+        rate, factor, service, self.supremum, alone = map(np.asarray, found)
         self.late = self._part(1 - LAST_PART, 1)
         self.varying = _varies(rate, self.late) | _varies(factor, self.late)
         self.rate = rate[:, -1]
@@ -71,10 +72,7 @@ class Evidence:
 
     def _part(self, begin: float, end: float) -> Bool[np.ndarray, "runs time"]:
         """The instants of a part of the run, as fractions of it; times may be rounded to single precision."""
-        first, last = self.time[:, :1], self.time[:, -1:]
-        place = (
-            1 - (last - self.time) / np.maximum(last - first, 1e-300) / 2
-        )  # the first one lies in the middle of the run
+        place = 1 - (self.end - self.time) / np.maximum(self.duration, 1e-300)
         return (place >= begin - 1e-6) & (place <= end + 1e-6)
 
     def _take_instants(self, service: Float[np.ndarray, "runs time backends"]) -> Float[np.ndarray, "runs backends"]:
@@ -110,7 +108,7 @@ class Evidence:
         self, mean_service: Float[np.ndarray, "runs backends"], alone: Float[np.ndarray, "runs backends"]
     ) -> Float[np.ndarray, " runs"]:
         """That of an overloaded backend grows with the run; if none is left, the shortest time of a request that is `alone` counts."""
-        counts = self.matters & ~self.overloaded & ~self.hopeless[:, None]
+        counts = self.matters & (mean_service > 0) & ~self.overloaded & ~self.hopeless[:, None]
         longest = np.where(counts, self.mean / mean_service, 0).max(-1)
         shortest = np.where(self.matters, alone, np.inf).min(-1)
         return np.where(counts.any(-1) | ~self.matters.any(-1), longest, shortest)
@@ -202,7 +200,7 @@ def _inputs(networks: Network, time: Array, workload: Array):
         supremum = jnp.where(last > 0, service.supremum * jnp.where(last > 0, last, 1), 0)
         return rate, factor, factor * service.rate(workload), supremum, 1 / service.initial_slope
 
-    return jax.vmap(one)(networks, jnp.asarray(time, workload.dtype), workload)
+    return jax.vmap(one)(networks, time.astype(workload.dtype), workload)
 
 
 def _above(values: Float[np.ndarray, "runs backends"]) -> Bool[np.ndarray, "runs backends"]:
