@@ -26,10 +26,14 @@ _EXAMPLES = """examples:
   dgdlb run two-by-two --policies dgd-lb,least-latency --duration 60
   dgdlb run two-by-two --json --no-files | jq '.balancers[] | [.balancer, .excess]'
 
-words:
-  settled        no workload swings by more than 2 % of its mean over the last fifth of the run
-  oscillating    one does
-  diverging      some queue grows without end; "short by" is what the backends lack
+words, about the last fifth of the run and the backends that get more than 0.1 % of the work:
+  settled        no workload ranges over more than 2 % of its mean
+  oscillating    one swings by more than that, up and down at least twice
+  moving         one still drifts by more than that, or swings that die out: run longer
+  diverging      a backend is sent more than it can ever serve; "short by" is what it lacks
+  too short to judge   the run is too short to tell; a note below the table says what would do
+  varying inputs       demand or capacity changes there, so nothing can settle
+  failed               the computation did; a note says why
   settled after  from then on the latency stays within 0.1 % of the optimum, or twice the final excess
 
 --current is a CSV file with the columns frontend,backend,share; the shares of a frontend sum to 1:

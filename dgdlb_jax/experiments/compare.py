@@ -52,6 +52,8 @@ class Comparison:
     - `step_size` `(frontends,)` 1/s^2 of DGD-LB, `duration` in seconds, `start`: what they ran with.
     - `time_steps`: name -> seconds. `accuracy`: name -> relative change of the mean latency with twice that time step; NaN where
       that is too long to run.
+    - `unresolved`: names of rules that jump and whose time step is too long to show how they swing: above a quarter of the largest
+      latency.
     - `settling`: seconds after which DGD-LB has settled, as suggested; `duration` is shorter where that would take too long.
     - `runs`: name -> `Trajectory`, all saved at the same instants; statistics cover the last fifth, or all of the run
       when demand moves.
@@ -67,6 +69,7 @@ class Comparison:
     settling: float
     start: str
     runs: dict[str, Trajectory] = field(repr=False)
+    unresolved: frozenset[str] = frozenset()
     reference: QuasiStatic | None = field(default=None, repr=False)
 
     @property
@@ -93,7 +96,9 @@ class Comparison:
     def outcomes(self) -> dict[str, Outcome]:
         """Name -> figures of that balancer."""
         return {
-            name: outcome(self.network, name, run, self.best_latency, moving=self.moving)
+            name: outcome(
+                self.network, name, run, self.best_latency, moving=self.moving, resolved=name not in self.unresolved
+            )
             for name, run in self.runs.items()
         }
 
@@ -250,6 +255,11 @@ class ComparisonInProgress:
             start=self._start,
             reference=self._quasi_static,
             runs={name: self._done[name] for name in names},
+            unresolved=frozenset(
+                name
+                for name in names
+                if not self.policies[name].differentiable and self._runs[name].dt > _largest_latency(self.network) / 4
+            ),
         )
 
     def compile(self) -> None:

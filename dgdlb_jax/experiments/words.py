@@ -101,7 +101,7 @@ def table_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str
 def table_header(moving: bool) -> tuple[str, ...]:
     """What stands above the columns of the table, under a constant demand or one that moves."""
     if moving:
-        return "balancer", "mean latency", "over reference", "on the network", "highest latency"
+        return "balancer", "mean latency", "over reference", "on the network", "highest latency", "verdict"
     return "balancer", "mean latency", "over optimum", "on the network", "verdict", "settled after"
 
 
@@ -109,7 +109,14 @@ def best_cells(comparison: Comparison) -> tuple[str, ...]:
     """The row of the optimum, or of the reference."""
     best, moving = comparison.optimum, comparison.reference
     if moving is not None:
-        return "quasi-static optimum", seconds(moving.mean_latency), "", "", seconds(float(np.nanmax(moving.latency)))
+        return (
+            "quasi-static optimum",
+            seconds(moving.mean_latency),
+            "",
+            "",
+            seconds(float(np.nanmax(moving.latency))),
+            "",
+        )
     return "optimum", seconds(float(best.mean_latency)), "", percent(float(best.network_share)), "", ""
 
 
@@ -117,7 +124,7 @@ def row_cells(row: Outcome, moving: bool) -> tuple[str, ...]:
     """The row of a balancer."""
     cells = row.balancer, latency(row), excess(row), percent(row.network_share)
     if moving:
-        return *cells, seconds(row.highest_latency)
+        return *cells, seconds(row.highest_latency), verdict(row)
     return *cells, verdict(row), seconds(row.settle_time)
 
 
@@ -240,10 +247,17 @@ def excess(row: Outcome) -> str:
 
 
 def verdict(row: Outcome) -> str:
-    """A row's verdict in a word; empty under a demand that moves."""
-    if row.verdict is None:
-        return ""
-    return f"oscillating ({percent(row.swing)})" if row.verdict is Verdict.oscillating else row.verdict.name
+    """A row's verdict in a few words."""
+    match row.verdict:
+        case Verdict.oscillating if not row.resolved:
+            return f"chatter below the time step ({percent(row.swing)})"
+        case Verdict.oscillating:
+            return f"oscillating ({percent(row.swing)})"
+        case Verdict.moving if row.drift > 0:
+            return f"moving (drift {percent(row.drift)})"
+        case Verdict.moving:
+            return f"moving (swing {percent(row.swing)}, dying out)"
+    return row.verdict.words
 
 
 def _shares(names: Sequence[str], shares: np.ndarray, most: int = 3) -> str:
@@ -270,7 +284,11 @@ def notes(comparison: Comparison) -> list[str]:
             found.append(f"{row.balancer}: queues grow without end at {_list(row.short_backends)}")
         elif row.verdict is Verdict.failed:
             found.append(f"{row.balancer}: {row.result.sentence}")
-        elif row.still_beyond_measured:
+        if row.verdict in (Verdict.too_short, Verdict.moving):
+            found.append(f"{row.balancer}: {row.reason}")
+        if row.verdict in (Verdict.diverging, Verdict.failed):
+            continue
+        if row.still_beyond_measured:
             found.append(
                 f"{row.balancer}: {_list(row.still_beyond_measured)} outside the measured range of the service curve"
             )
@@ -311,8 +329,10 @@ def _about_dgd(comparison: Comparison, row: Outcome) -> str:
     if row.verdict is Verdict.oscillating:
         swing = percent(row.swing)
         return f"{DGD} has not come to rest (swing {swing}): {reached}. Try a longer duration or a smaller step size."
-    if row.verdict is None:
+    if comparison.moving:
         return f"Under this demand {DGD} averages {reached}."
+    if row.verdict is Verdict.too_short:
+        return f"The run is too short to judge {DGD}: {reached}; {row.reason}."
     if abs(row.excess) <= _ARRIVED:
         return f"{DGD} finds the optimum by itself despite the network latencies: {reached}."
     return f"{DGD} is still on its way: {reached}. Give it a longer duration or a larger step size."
