@@ -133,9 +133,12 @@ class Evidence:
         values = np.where(self.late[..., None], self.workload, start)[:, first:].swapaxes(0, 1)
         values = np.where(np.isfinite(values), values, 0)
         wide, size = self.range > SWING_LIMIT, np.maximum(self.high - self.low, 0)
+        seen = values.max(0) - values.min(
+            0
+        )  # turns are those of the instants, so they are held against the range of the instants
         found = turns(values, SWING_LIMIT / 2 * np.maximum(self.mean, 0))
         fast = self._faster_than_instants(values)
-        straight = np.where(fast, self._fast_drift(size), one_way(values) | _mostly_drift(found, size, self.mean))
+        straight = np.where(fast, self._fast_drift(size), one_way(values) | _mostly_drift(found, seen, self.mean))
         undecided = wide & ~fast & ~straight & ((found.peaks < 2) | (found.troughs < 2))
         shrinking = ~fast & ~undecided & (found.shrinkage < SHRINKING) & _shrinks(values)
         return undecided, wide & (straight | shrinking), wide & straight

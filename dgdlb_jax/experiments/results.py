@@ -65,6 +65,8 @@ def to_dataset(comparison: Comparison) -> "xarray.Dataset":
             "dt_units": "s",
             "duration": comparison.duration,
             "duration_units": "s",
+            "settling_time": comparison.settling,
+            "settling_time_units": "s",
             "start": comparison.start,
             "optimum_mean_latency": float(comparison.optimum.mean_latency),
             "optimum_mean_latency_units": "s",
@@ -93,6 +95,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "load": float(network.load),
         "dt": comparison.dt,
         "duration": comparison.duration,
+        "settling_time": comparison.settling,
         "start": comparison.start,
         "step_size": dict(zip(names, map(float, comparison.step_size), strict=True)),
         "largest_latency_times_service_slope": comparison.steepest_latency,
@@ -105,7 +108,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         },
         "shadow_prices": worth_json(network, comparison.prices),
         "verdicts": {verdict.name: verdict.meaning for verdict in Verdict},
-        "balancers": [_row(row) for row in comparison.table()],
+        "balancers": [_row(comparison, row) for row in comparison.table()],
         "conclusion": comparison.conclusion,
         "units": {"time": "s", "rate": "requests/s", "workload": "requests", "step_size": "1/s^2"},
     }
@@ -235,6 +238,16 @@ def _figures(comparison: Comparison) -> dict[str, tuple]:
     found: dict[str, tuple] = {
         name: (("balancer",), [getattr(row, attribute) for row in rows], *rest) for name, attribute, *rest in table
     }
+    for name, values, units, meaning in (
+        ("time_step", comparison.time_steps, "s", "time step of the run"),
+        (
+            "accuracy",
+            comparison.accuracy,
+            "1",
+            "change of the mean latency with twice the time step; NaN where that is too long",
+        ),
+    ):
+        found[name] = ("balancer",), [values[balancer] for balancer in comparison.runs], units, meaning
     found["verdict"] = (("balancer",), [row.verdict.name for row in rows], "", _verdicts())
     found["reason"] = (
         ("balancer",),
@@ -320,8 +333,9 @@ def _routing(network: Network, shares) -> dict[str, dict[str, float]]:
     return {frontend: {names[j]: float(row[j]) for j in np.flatnonzero(row > 1e-9)} for frontend, row in rows}
 
 
-def _row(row: Outcome) -> dict[str, Any]:
-    found = asdict(row)
+def _row(comparison: Comparison, row: Outcome) -> dict[str, Any]:
+    name = row.balancer
+    found = asdict(row) | {"time_step": comparison.time_steps[name], "accuracy": comparison.accuracy[name]}
     found["verdict"] = row.verdict.name
     found["result"] = row.result.name
     reasons = {}
@@ -329,6 +343,8 @@ def _row(row: Outcome) -> dict[str, Any]:
         if isinstance(value, float) and not math.isfinite(value):
             found[name] = None
             reasons[name] = row.reason or "the run did not settle, or demand moves"
+    if "accuracy" in reasons:
+        reasons["accuracy"] = "twice the time step is too long for the fastest backend, so it was not tried"
     if reasons:
         found["null_because"] = reasons
     return found
