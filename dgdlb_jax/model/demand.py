@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
@@ -30,6 +31,11 @@ class AbstractDemand(eqx.Module):
     @abc.abstractmethod
     def mean_rate(self) -> Float[Array, "..."]:
         """`(frontends,)` in requests/s: what load, optimum and step sizes refer to."""
+
+    @property
+    @abc.abstractmethod
+    def largest_rate(self) -> Float[Array, "..."]:
+        """`(frontends,)` in requests/s: the largest rate of all times. Of a capacity factor, what a time step has to resolve."""
 
     @abc.abstractmethod
     def scaled(self, factor: Numbers) -> "AbstractDemand":
@@ -57,6 +63,26 @@ class AbstractDemand(eqx.Module):
         return self.scaled(jnp.where(own > 0, wanted / jnp.where(own > 0, own, 1), 0))
 
 
+class AbstractJumpingDemand(AbstractDemand):
+    r"""A demand whose rates jump, and that knows when.
+
+    The simulator counts what such a demand sends in a step, $\int \lambda_i dt$, instead of looking at rates at grid points: counts are
+    exact wherever the jumps are, and the order of the scheme stays two.
+    """
+
+    @abc.abstractmethod
+    def mean_over(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
+        r"""The exact mean rate from `start` to `start + length` in seconds (scalars, or one per frontend); the rate at `start` for
+        length 0."""
+
+    @abc.abstractmethod
+    def jumps_within(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """How many jumps of each frontend there are from `start` to `start + length`, and what part of that time lies before them.
+
+        A jump at an end counts, even if rounding puts it just outside. Of several jumps it is the mean part, without any it is 0.
+        """
+
+
 class Constant(AbstractDemand):
     """Rates that never change.
 
@@ -77,6 +103,10 @@ class Constant(AbstractDemand):
 
     @property
     def mean_rate(self) -> Float[Array, "..."]:
+        return self.rates
+
+    @property
+    def largest_rate(self) -> Float[Array, "..."]:
         return self.rates
 
     def scaled(self, factor: Numbers) -> "Constant":
@@ -134,6 +164,14 @@ class Trace(AbstractDemand):
         """All requests over the whole duration of the trace."""
         return self.rates.mean(axis=-2)
 
+    @property
+    def largest_rate(self) -> Float[Array, "..."]:
+        """The largest of all knots, edges and middles of bins."""
+        ends = self.rates[..., :1, :], self.rates[..., -1:, :]
+        edges = jnp.concatenate([ends[0], _edge(self.rates[..., :-1, :], self.rates[..., 1:, :]), ends[1]], axis=-2)
+        middles = 2 * self.rates - (edges[..., :-1, :] + edges[..., 1:, :]) / 2
+        return jnp.maximum(edges.max(axis=-2), middles.max(axis=-2))
+
     def scaled(self, factor: Numbers) -> "Trace":
         return _replace(self, rates=self.rates * _factor(factor, self.rates, knots=True))
 
@@ -142,10 +180,12 @@ class Trace(AbstractDemand):
         return _replace(self, bin_width=width, rates=_pad(self.rates, frontends, fill))
 
 
-class Jumps(AbstractDemand):
+class Jumps(AbstractJumpingDemand):
     """Rates that jump at given times.
 
-    The mean rate is the last one: a run after jumps settles, if it does, to the optimum of the rates it ends with.
+    The mean rate is the last one: a run after jumps settles, if it does, to the optimum of the rates it ends with. A run has exact
+    derivatives with respect to `rates`; those with respect to `times` are exact for the discrete run, in which they are those of
+    the counts in a step, and of first order in its length.
 
     **Arguments:**
 
@@ -178,14 +218,42 @@ class Jumps(AbstractDemand):
         self.times = jnp.broadcast_to(times, (*times.shape[:-1], self.rates.shape[-1]))
 
     def rate(self, t: ArrayLike) -> Float[Array, "..."]:
-        t = jnp.asarray(t, self.rates.dtype)
-        t = t if t.ndim == 0 else t[None]
-        return _pick(self.rates, (t >= self.times).sum(axis=0))
+        return self._weighted(_over_knots(t, self.times) >= self.times)
+
+    def mean_over(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
+        place = self._place(start, length)
+        return self._weighted(jnp.where(jnp.asarray(length) > 0, 1 - jnp.clip(place, 0, 1), place <= 0))
+
+    def jumps_within(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        place, length = self._place(start, length), _over_knots(length, self.times)
+        rounding = 8 * jnp.finfo(place.dtype).eps * (self.times + length)
+        changes = self.rates[1:] != self.rates[:-1]
+        within = changes & (length > 0) & (place * length >= -rounding) & ((place - 1) * length <= rounding)
+        count = within.sum(axis=0).astype(place.dtype)
+        return count, jnp.where(within, jnp.clip(place, 0, 1), 0).sum(axis=0) / jnp.maximum(count, 1)
+
+    def _place(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
+        """Where the jumps are: 0 at `start`, 1 a length later; without a length in seconds."""
+        start, length = _over_knots(start, self.times), _over_knots(length, self.times)
+        return (self.times - start) / jnp.where(length > 0, length, 1)
+
+    def _weighted(self, passed: Shaped[Array, "..."]) -> Float[Array, "..."]:
+        """The rates between jumps, each with the part of the time between its own jumps; `passed` is the part after every jump.
+
+        A sum, not an index: derivatives with respect to rates need no scatter, which XLA cannot put into a native loop.
+        """
+        ends = jnp.pad(passed.astype(self.rates.dtype), [(1, 0)] + [(0, 0)] * (passed.ndim - 1), constant_values=1)
+        after = jnp.pad(ends[1:], [(0, 1)] + [(0, 0)] * (passed.ndim - 1))
+        return ((ends - after) * self.rates).sum(axis=0)
 
     @property
     def mean_rate(self) -> Float[Array, "..."]:
         """The rates after the last jump."""
         return self.rates[..., -1, :]
+
+    @property
+    def largest_rate(self) -> Float[Array, "..."]:
+        return self.rates.max(axis=-2)
 
     def scaled(self, factor: Numbers) -> "Jumps":
         return _replace(self, rates=self.rates * _factor(factor, self.rates, knots=True))
@@ -238,6 +306,11 @@ class DailyCycle(AbstractDemand):
         """The mean over a whole period."""
         return self.mean
 
+    @property
+    def largest_rate(self) -> Float[Array, "..."]:
+        """At the peak."""
+        return self.mean * (1 + self.amplitude)
+
     def scaled(self, factor: Numbers) -> "DailyCycle":
         return _replace(self, mean=self.mean * _factor(factor, self.mean))
 
@@ -254,9 +327,24 @@ def _edge(one: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, 
     return jnp.minimum((one + other) / 2, 2 * jnp.minimum(one, other))
 
 
+@jax.custom_jvp
 def _pick(table: Float[Array, "..."], index: Int[Array, "..."]) -> Float[Array, "..."]:
     """One row per column: `table[index[i], i]`."""
-    return jnp.take_along_axis(table, jnp.broadcast_to(index, table.shape[1:])[None], axis=0)[0]
+    return jnp.take_along_axis(table, index[None], axis=0)[0]
+
+
+@_pick.defjvp
+def _pick_jvp(primals, tangents):
+    """As a sum over rows: the transpose of indexing is a scatter, which XLA cannot put into a native loop."""
+    table, index = primals
+    row = jax.lax.broadcasted_iota(index.dtype, table.shape, 0)
+    return _pick(table, index), jnp.where(row == index, tangents[0], 0).sum(axis=0)
+
+
+def _over_knots(t: ArrayLike, knots: Float[Array, "..."]) -> Float[Array, "..."]:
+    """A time, or one per column, in the precision of the knots and ready to meet all of them."""
+    t = jnp.asarray(t, knots.dtype)
+    return t if t.ndim == 0 else t[None]
 
 
 def _floating(kind: str, name: str, value: Numbers | Table) -> Float[Array, "..."]:
