@@ -21,14 +21,18 @@ Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch back
 
 @eqx.filter_jit
 def default_start(networks: Network) -> tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]]:
-    """Routing in proportion to nominal capacity, and the workload that carries it (0 where it cannot be carried)."""
+    """Routing in proportion to nominal capacity, and the workload that carries it at time 0 (0 where it cannot be carried)."""
     capacity = jnp.broadcast_to(networks.nominal_capacity[:, None], networks.mask.shape)
     share = jax.vmap(jax.vmap(proportional))(capacity, networks.mask)
-    rate = jax.vmap(lambda demand: demand.rate(jnp.zeros(())))(networks.demand)
-    workload = jax.vmap(lambda service, inflow: service.inverse(inflow))(
-        networks.service, (rate[..., None] * share).sum(1)
-    )
-    return share, jnp.where(jnp.isfinite(workload) & networks.backend_mask, workload, 0)
+    workload = jax.vmap(workload_carrying)(networks, share)
+    return share, jnp.where(networks.backend_mask, workload, 0)
+
+
+def workload_carrying(network: Network, routing: Float[Array, "frontends backends"]) -> Float[Array, " backends"]:
+    """The workload that serves what this routing sends at time 0, requests; 0 where it cannot be served."""
+    start = jnp.zeros((), network.latency.dtype)
+    workload = network.service_at(start).inverse(network.demand.rate(start) @ routing)
+    return jnp.where(jnp.isfinite(workload), workload, 0)
 
 
 def check_start(networks: Network, initial: tuple[Matrices, Matrix] | SimulationState) -> Start:
@@ -94,7 +98,8 @@ def begin(
 def send(system: System, carry: Carry, extra: Arcs) -> Carry:
     """The same state, had `extra` flow been sent just now besides what was routed."""
     now, wiring, k = carry.now, system.wiring, carry.now.k
-    sent = extra if now.tail is None else extra / 2  # counted: of the flow that rises and falls, half has been sent by now
+    # Where counts are on the wires: of a flow that rises and falls, half has been sent by now.
+    sent = extra if now.tail is None else extra / 2
     row = delay_line.row(carry.flows, k).reshape(extra.shape) + (1 - wiring.flow.fraction) * sent
     flows = delay_line.write(carry.flows, k, row)
     inflow = system.field.shape.arrivals(delay_line.read(flows, k, wiring.flow.offset))

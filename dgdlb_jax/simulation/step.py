@@ -108,7 +108,7 @@ class Now(eqx.Module):
     peak: Backends
     in_flight: Lanes | None
     sums: Sums | None
-    tail: Arcs | None = None  # of a line that carries counts: what of the last step arrives one step after the rest of it
+    tail: Arcs | None = None  # of a line that carries counts: what of the last step arrives a step after the rest
 
 
 class Carry(eqx.Module):
@@ -152,7 +152,8 @@ def advance(system: System, carry: Carry, extra: Arcs | None = None) -> Carry:
 
 def predict(system: System, now: Now) -> Backends:
     """The workload one step ahead, by Euler."""
-    return now.workload + length(now.k, system.clock.backends) * (now.inflow - _served(system, now.k, now.k, now.workload))
+    served = _served(system, now.k, now.k, now.workload)
+    return now.workload + length(now.k, system.clock.backends) * (now.inflow - served)
 
 
 def see(system: System, reading: Arcs, before: Arcs) -> Arcs:
@@ -223,16 +224,14 @@ def _served(system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Bac
     return system.field.service_rate(time(at, clock), workload, (time(k, clock), length(k, clock)))
 
 
-def _dispatched(
-    system: System, now: Now, routing: Arcs, extra: Arcs | None, part: Arcs | Frontends
-) -> Arcs:
+def _dispatched(system: System, now: Now, routing: Arcs, extra: Arcs | None, part: Arcs | Frontends) -> Arcs:
     """What is sent in the first part of a step, over the length of all of it; routing and extra flow move on straight lines."""
     field, clock = system.field, system.clock.frontends
     start, step = time(now.k, clock), length(now.k, clock)
     besides = now.flow - field.arrival_rate(start) * now.routing
+    extra = jnp.zeros_like(besides) if extra is None else extra
     middle = lambda before, after: delay_line.interpolate(before, after, part / 2)
-    rate = field.mean_arrival_rate(start, part * step)
-    return part * (rate * middle(now.routing, routing) + middle(besides, 0.0 if extra is None else extra))
+    return part * (field.mean_arrival_rate(start, part * step) * middle(now.routing, routing) + middle(besides, extra))
 
 
 def _route(
