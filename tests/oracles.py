@@ -148,10 +148,10 @@ class Steps:
         cuts = [start, *(jump for jump in self.times if start < jump < start + length), start + length]
         return sum((b - a) * self((a + b) / 2) for a, b in pairwise(cuts)) / length if length > 0 else self(start)
 
-    def part_before(self, column, start, length):
-        """What part of the time lies before its one jump, at the ends as well; None where nothing changes."""
-        for jump, before, after in zip(self.times, self.rates, self.rates[1:], strict=False):
-            if before[column] != after[column] and -1e-12 <= jump - start <= length + 1e-12:
+    def part_before(self, start, length):
+        """What part of the time lies before its one jump, at the ends as well; None without any."""
+        for jump in self.times:
+            if -1e-12 <= jump - start <= length + 1e-12:
                 return np.clip((jump - start) / length, 0, 1)
         return None
 
@@ -234,7 +234,7 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
             else:
                 expected = project_simplex(x[k][i] + dt * v[k][i], mask[i])
                 v_new[i] = velocity(i, seen, expected, velocities[i])
-                old = weights_of_start(demand, factor, i, mask[i], now, feedback[i], dt)
+                old = weights_of_start(demand, factor, mask[i], now, feedback[i], dt)
                 x_new[i] = project_simplex(x[k][i] + dt * (old * v[k][i] + (1 - old) * v_new[i]), mask[i])
         x.append(x_new)
         v.append(v_new)
@@ -267,12 +267,12 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
     )
 
 
-def weights_of_start(demand, factor, i, mask, now, feedback, dt):
+def weights_of_start(demand, factor, mask, now, feedback, dt):
     """How much the velocity at the start of a step counts, arc by arc: half, or the part of the step before what is seen jumps."""
-    part = demand.part_before(i, now, dt) if isinstance(demand, Steps) else None
+    part = demand.part_before(now, dt) if isinstance(demand, Steps) else None
     weight = np.full(len(mask), 0.5 if part is None else part)
     if isinstance(factor, Steps):
-        seen = [factor.part_before(j, now - feedback[j], dt) if mask[j] else None for j in range(len(mask))]
+        seen = [factor.part_before(now - feedback[j], dt) if mask[j] else None for j in range(len(mask))]
         if any(part is not None for part in seen):
             weight[:] = np.mean([part for part in seen if part is not None])
         for j, part in enumerate(seen):

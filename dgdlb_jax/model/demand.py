@@ -79,7 +79,8 @@ class AbstractJumpingDemand(AbstractDemand):
     def jumps_within(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """How many jumps of each frontend there are from `start` to `start + length`, and what part of that time lies before them.
 
-        A jump at an end counts, even if rounding puts it just outside. Of several jumps it is the mean part, without any it is 0.
+        A jump at an end counts, even if rounding puts it just outside, and so does one of size 0: a run is continuous in its rates.
+        Of several jumps it is the mean part, without any it is 0.
         """
 
 
@@ -227,8 +228,7 @@ class Jumps(AbstractJumpingDemand):
     def jumps_within(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         place, length = self._place(start, length), _over_knots(length, self.times)
         rounding = 8 * jnp.finfo(place.dtype).eps * (self.times + length)
-        changes = self.rates[1:] != self.rates[:-1]
-        within = changes & (length > 0) & (place * length >= -rounding) & ((place - 1) * length <= rounding)
+        within = (length > 0) & (place * length >= -rounding) & ((place - 1) * length <= rounding)
         count = within.sum(axis=0).astype(place.dtype)
         return count, jnp.where(within, jnp.clip(place, 0, 1), 0).sum(axis=0) / jnp.maximum(count, 1)
 
