@@ -2,14 +2,15 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int
 
+from dgdlb_jax.numerics.linear_map import linear_map
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
 Numbers = ArrayLike | Sequence[float]
@@ -219,32 +220,55 @@ class Jumps(AbstractJumpingDemand):
         self.times = jnp.broadcast_to(times, (*times.shape[:-1], self.rates.shape[-1]))
 
     def rate(self, t: ArrayLike) -> Float[Array, "..."]:
-        return self._weighted(_over_knots(t, self.times) >= self.times)
+        t = jnp.asarray(t, self.rates.dtype)
+        return self._weighted(lambda time: (t >= time).astype(t.dtype), t.shape)
 
     def mean_over(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
-        place = self._place(start, length)
-        return self._weighted(jnp.where(jnp.asarray(length) > 0, 1 - jnp.clip(place, 0, 1), place <= 0))
+        start, length = jnp.asarray(start, self.rates.dtype), jnp.asarray(length, self.rates.dtype)
+        pace = 1 / jnp.where(length > 0, length, 1)
+
+        def part_after(time):
+            return jnp.where(length > 0, 1 - jnp.clip((time - start) * pace, 0, 1), start >= time)
+
+        return self._weighted(part_after, jnp.broadcast_shapes(start.shape, length.shape))
 
     def jumps_within(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        place, length = self._place(start, length), _over_knots(length, self.times)
-        rounding = 8 * jnp.finfo(place.dtype).eps * (self.times + length)
-        within = (length > 0) & (place * length >= -rounding) & ((place - 1) * length <= rounding)
-        count = within.sum(axis=0).astype(place.dtype)
-        return count, jnp.where(within, jnp.clip(place, 0, 1), 0).sum(axis=0) / jnp.maximum(count, 1)
+        start, length = jnp.asarray(start, self.rates.dtype), jnp.asarray(length, self.rates.dtype)
+        pace = 1 / jnp.where(length > 0, length, 1)
 
-    def _place(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
-        """Where the jumps are: 0 at `start`, 1 a length later; without a length in seconds."""
-        start, length = _over_knots(start, self.times), _over_knots(length, self.times)
-        return (self.times - start) / jnp.where(length > 0, length, 1)
+        def look(found, time):
+            count, total = found
+            rounding = 8 * jnp.finfo(time.dtype).eps * (time + length)
+            after = time - start
+            within = (length > 0) & (after >= -rounding) & (after <= length + rounding)
+            return count + within, total + jnp.where(within, jnp.clip(after * pace, 0, 1), 0)
 
-    def _weighted(self, passed: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        """The rates between jumps, each with the part of the time between its own jumps; `passed` is the part after every jump.
+        none = self._column_zeros(jnp.broadcast_shapes(start.shape, length.shape))
+        count, total = self._over_jumps(look, (none, none), self.times)
+        return count, total / jnp.maximum(count, 1)
 
-        A sum, not an index: derivatives with respect to rates need no scatter, which XLA cannot put into a native loop.
-        """
-        ends = jnp.pad(passed.astype(self.rates.dtype), [(1, 0)] + [(0, 0)] * (passed.ndim - 1), constant_values=1)
-        after = jnp.pad(ends[1:], [(0, 1)] + [(0, 0)] * (passed.ndim - 1))
-        return ((ends - after) * self.rates).sum(axis=0)
+    def _weighted(
+        self, part_after: Callable[[Array], Float[Array, "..."]], shape: tuple[int, ...]
+    ) -> Float[Array, "..."]:
+        """The rates between jumps, each with the part of the time between its own jumps, from the part that lies after a jump."""
+
+        def add(sofar, knot):
+            total, before = sofar
+            time, rate = knot
+            after = part_after(time)
+            return total + (before - after) * rate, after
+
+        zero = self._column_zeros(shape)
+        total, rest = self._over_jumps(add, (zero, zero + 1), (self.times, self.rates[:-1]))
+        return total + rest * self.rates[-1]
+
+    def _column_zeros(self, shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return jnp.zeros(jnp.broadcast_shapes(shape, self.rates.shape[1:]), self.rates.dtype)
+
+    def _over_jumps(self, step: Callable[[Any, Any], Any], first: Any, knots: Any) -> Any:
+        """Jump by jump: XLA's native loops have no room for a reduction over a large table, and none for the transpose of an index."""
+        count = max(1, min(len(self.times), 8))
+        return jax.lax.scan(lambda sofar, knot: (step(sofar, knot), None), first, knots, unroll=count)[0]
 
     @property
     def mean_rate(self) -> Float[Array, "..."]:
@@ -327,24 +351,19 @@ def _edge(one: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, 
     return jnp.minimum((one + other) / 2, 2 * jnp.minimum(one, other))
 
 
-@jax.custom_jvp
 def _pick(table: Float[Array, "..."], index: Int[Array, "..."]) -> Float[Array, "..."]:
-    """One row per column: `table[index[i], i]`."""
-    return jnp.take_along_axis(table, index[None], axis=0)[0]
+    """One row per column: `table[index[i], i]`. JAX's own transpose is a scatter, which XLA cannot put into a native loop."""
+    rows = jax.lax.broadcasted_iota(index.dtype, table.shape, 0)
+    return linear_map(_picked, _put_back, [index, rows], [table])[0]
 
 
-@_pick.defjvp
-def _pick_jvp(primals, tangents):
-    """As a sum over rows: the transpose of indexing is a scatter, which XLA cannot put into a native loop."""
-    table, index = primals
-    row = jax.lax.broadcasted_iota(index.dtype, table.shape, 0)
-    return _pick(table, index), jnp.where(row == index, tangents[0], 0).sum(axis=0)
+def _picked(given: Sequence[Any], tables: Sequence[Any]) -> list[Any]:
+    return [jnp.take_along_axis(table, given[0][None], axis=0)[0] for table in tables]
 
 
-def _over_knots(t: ArrayLike, knots: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A time, or one per column, in the precision of the knots and ready to meet all of them."""
-    t = jnp.asarray(t, knots.dtype)
-    return t if t.ndim == 0 else t[None]
+def _put_back(given: Sequence[Any], values: Sequence[Any]) -> list[Any]:
+    index, rows = given
+    return [jnp.where(rows == index, value, 0) for value in values]
 
 
 def _floating(kind: str, name: str, value: Numbers | Table) -> Float[Array, "..."]:

@@ -58,14 +58,12 @@ class Field(eqx.Module):
         r"""$\lambda_i(t)$, requests/s."""
         return self.demand.rate(t)
 
-    def mean_arrival_rate(self, start: Frontends, length: Frontends | Arcs) -> Frontends | Arcs:
-        r"""The mean of $\lambda_i$ over times of these lengths, requests/s: exact where it jumps, else by the trapezoidal rule."""
-
-        def trapezoid(start, length):
-            return (self.demand.rate(start) + self.demand.rate(start + length)) / 2
-
-        mean = self.demand.mean_over if isinstance(self.demand, AbstractJumpingDemand) else trapezoid
-        return mean(start, length) if length.ndim == start.ndim else jax.vmap(mean, in_axes=(None, 0))(start, length)
+    def mean_arrival_rate(self, start: Frontends, step: Frontends, part: Frontends | Arcs) -> Frontends | Arcs:
+        r"""The mean of $\lambda_i$ over the first part of a step, requests/s: exact where it jumps, else on a straight line."""
+        if isinstance(self.demand, AbstractJumpingDemand):
+            return self.demand.mean_over(start, part * step)
+        before, after = self.arrival_rate(start), self.arrival_rate(start + step)
+        return before + part / 2 * (after - before)
 
     def service_rate(self, t: Backends, workload: Backends, step: tuple[Backends, Backends] | None = None) -> Backends:
         r"""$\ell_j(N_j)$, times the capacity factor where capacity changes in time, requests/s.

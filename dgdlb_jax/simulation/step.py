@@ -231,7 +231,7 @@ def _dispatched(system: System, now: Now, routing: Arcs, extra: Arcs | None, par
     besides = now.flow - field.arrival_rate(start) * now.routing
     extra = jnp.zeros_like(besides) if extra is None else extra
     middle = lambda before, after: delay_line.interpolate(before, after, part / 2)
-    return part * (field.mean_arrival_rate(start, part * step) * middle(now.routing, routing) + middle(besides, extra))
+    return part * (field.mean_arrival_rate(start, step, part) * middle(now.routing, routing) + middle(besides, extra))
 
 
 def _route(
