@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dgdlb_jax.analysis import gradients
 from dgdlb_jax.analysis.optimum import solve_optimum
 from dgdlb_jax.analysis.step_size import default_step_size, gains_at, suggest_dt, suggest_duration
 from dgdlb_jax.experiments.balancers import calm_softmin, follow_curvature
@@ -36,6 +37,7 @@ def network(max_rate=MAX_RATE, **changes) -> Network:
 WITH_FACTOR = network(capacity=Constant(FACTOR))
 WITH_CURVE = network(FACTOR * MAX_RATE)
 SAME_NOMINAL = Network([5.0, 2.0], LATENCY, Hyperbolic(FACTOR * MAX_RATE, HALF_LOAD, capacity=MAX_RATE))
+WORKLOADS = jnp.array([[1.0, 2.0], [4.0, 3.0], [2.0, 6.0], [5.0, 1.0]])  # over time
 ASKED = {
     "gains_at": lambda n: gains_at(n, jnp.array([3.0, 4.0])),
     "default_step_size": default_step_size,
@@ -48,9 +50,8 @@ ASKED = {
     "spillover": spillover,
     "coarsest_step": lambda n: coarsest_step(stack([n])),
     "steepest_latency": lambda n: Comparison(n, solve_optimum(n), jnp.ones(2), 0.1, 1.0, "given", {}).steepest_latency,
-    "largest_gradient_error": lambda n: largest_gradient_error(
-        n, np.arange(4.0), np.array([[1.0, 2.0], [4.0, 3.0], [2.0, 6.0], [5.0, 1.0]])
-    ),
+    "the approximate gradient": lambda n: gradients._seen(n, jnp.arange(1.0, 3.0), WORKLOADS, jnp.asarray(0), 1.0),
+    "largest_gradient_error": lambda n: largest_gradient_error(n, np.arange(4.0), np.asarray(WORKLOADS)),
 }
 
 

@@ -117,6 +117,16 @@ def test_jumps_know_their_means_and_where_they_are():
     np.testing.assert_array_equal(jumps.jumps_within(5.0, 0.0)[0], [0, 0])
 
 
+def test_many_jumps_are_looked_up_one_after_the_other():
+    """More than are written out in compiled code."""
+    rates = np.arange(13.0)[:, None] ** 2
+    jumps = Jumps(np.arange(12.0), rates)
+    for t in (0.0, 2.5, 11.0, 20.0):
+        np.testing.assert_array_equal(jumps.rate(t), rates[min(int(t) + 1, 12)])
+    np.testing.assert_allclose(jumps.mean_over(2.5, 7.0), [(9 / 2 + sum(k**2 for k in range(4, 10)) + 100 / 2) / 7])
+    np.testing.assert_allclose(jumps.jumps_within(2.5, 7.0), [[7.0], [3.5 / 7]], rtol=1e-14)
+
+
 def test_jumps_that_never_come_are_rates_to_the_bit():
     rates = [[0.1, 1 / 3], [7.7, 0.9], [0.0, 0.0]]
     jumps = Jumps([1e3, 2e3], rates)

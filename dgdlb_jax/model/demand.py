@@ -2,15 +2,14 @@
 
 import abc
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
-from dgdlb_jax.numerics.linear_map import linear_map
+from dgdlb_jax.numerics.knots import mean_of_steps, pick, places_within
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
 Numbers = ArrayLike | Sequence[float]
@@ -155,7 +154,7 @@ class Trace(AbstractDemand):
         bins = self.rates.shape[0]
         position = jnp.clip(jnp.asarray(t, self.rates.dtype) / self.bin_width, 0, bins)
         m = jnp.minimum(position.astype(jnp.int32), bins - 1)
-        before, here, after = (_pick(self.rates, jnp.clip(m + k, 0, bins - 1)) for k in (-1, 0, 1))
+        before, here, after = (pick(self.rates, jnp.clip(m + k, 0, bins - 1)) for k in (-1, 0, 1))
         left, right = _edge(before, here), _edge(here, after)
         middle = 2 * here - (left + right) / 2
         place = 2 * (position - m.astype(position.dtype))  # 0 at the left edge, 1 in the middle, 2 at the right edge
@@ -220,55 +219,16 @@ class Jumps(AbstractJumpingDemand):
         self.times = jnp.broadcast_to(times, (*times.shape[:-1], self.rates.shape[-1]))
 
     def rate(self, t: ArrayLike) -> Float[Array, "..."]:
-        t = jnp.asarray(t, self.rates.dtype)
-        return self._weighted(lambda time: (t >= time).astype(t.dtype), t.shape)
+        return self.mean_over(t, 0.0)
 
     def mean_over(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
-        start, length = jnp.asarray(start, self.rates.dtype), jnp.asarray(length, self.rates.dtype)
-        pace = 1 / jnp.where(length > 0, length, 1)
-
-        def part_after(time):
-            return jnp.where(length > 0, 1 - jnp.clip((time - start) * pace, 0, 1), start >= time)
-
-        return self._weighted(part_after, jnp.broadcast_shapes(start.shape, length.shape))
+        return mean_of_steps(self.times, self.rates, *self._interval(start, length))
 
     def jumps_within(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        start, length = jnp.asarray(start, self.rates.dtype), jnp.asarray(length, self.rates.dtype)
-        pace = 1 / jnp.where(length > 0, length, 1)
+        return places_within(self.times, *self._interval(start, length))
 
-        def look(found, time):
-            count, total = found
-            rounding = 8 * jnp.finfo(time.dtype).eps * (time + length)
-            after = time - start
-            within = (length > 0) & (after >= -rounding) & (after <= length + rounding)
-            return count + within, total + jnp.where(within, jnp.clip(after * pace, 0, 1), 0)
-
-        none = self._column_zeros(jnp.broadcast_shapes(start.shape, length.shape))
-        count, total = self._over_jumps(look, (none, none), self.times)
-        return count, total / jnp.maximum(count, 1)
-
-    def _weighted(
-        self, part_after: Callable[[Array], Float[Array, "..."]], shape: tuple[int, ...]
-    ) -> Float[Array, "..."]:
-        """The rates between jumps, each with the part of the time between its own jumps, from the part that lies after a jump."""
-
-        def add(sofar, knot):
-            total, before = sofar
-            time, rate = knot
-            after = part_after(time)
-            return total + (before - after) * rate, after
-
-        zero = self._column_zeros(shape)
-        total, rest = self._over_jumps(add, (zero, zero + 1), (self.times, self.rates[:-1]))
-        return total + rest * self.rates[-1]
-
-    def _column_zeros(self, shape: tuple[int, ...]) -> Float[Array, "..."]:
-        return jnp.zeros(jnp.broadcast_shapes(shape, self.rates.shape[1:]), self.rates.dtype)
-
-    def _over_jumps(self, step: Callable[[Any, Any], Any], first: Any, knots: Any) -> Any:
-        """Jump by jump: XLA's native loops have no room for a reduction over a large table, and none for the transpose of an index."""
-        count = max(1, min(len(self.times), 8))
-        return jax.lax.scan(lambda sofar, knot: (step(sofar, knot), None), first, knots, unroll=count)[0]
+    def _interval(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        return jnp.asarray(start, self.rates.dtype), jnp.asarray(length, self.rates.dtype)
 
     @property
     def mean_rate(self) -> Float[Array, "..."]:
@@ -349,21 +309,6 @@ _Demand = TypeVar("_Demand", bound=AbstractDemand)
 def _edge(one: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, "..."]:
     """The rate where two bins meet: their mean, but no more than either bin can make up for in its middle."""
     return jnp.minimum((one + other) / 2, 2 * jnp.minimum(one, other))
-
-
-def _pick(table: Float[Array, "..."], index: Int[Array, "..."]) -> Float[Array, "..."]:
-    """One row per column: `table[index[i], i]`. JAX's own transpose is a scatter, which XLA cannot put into a native loop."""
-    rows = jax.lax.broadcasted_iota(index.dtype, table.shape, 0)
-    return linear_map(_picked, _put_back, [index, rows], [table])[0]
-
-
-def _picked(given: Sequence[Any], tables: Sequence[Any]) -> list[Any]:
-    return [jnp.take_along_axis(table, given[0][None], axis=0)[0] for table in tables]
-
-
-def _put_back(given: Sequence[Any], values: Sequence[Any]) -> list[Any]:
-    index, rows = given
-    return [jnp.where(rows == index, value, 0) for value in values]
 
 
 def _floating(kind: str, name: str, value: Numbers | Table) -> Float[Array, "..."]:
