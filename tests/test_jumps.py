@@ -204,7 +204,10 @@ def test_derivatives_by_demand_and_capacity(rng, kind):
 
 @pytest.mark.full
 def test_the_marginal_latency_with_counts_is_that_without():
-    """Jumps that never come: extra flow is counted on the wires, and costs what it costs where it is not, up to the order of the scheme."""
+    """Jumps that never come: extra flow is counted on the wires, and costs what it costs where it is not, up to the order of the scheme.
+
+    At the first instant, on an arc shorter than a step, half a step's flow arrives a fraction of a step apart in the two: 6e-4.
+    """
     found = []
     for rate in ([4.0, 2.0], Jumps([1e6], [[4.0, 2.0]] * 2)):
         network = Network(rate, [[0.02, 0.153], [0.15, 0.0]], Hyperbolic([8.0, 8.0], [20.0, 20.0]))
@@ -221,4 +224,5 @@ def test_the_marginal_latency_with_counts_is_that_without():
         )
     for field in ("open_loop", "closed_loop"):
         one, other = (np.asarray(getattr(each, field)) for each in found)
-        np.testing.assert_allclose(one, other, rtol=1e-4, err_msg=field)
+        np.testing.assert_allclose(one, other, rtol=1e-3, err_msg=field)
+        np.testing.assert_allclose(one[1:], other[1:], rtol=1e-4, err_msg=field)
