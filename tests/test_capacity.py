@@ -20,7 +20,7 @@ from dgdlb_jax.model.service import Hyperbolic, Scaled
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.static import spillover
-from dgdlb_jax.simulation.engine import simulate
+from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.start import default_start
 from helpers import CURVES
 
@@ -77,9 +77,8 @@ def test_a_step_too_large_for_the_largest_capacity_is_refused():
         InputError, match=r"lone request in 0\.008333 s when its capacity is largest: use a dt of at most"
     ):
         simulate(LATER, DGDLB(0.05), duration=0.5, dt=0.02)
-    run = functools.partial(simulate, LATER, DGDLB(0.05), duration=0.5, max_latency=0.2, throw=False)
-    assert int(run(dt=0.02).result) == Result.step_too_large
-    assert int(run(dt=0.004).result) == Result.successful
+    runs = simulate_batch(stack([LATER] * 2), DGDLB(0.05), duration=0.5, dt=np.array([0.02, 0.004]), throw=False)
+    np.testing.assert_array_equal(runs.result, [Result.step_too_large, Result.successful])
     assert suggest_dt(LATER) <= 0.1 / (30 * 6)
 
 

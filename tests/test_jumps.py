@@ -14,7 +14,7 @@ from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.static import FixedRouting
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
-from helpers import DT, SETTINGS, central_difference, small_network, some_start
+from helpers import DT, SETTINGS, central_difference, small_network, some_of, some_start
 
 # --- counts -----------------------------------------------------------------------------------------------------------
 
@@ -154,29 +154,17 @@ def test_order_two(errors, kind):
 
 # --- derivatives ------------------------------------------------------------------------------------------------------
 
+TRACE = Trace([0.3137, 0.2471, 0.4093], [[4.0, 6.0, 5.0], [3.0, 2.0, 6.0], [5.0, 5.0, 2.0], [6.0, 4.0, 3.0]])
+FACTORS = Trace(0.3331, [[1.0, 0.8, 1.2, 1.0], [0.7, 1.0, 1.1, 0.9], [1.0, 1.2, 0.9, 1.0]])
+CYCLES = DailyCycle([4.0, 6.0, 5.0], 0.4, [0.0, 0.4, 0.2], 3.0), DailyCycle(np.ones(4), 0.2, np.zeros(4), 2.0)
 MOVING = {
-    "jumps of demand and capacity": {},
-    "traces of demand and capacity": {
-        "arrival_rate": Trace(
-            [0.3137, 0.2471, 0.4093], [[4.0, 6.0, 5.0], [3.0, 2.0, 6.0], [5.0, 5.0, 2.0], [6.0, 4.0, 3.0]]
-        ),
-        "capacity": Trace(0.3331, [[1.0, 0.8, 1.2, 1.0], [0.7, 1.0, 1.1, 0.9], [1.0, 1.2, 0.9, 1.0]]),
-    },
-    "cycles of demand and capacity": {
-        "arrival_rate": DailyCycle([4.0, 6.0, 5.0], 0.4, [0.0, 0.4, 0.2], 3.0),
-        "capacity": DailyCycle(np.ones(4), 0.2, np.zeros(4), 2.0),
-    },
+    "jumps of demand, a trace of capacity": {"capacity": FACTORS},
+    "a trace of demand, jumps of capacity": {"arrival_rate": TRACE},
+    "cycles": {"arrival_rate": CYCLES[0], "capacity": CYCLES[1]},
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "jumps of demand and capacity",
-        "traces of demand and capacity",
-        pytest.param("cycles of demand and capacity", marks=pytest.mark.full),  # test_adjoint has one
-    ],
-)
+@pytest.mark.parametrize("kind", some_of(MOVING, "jumps of demand, a trace of capacity"))
 def test_derivatives_by_demand_and_capacity(rng, kind):
     """Reverse mode, forward mode and differences, by all numbers of both: rates, widths of bins, times of jumps."""
     network = jumping_network(rng, **MOVING[kind])
