@@ -1,24 +1,22 @@
-"""Start-up: importing the package, help, and the first and second `dgdlb run two-by-two` (compile and run; cached compilation).
+"""Start-up: importing the package, and help. `bench_run.py` times whole runs.
 
 python benchmarks/bench_start_up.py
 """
 
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from statistics import median
 
 from common import machine
 
 
-def command(*arguments: str, repeats: int = 5, **environment: str) -> float:
+def command(*arguments: str, repeats: int = 5) -> float:
     """Median seconds of a command as a whole process."""
     taken = []
     for _ in range(repeats):
         begin = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=os.environ | environment)
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
         taken.append(time.perf_counter() - begin)
     return median(taken)
 
@@ -34,12 +32,6 @@ def main() -> None:
         ("import dgdlb_jax, every public name used", command("-c", names)),
         ("dgdlb --help", command("-m", "dgdlb_jax", "--help")),
     ]
-    with tempfile.TemporaryDirectory() as cache:
-        run = ("-m", "dgdlb_jax", "run", "two-by-two", "--json", "--no-files")
-        rows.append(
-            ("dgdlb run two-by-two, first (compiles)", command(*run, repeats=1, JAX_COMPILATION_CACHE_DIR=cache))
-        )
-        rows.append(("dgdlb run two-by-two, again", command(*run, repeats=3, JAX_COMPILATION_CACHE_DIR=cache)))
     print("| what | seconds | over `import jax, equinox` |\n|---|---|---|")
     for what, taken in rows:
         print(f"| {what} | {taken:.2f} | {taken / rival:.2f} |")

@@ -44,7 +44,7 @@ CURVES = {
     "Tabulated": lambda rng, B: curves.Tabulated(
         _between(rng, 2, 4, 3, B),
         np.array([2.0, 5.0, 12.0])[:, None] * _between(rng, 0.8, 1.2, 3, B),
-        np.full(B, 7.0),
+        np.full(B, 6.0),
         np.full(B, 40.0),
     ),
     "PerBackend": lambda rng, B: curves.PerBackend(

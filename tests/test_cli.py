@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.cli import main
+from dgdlb_jax.experiments import status
 from helpers import own_process
 
 xarray = pytest.importorskip("xarray")
@@ -275,6 +277,59 @@ def test_ctrl_c_leaves_at_once_and_leaves_nothing(tmp_path):
     assert text.splitlines()[-1] == "dgdlb: interrupted; no file is half-written."
     assert "Traceback" not in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_ctrl_c_prints_what_is_known(form, tmp_path):
+    """One balancer has ended, the next one never does: the first one's row is printed, and no file is written."""
+    code = (
+        "import os, signal, sys, time\n"
+        "from dgdlb_jax import cli\n"
+        "from dgdlb_jax.experiments.compare import ComparisonInProgress as Work\n"
+        "finished = Work.finished\n"
+        "def first_only(work):\n"
+        "    yield next(finished(work))\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(30)\n"
+        "Work.finished = first_only\n"
+        f"arguments = ['run', 'two-by-two', '--policies', 'uniform,proportional', *{SHORT!r}]\n"
+        f"sys.exit(cli.main(arguments + (['--json'] if {form!r} == 'json' else [])))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=own_process(), cwd=tmp_path
+    )
+    assert done.returncode == 130
+    assert done.stderr == "dgdlb: interrupted; no file is half-written.\n"
+    assert not list(tmp_path.iterdir())
+    if form == "json":
+        document = json.loads(done.stdout)
+        assert document["interrupted"] is True
+        assert len(document["balancers"]) == 1
+        assert document["balancers"][0]["mean_latency"] > 0
+    else:
+        rows = [line for line in done.stdout.splitlines() if line.startswith(("uniform", "proportional"))]
+        assert len(rows) == 1
+        assert done.stdout.splitlines()[-1].startswith("two-by-two: interrupted after ")
+
+
+def test_a_command_that_would_be_silent_says_what_it_does(capsys, monkeypatch):
+    """After every `PATIENCE` seconds without a word, and with what is left of an estimate."""
+    monkeypatch.setattr(status, "PATIENCE", 0.6)
+    with status.status() as told:
+        told.phase("thinking", left=60.0)
+        time.sleep(2.5)
+        told.show("a result")
+    lines = capsys.readouterr()
+    assert lines.out == "a result\n"
+    said = lines.err.splitlines()
+    assert 1 <= len(said) <= 4
+    assert all(re.fullmatch(r"dgdlb: thinking, \d s so far, about 5\d s left", line) for line in said)
+    with status.status(quiet=True) as told:
+        told.phase("thinking")
+        time.sleep(1.3)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("interruptible")

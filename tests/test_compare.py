@@ -1,5 +1,6 @@
 """Comparisons: the same start for all, figures that follow from the runs, sentences that follow from the figures."""
 
+import dataclasses
 import json
 import math
 
@@ -9,16 +10,18 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.analysis.optimum import solve_optimum
+from dgdlb_jax.cli import run as run_help
 from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT
 from dgdlb_jax.experiments.compare import DGD, compare, start_state
 from dgdlb_jax.experiments.reference import quasi_static_optimum
 from dgdlb_jax.experiments.results import to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
+from dgdlb_jax.experiments.text_table import columns
 from dgdlb_jax.experiments.verdict import Verdict
-from dgdlb_jax.experiments.words import columns, percent, report, seconds
+from dgdlb_jax.experiments.words import percent, report, seconds, verdict
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.model.service import Exponential
+from dgdlb_jax.model.service import Exponential, Hyperbolic
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.static import FixedRouting, Uniform
 
@@ -106,6 +109,40 @@ def test_json_has_null_with_a_reason_for_infinity(overloaded):
     assert row["mean_latency"] is None
     assert row["null_because"]["mean_latency"] == "diverging: short by 2 requests/s at oregon"
     assert row["short_by"] == pytest.approx(2.0, rel=1e-3)
+    assert row["verdict"] == "diverging"
+    assert set(document["verdicts"]) == set(Verdict.__members__)
+
+
+def test_a_short_run_says_so_and_still_shows_its_latency():
+    """Backends of 2 s at N = 40 and a fifth of 2 s: nothing is known about the end, 38 % load or not."""
+    network = small_network(service=Hyperbolic([8.0, 8.0], [20.0, 20.0]), arrival_rate=[4.0, 2.0])
+    found = compare(network, ["dgd-lb"], dt=0.05, duration=2.0)
+    row = found.outcomes[DGD]
+    assert row.verdict is Verdict.too_short
+    assert math.isfinite(row.mean_latency)
+    assert "too short to judge" in report(found)
+    assert "is shorter than one time in service of 4" in row.reason
+    assert json.loads(json.dumps(to_json(found), allow_nan=False))["balancers"][0]["reason"] == row.reason
+
+
+def test_words_for_every_verdict(comparison):
+    """What a table says, and that nothing is said to be unknown: every verdict has words of its own."""
+    row = comparison.outcomes[DGD]
+    said = {
+        "settled": {"verdict": Verdict.settled},
+        "oscillating (12 %)": {"verdict": Verdict.oscillating, "swing": 0.12},
+        "chatter below the time step (12 %)": {"verdict": Verdict.oscillating, "swing": 0.12, "resolved": False},
+        "moving (drift 3.0 %)": {"verdict": Verdict.moving, "drift": 0.03},
+        "moving (swing 12 %, dying out)": {"verdict": Verdict.moving, "swing": 0.12, "drift": 0.0},
+        "too short to judge": {"verdict": Verdict.too_short},
+        "varying inputs": {"verdict": Verdict.varying_inputs},
+        "diverging": {"verdict": Verdict.diverging},
+        "failed": {"verdict": Verdict.failed},
+    }
+    assert {change["verdict"] for change in said.values()} == set(Verdict)
+    for words, change in said.items():
+        assert verdict(dataclasses.replace(row, **change)) == words
+        assert change["verdict"].words in run_help._EXAMPLES
 
 
 def test_the_dataset_carries_inputs_and_units(comparison):
@@ -192,10 +229,13 @@ def test_a_flat_trace_has_the_optimum_as_its_reference(flat, comparison):
     assert flat.reference.missing == 0
     assert flat.best_latency == pytest.approx(float(flat.optimum.mean_latency), rel=1e-9)
     row = flat.outcomes["uniform"]
-    assert row.verdict is None
+    assert row.verdict is Verdict.settled  # the demand may move, but does not in the window
+    assert math.isnan(row.settle_time)
     assert row.mean_latency == pytest.approx(comparison.outcomes["uniform"].mean_latency, rel=1e-9)
     assert "is a reference, not a bound" in report(flat)
-    assert to_json(flat)["balancers"][0]["null_because"]["verdict"].startswith("demand moves")
+    document = to_json(flat)["balancers"][0]
+    assert document["verdict"] == "settled"
+    assert document["null_because"]["settle_time"].endswith("demand moves")
 
 
 def test_a_run_under_a_trace_is_a_group_of_the_same_file(flat, comparison, tmp_path):

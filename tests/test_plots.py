@@ -64,7 +64,11 @@ def _fill(kind, **values):
 def _run(draw, rate, routing, workload, level, diverges):
     time = np.linspace(0, 60, INSTANTS)
     wobble = 1 + 0.1 * draw.standard_normal((INSTANTS, BACKENDS))
-    series = workload * wobble + (time[:, None] if diverges else 0)
+    series = workload * wobble
+    if diverges:  # all that arrives, four times what it can serve, is sent to one backend
+        routing = np.eye(BACKENDS)[np.zeros(FRONTENDS, int)]
+        series = 1e-3 * series + 0.75 * rate.sum() * time[:, None] * np.eye(BACKENDS)[0]
+        workload = series.mean(0)
     growth = np.full((2, BACKENDS), 1.0 if diverges else 0.0)
     statistics = Statistics(
         **_fill(

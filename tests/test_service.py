@@ -1,4 +1,4 @@
-"""Service curves: values, derivatives, inverses, saturation, composition, and fits to measured tables."""
+"""Service curves: values, derivatives, inverses, saturation and composition."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.model import service as curves
-from dgdlb_jax.model.service import align, concatenate, fit_service
+from dgdlb_jax.model.service import align, concatenate
 from dgdlb_jax.numerics.results import InputError
 from helpers import CURVES
 
@@ -14,14 +14,6 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 B = 4
 WORKLOADS = np.concatenate([[0.0], np.logspace(-6, 3, 37)])
-
-# Throughput in requests/s against concurrency, 512 tokens in, 128 out, for one server.
-# Source: splitwise-sim data/perf_model.csv (Mutinifni/splitwise-sim), MIT licence; batch over median end-to-end time.
-CONCURRENCY = [1, 2, 4, 8, 16, 32, 64]
-LLAMA_8_H100 = [0.260575, 0.509550, 0.958236, 1.773001, 3.111297, 4.940801, 6.853935]
-LLAMA_8_A100 = [0.172324, 0.343135, 0.654427, 1.198072, 1.885831, 3.108269, 3.879784]
-BLOOM_8_A100 = [0.156988, 0.301215, 0.570077, 0.994195, 1.472671, 2.246940, 2.716962]
-LLAMA_2_A100 = [0.139562, 0.249091, 0.468500, 0.847512, 1.382200, 1.731385]
 
 
 def single(tree, dtype=jnp.float32):
@@ -297,79 +289,6 @@ def test_align_equalises_tables_inside_other_curves():
 
 
 @pytest.mark.parametrize(
-    ("points", "rates", "misfit"),
-    [
-        (CONCURRENCY, LLAMA_8_H100, 0.006),
-        (CONCURRENCY, LLAMA_8_A100, 0.048),
-        (CONCURRENCY, BLOOM_8_A100, 0.042),
-        (CONCURRENCY[:6], LLAMA_2_A100, 0.045),
-    ],
-)
-def test_fit_of_measured_servers(points, rates, misfit):
-    fit = fit_service(points, rates)
-    assert fit.misfit == pytest.approx(misfit, abs=6e-4)  # the expected figures are rounded to 0.1 %
-    found = jax.vmap(lambda n: fit.service.rate(n[None]))(jnp.asarray(points, float))[:, 0]
-    assert np.max(np.abs(found / np.asarray(rates) - 1)) == pytest.approx(fit.misfit, rel=1e-9)
-    assert fit.service.nominal_capacity == pytest.approx(max(rates))
-    assert fit.service.measured_workload == pytest.approx(max(points))
-    assert fit.falls_at == ()
-
-
-def test_fit_does_not_depend_on_order_or_units():
-    fit = fit_service(CONCURRENCY, LLAMA_8_H100)
-    turned = fit_service(CONCURRENCY[::-1], LLAMA_8_H100[::-1])
-    scaled = fit_service(CONCURRENCY, 60 * np.array(LLAMA_8_H100))
-    n = jnp.array([10.0])
-    np.testing.assert_allclose(turned.service.rate(n), fit.service.rate(n), rtol=1e-9)
-    np.testing.assert_allclose(scaled.service.rate(n), 60 * fit.service.rate(n), rtol=1e-6)
-
-
-def test_fit_recovers_a_mixture_of_its_own_kind():
-    truth = curves.Tabulated([[2.0], [3.0]], [[3.0], [30.0]])
-    points = np.array([1.0, 2, 4, 8, 16, 32, 64, 128])
-    rates = jax.vmap(lambda n: truth.rate(n[None]))(jnp.asarray(points))[:, 0]
-    assert fit_service(points, rates, candidates=[1.0, 3.0, 10.0, 30.0, 100.0]).misfit < 1e-9
-    assert fit_service(points, rates).misfit < 1e-3  # the default grid lies beside the true scales
-
-
-def test_fits_say_where_a_table_is_no_service_curve():
-    convex = fit_service(CONCURRENCY[:6], LLAMA_2_A100, name="llama2 on 2 A100")
-    assert convex.convex_at == (2.0,)
-    assert "llama2 on 2 A100" in str(convex)
-    assert "not concave at workload 2" in str(convex)
-    falling = fit_service([1, 2, 4, 8, 16], [1.0, 1.9, 3.4, 5.0, 4.6])
-    assert falling.falls_at == (16.0,)
-    assert "throughput falls at workload 16" in str(falling)
-    assert falling.service.nominal_capacity == pytest.approx(5.0)
-    assert "falls" not in str(fit_service(CONCURRENCY, LLAMA_8_H100))
-
-
-def test_fits_of_short_tables_share_their_shape():
-    """So that networks with different measured servers stack, and compile once."""
-    shapes = {
-        fit_service(CONCURRENCY, rates).service.weights.shape for rates in (LLAMA_8_H100, LLAMA_8_A100, BLOOM_8_A100)
-    }
-    assert shapes == {(6, 1)}
-
-
-@pytest.mark.parametrize(
-    ("points", "rates", "message"),
-    [
-        ([1.0], [1.0], "at least two points"),
-        ([1.0, 2.0], [1.0], "equal length"),
-        ([1, 2, 2], [1, 2, 2], "workload 2 occurs twice"),
-        ([0, 1, 2], [0, 1, 2], "workload of row 0 is 0"),
-        ([1, 2, 3], [1, -2, 3], "throughput of row 1 is -2"),
-        ([1, 2, 3], [1, np.nan, 3], "throughput of row 1 is nan"),
-        ([1, 2, 4, 8], [1000, 1, 0.1, 0.01], "not a service curve"),
-    ],
-)
-def test_bad_tables(points, rates, message):
-    with pytest.raises(InputError, match=message):
-        fit_service(points, rates)
-
-
-@pytest.mark.parametrize(
     ("build", "message"),
     [
         (
@@ -386,6 +305,16 @@ def test_bad_tables(points, rates, message):
         (lambda: curves.Hyperbolic([8.0], [20.0], capacity=[0.0]), "Hyperbolic.capacity of backend 0 is 0"),
         (lambda: curves.Hyperbolic([8.0], [20.0], capacity=[1.0, 2.0]), "Hyperbolic.capacity has shape"),
         (lambda: curves.Tabulated([[1.0, -1.0]], [[1.0, 1.0]]), "Tabulated.weights of backend 1 is -1"),
+        (
+            lambda: curves.Hyperbolic([8.0, 9.0], [20.0], capacity=[8.0, 9.1]),
+            r"backend 1 is 9.1, above 9.*capacity\[1\]",
+        ),
+        (lambda: curves.Exponential([8.0], [20.0], capacity=8.1), "Exponential.capacity of backend 0 is 8.1, above 8"),
+        (lambda: curves.ManyServer([20.0], [2.5], capacity=[8.1]), "ManyServer.capacity of backend 0 is 8.1, above 8"),
+        (
+            lambda: curves.Tabulated([[1.0], [2.0]], [[1.0]] * 2, [3.1]),
+            "Tabulated.capacity of backend 0 is 3.1, above 3",
+        ),
         (lambda: curves.Tabulated([[0.0]], [[1.0]]), "sum of weights of backend 0 is 0"),
         (lambda: curves.Tabulated([[1.0]], [[1.0]], measured=[-1.0]), "Tabulated.measured of backend 0 is -1"),
         (lambda: curves.Tabulated([1.0], [1.0]), "components x backends"),

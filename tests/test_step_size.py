@@ -61,15 +61,41 @@ def test_drain_by_hand():
     assert float(drain_time(network, 0.1, negligible=1e3)) == 0
 
 
+def crossing(a: float, gain: float) -> float:
+    """The positive root of w sqrt(w^2 + a^2) = K, from the quadratic in w^2."""
+    return np.sqrt((-(a**2) + np.sqrt(a**4 + 4 * gain**2)) / 2)
+
+
 def test_suggestions_are_round_and_respect_their_terms():
     network = symmetric()
     step = default_step_size(network)
-    assert suggest_dt(network) == 0.01  # a twentieth of the latency is 15 ms, rounded down
-    assert suggest_dt(network) <= 0.1 / (8 / 4)
+    assert suggest_dt(network) == 0.05  # 0.1 / (8 / 4); the loop, 0.05 / 0.39, allows more
     assert suggest_duration(network) >= 10 / float(slowest_decay_rate(network, step))
     batch = stack([network, symmetric(0.05)])
     assert suggest_dt(batch).shape == (2,)
-    np.testing.assert_allclose(suggest_dt(batch), [0.3 / 20, 0.05 / 20], rtol=1e-12)
+    fast = 0.05 / crossing(A, 0.25 * A / (2 * 0.05))  # c lambda eta at the default step size for 50 ms
+    np.testing.assert_allclose(suggest_dt(batch), [0.05, fast], rtol=1e-9)
+
+
+def test_the_step_of_a_fast_loop_by_hand():
+    """At rest on both backends, N = 1, the start is the optimum."""
+    fast = 0.05 / crossing(A, C * 3.2 * 20.0)
+    assert fast < 0.05
+    np.testing.assert_allclose(suggest_dt(stack([symmetric()]), 20.0), [fast], rtol=1e-9)
+
+
+def test_a_steeper_start_makes_the_step_shorter():
+    """At N = 12 a = 8 * 4 / 16^2 and c = 2 * 16 / 32: nothing but the start has changed."""
+    steep = 0.05 / crossing(8 * 4 / 16**2, 1.0 * 3.2 * 20.0)
+    assert steep < 0.05 / crossing(A, C * 3.2 * 20.0)
+    found = suggest_dt(stack([symmetric()]), 20.0, workload=jnp.full((1, 2), 12.0))
+    np.testing.assert_allclose(found, [steep], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("latency", "expected"), [(0.3, 0.3 / 20), (0.01, 4e-3 * 1.0 / 1.6), (0.0, 4e-3 * 1.0 / 1.6)])
+def test_the_step_of_rules_that_jump_by_hand(latency, expected):
+    """A twentieth of the latency, or 0.4 % of the time in service N / Lambda = 1 / 1.6 where that is longer."""
+    np.testing.assert_allclose(suggest_dt(stack([symmetric(latency)]), jumps=True), [expected], rtol=1e-9)
 
 
 # --- DGD-LB settles at the optimum ------------------------------------------------------------------------------------

@@ -1,89 +1,213 @@
 """Verdicts on series whose answer is known."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.experiments.verdict import Verdict, judge, moving_mean, shortage, time_to_settle
-from dgdlb_jax.simulation.trajectory import Statistics
+from dgdlb_jax.experiments.verdict import Verdict, classify, look_every, moving_mean, time_to_settle
+from dgdlb_jax.model.demand import Constant, DailyCycle, Jumps
+from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.model.service import Exponential, PerBackend, Power
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.static import Uniform
+from dgdlb_jax.simulation.engine import simulate
+from dgdlb_jax.simulation.trajectory import SaveAt
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 RATE = 10.0  # requests/s, all frontends together
+TIME = np.linspace(0.0, 100.0, 2001)  # of a run; its last 20 s are judged
+EXPONENTIAL, POWER = 0, 1
 
 
-def window_statistics(time, workload):
-    """The statistics of a window from its series: the definitions, written out."""
-    time, workload = np.asarray(time, float), np.asarray(workload, float)
-    duration, middle = time[-1] - time[0], len(time) // 2
-    mean = np.trapezoid(workload, time, axis=0) / duration
-    halves = [
-        (workload[middle] - workload[0]) / (time[middle] - time[0]),
-        (workload[-1] - workload[middle]) / (time[-1] - time[middle]),
-    ]
-    numbers = {
-        "duration": duration,
-        "arrivals": RATE * duration,
-        "cost": mean.sum() * duration,
-        "network_cost": 0.0,
-        "mean_workload": mean,
-        "lowest_workload": workload.min(0),
-        "highest_workload": workload.max(0),
-        "mean_routing": np.ones((1, workload.shape[1])),
-        "workload_growth": np.stack(halves),
-        "distance": np.nan,
-        "peak_workload": workload.max(0),
-    }
-    return Statistics(**{name: jnp.asarray(value, float) for name, value in numbers.items()})
+def two_backends(kind=EXPONENTIAL, rate=(4.0, 6.0), latency=0.1, scale=40.0, **changes):
+    """Suprema of 8 requests/s, of which 70 % are served at a workload of 50; or none."""
+    scale = [scale, scale]
+    curves = Exponential([8.0, 8.0], scale), Power([8.0, 8.0], scale, [0.5, 0.5])
+    return Network(rate, np.full((2, 2), latency), PerBackend(curves, [kind, kind]), **changes)
 
 
-TIME = np.linspace(80.0, 100.0, 2001)
+def full_backends(**changes):
+    """Suprema that are reached to exp(-25) at a workload of 100."""
+    return two_backends(scale=4.0, **changes)
 
 
-def wave(swing, mean=50.0, period=2.0):
-    """A workload whose (max - min) / mean is `swing`."""
-    return mean * (1 + swing / 2 * np.sin(2 * np.pi * TIME / period))
+@pytest.fixture(scope="module")
+def template():
+    """A run whose series are replaced by others; its statistics cover all of it, so that they are not used for the window."""
+    return simulate(two_backends(), Uniform(), duration=0.1, dt=0.1, save=SaveAt(fields=("workload",)))
+
+
+@pytest.fixture(scope="module")
+def judged(template):
+    """The assessment of a workload of one backend, beside a steady one of 30 requests."""
+
+    def judge(workload, network=None, time=TIME, beside=30.0):
+        series = np.stack([np.full_like(time, beside), workload], axis=1)
+        run = dataclasses.replace(template, time=jnp.asarray(time), workload=jnp.asarray(series))
+        return classify(two_backends() if network is None else network, run)
+
+    return judge
+
+
+def wave(swing, mean=50.0, period=2.0, factor=1.0):
+    """A workload whose (max - min) / mean is `swing` when the window begins, and `factor` times that with every period."""
+    envelope = factor ** ((TIME - 80) / period)
+    return mean * (1 + swing / 2 * envelope * np.sin(2 * np.pi * TIME / period))
+
+
+def ramp(change, mean=50.0):
+    """A workload that changes by this part of its mean in the window."""
+    return mean * (1 + change * (TIME - 90) / 20)
 
 
 @pytest.mark.parametrize(
     ("workload", "expected"),
     [
-        (50.0 + np.exp(-TIME / 10), Verdict.settled),  # swing (e^-8 - e^-10) / 50 = 6e-6
-        (wave(0.019), Verdict.settled),
-        (wave(0.021), Verdict.oscillating),
-        (wave(0.5), Verdict.oscillating),
-        (5 + 1.05e-3 * RATE * (TIME - 80), Verdict.diverging),
-        (50 + 0.95e-3 * RATE * (TIME - 80), Verdict.settled),  # below the limit: 0.19 in 50 requests
-        (5 + 0.95e-3 * RATE * (TIME - 80), Verdict.oscillating),  # 0.19 in 5 is more than 2 %
-        (5 + 0.1 * np.maximum(TIME - 90, 0), Verdict.oscillating),  # grows in the second half only
-        (np.full_like(TIME, np.nan), Verdict.failed),
-        (np.zeros_like(TIME), Verdict.settled),  # an unused network
+        (50.0 + np.exp(-TIME / 10), "settled"),  # a range of (e^-8 - e^-10) / 50 = 6e-6
+        (wave(0.019), "settled"),
+        (wave(0.021), "oscillating"),
+        (wave(0.5), "oscillating"),
+        (wave(0.5, period=0.2), "oscillating"),
+        (wave(0.5, factor=1.05), "oscillating"),
+        (wave(0.5, factor=0.96), "oscillating"),
+        (wave(0.5, factor=0.94), "moving"),
+        (wave(0.5, period=7.9), "oscillating"),  # two turns each way in 20 s
+        (wave(0.5, period=25.0), "too_short"),  # one turn each way at most
+        (ramp(0.019), "settled"),
+        (ramp(0.021), "moving"),
+        (ramp(-0.5), "moving"),
+        (ramp(0.2) * wave(0.1) / 50, "moving"),  # the drift is the larger
+        (ramp(0.1) * wave(0.2) / 50, "oscillating"),  # the swing is
+        (50 + 5 - 0.5 * np.abs(TIME - 90), "too_short"),  # up by a tenth, down again
+        (5 + 0.1 * np.maximum(TIME - 90, 0), "moving"),
+        (np.full_like(TIME, np.nan), "failed"),
+        (np.zeros_like(TIME), "settled"),  # an unused backend
+        (2e-3 * wave(1.9), "oscillating"),  # of 0.1 requests: 0.3 % of all, which matters
+        (2e-7 * wave(1.9), "settled"),  # of 1e-5 requests: nobody cares
+        (2e-5 * np.exp(-TIME / 20), "settled"),  # an idle backend that drains
     ],
 )
-def test_verdicts(workload, expected):
+def test_verdicts(judged, workload, expected):
+    assert Verdict(int(judged(workload).verdict)).name == expected
+
+
+def test_the_swing_is_that_of_backends_that_matter(judged):
+    assert float(judged(2e-7 * wave(1.9)).swing) == 0
+    assert float(judged(wave(0.3)).swing) == pytest.approx(0.3, rel=1e-3)
+    assert float(judged(ramp(0.3)).drift) == pytest.approx(0.3, rel=1e-9)
+
+
+def growing(slope, at=0.0):
+    """A queue in front of a backend that serves 8 requests/s already."""
+    return 100 + slope * np.maximum(TIME - at, 0)
+
+
+def test_diverging_is_short_by_what_arrives_above_the_supremum(judged):
+    """It serves 8 and grows by 0.8 requests/s, with a wobble on it: 8.8 requests/s arrive, at a fixed share."""
+    found = judged(growing(0.8) + 0.03 * np.sin(2 * np.pi * TIME), full_backends())
+    assert Verdict(int(found.verdict)) is Verdict.diverging
+    np.testing.assert_allclose(found.shortfall, [0.0, 0.8], rtol=1e-3)
+    assert float(found.short_by) == pytest.approx(0.8, rel=1e-3)
+
+
+def test_nothing_diverges_without_a_supremum(judged):
+    assert Verdict(int(judged(growing(0.8), full_backends(kind=POWER)).verdict)) is Verdict.moving
+
+
+def test_growing_below_the_supremum_is_moving(judged):
+    """From 5 to 9 requests at 0.04 requests/s: 8 (1 - exp(-9 / 4)) = 7.2 served at most, well below 8."""
+    assert Verdict(int(judged(5 + 0.04 * TIME, full_backends()).verdict)) is Verdict.moving
+
+
+def test_a_share_that_changes_is_moving_unless_the_fleet_as_a_whole_is_short(judged):
+    """The queue begins to grow half-way through the second half: 8 requests/s before, 8.8 after. 10 of 16 can be served, 17 cannot."""
+    assert Verdict(int(judged(growing(0.8, at=75.0), full_backends()).verdict)) is Verdict.moving
+    short = judged(growing(0.8, at=75.0), full_backends(rate=(8.0, 9.0)))
+    assert Verdict(int(short.verdict)) is Verdict.diverging
+
+
+def test_two_backends_that_hand_a_queue_to_each_other_do_not_diverge(template):
+    series = np.stack([105 - 0.5 * np.abs(TIME - 90), 95 + 0.5 * np.abs(TIME - 90)], axis=1)
+    run = dataclasses.replace(template, time=jnp.asarray(TIME), workload=jnp.asarray(series))
+    found = classify(two_backends(), run)
+    assert Verdict(int(found.verdict)) is Verdict.too_short
+    np.testing.assert_array_equal(found.shortfall, [0.0, 0.0])
+
+
+def test_windows_have_to_last(judged):
+    """Twice the largest latency, and one time in service of what is not overloaded; what is missing is said.
+
+    30 / (8 (1 - exp(-30 / 40))) = 7.11 s.
+    """
     steady = np.full_like(TIME, 30.0)
-    assert Verdict(int(judge(window_statistics(TIME, np.stack([steady, workload], axis=1))))) is expected
+    found = judged(steady, two_backends(latency=11.0))
+    assert Verdict(int(found.verdict)) is Verdict.too_short
+    assert found.reason == "the last fifth, 20 s, is shorter than twice the largest latency of 11 s: run at least 110 s"
+    short = judged(steady, time=TIME / 10)
+    assert short.reason == "the last fifth, 2 s, is shorter than one time in service of 7.11 s: run at least 35.5 s"
+    assert "turns fewer than twice each way" in judged(wave(0.5, period=25.0)).reason
+    assert judged(ramp(0.5)).reason.startswith("in the last fifth, 20 s, a workload drifts by 50 % of its mean")
+    assert judged(steady).reason is None
 
 
-def test_growth_must_be_one_backends_in_both_halves():
-    """Two backends that hand a queue to each other do not diverge: together they do not grow."""
-    up_down = 50 + 5 - 0.5 * np.abs(TIME - 90)
-    down_up = 50 + 0.5 * np.abs(TIME - 90)
-    statistics = window_statistics(TIME, np.stack([up_down, down_up], axis=1))
-    assert Verdict(int(judge(statistics))) is Verdict.oscillating
-    np.testing.assert_array_equal(shortage(statistics), [0.0, 0.0])
+@pytest.mark.parametrize(
+    ("demand", "expected"),
+    [
+        (Constant([4.0, 6.0]), "settled"),
+        (DailyCycle([4.0, 6.0], 0.5), "varying_inputs"),
+        (DailyCycle([4.0, 6.0], 0.0), "settled"),
+        (Jumps([79.0], [[1.0, 1.0], [4.0, 6.0]]), "settled"),
+        (Jumps([81.0], [[1.0, 1.0], [4.0, 6.0]]), "varying_inputs"),
+        (Jumps([101.0], [[4.0, 6.0], [1.0, 1.0]]), "settled"),
+    ],
+)
+def test_inputs_that_vary_in_the_window(judged, demand, expected):
+    steady = np.full_like(TIME, 30.0)
+    assert Verdict(int(judged(steady, two_backends(rate=demand)).verdict)).name == expected
+    if isinstance(demand, Jumps):  # the factor on the capacity likewise
+        factor = Jumps(demand.times[:, :1], demand.rates / 10)
+        assert Verdict(int(judged(steady, two_backends(capacity=factor)).verdict)).name == expected
 
 
-def test_shortage_is_the_slope_of_the_growing_backends():
-    growing = 100 + 0.8 * TIME + 3 * np.sin(2 * np.pi * TIME)  # whole periods in each half: the wobble cancels
-    statistics = window_statistics(TIME, np.stack([growing, wave(0.3)], axis=1))
-    np.testing.assert_allclose(shortage(statistics), [0.8, 0.0], rtol=1e-6)
+def test_a_backend_without_capacity_diverges(judged):
+    """Whatever arrives where nothing is served is too much."""
+    found = judged(growing(0.8), full_backends(capacity=Constant([1.0, 0.0])))
+    assert Verdict(int(found.verdict)) is Verdict.diverging
+    assert float(found.short_by) == pytest.approx(0.8, rel=1e-6)
 
 
-def test_verdicts_of_a_batch():
-    one = window_statistics(TIME, wave(0.1)[:, None])
-    two = window_statistics(TIME, (5 + TIME)[:, None])
-    batch = type(one)(**{name: jnp.stack([getattr(one, name), getattr(two, name)]) for name in vars(one)})
-    np.testing.assert_array_equal(judge(batch), [Verdict.oscillating, Verdict.diverging])
-    np.testing.assert_allclose(shortage(batch)[:, 0], [0.0, 1.0], rtol=1e-6)
+def test_a_batch_is_judged_one_by_one(template):
+    many = [wave(0.1), growing(0.8), ramp(-0.3)]
+    runs = [
+        dataclasses.replace(
+            template, time=jnp.asarray(TIME), workload=jnp.asarray(np.stack([np.full_like(TIME, 30.0), series], 1))
+        )
+        for series in many
+    ]
+    # A run in a batch may end before the others: its last instant is repeated.
+    runs[0] = dataclasses.replace(runs[0], time=jnp.minimum(runs[0].time, 90.0))
+    runs[0] = dataclasses.replace(runs[0], workload=runs[0].workload.at[1801:].set(runs[0].workload[1800]))
+    batch = classify(stack([full_backends()] * 3), jax.tree.map(lambda *leaves: jnp.stack(leaves), *runs))
+    alone = [classify(full_backends(), run) for run in runs]
+    np.testing.assert_array_equal(batch.verdict, [Verdict.oscillating, Verdict.diverging, Verdict.moving])
+    np.testing.assert_array_equal(batch.verdict, [one.verdict for one in alone])
+    np.testing.assert_allclose(batch.swing, [one.swing for one in alone])
+    np.testing.assert_allclose(batch.short_by, [one.short_by for one in alone])
+    np.testing.assert_allclose(batch.window, [18.0, 20.0, 20.0])
+
+
+def test_a_verdict_needs_workloads(template):
+    with pytest.raises(InputError, match="needs the workload over time: save it"):
+        classify(two_backends(), dataclasses.replace(template, workload=None))
+
+
+def test_instants_are_enough_for_the_shortest_run():
+    assert look_every(400) == 1
+    assert look_every(np.array([10_000, 900_000])) == 20
 
 
 def test_moving_mean_of_a_ramp():

@@ -40,6 +40,16 @@ def _shortage(network: Network) -> str | None:
     )
 
 
+def missing_capacity(
+    rate: Float[np.ndarray, " frontends"],
+    mask: Bool[np.ndarray, "frontends backends"],
+    supremum: Float[np.ndarray, " backends"],
+) -> float:
+    """By how much the demand of a fleet exceeds what it can serve in any way, requests/s; 0 if it can be served."""
+    senders, backends = _bottleneck(rate, mask, supremum)
+    return max(0.0, float(rate[senders].sum() - supremum[backends].sum()))
+
+
 def _bottleneck(
     rate: Float[np.ndarray, " frontends"],
     mask: Bool[np.ndarray, "frontends backends"],

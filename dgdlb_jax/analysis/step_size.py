@@ -1,8 +1,7 @@
 """How large a step size, how small a time step, how long a run: defaults from the optimum."""
 
-import math
-
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
@@ -10,9 +9,12 @@ from dgdlb_jax.analysis.batch import each_network
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import is_concrete
+from dgdlb_jax.numerics.rounding import round_down, round_up
+from dgdlb_jax.simulation.start import default_start
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
 _SHARE_IN_USE = 1e-9  # smaller shares of a frontend's traffic are rounding
+_MATTERS = 1e-3  # of all traffic: what a backend has to receive for its chatter to be worth resolving
 
 
 class Gains(eqx.Module):
@@ -108,23 +110,43 @@ def drain_time(
 
 
 def suggest_dt(
-    network: Network, step_size: ArrayLike | None = None, optimum: Optimum | None = None
+    network: Network,
+    step_size: ArrayLike | None = None,
+    optimum: Optimum | None = None,
+    *,
+    workload: ArrayLike | None = None,
+    jumps: bool = False,
 ) -> float | Float[Array, "*batch"]:
-    r"""A time step that resolves the fastest service, the latencies and the loop of DGD-LB.
+    r"""A time step that resolves the fastest service and the loop of DGD-LB, or the chatter of a rule that jumps.
 
-    $$ \min\Big( \frac{0.1}{\max_j \ell_j'(0)}, \frac{\max \tau}{20}, \frac{0.05}{w} \Big), \qquad
+    $$ \min\Big( \frac{0.1}{\max_j \ell_j'(0)}, \frac{0.05}{w} \Big), \qquad
        w \sqrt{w^2 + a_j^2} = c_j \sum_i \lambda_i \eta_i $$
-    with the largest $w$ of any backend; the sum is over frontends that have a choice and may use the backend. Without latencies the
-    second term is left out.
+    with the largest $w$ of any backend, at the start or at the optimum; the sum is over frontends that have a choice and may use
+    the backend. The scheme is of second order for latencies shorter than a step, so a latency does not bound the step. For a rule
+    that jumps the second term is
+    $$ \max\Big( \frac{\max \tau}{20}, 0.004 \min_j \frac{N_j}{\Lambda_j} \Big) $$
+    with workloads and arrivals at the optimum: finer chatter is not worth resolving.
 
-    **Arguments:** `step_size` in 1/s^2, `default_step_size` when left out.
+    **Arguments:**
+
+    - `step_size` in 1/s^2, `default_step_size` when left out.
+    - `workload`: at the start, `(backends,)` requests, in a batch `(batch, backends)`; that of routing in proportion to nominal
+      capacity when left out.
+    - `jumps`: whether the rule jumps, as least latency does; the step size then plays no part.
 
     **Returns:** seconds: for a single network a float, rounded down to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
+
+    **Source:** own measurements: at 0.05 / w the limit of stability moves by 0.7 % at most, whatever the latency.
     """
     optimum = _solved(network, optimum)
-    step_size = default_step_size(network, optimum) if step_size is None else step_size
-    dt = each_network(_suggest_dt, network.anonymous(), _per_frontend(network, step_size), optimum)
-    return _round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
+    nameless = network.anonymous()
+    if jumps:
+        dt = each_network(_dt_of_jumps, nameless, optimum)
+    else:
+        step_size = default_step_size(network, optimum) if step_size is None else step_size
+        start = _default_workload(nameless) if workload is None else jnp.asarray(workload, network.latency.dtype)
+        dt = each_network(_dt_of_loop, nameless, _per_frontend(network, step_size), optimum, start)
+    return round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
 
 
 def suggest_duration(
@@ -142,7 +164,7 @@ def suggest_duration(
     optimum = _solved(network, optimum)
     step_size = default_step_size(network, optimum) if step_size is None else step_size
     duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step_size), optimum)
-    return _round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
+    return round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
 
 
 def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array, ""]) -> Float[Array, " frontends"]:
@@ -181,14 +203,31 @@ def slowest_decay_rate_of(
     return jnp.minimum(slowest_service, jnp.where(structural, jnp.inf, rates).min())
 
 
-def _suggest_dt(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
-    gains, choices = gains_at(network, optimum.workload), _choices(network, optimum)
+def _dt_of_loop(
+    network: Network, step_size: Float[Array, " frontends"], optimum: Optimum, start: Float[Array, " backends"]
+) -> Float[Array, ""]:
+    choices = _choices(network, optimum)
     strength = jnp.where(choices.sum(1) > 1, network.arrival_rate * step_size, 0)
-    loop = gains.gain * (choices * strength[:, None]).sum(0)
-    frequency = _crossing(gains.slope, loop).max()
-    latency = _largest_latency(network)
-    terms = (_ratio(0.1, gains.initial_slope.max()), _ratio(latency / 20, latency > 0), _ratio(0.05, frequency))
-    return jnp.stack([jnp.asarray(term, latency.dtype) for term in terms]).min()
+    strength = (choices * strength[:, None]).sum(0)
+
+    def frequency(workload):
+        gains = gains_at(network, workload)
+        return jnp.where(strength > 0, _crossing(gains.slope, gains.gain * strength), 0).max()
+
+    steepest = jnp.maximum(frequency(start), frequency(optimum.workload))
+    return jnp.minimum(_dt_of_service(network, optimum), _ratio(0.05, steepest))
+
+
+def _dt_of_jumps(network: Network, optimum: Optimum) -> Float[Array, ""]:
+    inflow = network.arrival_rate @ optimum.routing
+    in_use = inflow > _MATTERS * inflow.sum()
+    service_time = jnp.where(in_use, optimum.workload / jnp.where(in_use, inflow, 1), jnp.inf).min()
+    chatter = jnp.maximum(_largest_latency(network) / 20, jnp.where(jnp.isfinite(service_time), 4e-3 * service_time, 0))
+    return jnp.minimum(_dt_of_service(network, optimum), jnp.where(chatter > 0, chatter, jnp.inf))
+
+
+def _dt_of_service(network: Network, optimum: Optimum) -> Float[Array, ""]:
+    return _ratio(0.1, gains_at(network, optimum.workload).initial_slope.max())
 
 
 def _suggest_duration(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
@@ -234,6 +273,12 @@ def _largest_latency(network: Network) -> Float[Array, ""]:
     return jnp.maximum(network.latency, network.feedback_latency).max()
 
 
+def _default_workload(network: Network) -> Float[Array, "*batch backends"]:
+    if network.batch is not None:
+        return default_start(network)[1]
+    return default_start(jax.tree.map(lambda leaf: leaf[None], network))[1][0]
+
+
 def _solved(network: Network, optimum: Optimum | None) -> Optimum:
     return solve_optimum(network) if optimum is None else optimum
 
@@ -250,14 +295,3 @@ def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float[Array, "..."]:
     """The quotient, inf where the denominator is 0."""
     positive = jnp.asarray(denominator) > 0
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), jnp.inf)
-
-
-def _round_down(value: float) -> float:
-    """To 1, 2 or 5 times a power of ten; numbers that are round already stay."""
-    power = math.floor(math.log10(value * (1 + 1e-9)))
-    return max(float(f"{digit}e{power}") for digit in (1, 2, 5) if digit * 10.0**power <= value * (1 + 1e-9))
-
-
-def _round_up(value: float) -> float:
-    power = math.floor(math.log10(value * (1 - 1e-9)))
-    return min(float(f"{digit}e{power}") for digit in (1, 2, 5, 10) if digit * 10.0**power >= value * (1 - 1e-9))

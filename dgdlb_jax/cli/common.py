@@ -5,9 +5,10 @@ import contextlib
 import importlib.util
 import math
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 _DEVICES = "xla_force_host_platform_device_count"  # the flag that does the same
@@ -48,13 +49,17 @@ def require(*packages: str, otherwise: str = "") -> None:
         raise InputError(f'{", ".join(missing)} missing; type: pip install "dgdlb_jax[cli]"{otherwise}.')
 
 
-def set_up_jax(*, all_cores: bool = False) -> None:
+def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
     """Double precision, and compiled code kept between runs. An entry point may do this; the package never does.
 
     **Arguments:** `all_cores`: one device per CPU core that the process may use, over which batches are spread, unless the user has
-    said how many.
+    said how many. `host`: leave an accelerator alone, unless JAX_PLATFORMS names one: a single fleet is a loop of small steps, which
+    it only slows down.
     """
     import jax
+
+    if host and not jax.config.values["jax_platforms"]:
+        jax.config.update("jax_platforms", "cpu")
 
     if all_cores and jax.config.values["jax_num_cpu_devices"] < 0 and _DEVICES not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # JAX is running already: in a notebook, under test
@@ -83,31 +88,7 @@ def notes() -> Iterator[None]:
         print(f"dgdlb: note: {text}", file=sys.stderr)
 
 
-@contextlib.contextmanager
-def progress(options: argparse.Namespace, what: str) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A bar on standard error with the time left; nothing when nobody watches."""
-    if options.quiet or not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(
-        *parts, TextColumn("left:"), TimeRemainingColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task(f"{what}: optimum", total=None)
-
-        def report(done: int, total: int, last: str) -> None:
-            bar.update(
-                task, completed=done, total=total, description=f"{what}: {last} done" if done else f"{what}: running"
-            )
-
-        yield report
+def interrupt_heard() -> None:
+    """Stop raising Ctrl-C again: the command is answering it."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)

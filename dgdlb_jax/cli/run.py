@@ -3,8 +3,12 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dgdlb_jax.cli.common import names, notes, positive, progress, require_extra, set_up_jax
+from dgdlb_jax.cli.common import interrupt_heard, names, notes, positive, require_extra, set_up_jax
+
+if TYPE_CHECKING:
+    from dgdlb_jax.experiments.job import Job
 
 HEADLINE = ("small-models", "global-llm")
 """What `dgdlb run` runs when no fleet is named."""
@@ -22,10 +26,14 @@ _EXAMPLES = """examples:
   dgdlb run two-by-two --policies dgd-lb,least-latency --duration 60
   dgdlb run two-by-two --json --no-files | jq '.balancers[] | [.balancer, .excess]'
 
-words:
-  settled        no workload swings by more than 2 % of its mean over the last fifth of the run
-  oscillating    one does
-  diverging      some queue grows without end; "short by" is what the backends lack
+words, about the last fifth of the run and the backends that get more than 0.1 % of the work:
+  settled        no workload ranges over more than 2 % of its mean
+  oscillating    one swings by more than that, up and down at least twice
+  moving         one still drifts by more than that, or swings that die out: run longer
+  diverging      a backend is sent more than it can ever serve; "short by" is what it lacks
+  too short to judge   the run is too short to tell; a note below the table says what would do
+  varying inputs       demand or capacity changes there, so nothing can settle
+  failed               the computation did; a note says why
   settled after  from then on the latency stays within 0.1 % of the optimum, or twice the final excess
 
 --current is a CSV file with the columns frontend,backend,share; the shares of a frontend sum to 1:
@@ -113,7 +121,7 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     add(
         "--quiet",
         action="store_true",
-        help="no progress bar (there is none anyway when standard error is not a terminal)",
+        help="say nothing on standard error while it computes",
     )
 
 
@@ -124,8 +132,9 @@ def run_fleets(options: argparse.Namespace) -> None:
     require_extra(options)
     if options.no_files and (options.report or options.export):
         raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
-    set_up_jax()
+    set_up_jax(host=True)
     from dgdlb_jax.experiments.job import Job, Settings, folders
+    from dgdlb_jax.experiments.status import status
     from dgdlb_jax.experiments.words import side_by_side
 
     fleets = list(dict.fromkeys(options.fleets)) or list(HEADLINE)
@@ -134,12 +143,36 @@ def run_fleets(options: argparse.Namespace) -> None:
     settings = Settings(**{name: getattr(options, name) for name in chosen})
     with notes():
         jobs = [Job(settings, fleet, where[fleet]) for fleet in fleets]  # complaints come before any work
-    for job in jobs:
-        job.run(lambda what: progress(options, what))
-        if not options.json:
-            print(job.text(), end="\n\n", flush=True)
+    with status(options.quiet) as told:
+        show = (lambda text: None) if options.json else told.show
+        try:
+            for k, job in enumerate(jobs):
+                if k:
+                    show("\n")
+                job.run(told, show)
+        except KeyboardInterrupt:
+            interrupt_heard()
+            _tell_what_is_known(jobs, options)
+            raise
     if options.json:
-        documents = [job.document() for job in jobs]
-        print(json.dumps(documents[0] if len(jobs) == 1 else documents, indent=2, allow_nan=False))
+        _print_json([job.document() for job in jobs], len(jobs) == 1)
     elif len(jobs) > 1:
-        print(side_by_side([job.comparison for job in jobs]))
+        print(f"\n{side_by_side([job.comparison for job in jobs])}")
+
+
+def _tell_what_is_known(jobs: "list[Job]", options: argparse.Namespace) -> None:
+    """The balancers that had ended when the command was interrupted."""
+    known = [job for job in jobs if job.comparison is not None]
+    if options.json:
+        _print_json([job.document() | {"interrupted": True} for job in known], len(jobs) == 1)
+        return
+    for job in known:
+        for found in filter(None, (job.comparison, job.trace)):
+            print(
+                f"\n{found.network.name or 'network'}: interrupted after {', '.join(found.runs)}; no files", flush=True
+            )
+
+
+def _print_json(documents: list[dict[str, Any]], single: bool) -> None:
+    if documents or not single:
+        print(json.dumps(documents[0] if single else documents, indent=2, allow_nan=False), flush=True)

@@ -44,16 +44,18 @@ def add(commands) -> None:
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures (default: ./dgdlb-FLEET)")
     parser.add_argument("--no-files", action="store_true", help="write nothing")
+    parser.add_argument("--quiet", action="store_true", help="say nothing on standard error while it computes")
     parser.add_argument("--json", action="store_true", help="print JSON on standard output, and nothing else there")
 
 
 def assess(options: argparse.Namespace) -> None:
     """Assess, write, print."""
     require_extra(options)
-    set_up_jax()
+    set_up_jax(host=True)
     from dgdlb_jax.experiments.job import folders
     from dgdlb_jax.experiments.results import check_folder, whole_folder
     from dgdlb_jax.experiments.stability_report import stability_report
+    from dgdlb_jax.experiments.status import status
     from dgdlb_jax.model.fleets import load_fleet
 
     folder = None if options.no_files else folders([options.fleet], options.output)[options.fleet]
@@ -61,15 +63,18 @@ def assess(options: argparse.Namespace) -> None:
         network = load_fleet(options.fleet, demand="constant")
     if folder is not None:
         check_folder(folder)
-    report = stability_report(network, start=options.start)
-    if folder is not None:
-        from dgdlb_jax.experiments.stability_plots import save_stability_pictures
+    with status(options.quiet) as told:
+        told.phase(f"{network.name or 'fleet'}: stability of DGD-LB")
+        report = stability_report(network, start=options.start)
+        if not options.json:
+            told.show(report.text())
+        if folder is not None:
+            told.phase("writing pictures")
+            from dgdlb_jax.experiments.stability_plots import save_stability_pictures
 
-        with whole_folder(folder) as draft:
-            save_stability_pictures(report, draft)
+            with whole_folder(folder) as draft:
+                save_stability_pictures(report, draft)
     if options.json:
         print(json.dumps(report.document() | {"output": folder and str(folder)}, indent=2, allow_nan=False))
-    else:
-        print(report.text())
-        if folder is not None:
-            print(f"\nwritten: {folder} with roots.png and locus.png")
+    elif folder is not None:
+        print(f"\nwritten: {folder} with roots.png and locus.png")

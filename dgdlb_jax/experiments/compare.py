@@ -1,11 +1,9 @@
 """Balancers side by side in one network, against its optimum."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -15,21 +13,24 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.shadow_prices import ShadowPrices, shadow_prices
-from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
+from dgdlb_jax.analysis.step_size import default_step_size, suggest_duration
 from dgdlb_jax.experiments.balancers import BALANCERS as BALANCERS
 from dgdlb_jax.experiments.balancers import DGD as DGD
 from dgdlb_jax.experiments.balancers import balancers
 from dgdlb_jax.experiments.outcome import Outcome, outcome
 from dgdlb_jax.experiments.reference import QuasiStatic, quasi_static_optimum
+from dgdlb_jax.experiments.time_steps import Grid, ResolvedRun, time_step
 from dgdlb_jax.experiments.verdict import LAST_PART
 from dgdlb_jax.model.demand import Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.parallel import as_completed, workers_for
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy, least, share_equally
 from dgdlb_jax.policies.static import proportional
-from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.start import workload_carrying
-from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
+from dgdlb_jax.simulation.trajectory import Trajectory
 
 Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
@@ -38,6 +39,10 @@ CURRENT = "current routing"
 """Name of the user's own routing table in tables and pictures."""
 STARTS = ("proportional", "nearest", "uniform")
 """The routings a comparison can start from."""
+PATIENCE, CORES = 15.0, 2
+"""Seconds that the runs of a comparison may take by default on so many cores; where settling takes longer, they end before."""
+_MOST_STEPS = 1e9  # of a run
+_REFERENCE = "quasi-static optimum"
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,12 @@ class Comparison:
     """Balancers that ran in the same network from the same start.
 
     - `network`, `optimum`: what they ran in, and the optimum at its mean rates.
-    - `step_size` `(frontends,)` 1/s^2 of DGD-LB, `dt` and `duration` in seconds, `start`: what they ran with.
+    - `step_size` `(frontends,)` 1/s^2 of DGD-LB, `duration` in seconds, `start`: what they ran with.
+    - `time_steps`: name -> seconds. `accuracy`: name -> relative change of the mean latency with twice that time step; NaN where
+      that is too long to run.
+    - `unresolved`: names of rules that jump and whose time step is too long to show how they swing: above a quarter of the largest
+      latency.
+    - `settling`: seconds after which DGD-LB has settled, as suggested; `duration` is shorter where that would take too long.
     - `runs`: name -> `Trajectory`, all saved at the same instants; statistics cover the last fifth, or all of the run
       when demand moves.
     - `reference`: the moving quasi-static optimum; None when demand is constant.
@@ -54,11 +64,19 @@ class Comparison:
     network: Network
     optimum: Optimum
     step_size: Float[Array, " frontends"]
-    dt: float
+    time_steps: dict[str, float]
+    accuracy: dict[str, float]
     duration: float
+    settling: float
     start: str
     runs: dict[str, Trajectory] = field(repr=False)
+    unresolved: frozenset[str] = frozenset()
     reference: QuasiStatic | None = field(default=None, repr=False)
+
+    @property
+    def dt(self) -> float:
+        """The shortest time step of any run, seconds."""
+        return min(self.time_steps.values())
 
     @cached_property
     def prices(self) -> ShadowPrices:
@@ -79,7 +97,9 @@ class Comparison:
     def outcomes(self) -> dict[str, Outcome]:
         """Name -> figures of that balancer."""
         return {
-            name: outcome(self.network, name, run, self.best_latency, moving=self.moving)
+            name: outcome(
+                self.network, name, run, self.best_latency, moving=self.moving, resolved=name not in self.unresolved
+            )
             for name, run in self.runs.items()
         }
 
@@ -117,14 +137,8 @@ def compare(
     network: Network,
     policies: Mapping[str, AbstractPolicy] | Sequence[str] | None = None,
     *,
-    also: Mapping[str, AbstractPolicy] | None = None,
-    step_size: float | ArrayLike | None = None,
-    dt: float | None = None,
-    duration: float | None = None,
-    start: str | tuple[ArrayLike, ArrayLike] = "proportional",
-    instants: int = 1500,
-    workers: int | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Comparison:
     """Run balancers in the same network from the same start, and hold them against the optimum.
 
@@ -136,59 +150,186 @@ def compare(
 
     Other arguments:
 
-    - `also`: name -> policy, in addition to `policies`: your own against the usual ones.
-    - `step_size`: of DGD-LB, 1/s^2, a scalar or `(frontends,)`; `default_step_size` by default.
-    - `dt`, `duration`: seconds; `suggest_dt` and `suggest_duration` by default.
-    - `start`: one of `STARTS`, with the workloads that carry that routing, or `(routing, workload)`.
-    - `instants`: about how many instants to keep of every run (fewer in very large networks).
-    - `workers`: how many balancers run at the same time; the number of cores by default, at most 4.
     - `progress`: told after every piece of work.
+    - `options`: as for `ComparisonInProgress`: `also`, `step_size`, `dt`, `duration`, `start`, `instants`, `workers`.
 
     **Returns:** a `Comparison`.
 
     **Raises:** `InputError` when demand exceeds capacity, when a value is out of range, for an unknown name, or when
     dt is too large for the fastest backend. A run that fails by itself is a row that says so.
     """
-    if network.batch is not None:
-        raise InputError("compare takes a single network: network[k] picks one out of a batch.")
-    moving = not isinstance(network.demand, Constant) or network.capacity is not None
-    initial = start_state(network, start)
-    optimum = solve_optimum(network)
-    step = default_step_size(network, optimum) if step_size is None else jnp.asarray(step_size, float)
-    chosen = policies if isinstance(policies, Mapping) else balancers(network, optimum, step, policies)
-    chosen = {**chosen, **(also or {})}
-    dt = _positive("dt", float(suggest_dt(network, step, optimum)) if dt is None else dt)
-    if duration is None:
-        duration = _natural_duration(network, float(suggest_duration(network, step, optimum)))
-    duration = _positive("duration", duration)
-    save = SaveAt(
-        _every(network, duration, dt, instants),
-        after=0.0 if moving else (1 - LAST_PART) * duration,
-        reference=optimum.workload,
-    )
-
-    def job(policy: AbstractPolicy):
-        return lambda: _run(network, policy, duration=duration, dt=dt, initial=initial, save=save)
-
-    jobs: dict[str, Callable[[], Any]] = {name: job(policy) for name, policy in chosen.items()}
-    if moving:
-        jobs[_REFERENCE] = lambda: quasi_static_optimum(network, _reference_instants(network, duration))
+    work = ComparisonInProgress(network, policies, **options)
     if progress is not None:
-        progress(0, len(jobs), "")
-    runs = _at_the_same_time(jobs, workers, progress)
-    return Comparison(
-        network=network,
-        optimum=optimum,
-        step_size=jnp.broadcast_to(step, (network.frontends,)),
-        dt=dt,
-        duration=duration,
-        start=start if isinstance(start, str) else "given",
-        reference=runs.pop(_REFERENCE, None),
-        runs={name: runs[name] for name in chosen},
-    )
+        progress(0, len(work.pieces), "")
+    work.compile()
+    for done, name in enumerate(work.finished(), start=1):
+        if progress is not None:
+            progress(done, len(work.pieces), name)
+    return work.comparison
 
 
-_REFERENCE = "quasi-static optimum"
+class ComparisonInProgress:
+    """A comparison whose runs come one after the other, in whichever order they end.
+
+    **Arguments:** `network` and `policies` as for `compare`, and
+
+    - `also`: name -> policy, in addition to `policies`: your own against the usual ones.
+    - `step_size`: of DGD-LB, 1/s^2, a scalar or `(frontends,)`; `default_step_size` by default.
+    - `dt`: seconds, the same for all; by default `suggest_dt` for each balancer, halved as long as the mean latency changes by more
+      than 0.1 % with it.
+    - `duration`: seconds; by default `suggest_duration`, or what can be run within `PATIENCE` seconds if that is shorter.
+    - `start`: one of `STARTS`, with the workloads that carry that routing, or `(routing, workload)`.
+    - `instants`: about how many instants to keep of every run (fewer in very large networks).
+    - `workers`: how many balancers run at the same time; the number of cores by default, at most 4.
+
+    All of it runs on the host's processor: one network leaves an accelerator idle. An entry of `jax.default_device` is obeyed.
+
+    **Raises:** as `compare`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        policies: Mapping[str, AbstractPolicy] | Sequence[str] | None = None,
+        *,
+        also: Mapping[str, AbstractPolicy] | None = None,
+        step_size: float | ArrayLike | None = None,
+        dt: float | None = None,
+        duration: float | None = None,
+        start: str | tuple[ArrayLike, ArrayLike] = "proportional",
+        instants: int = 1500,
+        workers: int | None = None,
+    ):
+        if network.batch is not None:
+            raise InputError("compare takes a single network: network[k] picks one out of a batch.")
+        self._home = device.small_work()
+        with jax.default_device(self._home):
+            self.network = network = device.moved(network)
+            self._workers, self._instants = workers_for(workers), instants
+            self._initial, self._start = start_state(network, start), start if isinstance(start, str) else "given"
+            self.optimum = optimum = solve_optimum(network)
+            given = step_size is not None
+            step = jnp.asarray(step_size, network.latency.dtype) if given else default_step_size(network, optimum)
+            self.step_size = jnp.broadcast_to(step, (network.frontends,))
+            chosen = policies if isinstance(policies, Mapping) else balancers(network, optimum, step, policies)
+            self.policies = {**chosen, **(also or {})}
+            self.settling = float(suggest_duration(network, self.step_size, optimum))
+            self.grid = self._first_grid(dt, duration)
+            self._runs = self._resolved(dt)
+            if duration is None and not self.moving:
+                self._shorten(dt)
+        self._done: dict[str, Trajectory] = {}
+        self._quasi_static: QuasiStatic | None = None
+
+    @property
+    def moving(self) -> bool:
+        """Whether demand or capacity moves, so that there is a reference instead of an optimum."""
+        return not isinstance(self.network.demand, Constant) or self.network.capacity is not None
+
+    @property
+    def _kept(self) -> int:
+        """At most about how many instants are saved."""
+        return max(100, min(self._instants, 4_000_000 // (self.network.frontends * self.network.backends)))
+
+    @property
+    def pieces(self) -> list[str]:
+        """What will be computed: the balancers, and the reference when demand moves."""
+        return [*self.policies, *([_REFERENCE] if self.moving else [])]
+
+    @property
+    def estimate(self) -> float:
+        """About how many seconds the runs will take; known once they are compiled."""
+        return sum(run.seconds(self.grid) for run in self._runs.values()) / min(self._workers, len(self._runs))
+
+    @property
+    def comparison(self) -> Comparison:
+        """What is known by now: the runs that have ended, in the order in which they were asked for."""
+        names = [name for name in self.policies if name in self._done]
+        return Comparison(
+            network=self.network,
+            optimum=self.optimum,
+            step_size=self.step_size,
+            time_steps={name: self._runs[name].dt for name in names},
+            accuracy={name: self._runs[name].accuracy for name in names},
+            duration=self.grid.duration,
+            settling=self.settling,
+            start=self._start,
+            reference=self._quasi_static,
+            runs={name: self._done[name] for name in names},
+            unresolved=frozenset(
+                name
+                for name in names
+                if not self.policies[name].differentiable and self._runs[name].dt > _largest_latency(self.network) / 4
+            ),
+        )
+
+    def compile(self) -> None:
+        """Compile all runs, and measure what a step of each takes."""
+        frames = max(self._kept + 2, self.grid.instants)  # comparisons of other durations share compiled code
+        compiling = {name: partial(run.compile, frames) for name, run in self._runs.items()}
+        for _ in self._at_the_same_time(compiling):
+            pass
+
+    def finished(self) -> Iterator[str]:
+        """Run everything; the name of each piece as soon as it is known."""
+        each = CORES * PATIENCE / len(self._runs)
+        jobs: dict[str, Callable[[], Any]] = {
+            name: partial(run.run, self.grid, each) for name, run in self._runs.items()
+        }
+        if self.moving:
+            instants = _reference_instants(self.network, self.grid.duration)
+            jobs[_REFERENCE] = lambda: quasi_static_optimum(self.network, instants)
+        held: list[str] = []  # a row under a moving demand waits for the reference it is held against
+        for name, found in self._at_the_same_time(jobs):
+            if name == _REFERENCE:
+                self._quasi_static = found
+            else:
+                self._done[name] = found
+            held.append(name)
+            if not self.moving or self._quasi_static is not None:
+                yield from held
+                held = []
+
+    def _at_the_same_time(self, jobs: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
+        with jax.default_device(self._home):
+            yield from as_completed(jobs, self._workers)
+
+    def _shorten(self, dt: float | None) -> None:
+        """Let all runs end earlier if together they take too long, but not before they can be judged."""
+        work = sum(run.work(self.grid) for run in self._runs.values()) / CORES
+        if work > PATIENCE:
+            shortest = 5 * max(2 * _largest_latency(self.network), _longest_service(self.network, self.optimum))
+            affordable = round_down(self.grid.duration * PATIENCE / work)
+            self.grid = self._grid(max(affordable, min(round_up(shortest), self.grid.duration)), dt)
+            self._runs = self._resolved(dt)
+
+    def _resolved(self, dt: float | None) -> dict[str, ResolvedRun]:
+        return {name: self._resolved_run(policy, dt) for name, policy in self.policies.items()}
+
+    def _resolved_run(self, policy: AbstractPolicy, dt: float | None) -> ResolvedRun:
+        network, finest = self.network, dt
+        if dt is None:
+            suggested = float(time_step(network, policy, self.step_size, self.optimum, self._initial[1]))
+            dt = self.grid.interval / self.grid.steps_per_interval(suggested)
+            finest = _largest_latency(network) / 20
+        return ResolvedRun(network, policy, self._initial, dt=dt, finest=finest or dt, reference=self.optimum.workload)
+
+    def _first_grid(self, dt: float | None, duration: float | None) -> Grid:
+        if duration is None:
+            duration = _natural_duration(self.network, self.settling)
+        return self._grid(_positive("duration", duration), None if dt is None else _positive("dt", dt))
+
+    def _grid(self, duration: float, dt: float | None = None) -> Grid:
+        interval = round_up(duration / self._kept)
+        if dt is not None:
+            steps = duration / dt
+            if steps > _MOST_STEPS:
+                raise InputError(
+                    f"duration {duration:.6g} s at dt {dt:.3g} s is {steps:.3g} steps, but a comparison takes up to "
+                    f"{_MOST_STEPS:.0e}: use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
+                )
+            interval = dt * max(1, round(steps / self._kept))
+        return Grid(duration, interval, after=0.0 if self.moving else (1 - LAST_PART) * duration)
 
 
 def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
@@ -222,14 +363,15 @@ def _positive(name: str, value: float) -> float:
     return float(value)
 
 
-def _every(network: Network, duration: float, dt: float, instants: int) -> int:
-    steps = duration / dt
-    if steps > 1e9:
-        raise InputError(
-            f"duration {duration:.6g} s at dt {dt:.3g} s is {steps:.3g} steps: a comparison takes up to 1e9."
-        )
-    kept = max(100, min(instants, 4_000_000 // (network.frontends * network.backends)))
-    return max(1, round(steps / kept))
+def _largest_latency(network: Network) -> float:
+    return float(jnp.maximum(network.latency, network.feedback_latency).max())
+
+
+def _longest_service(network: Network, optimum: Optimum) -> float:
+    """The longest mean time in service of a backend in use at the optimum, seconds."""
+    inflow = network.arrival_rate @ optimum.routing
+    in_use = inflow > 1e-3 * inflow.sum()
+    return float(jnp.where(in_use, optimum.workload / jnp.where(in_use, inflow, 1), 0).max())
 
 
 def _natural_duration(network: Network, settling: float) -> float:
@@ -250,34 +392,3 @@ def _reference_instants(network: Network, duration: float):
     if isinstance(network.demand, Trace):
         halves = min(1000, max(2, round(2 * duration / float(jnp.min(network.demand.bin_width)))))
     return np.linspace(0, duration, halves + 1)
-
-
-def _run(network: Network, policy: AbstractPolicy, **options) -> Trajectory:
-    run = jax.block_until_ready(simulate(network, policy, throw=False, **options))
-    result = Result(int(run.result))
-    if result in (Result.step_too_large, Result.latency_overflow):
-        raise InputError(f"dt = {options['dt']:.6g} s: {result.sentence}")
-    return run
-
-
-def _at_the_same_time(
-    jobs: dict[str, Callable[[], Any]], workers: int | None, progress: Progress | None
-) -> dict[str, Any]:
-    """Compiling and running release the interpreter: threads use the cores, the main thread stays free for Ctrl-C."""
-    double = jnp.result_type(float) == jnp.float64  # a context manager sets precision for its own thread only
-
-    def here(work):
-        with jax.enable_x64(double):
-            return work()
-
-    pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1), thread_name_prefix="dgdlb")
-    try:
-        names = {pool.submit(here, work): name for name, work in jobs.items()}
-        done = {}
-        for future in as_completed(names):
-            done[names[future]] = future.result()
-            if progress is not None:
-                progress(len(done), len(jobs), names[future])
-        return done
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

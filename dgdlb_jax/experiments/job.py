@@ -1,20 +1,24 @@
 """What `dgdlb run` does with one fleet: load and check, compare, write, tell."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgdlb_jax.analysis.shadow_prices import shadow_prices
+from dgdlb_jax.experiments import words
 from dgdlb_jax.experiments.balancers import DGD
-from dgdlb_jax.experiments.compare import CURRENT, Comparison, Progress, compare
+from dgdlb_jax.experiments.compare import CURRENT, Comparison, ComparisonInProgress
 from dgdlb_jax.experiments.export import write_export
 from dgdlb_jax.experiments.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
 from dgdlb_jax.experiments.stability_report import StabilityReport, stability_report
-from dgdlb_jax.experiments.words import report
+from dgdlb_jax.experiments.status import Status
 from dgdlb_jax.model.fleets import load_fleet
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
 
 
@@ -47,61 +51,102 @@ class Job:
     **Raises:** `InputError` at once for whatever can be wrong with the inputs, before any work is done.
     """
 
-    comparison: Comparison
+    comparison: Comparison | None
     trace: Comparison | None
     stability: StabilityReport | None
 
     def __init__(self, settings: Settings, fleet: str, folder: Path | None):
-        self.settings, self.folder, self.trace, self.stability = settings, folder, None, None
+        self.settings, self.folder = settings, folder
+        self.comparison, self.trace, self.stability = None, None, None
         self.network = load_fleet(fleet, demand="constant")
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
         if folder is not None:
             check_folder(folder)
 
-    def run(self, progress: Callable[[str], AbstractContextManager[Progress | None]]) -> None:
-        """Compare at the mean rates, then under the trace if that was asked for, and write the files."""
-        chosen, name = self.settings, self.network.name or "fleet"
-        common: dict[str, Any] = {"also": self.also, "start": chosen.start, "duration": chosen.duration}
-        with progress(name) as told:
-            self.comparison = found = compare(
-                self.network, chosen.policies, step_size=chosen.step_size, dt=chosen.dt, progress=told, **common
-            )
-        if self.traced is not None:
-            with progress(f"{name}, trace") as told:
-                self.trace = compare(
-                    self.traced, chosen.policies, step_size=found.step_size, dt=found.dt, progress=told, **common
-                )
-        if DGD in found.runs:
-            self.stability = stability_report(self.network, step_size=chosen.step_size, start=chosen.start)
-        if self.folder is not None:
-            self._write(self.folder)
+    def run(self, status: Status, show: Callable[[str], None]) -> None:
+        """Compare at the mean rates, then under the trace if that was asked for, assess the stability, write the files.
 
-    def text(self) -> str:
-        """What a person reads."""
-        parts = [report(self.comparison)]
-        if self.trace is not None:
-            parts.append(report(self.trace))
-        if self.stability is not None:
-            parts.append(f"Stability of {DGD} (more: dgdlb stability)\n{self.stability.summary()}")
+        **Arguments:** `status` is told what goes on; `show` takes what a person reads, part by part, as soon as it is known. What
+        is known by then stays in `comparison` and `trace` when it is interrupted.
+        """
+        chosen, name = self.settings, self.network.name or "fleet"
+        show(words.network_facts(self.network))
+        with in_the_background() as later:
+            # Both take longer to compile than all balancers to run. The prices are only computed so that they are compiled.
+            prices = later(lambda: shadow_prices(self.network))
+            stability = later(lambda: stability_report(self.network, step_size=chosen.step_size, start=chosen.start))
+            for comparison in self._compared(self.network, name, status, show, prices):
+                self.comparison = comparison
+            if self.comparison is not None and DGD in self.comparison.runs:
+                status.phase(f"{name}: stability of {DGD}")
+                self.stability = stability.result()
+                show(f"\nStability of {DGD} (more: dgdlb stability)\n{self.stability.summary()}")
+        if self.traced is not None:
+            show(f"\n{name} under its demand {chosen.demand!r}")
+            for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
+                self.trace = comparison
         if self.folder is not None:
-            shown = self.folder if self.folder.is_absolute() else f"{os.curdir}{os.sep}{self.folder}"
-            more = [
-                name
-                for name, wanted in (("report.html", self.settings.report), ("routing", self.settings.export))
-                if wanted
-            ]
-            parts.append(f"written: {shown}{os.sep} with {', '.join([*more, 'run.nc'])} and pictures")
-        return "\n\n".join(parts)
+            status.phase(f"{name}: writing files")
+            self._write(self.folder)
+            show(f"\n{self._written(self.folder)}")
+
+    def _compared(
+        self,
+        network: Network,
+        name: str,
+        status: Status,
+        show: Callable[[str], None],
+        prices: Future | None = None,
+    ) -> Iterator[Comparison]:
+        """The comparison after every balancer that has ended, its parts shown as they come."""
+        chosen = self.settings
+        status.phase(f"{name}: optimum")
+        work = ComparisonInProgress(
+            network, chosen.policies, also=self.also, step_size=chosen.step_size, dt=chosen.dt, start=chosen.start,
+            duration=chosen.duration,
+        )  # fmt: skip
+        count = len(work.policies)
+        status.phase(f"{name}: compiling {count} balancers")
+        work.compile()
+        show("\n".join(words.run_facts(work.comparison)))
+        status.say(f"{name}: {count} balancers take about {max(1.0, work.estimate):.0f} s")
+        table, done = words.growing_table(list(work.policies), work.moving), 0
+        status.phase(f"{name}: 0 of {count} balancers done", work.estimate)
+        for piece in work.finished():
+            found = work.comparison
+            yield found
+            if not done:
+                show(f"\n{table.head()}\n{table.row(words.best_cells(found))}")
+            if piece in found.runs:
+                done += 1
+                show(table.row(words.row_cells(found.outcomes[piece], work.moving)))
+            status.phase(f"{name}: {done} of {count} balancers done", work.estimate * (1 - done / count))
+        status.phase(f"{name}: conclusions")
+        found = work.comparison
+        if prices is not None:
+            prices.result()
+        show("\n".join([*words.notes(found), words.resolution(found)]))
+        for part in words.after_table(found):
+            show(f"\n{part}")
+        yield found
+
+    def _written(self, folder: Path) -> str:
+        shown = folder if folder.is_absolute() else f"{os.curdir}{os.sep}{folder}"
+        wanted = (("report.html", self.settings.report), ("routing", self.settings.export))
+        more = [name for name, asked in wanted if asked]
+        return f"written: {shown}{os.sep} with {', '.join([*more, 'run.nc'])} and pictures"
 
     def document(self) -> dict[str, Any]:
         """What a script reads."""
+        assert self.comparison is not None
         trace = None if self.trace is None else to_json(self.trace)
         stability = None if self.stability is None else self.stability.document()
         more = {"trace": trace, "stability": stability, "output": self.folder and str(self.folder)}
         return to_json(self.comparison) | more
 
     def _write(self, folder: Path) -> None:
+        assert self.comparison is not None
         from dgdlb_jax.experiments.plots import save_pictures  # needs matplotlib, which a run without files does not
 
         with whole_folder(folder) as draft:

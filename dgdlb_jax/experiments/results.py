@@ -19,6 +19,7 @@ import numpy as np
 
 from dgdlb_jax.experiments.compare import Comparison
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
+from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.experiments.worth import worth_json
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
@@ -103,6 +104,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             "routing": _routing(network, best.routing),
         },
         "shadow_prices": worth_json(network, comparison.prices),
+        "verdicts": {verdict.name: verdict.meaning for verdict in Verdict},
         "balancers": [_row(row) for row in comparison.table()],
         "conclusion": comparison.conclusion,
         "units": {"time": "s", "rate": "requests/s", "workload": "requests", "step_size": "1/s^2"},
@@ -227,13 +229,19 @@ def _figures(comparison: Comparison) -> dict[str, tuple]:
         ("network_share", "network_share", "1", "part of the mean latency spent on the network"),
         ("short_by", "short_by", "requests/s", "what overloaded backends lack"),
         ("settle_time", "settle_time", "s", "time to settle; NaN when the run did not"),
-        ("swing", "swing", "1", "largest (max - min) / mean of a workload in the window"),
+        ("swing", "swing", "1", "largest (max - min) / mean of a workload that matters, in the last fifth"),
+        ("drift", "drift", "1", "the same of a workload that moves in one direction; 0 without one"),
     )
     found: dict[str, tuple] = {
         name: (("balancer",), [getattr(row, attribute) for row in rows], *rest) for name, attribute, *rest in table
     }
-    verdicts = ["none (demand moves)" if row.verdict is None else row.verdict.name for row in rows]
-    found["verdict"] = (("balancer",), verdicts, "", "settled, oscillating, diverging or failed")
+    found["verdict"] = (("balancer",), [row.verdict.name for row in rows], "", _verdicts())
+    found["reason"] = (
+        ("balancer",),
+        [row.reason or "" for row in rows],
+        "",
+        "why it can not be called settled or oscillating",
+    )
     routing = np.stack([np.asarray(statistics_of(run).mean_routing) for run in comparison.runs.values()])
     found["mean_routing"] = (
         ("balancer", *_ARC),
@@ -242,6 +250,10 @@ def _figures(comparison: Comparison) -> dict[str, tuple]:
         "share of the requests that went this way in the window",
     )
     return found
+
+
+def _verdicts() -> str:
+    return "; ".join(f"{verdict.name}: {verdict.meaning}" for verdict in Verdict)
 
 
 def _optimum(comparison: Comparison) -> dict[str, tuple]:
@@ -310,18 +322,13 @@ def _routing(network: Network, shares) -> dict[str, dict[str, float]]:
 
 def _row(row: Outcome) -> dict[str, Any]:
     found = asdict(row)
-    found["verdict"] = None if row.verdict is None else row.verdict.name
+    found["verdict"] = row.verdict.name
     found["result"] = row.result.name
     reasons = {}
     for name, value in found.items():
         if isinstance(value, float) and not math.isfinite(value):
             found[name] = None
-            reasons[name] = row.reason or "the run did not settle"
-    if row.verdict is None:
-        reasons |= {
-            "verdict": "demand moves, so nothing can settle",
-            "settle_time": "demand moves, so nothing can settle",
-        }
+            reasons[name] = row.reason or "the run did not settle, or demand moves"
     if reasons:
         found["null_because"] = reasons
     return found

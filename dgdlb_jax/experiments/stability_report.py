@@ -18,8 +18,9 @@ from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_
 from dgdlb_jax.analysis.sufficient import sufficient_step_size
 from dgdlb_jax.experiments.compare import start_state
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
-from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, judge
-from dgdlb_jax.experiments.words import columns, number, seconds
+from dgdlb_jax.experiments.text_table import columns
+from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, classify, look_every
+from dgdlb_jax.experiments.words import number, seconds
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
@@ -187,13 +188,14 @@ def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str)
     initial = start_state(network, start)
     duration = np.array([float(suggest_duration(network, one, optimum)) for one in steps])
     dt = np.array([float(suggest_dt(network, one, optimum)) for one in steps])
+    networks = stack([network] * len(steps))
     runs = simulate_batch(
-        stack([network] * len(steps)), DGDLB(jnp.stack(steps)), duration=duration, dt=dt, throw=False,
+        networks, DGDLB(jnp.stack(steps)), duration=duration, dt=dt, throw=False,
         initial=jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * len(steps)), tuple(initial)),
-        save=SaveAt.statistics(after=(1 - LAST_PART) * duration, resumable=False),
+        save=SaveAt(look_every(duration / dt), fields=("workload",), after=(1 - LAST_PART) * duration, resumable=False),
     )  # fmt: skip
     assert runs.statistics is not None
-    verdict = np.asarray(judge(runs.statistics))
+    verdict = classify(networks, runs).verdict
     excess = np.asarray(runs.statistics.mean_latency) / float(optimum.mean_latency) - 1
     return (verdict == Verdict.settled) & (excess < _CLOSE)
 

@@ -9,56 +9,129 @@ import numpy as np
 from dgdlb_jax.experiments.balancers import DGD, ORACLE
 from dgdlb_jax.experiments.compare import CURRENT, Comparison
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
-from dgdlb_jax.experiments.reference import QuasiStatic
+from dgdlb_jax.experiments.text_table import GrowingTable, columns
+from dgdlb_jax.experiments.time_steps import ACCURATE
 from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.experiments.worth import worth_table
 from dgdlb_jax.model.fleets.load import FleetInfo
+from dgdlb_jax.model.network import Network
 
 _ARRIVED = 0.002  # excess below which DGD-LB counts as being there
 _SAME = 0.015  # difference of two shares that a table does not mention
+_WIDEST = (22, 8, 8, 24, 8)  # characters that a cell of the table may take, after the name
 _VISIBLE = 0.005  # smallest share of a frontend's traffic that a table shows
 
 
 def report(comparison: Comparison) -> str:
     """Everything a person wants to see of a comparison: facts, table, routing, conclusion."""
-    parts = [facts(comparison), table(comparison)]
-    if not comparison.moving:
-        parts += [routing(comparison), worth(comparison)]
-    return "\n\n".join([*parts, textwrap.fill(conclusion(comparison), 100)])
+    return "\n\n".join([facts(comparison), f"{table(comparison)}\n{resolution(comparison)}", *after_table(comparison)])
+
+
+def after_table(comparison: Comparison) -> list[str]:
+    """What stands below the table of the balancers: routing, what changes are worth, conclusion."""
+    parts = [] if comparison.moving else [routing(comparison), worth(comparison)]
+    return [*parts, textwrap.fill(conclusion(comparison), 100)]
 
 
 def facts(comparison: Comparison) -> str:
     """Which world this network lives in, and with what the balancers ran."""
-    network, best = comparison.network, comparison.optimum
-    which = "optimum at the mean rates" if comparison.moving else "optimum"
-    slope = number(comparison.steepest_latency)
-    lines = [
+    return "\n".join([network_facts(comparison.network), *run_facts(comparison)])
+
+
+def network_facts(network: Network) -> str:
+    """The network in one line: known before anything is computed."""
+    return (
         f"{network.name or 'network'}: {network.frontends} frontends, {network.backends} backends, "
-        f"{number(float(network.arrival_rate.sum()))} requests/s, {percent(float(network.load))} of nominal capacity",
+        f"{number(float(network.arrival_rate.sum()))} requests/s, {percent(float(network.load))} of nominal capacity"
+    )
+
+
+def run_facts(comparison: Comparison) -> list[str]:
+    """The optimum, and how long the balancers ran with which step size."""
+    best = comparison.optimum
+    which = "optimum at the mean rates" if comparison.moving else "optimum"
+    lines = [
         f"{which}: {seconds(float(best.mean_latency))} per request, {percent(float(best.network_share))} of it on the "
-        f"network; largest latency x service slope on an arc in use {slope}",
-        f"run: {seconds(comparison.duration)} from {comparison.start} routing, dt {seconds(comparison.dt)}, step size "
+        f"network; largest latency x service slope on an arc in use {number(comparison.steepest_latency)}",
+        f"run: {seconds(comparison.duration)} from {comparison.start} routing, step size "
         f"{_step_sizes(comparison)} 1/s^2",
     ]
-    return "\n".join(lines + _reference_facts(comparison))
+    if comparison.duration < 0.99 * comparison.settling and not comparison.moving:
+        lines.append(
+            f"settling may take {seconds(comparison.settling)}: give --duration {comparison.settling:.6g} to wait for it"
+        )
+    return lines + _reference_facts(comparison)
+
+
+def resolution(comparison: Comparison) -> str:
+    """Time steps, and how far the mean latencies can be trusted."""
+    steps, changes = comparison.time_steps, comparison.accuracy
+    shortest, longest = seconds(min(steps.values())), seconds(max(steps.values()))
+    lines = [f"  time steps: {shortest if shortest == longest else f'{shortest} to {longest}'}{_trust(comparison)}"]
+    for name, change in changes.items():
+        if change > ACCURATE:
+            lines.append(
+                f"  {name}: with twice its time step of {seconds(steps[name])} the mean latency differs by {percent(change)}: "
+                f"figures are no finer than that; a shorter --dt resolves more and takes longer"
+            )
+    return "\n".join(lines)
+
+
+def _trust(comparison: Comparison) -> str:
+    known = [change for change in comparison.accuracy.values() if math.isfinite(change)]
+    fine = [change for change in known if change <= ACCURATE]
+    if not fine:
+        return ""
+    most = max(max(fine), 1e-5)  # less shows rounding
+    others = "" if len(fine) == len(comparison.accuracy) else " of the others"
+    return f"; twice as long ones change the mean latencies{others} by at most {percent(most)}"
 
 
 def table(comparison: Comparison) -> str:
     """One line per balancer, below the optimum (or the reference)."""
-    if comparison.reference is not None:
-        return _moving_table(comparison, comparison.reference)
-    return "\n".join([columns(*table_cells(comparison)), *_notes(comparison)])
+    return "\n".join([columns(*table_cells(comparison)), *notes(comparison)])
 
 
 def table_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of the table under a constant demand."""
-    best = comparison.optimum
-    header = ("balancer", "mean latency", "over optimum", "on the network", "verdict", "settled after")
-    rows = [("optimum", seconds(float(best.mean_latency)), "", percent(float(best.network_share)), "", "")]
-    for row in comparison.table():
-        settled = seconds(row.settle_time) if math.isfinite(row.settle_time) else ""
-        rows.append((row.balancer, latency(row), excess(row), percent(row.network_share), verdict(row), settled))
-    return header, rows
+    """Header and rows of the table: the optimum (or the reference) first."""
+    rows = [row_cells(row, comparison.moving) for row in comparison.table()]
+    return table_header(comparison.moving), [best_cells(comparison), *rows]
+
+
+def table_header(moving: bool) -> tuple[str, ...]:
+    """What stands above the columns of the table, under a constant demand or one that moves."""
+    if moving:
+        return "balancer", "mean latency", "over reference", "on the network", "highest latency", "verdict"
+    return "balancer", "mean latency", "over optimum", "on the network", "verdict", "settled after"
+
+
+def best_cells(comparison: Comparison) -> tuple[str, ...]:
+    """The row of the optimum, or of the reference."""
+    best, moving = comparison.optimum, comparison.reference
+    if moving is not None:
+        return (
+            "quasi-static optimum",
+            seconds(moving.mean_latency),
+            "",
+            "",
+            seconds(float(np.nanmax(moving.latency))),
+            "",
+        )
+    return "optimum", seconds(float(best.mean_latency)), "", percent(float(best.network_share)), "", ""
+
+
+def row_cells(row: Outcome, moving: bool) -> tuple[str, ...]:
+    """The row of a balancer."""
+    cells = row.balancer, latency(row), excess(row), percent(row.network_share)
+    if moving:
+        return *cells, seconds(row.highest_latency), verdict(row)
+    return *cells, verdict(row), seconds(row.settle_time)
+
+
+def growing_table(names: Sequence[str], moving: bool) -> GrowingTable:
+    """The table of balancers of these names, whose rows are not known yet."""
+    first = max(map(len, (*names, "quasi-static optimum")))
+    return GrowingTable(table_header(moving), [first, *_WIDEST[: len(table_header(moving)) - 1]])
 
 
 def routing(comparison: Comparison) -> str:
@@ -133,20 +206,6 @@ def fleet_table(fleets: Sequence[FleetInfo]) -> str:
     return columns(header, rows, right=(1, 2, 3, 4))
 
 
-def columns(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Aligned columns below a header and a rule."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
-
-    def line(cells) -> str:
-        cells = [
-            str(c).rjust(w) if k in right else str(c).ljust(w)
-            for k, (c, w) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
-
-
 def seconds(value: float) -> str:
     """A time with a unit that suits it, three digits."""
     if not math.isfinite(value):
@@ -188,10 +247,17 @@ def excess(row: Outcome) -> str:
 
 
 def verdict(row: Outcome) -> str:
-    """A row's verdict in a word; empty under a demand that moves."""
-    if row.verdict is None:
-        return ""
-    return f"oscillating ({percent(row.swing)})" if row.verdict is Verdict.oscillating else row.verdict.name
+    """A row's verdict in a few words."""
+    match row.verdict:
+        case Verdict.oscillating if not row.resolved:
+            return f"chatter below the time step ({percent(row.swing)})"
+        case Verdict.oscillating:
+            return f"oscillating ({percent(row.swing)})"
+        case Verdict.moving if row.drift > 0:
+            return f"moving (drift {percent(row.drift)})"
+        case Verdict.moving:
+            return f"moving (swing {percent(row.swing)}, dying out)"
+    return row.verdict.words
 
 
 def _shares(names: Sequence[str], shares: np.ndarray, most: int = 3) -> str:
@@ -210,30 +276,27 @@ def _list(names: Sequence[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _notes(comparison: Comparison) -> list[str]:
-    notes = []
+def notes(comparison: Comparison) -> list[str]:
+    """What has to be said of single rows."""
+    found = []
     for row in comparison.table():
         if row.verdict is Verdict.diverging:
-            notes.append(f"{row.balancer}: queues grow without end at {_list(row.short_backends)}")
+            found.append(f"{row.balancer}: queues grow without end at {_list(row.short_backends)}")
         elif row.verdict is Verdict.failed:
-            notes.append(f"{row.balancer}: {row.result.sentence}")
-        elif row.still_beyond_measured:
-            notes.append(
+            found.append(f"{row.balancer}: {row.result.sentence}")
+        if row.verdict in (Verdict.too_short, Verdict.moving):
+            found.append(f"{row.balancer}: {row.reason}")
+        if row.verdict in (Verdict.diverging, Verdict.failed):
+            continue
+        if row.still_beyond_measured:
+            found.append(
                 f"{row.balancer}: {_list(row.still_beyond_measured)} outside the measured range of the service curve"
             )
         elif row.beyond_measured:
-            notes.append(
+            found.append(
                 f"{row.balancer}: {_list(row.beyond_measured)} left the measured range of the service curve on the way"
             )
-    return [f"  {note}" for note in notes]
-
-
-def _moving_table(comparison: Comparison, best: QuasiStatic) -> str:
-    header = ("balancer", "mean latency", "over reference", "on the network", "highest latency")
-    rows = [("quasi-static optimum", seconds(best.mean_latency), "", "", seconds(float(np.nanmax(best.latency))))]
-    for row in comparison.table():
-        rows.append((row.balancer, latency(row), excess(row), percent(row.network_share), seconds(row.highest_latency)))
-    return "\n".join([columns(header, rows), *_notes(comparison)])
+    return [f"  {note}" for note in found]
 
 
 def _reference_facts(comparison: Comparison) -> list[str]:
@@ -266,8 +329,10 @@ def _about_dgd(comparison: Comparison, row: Outcome) -> str:
     if row.verdict is Verdict.oscillating:
         swing = percent(row.swing)
         return f"{DGD} has not come to rest (swing {swing}): {reached}. Try a longer duration or a smaller step size."
-    if row.verdict is None:
+    if comparison.moving:
         return f"Under this demand {DGD} averages {reached}."
+    if row.verdict is Verdict.too_short:
+        return f"The run is too short to judge {DGD}: {reached}; {row.reason}."
     if abs(row.excess) <= _ARRIVED:
         return f"{DGD} finds the optimum by itself despite the network latencies: {reached}."
     return f"{DGD} is still on its way: {reached}. Give it a longer duration or a larger step size."

@@ -37,9 +37,23 @@ def on_host(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     home = jax.default_device.value
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        found = function(*_moved(arguments))
+        found = function(*moved(arguments))
     with jax.default_device(home):
-        return _moved(found)
+        return moved(found)
+
+
+def small_work() -> Any:
+    """The device for a loop of many small steps, which an accelerator only slows down: the host's processor, unless
+    `jax.default_device` says otherwise or JAX was told to leave the processor alone."""
+    chosen = jax.default_device.value
+    if chosen is not None or on_cpu() or not _has_cpu():
+        return chosen
+    return jax.local_devices(backend="cpu")[0]
+
+
+def moved(tree: Any) -> Any:
+    """The same numbers as uncommitted arrays on the default device."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, tree)
 
 
 def _has_cpu() -> bool:
@@ -47,7 +61,3 @@ def _has_cpu() -> bool:
         return bool(jax.local_devices(backend="cpu"))
     except RuntimeError:
         return False
-
-
-def _moved(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, tree)

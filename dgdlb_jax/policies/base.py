@@ -66,6 +66,11 @@ class AbstractPolicy(eqx.Module):
     differentiable: ClassVar[bool] = True
     takes_lanes: ClassVar[bool] = False
 
+    @property
+    def time_scale(self) -> Float[Array, "*parameters"]:
+        """The shortest time constant of the rule itself, seconds, which a time step has to resolve; inf by default."""
+        return jnp.asarray(jnp.inf)
+
     def init(self, observation: Observation) -> State:
         """The policy's memory at the start; none by default."""
         del observation

@@ -132,6 +132,11 @@ class PeakEWMA(AbstractInstantPolicy):
     def __init__(self, decay: Numbers = 10.0):
         self.decay = checked("PeakEWMA.decay", decay, lambda T: (T > 0) & (jnp.inf > T), "positive and finite, seconds")
 
+    @property
+    def time_scale(self) -> Float[Array, "*parameters"]:
+        """The time in which a peak is forgotten."""
+        return self.decay
+
     def init(self, observation: Observation):
         """The average is what is seen."""
         return latency_as_seen(observation), active_at_start(observation)

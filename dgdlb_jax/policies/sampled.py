@@ -47,6 +47,11 @@ class SampledDGDLB(AbstractFlowPolicy):
             if not np.all(np.isfinite(times) & (times > 0)):
                 raise InputError(f"SampledDGDLB.interval is {times}: give a finite number of seconds above 0.")
 
+    @property
+    def time_scale(self) -> Float[Array, "*parameters"]:
+        """Seconds between two updates."""
+        return self.interval
+
     def init(self, observation: Observation) -> State:
         """Seconds since the last update."""
         return jnp.zeros_like(observation.arrival_rate)

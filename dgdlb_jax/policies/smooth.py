@@ -83,6 +83,11 @@ class Softmin(AbstractFlowPolicy):
         self.temperature = checked("Softmin.temperature", temperature, allowed, "positive and finite, seconds")
         self.rate = checked("Softmin.rate", rate, allowed, "positive and finite (1/s)")
 
+    @property
+    def time_scale(self) -> Float[Array, "*parameters"]:
+        """The time in which the routing follows its target."""
+        return 1 / self.rate
+
     def velocity(self, t, routing, observation: Observation, state: State):
         """Towards the softmin."""
         del t

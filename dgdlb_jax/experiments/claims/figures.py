@@ -111,7 +111,7 @@ def stable(data: Data) -> Figure:
 
 def gains(data: Data) -> Figure:
     """Claim 6: median excess of every balancer against latency, bands for DGD-LB and the closest rival."""
-    runs = data["random"].swap_dims(latency="latency_scale")
+    runs = data["random"]
     ax = new_axes((10.5, 5.6))
     low, middle, high = (runs["excess"].quantile(q, "seed", method="nearest", skipna=False) for q in (0.05, 0.5, 0.95))
     rank = np.argsort(middle.clip(max=_TOP).mean("latency_scale").values)

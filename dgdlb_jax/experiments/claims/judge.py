@@ -56,7 +56,10 @@ class Judgement:
 
 
 def optimal(data: Data) -> Judgement:
-    """Claim 1: the excess of settled runs, of two lengths, and of runs that start at the optimum."""
+    """Claim 1: the excess of settled runs, of two lengths, and of runs that start at the optimum.
+
+    Runs that are moving or too short to judge have not settled.
+    """
     runs, rest = data["runs"], data["rest"]
     settled = abs(runs["excess"]).where(runs["verdict"] == ends.Verdict.settled)
     short, long = (_known(settled.isel(duration_over_suggested=k)) for k in (0, -1))
@@ -206,7 +209,7 @@ def stable(data: Data) -> Judgement:
 
 
 def cycles(runs: "xarray.Dataset") -> Any:
-    """Runs that end in a large cycle, visibly above the optimum; slow ones that are still on their way do not swing so much."""
+    """Runs that end in a large cycle, visibly above the optimum. Those that are moving, or too short to judge, are still on their way."""
     swinging = (runs["verdict"] == ends.Verdict.oscillating) & (runs["swing"] > LARGE_SWING)
     return swinging & (runs["excess"] > VISIBLE_EXCESS)
 
@@ -241,7 +244,7 @@ def _smallest_cycle(data: Data) -> dict[str, Any] | None:
 
 def gains(data: Data) -> Judgement:
     """Claim 6: excess of every balancer against the latency scale; DGD-LB against the best of the others."""
-    runs = data["random"].swap_dims(latency="latency_scale")
+    runs = data["random"]
     medians = runs["excess"].quantile(0.5, "seed", method="nearest", skipna=False)
     own = medians.sel(policy="dgd-lb")
     rivals = medians.drop_sel(policy=[name for name in OURS if name in medians["policy"].values])

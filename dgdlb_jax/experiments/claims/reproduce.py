@@ -11,7 +11,7 @@ from dgdlb_jax.experiments.claims.judge import JUDGES, Judgement
 from dgdlb_jax.experiments.claims.spec import Claim, read_claims
 from dgdlb_jax.experiments.results import check_folder
 from dgdlb_jax.experiments.sweep import Spec, sweep
-from dgdlb_jax.experiments.words import columns
+from dgdlb_jax.experiments.text_table import columns
 from dgdlb_jax.numerics.results import InputError
 
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.experiments.sweep.cases import Cases, Columns, join, kinds, prepare, runnable
-from dgdlb_jax.experiments.sweep.measures import COSTS, WORKLOADS, Runs, compute, empty, needs
+from dgdlb_jax.experiments.sweep.measures import COSTS, JUDGED, WORKLOADS, Runs, compute, empty, needs
 from dgdlb_jax.experiments.sweep.spec import Spec
-from dgdlb_jax.experiments.verdict import LAST_PART
+from dgdlb_jax.experiments.verdict import INSTANTS, LAST_PART
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay_line import rows_for
 from dgdlb_jax.numerics.results import InputError
@@ -28,6 +28,7 @@ from dgdlb_jax.simulation.trajectory import SaveAt
 
 _ROWS = (64, 256)  # sizes of delay lines; larger ones are powers of two
 _INSTANTS = 1024  # of a latency's history, up to twice as many: enough for the time to settle
+_LOOKS = 2 ** math.ceil(math.log2(INSTANTS))  # of workloads for a verdict, up to twice as many
 _FINE = 16  # steps between two saved workloads, at most: suggest_dt gives a loop at least 125 steps per period
 _COPIES = 4  # how often the delay lines and the saved history exist while a program runs: inputs, loop, outputs
 _MEMORY_SHARE = 0.8  # of the device's memory that may be planned for
@@ -132,19 +133,20 @@ def shape_of(cases: Cases, row: int, steps: float, wanted: set[str]) -> Shape:
     longest = float(max(cases.networks.latency[row].max(), cases.networks.feedback_latency[row].max()))
     needed = rows_for(longest, float(cases.dt[row]))
     rows = next((size for size in _ROWS if size >= needed), 2 ** (needed - 1).bit_length())
-    if not wanted & {COSTS, WORKLOADS}:
+    if not wanted & {COSTS, WORKLOADS, JUDGED}:
         return Shape(frontends, backends, rows, 0, 0)
-    every = 2 ** max(0, math.ceil(math.log2(steps / (2 * _INSTANTS))))
+    most = 2 * (_INSTANTS if wanted & {COSTS, WORKLOADS} else _LOOKS)
+    every = 2 ** max(0, math.ceil(math.log2(steps / most)))
     if WORKLOADS in wanted:
         every = min(_FINE, every)
-    frames = max(2 * _INSTANTS, 2 ** math.ceil(math.log2(steps / every))) + 1
+    frames = max(most, 2 ** math.ceil(math.log2(steps / every))) + 1
     return Shape(frontends, backends, rows, frames, every)
 
 
 def memory(shape: Shape, measures: tuple[str, ...]) -> int:
     """About how many bytes one case takes on the device."""
     wanted, arcs = needs(measures), shape.frontends * shape.backends
-    kept = 1 + (WORKLOADS in wanted) * shape.backends + (COSTS in wanted)
+    kept = 1 + bool(wanted & {WORKLOADS, JUDGED}) * shape.backends + (COSTS in wanted)
     numbers = shape.rows * (arcs + shape.backends) + shape.frames * kept + 50 * arcs
     return _COPIES * numbers * jnp.zeros(()).dtype.itemsize
 
@@ -207,7 +209,7 @@ def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _save(cases: Cases, shape: Shape, optimum: Optimum, wanted: set[str]) -> SaveAt:
-    fields = ("cost_rate",) * (COSTS in wanted) + ("workload",) * (WORKLOADS in wanted)
+    fields = ("cost_rate",) * (COSTS in wanted) + ("workload",) * bool(wanted & {WORKLOADS, JUDGED})
     after = (1 - LAST_PART) * cases.duration
     return SaveAt(shape.every or None, fields=fields, after=after, reference=optimum.workload, resumable=False)
 

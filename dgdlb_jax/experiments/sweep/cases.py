@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
-from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
+from dgdlb_jax.analysis.step_size import default_step_size, suggest_duration
 from dgdlb_jax.experiments.balancers import BALANCERS
 from dgdlb_jax.experiments.compare import STARTS, start_state
 from dgdlb_jax.experiments.sweep import optional
 from dgdlb_jax.experiments.sweep.inputs import NEAR_OPTIMUM, STEP_SIZES
 from dgdlb_jax.experiments.sweep.measures import CRITICAL, DEFAULT, SUFFICIENT
+from dgdlb_jax.experiments.time_steps import time_step
 from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.model.network import Network, pad
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
@@ -69,10 +70,7 @@ class Cases:
 
     def balancer(self, networks: Network, optimum: Optimum) -> AbstractPolicy:
         """The policy of these cases, parameters with a leading axis; networks and optimum as they lie on the device."""
-        policy = BALANCERS[self.policy].make(networks, optimum, jnp.asarray(self.step_size))
-        for name, values in self.parameters.items():
-            policy = _with_parameter(policy, name, functools.partial(_replaced, jnp.asarray(values)), self.policy)
-        return policy
+        return _balancer(self.policy, self.parameters, networks, optimum, jnp.asarray(self.step_size))
 
 
 def kinds(columns: Columns) -> list[np.ndarray]:
@@ -111,14 +109,18 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
         critical = optional.critical_step_size(networks, optimum)
     step = _step_size(columns, default, sufficient, critical)
     routing, workload = _start(columns, networks, optimum)
-    suggested = np.asarray(suggest_dt(networks, step, optimum)), np.asarray(suggest_duration(networks, step, optimum))
-    dt, duration = _times(columns, *suggested, max_steps)
+    name = str(columns["policy"][0])
+    parameters = {key.split(".")[1]: columns[key] for key in given if key.startswith("policy.")}
+    usable = jnp.where(jnp.isfinite(step), step, 0)  # a case without a finite step size is not run
+    policy = _balancer(name, parameters, networks, optimum, usable)
+    suggested = time_step(networks, policy, step, optimum, workload), suggest_duration(networks, step, optimum)
+    dt, duration = _times(columns, *map(np.asarray, suggested), max_steps)
     result = np.asarray(optimum.result)
     finite = np.isfinite(np.asarray(step)).all(-1) & np.isfinite(dt) & np.isfinite(duration) & (dt > 0)
     host = functools.partial(jax.tree.map, np.asarray)
     return Cases(
-        policy=str(columns["policy"][0]),
-        parameters={name.split(".")[1]: columns[name] for name in given if name.startswith("policy.")},
+        policy=name,
+        parameters=parameters,
         networks=host(networks),
         optimum=host(optimum),
         step_size=np.asarray(step),
@@ -132,6 +134,15 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
         result=result,
         defined=finite,
     )
+
+
+def _balancer(
+    name: str, parameters: Mapping[str, np.ndarray], networks: Network, optimum: Optimum, step_size: Array
+) -> AbstractPolicy:
+    policy = BALANCERS[name].make(networks, optimum, step_size)
+    for parameter, values in parameters.items():
+        policy = _with_parameter(policy, parameter, functools.partial(_replaced, jnp.asarray(values)), name)
+    return policy
 
 
 def join(parts: list[Cases], count: int) -> Cases:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.experiments.outcome import statistics_of
 from dgdlb_jax.experiments.sweep.gradient_error import largest_gradient_error
-from dgdlb_jax.experiments.verdict import Verdict, judge, moving_mean, shortage, time_to_settle
+from dgdlb_jax.experiments.verdict import Assessment, Verdict, classify, moving_mean, time_to_settle
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -22,6 +22,8 @@ NO_STEP_SIZE = 100
 RESULTS = {result.name: int(result) for result in Result} | {"no_finite_step_size": NO_STEP_SIZE}
 
 COSTS, WORKLOADS, CRITICAL, SUFFICIENT, DEFAULT = "costs", "workloads", "critical", "sufficient", "default"
+JUDGED = "judged"
+"""A verdict is needed, and with it the workloads at some instants (`WORKLOADS` are many)."""
 
 _HYSTERESIS = 0.1  # of the amplitude: what a workload has to pass on both sides of its mean to count as a period
 _ROUNDING = 1e-9  # relative distances below are rounding
@@ -47,14 +49,18 @@ class Runs:
     trajectory: Trajectory
 
     @cached_property
+    def assessment(self) -> Assessment:
+        """The verdicts and what they rest on."""
+        return classify(self.networks, self.trajectory)
+
+    @property
     def verdict(self) -> Int[np.ndarray, " cases"]:
         """Codes of `Verdict`."""
-        code = np.asarray(judge(statistics_of(self.trajectory)))
-        return np.where(np.asarray(self.trajectory.result) == Result.successful, code, Verdict.failed)
+        return self.assessment.verdict
 
     @cached_property
     def mean_latency(self) -> Float[np.ndarray, " cases"]:
-        """Seconds; inf when diverging, NaN when failed."""
+        """Seconds; inf when diverging, NaN when failed, finite for all other verdicts."""
         latency = np.asarray(statistics_of(self.trajectory).mean_latency, float)
         latency = np.where(self.verdict == Verdict.diverging, np.inf, latency)
         return np.where(self.verdict == Verdict.failed, np.nan, latency)
@@ -201,26 +207,39 @@ def _linear_region(runs: Runs) -> Float[np.ndarray, " cases"]:
     return np.asarray(linear_region(runs.networks, runs.optimum))
 
 
-_WORKLOADS = frozenset({WORKLOADS})
+_JUDGED, _WORKLOADS = frozenset({JUDGED}), frozenset({JUDGED, WORKLOADS})
 MEASURES: dict[str, Measure] = {
     "mean_latency": Measure(
-        "mean latency over the last fifth of the run; inf when diverging", "s", lambda runs: runs.mean_latency
+        "mean latency over the last fifth of the run; inf when diverging, NaN when failed",
+        "s",
+        lambda runs: runs.mean_latency,
+        _JUDGED,
     ),
     "excess": Measure(
         "mean latency over that of the optimum, minus 1",
         "1",
         lambda runs: runs.mean_latency / np.asarray(runs.optimum.mean_latency, float) - 1,
+        _JUDGED,
     ),
     "verdict": Measure(
-        "how the run ended", "1", lambda runs: runs.verdict, flags={verdict.name: int(verdict) for verdict in Verdict}
+        "how the run ended: " + "; ".join(f"{verdict.name}: {verdict.meaning}" for verdict in Verdict),
+        "1",
+        lambda runs: runs.verdict,
+        _JUDGED,
+        flags={verdict.name: int(verdict) for verdict in Verdict},
     ),
     "settle_time": Measure(
         "time to settle: from then on the moving mean stays within max(0.1 %, twice its final excess) of the optimum; NaN unless settled",
         "s",
         _settle_time,
-        frozenset({COSTS}),
+        frozenset({COSTS, JUDGED}),
     ),
-    "swing": Measure("largest (max - min) / mean of a workload over the last fifth", "1", _statistic("swing")),
+    "swing": Measure(
+        "largest (max - min) / mean of a workload that matters over the last fifth",
+        "1",
+        lambda runs: runs.assessment.swing,
+        _JUDGED,
+    ),
     "period": Measure("period of the workload that swings most; NaN unless oscillating", "s", _period, _WORKLOADS),
     "growth_rate": Measure(
         "rate at which the distance to the optimum grows (negative: shrinks)", "1/s", _growth_rate, _WORKLOADS
@@ -229,11 +248,7 @@ MEASURES: dict[str, Measure] = {
         "time mean of the relative distance to the optimal workloads over the last fifth", "1", _statistic("distance")
     ),
     "network_share": Measure("part of the mean latency spent on the network", "1", _statistic("network_share")),
-    "short_by": Measure(
-        "what overloaded backends lack",
-        "requests/s",
-        lambda runs: np.asarray(shortage(statistics_of(runs.trajectory))).sum(-1),
-    ),
+    "short_by": Measure("what diverging backends lack", "requests/s", lambda runs: runs.assessment.short_by, _JUDGED),
     "highest_distance": Measure(
         "largest relative distance to the optimal workloads in the run",
         "1",

@@ -57,7 +57,7 @@ def sweep_report(store: Path, x: str | None = None, y: str | None = None, by: st
 def _ends(dataset: Dataset) -> str:
     sentences = [f"{dataset['result'].size:,} cases."]
     if "verdict" in dataset:
-        sentences.append(counts(dataset["verdict"].values, {verdict.name: int(verdict) for verdict in Verdict}) + ".")
+        sentences.append(counts(dataset["verdict"].values, {verdict.words: int(verdict) for verdict in Verdict}) + ".")
     if np.any(dataset["result"].values != 0):
         sentences.append("Results: " + counts(dataset["result"].values, RESULTS) + ".")
     return " ".join(sentences)

@@ -40,8 +40,11 @@ _LOG = ("excess", "settle_time", "swing", "distance", "highest_distance", "perio
 _MOST_PANELS = 12
 _VERDICTS = {
     Verdict.settled: "#009E73",
+    Verdict.moving: "#56B4E9",
+    Verdict.too_short: "#F0E442",
     Verdict.oscillating: "#E69F00",
     Verdict.diverging: "#D55E00",
+    Verdict.varying_inputs: "#CC79A7",
     Verdict.failed: "#7F7F7F",
 }
 _MARKS = {
@@ -94,7 +97,7 @@ def curves(
 
 
 def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) -> Axes:
-    """How the cases ended along an input: shares of settled, oscillating, diverging and failed runs.
+    """How the cases ended along an input: the share of every verdict.
 
     **Arguments:** `dataset` with the measure `verdict`; `x`, `ax`: as for `curves`. **Returns:** the axes.
     """
@@ -106,7 +109,7 @@ def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) 
     for verdict, colour in _VERDICTS.items():
         share = np.array([np.mean(row[row >= 0] == verdict) if (row >= 0).any() else 0 for row in codes])
         if share.any():
-            ax.bar(at, share, bottom=bottom, color=colour, width=0.85, label=verdict.name)
+            ax.bar(at, share, bottom=bottom, color=colour, width=0.85, label=verdict.words)
         bottom = bottom + share
     ax.set_xticks(at, [f"{place:g}" for place in places], rotation=0 if places.size <= 8 else 60)
     ax.set_ylim(0, 1)
@@ -132,9 +135,8 @@ def verdicts_of_all(dataset: Dataset, x: str, by: str | None) -> Figure:
         ax.get_legend().remove()
         ax.set_title(parts[k][0] or "", loc="left", fontsize=10)
         ax.set_ylabel("share of the cases" if k % wide == 0 else "")
-    marks = [
-        Patch(color=colour, label=verdict.name) for verdict, colour in _VERDICTS.items() if verdict != Verdict.failed
-    ]
+    seen = np.unique(dataset["verdict"].values)
+    marks = [Patch(color=colour, label=verdict.words) for verdict, colour in _VERDICTS.items() if verdict in seen]
     figure.legend(handles=marks, loc="outside right upper", frameon=False)
     figure.suptitle(f"{_title(dataset)}: how the runs end")
     return figure

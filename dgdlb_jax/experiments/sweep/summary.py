@@ -20,7 +20,7 @@ def summary(store: Path) -> str:
     with open_dataset(store) as dataset:
         lines = []
         if "verdict" in dataset:
-            lines.append("verdict: " + counts(dataset["verdict"].values, {v.name: int(v) for v in Verdict}))
+            lines.append("verdict: " + counts(dataset["verdict"].values, {v.words: int(v) for v in Verdict}))
         results = dataset["result"].values
         if np.any(results != 0):
             lines.append("result: " + counts(results, RESULTS))

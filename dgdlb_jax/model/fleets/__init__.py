@@ -52,7 +52,8 @@ All keys:
 - `[backends]`: `names`, `curve`, `replicas`, `region`. A number or a name alone stands for all.
 - `[curves.NAME]`: `kind`, its parameters, and `capacity` to state the nominal capacity of one server.
     - `"measured"`: `table` (columns `workload,throughput` or `concurrency,throughput_rps`), or lists `workload` and
-      `throughput`; `rate_scale` multiplies the throughput. Nominal capacity: the highest measured throughput.
+      `throughput`; `rate_scale` multiplies the throughput. Nominal capacity: the highest measured throughput,
+      as far as the fitted curve reaches it. What lies past the highest throughput is left out, and a `FleetWarning` says so.
     - `"hyperbolic"`: `max_rate`, `half_load`; `"exponential"`: `max_rate`, `scale`; `"power"`: `unit_rate`, `scale`,
       `exponent`; `"logarithmic"`: `unit_rate`, `scale`; `"many-server"`: `servers`, `service_time`, `sharpness`.
     - `"mixture"`: `weights`, `scales`, `measured_workload`: what a fitted table looks like when it is written.

@@ -44,7 +44,7 @@ class FleetInfo:
     - `service_time`: seconds that a request takes which is alone on the fastest and on the slowest backend.
     - `demands`: what `load_fleet(..., demand=...)` takes.
     - `fits`: one sentence per measured table: how far it was measured, how well the curve fits, where the table falls or
-      is not concave.
+      is not concave, and where extrapolation leads.
     """
 
     name: str
@@ -68,14 +68,15 @@ def load_fleet(fleet: str | Path, *, demand: str | None = None) -> Network:
     - `demand`: one of the file's demands over time, `"constant"` for the mean rates. By default what the file says,
       which is the mean rates in all built-in fleets.
 
-    **Returns:** a `Network`. A measured table that falls or is not concave somewhere causes a `FleetWarning`.
+    **Returns:** a `Network`. A measured table that falls or is not concave somewhere, or says little of what lies outside the
+    measured range, causes a `FleetWarning`.
 
     **Raises:** `InputError`, one sentence that names file, line where known, field, value and remedy.
     """
     document, folder = _open(fleet)
     network, service = _read(document, folder, demand)
     for fit in service.fits:
-        if fit.falls_at or fit.convex_at:
+        if fit.is_doubtful:
             warnings.warn(str(fit), FleetWarning, stacklevel=2)
     return network
 

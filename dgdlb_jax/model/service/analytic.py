@@ -42,7 +42,7 @@ class Hyperbolic(AbstractAnalytic):
     - `half_load`: $\kappa$, `(backends,)` in requests: the workload that is served at half the maximal rate.
     - `capacity`: `(backends,)`, the highest measured throughput in requests/s; `max_rate` by default.
 
-    **Raises:** `InputError` on parameters that are not positive and finite, or whose shapes differ.
+    **Raises:** `InputError` on parameters that are not positive and finite, whose shapes differ, or a capacity above `max_rate`.
     """
 
     max_rate: Float[Array, "..."]
@@ -51,7 +51,7 @@ class Hyperbolic(AbstractAnalytic):
 
     def __init__(self, max_rate: Numbers, half_load: Numbers, *, capacity: Numbers | None = None):
         self.max_rate, self.half_load = parameters("Hyperbolic", max_rate=max_rate, half_load=half_load)
-        self.capacity = measurement("Hyperbolic", "capacity", capacity, self.max_rate)
+        self.capacity = measurement("Hyperbolic", "capacity", capacity, self.max_rate, self.supremum)
 
     def rate(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
         return self.max_rate * workload / (self.half_load + workload)
@@ -95,7 +95,7 @@ class Exponential(AbstractAnalytic):
     - `scale`: $\kappa$, `(backends,)` in requests.
     - `capacity`: `(backends,)`, the highest measured throughput in requests/s; `max_rate` by default.
 
-    **Raises:** `InputError` on parameters that are not positive and finite, or whose shapes differ.
+    **Raises:** `InputError` on parameters that are not positive and finite, whose shapes differ, or a capacity above `max_rate`.
     """
 
     max_rate: Float[Array, "..."]
@@ -104,7 +104,7 @@ class Exponential(AbstractAnalytic):
 
     def __init__(self, max_rate: Numbers, scale: Numbers, *, capacity: Numbers | None = None):
         self.max_rate, self.scale = parameters("Exponential", max_rate=max_rate, scale=scale)
-        self.capacity = measurement("Exponential", "capacity", capacity, self.max_rate)
+        self.capacity = measurement("Exponential", "capacity", capacity, self.max_rate, self.supremum)
 
     def rate(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
         return -self.max_rate * jnp.expm1(-workload / self.scale)
@@ -247,7 +247,7 @@ class ManyServer(AbstractAnalytic):
     - `capacity`: `(backends,)`, the highest measured throughput in requests/s; `servers / service_time` by default.
 
     **Raises:** `InputError` on parameters that are not positive and finite, a sharpness below 1 (its curvature at an
-    empty backend is infinite), or shapes that differ.
+    empty backend is infinite), shapes that differ, or a capacity above `servers / service_time`.
     """
 
     servers: Float[Array, "..."]
@@ -262,7 +262,7 @@ class ManyServer(AbstractAnalytic):
             "ManyServer", servers=servers, service_time=service_time, sharpness=sharpness
         )
         check("ManyServer", "sharpness", self.sharpness, lambda value: value >= 1, "at least 1")
-        self.capacity = measurement("ManyServer", "capacity", capacity, self.supremum)
+        self.capacity = measurement("ManyServer", "capacity", capacity, self.supremum, self.supremum)
 
     def _folded(
         self, workload: Float[Array, "..."]

@@ -19,6 +19,9 @@ SMALLEST_SLOPE = 1e-12
 SMALLEST_FACTOR = 1e-12
 """Of a capacity, as far as latencies go: a backend that stands still has none that is finite."""
 
+# A capacity that exceeds the supremum by less than this is equal to it but for the rounding of sums in float32.
+_ROUNDING = 1e-5
+
 
 class AbstractService(eqx.Module):
     r"""A service curve $\ell_j$ per backend: $\ell(0) = 0$, increasing, concave, smooth, with a finite slope at 0.
@@ -59,7 +62,7 @@ class AbstractService(eqx.Module):
     @property
     @abc.abstractmethod
     def nominal_capacity(self) -> Float[Array, "..."]:
-        """What "70 % load" refers to, requests/s."""
+        """What "70 % load" refers to, requests/s; never above the supremum."""
 
     @property
     @abc.abstractmethod
@@ -137,8 +140,14 @@ def check(
         )
 
 
-def measurement(curve: str, name: str, given: Numbers | None, default: Float[Array, "..."]) -> Float[Array, "..."]:
-    """What the user measured, checked to be positive and finite, or `default` in its absence."""
+def measurement(
+    curve: str,
+    name: str,
+    given: Numbers | None,
+    default: Float[Array, "..."],
+    supremum: Float[Array, "..."] | None = None,
+) -> Float[Array, "..."]:
+    """What the user measured, checked to be positive, finite and at most the supremum, or `default` in its absence."""
     if given is None:
         return default
     array = floating(curve, name, given).astype(default.dtype)
@@ -146,7 +155,23 @@ def measurement(curve: str, name: str, given: Numbers | None, default: Float[Arr
         raise InputError(f"{curve}.{name} has shape {array.shape}, not {default.shape}: give one number per backend.")
     array = jnp.broadcast_to(array, default.shape)
     check(curve, name, array, lambda value: value > 0, "positive and finite")
+    if supremum is not None:
+        _check_reachable(curve, name, array, supremum)
     return array
+
+
+def _check_reachable(curve: str, name: str, array: Float[Array, "..."], supremum: Float[Array, "..."]) -> None:
+    """Raise `InputError` for the first entry above the supremum; traced values are not looked at."""
+    if not is_concrete(array, supremum):
+        return
+    values, most = np.asarray(array), np.asarray(supremum)
+    above = np.argwhere(values > most * (1 + _ROUNDING))
+    if above.size:
+        at = tuple(int(index) for index in above[0])
+        raise InputError(
+            f"{curve}.{name} of backend {at[-1]} is {values[at]:g}, above {most[at]:g}, the most that the curve can serve: "
+            f"lower {name}{list(at)}."
+        )
 
 
 def below(

@@ -1,8 +1,9 @@
-"""From a measured table to a service curve, saying how well it fits."""
+"""From a measured table to a service curve, saying how well it fits and what it does where nothing was measured."""
 
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.model.service.base import Numbers
@@ -18,31 +19,78 @@ _LARGEST_MISFIT = 0.5
 # Two neighbouring slopes of a table count as convex when they differ by more than this: below is rounding of the figures.
 _CONVEX = 1e-6
 
+# The grid of scales, relative to the smallest and to the largest workload. An exponential of scale s has the slope
+# n / (1 - e^-n) ell(N) / N at 0, n = N / s, and the limit ell(N) / (1 - e^-n), and a mixture is no worse than its worst
+# component. With the smallest workload as N the first factor is at most 2 on this grid, with the largest the second is
+# at most 4. Four: Llama2-70B on 8 H100, cut off at 8 requests, goes on to 3.9 times what it served there.
+_SHORTEST, _LONGEST = 0.6276, 1 / np.log(4 / 3)
+
+# How much a guess outside the measured range weighs beside a measured point. Little: a guess that is wrong by a factor of two
+# costs as much as a point that is missed by 0.3 %. A fall says more: the server was given more and served less.
+_GUESS, _GUESS_OF_FALLING = 0.003, 0.3
+
+# Beyond these ratios to the nearest measurement, extrapolation below and above is worth a warning.
+_FAR_BELOW, _FAR_ABOVE = 1.5, 2.0
+
 
 class ServiceFit(eqx.Module):
     """A fitted curve and what the table looks like: `print` it for a sentence.
 
     - `service`: `Tabulated`, for one backend.
-    - `misfit`: largest relative error of the fit over the points of the table.
-    - `falls_at`: the measured workloads at which throughput is below that of a smaller workload.
-    - `convex_at`: the measured workloads at which throughput per further request rises instead of falling.
+    - `misfit`: largest relative error of the fit over the points that were fitted.
+    - `left_out`: the measured workloads past the highest throughput, which were not fitted.
+    - `falls_at`: the measured workloads at which throughput is below that of a smaller workload, `left_out` included.
+    - `convex_at`: the fitted workloads at which throughput per further request rises instead of falling.
+    - `smallest`: the smallest measured workload, and the throughput measured there, requests/s.
+    - `highest`: the highest measured throughput, requests/s.
     """
 
     service: Tabulated
     misfit: float
+    left_out: tuple[float, ...]
     falls_at: tuple[float, ...]
     convex_at: tuple[float, ...]
+    smallest: tuple[float, float]
+    highest: float
     name: str = eqx.field(static=True)
 
+    @property
+    def lone_request(self) -> float:
+        r"""$1 / \ell'(0)$: what the curve says of the service time of a request that is alone, seconds."""
+        return 1 / float(self.service.initial_slope[0])
+
+    @property
+    def asymptote(self) -> float:
+        """What the curve tends to far above the measured range, requests/s."""
+        return float(self.service.supremum[0])
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the table is no service curve somewhere, or says little of what lies outside the measured range."""
+        workload, throughput = self.smallest
+        far_below = workload / throughput > _FAR_BELOW * self.lone_request
+        far_above = self.asymptote > _FAR_ABOVE * self.highest
+        return bool(self.falls_at or self.convex_at) or far_below or far_above
+
     def __str__(self) -> str:
-        highest, largest = float(self.service.nominal_capacity[0]), float(self.service.measured_workload[0])
+        capacity, largest = float(self.service.nominal_capacity[0]), float(self.service.measured_workload[0])
+        smallest, throughput = self.smallest
         parts = [
-            f"{self.name}: {highest:.3g} requests/s, measured up to {largest:g} requests, fitted within {self.misfit:.1%}"
+            f"{self.name}: {capacity:.3g} requests/s, measured up to {largest:g} requests, fitted within {self.misfit:.1%}"
         ]
-        if self.falls_at:
-            parts.append(f"throughput falls at workload {_listed(self.falls_at)}, the fitted curve does not")
+        if self.left_out:
+            what = "1 point" if len(self.left_out) == 1 else f"{len(self.left_out)} points"
+            parts.append(f"throughput falls from workload {self.left_out[0]:g} on, {what} left out of the fit")
+        dips = [workload for workload in self.falls_at if workload not in self.left_out]
+        if dips:
+            parts.append(f"throughput falls at workload {_listed(dips)}, the fitted curve does not")
         if self.convex_at:
             parts.append(f"not concave at workload {_listed(self.convex_at)}, the fitted curve is")
+        parts.append(
+            f"extrapolated below workload {smallest:g}, to {self.lone_request:.3g} s for a lone request "
+            f"({smallest / throughput:.3g} s were measured), and above {largest:g}, to at most {self.asymptote:.3g} requests/s "
+            f"({self.highest:.3g} were measured)"
+        )
         return "; ".join(parts) + "."
 
 
@@ -51,39 +99,90 @@ def fit_service(
 ) -> ServiceFit:
     r"""Fit an increasing, concave, smooth curve to a measured table.
 
-    Nonnegative least squares of the relative errors over a grid of scales $s_k$:
-    $$ \min_{w \ge 0} \sum_i \Big( \frac{\sum_k w_k (1 - e^{-N_i / s_k})}{y_i} - 1 \Big)^2 $$
+    Nonnegative least squares of the relative errors over a grid of scales $s_k$, up to the point $m$ of the highest
+    throughput, with a guess on either side of the measured range:
+    $$ \min_{w \ge 0} \sum_{i \le m} \Big( \frac{\ell(N_i)}{y_i} - 1 \Big)^2
+       + \epsilon_0^2 \Big( \frac{\ell'(0) N_1}{y_1} - 1 \Big)^2
+       + \epsilon_\infty^2 \Big( \frac{\ell(\infty)}{y_m} - 1 \Big)^2,
+       \quad \ell(N) = \sum_k w_k (1 - e^{-N / s_k}) $$
+
+    The guesses are that a lone request takes as long as at the smallest measured workload, and that no more is served than
+    the highest measured throughput. They hardly weigh ($\epsilon = 0.003$), so they decide where the table does not. A table
+    that falls past its highest throughput, which this curve cannot, is left out from there on, and
+    $\epsilon_\infty = 0.3$.
 
     **Arguments:**
 
     - `workload`: $N$, `(points,)`, requests in the server at once; any order.
     - `throughput`: $y$, `(points,)` in requests/s.
-    - `candidates`: $s$, the grid of scales in requests; by default 20 per decade from half the smallest to ten times the
-      largest workload.
+    - `candidates`: $s$, the grid of scales in requests; by default 20 per decade from 0.63 times the smallest to 3.5 times
+      the largest fitted workload.
     - `name`: what messages call the table.
 
-    **Returns:** a `ServiceFit`. Its nominal capacity is the highest measured throughput. Outside the measured range the
-    curve is a guess, and runs that go there should say so.
+    **Returns:** a `ServiceFit`, which names what was left out and what is extrapolated. The measured range of its curve ends
+    at $N_m$. Its nominal capacity is $\min(y_m, \ell(N_m))$: the highest measured throughput, or what the curve reaches
+    within the measured range where the fit ends lower. So capacity is never above the supremum, and is carried at a measured
+    workload. With the default grid $\ell'(0) \le 2 \ell(N_1) / N_1$ and $\ell(\infty) \le 4 \ell(N_m)$ for every table.
 
     **Raises:** `InputError` on fewer than two points, workloads that are repeated or not positive, throughput that is not
-    positive, or a table that is nowhere near a service curve. **Source:** own derivation.
+    positive or highest at the smallest workload, or a table that is nowhere near a service curve. **Source:** own derivation.
     """
-    from scipy.optimize import nnls  # late: starting up should not cost a quarter of a second more
-
     points, rates = _table(workload, throughput, name)
-    scales = _grid(points) if candidates is None else np.asarray(candidates, float)
-    basis = -np.expm1(-points[:, None] / scales)
-    weights, _ = nnls(basis / rates[:, None], np.ones_like(rates))
-    misfit = float(np.max(np.abs(basis @ weights / rates - 1)))
+    rising = slice(_peak(rates, points, name) + 1)
+    fitted, highest = points[rising], float(rates.max())
+    left_out = tuple(points[rising.stop :].tolist())
+    scales = _grid(fitted) if candidates is None else np.asarray(candidates, float)
+    weights = _weights(fitted, rates[rising], scales, _GUESS_OF_FALLING if left_out else _GUESS)
+    misfit = float(np.max(np.abs(_basis(fitted, scales) @ weights / rates[rising] - 1)))
     if not misfit <= _LARGEST_MISFIT:
         raise InputError(
             f"{name} is not a service curve: the best increasing and concave curve misses it by {misfit:.0%}; "
             "check that workload and throughput are not exchanged and that throughput is in requests/s."
         )
+    return ServiceFit(
+        service=_curve(weights, scales, highest, fitted[-1]),
+        misfit=misfit,
+        left_out=left_out,
+        falls_at=_falls_at(points, rates),
+        convex_at=_convex_at(fitted, rates[rising]),
+        smallest=(float(points[0]), float(rates[0])),
+        highest=highest,
+        name=name,
+    )
+
+
+def _weights(points: np.ndarray, rates: np.ndarray, scales: np.ndarray, falling: float) -> np.ndarray:
+    """Relative least squares over the points, and over the guesses below and above them."""
+    from scipy.optimize import nnls  # late: starting up should not cost a quarter of a second more
+
+    below, above = points[0] / rates[0] / scales, np.full_like(scales, 1 / rates[-1])
+    weight = np.r_[np.ones_like(rates), _GUESS, falling]
+    rows = np.vstack([_basis(points, scales) / rates[:, None], below, above])
+    return nnls(rows * weight[:, None], weight)[0]
+
+
+def _basis(points: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    return -np.expm1(-points[:, None] / scales)
+
+
+def _curve(weights: np.ndarray, scales: np.ndarray, highest: float, largest: float) -> Tabulated:
+    """The mixture, its capacity at most what it reaches within the measured range: in its own precision."""
     used = np.flatnonzero(weights)
-    service = Tabulated(weights[used, None], scales[used, None], [rates.max()], [points.max()])
+    service = Tabulated(weights[used, None], scales[used, None], measured=[largest])
     service = service.with_components(max(_COMPONENTS, used.size))
-    return ServiceFit(service, misfit, _falls_at(points, rates), _convex_at(points, rates), name)
+    capacity = jnp.minimum(service.rate(service.measured), highest)
+    return eqx.tree_at(lambda curve: curve.capacity, service, capacity)
+
+
+def _peak(rates: np.ndarray, points: np.ndarray, name: str) -> int:
+    """Where throughput is highest, for the last time."""
+    peak = rates.size - 1 - int(np.argmax(rates[::-1]))
+    if peak == 0:
+        raise InputError(
+            f"{name} is not a service curve: throughput is highest at the smallest workload, {points[0]:g}; measure at "
+            "smaller workloads, and check that workload and throughput are not exchanged."
+        )
+    return peak
 
 
 def _table(workload: Numbers, throughput: Numbers, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +211,7 @@ def _table(workload: Numbers, throughput: Numbers, name: str) -> tuple[np.ndarra
 
 
 def _grid(points: np.ndarray) -> np.ndarray:
-    low, high = np.log10(points.min() / 2), np.log10(points.max() * 10)
+    low, high = np.log10(points[0] * _SHORTEST), np.log10(points[-1] * _LONGEST)
     return np.logspace(low, high, int(np.ceil(20 * (high - low))) + 1)
 
 

@@ -20,10 +20,11 @@ class Tabulated(AbstractService):
 
     - `weights`: $w$, `(components, backends)` in requests/s.
     - `scales`: $s$, `(components, backends)` in requests.
-    - `capacity`: `(backends,)`, the highest measured throughput in requests/s; the supremum by default.
+    - `capacity`: `(backends,)`, the highest measured throughput in requests/s, at most the supremum, which is the default.
     - `measured`: `(backends,)`, the largest measured workload in requests; inf by default.
 
-    **Raises:** `InputError` on values of the wrong sign or not finite, on shapes that differ, on weights that are all 0.
+    **Raises:** `InputError` on values of the wrong sign or not finite, on shapes that differ, on weights that are all 0, on a
+    capacity above the supremum.
     See `fit_service` for how to get here from a table. **Source:** own derivation.
     """
 
@@ -49,7 +50,7 @@ class Tabulated(AbstractService):
         check("Tabulated", "weights", self.weights, lambda value: value >= 0, "finite and not negative")
         check("Tabulated", "scales", self.scales, lambda value: value > 0, "positive and finite")
         check("Tabulated", "sum of weights", self.supremum, lambda value: value > 0, "positive")
-        self.capacity = measurement("Tabulated", "capacity", capacity, self.supremum)
+        self.capacity = measurement("Tabulated", "capacity", capacity, self.supremum, self.supremum)
         self.measured = measurement("Tabulated", "measured", measured, jnp.full_like(self.supremum, jnp.inf))
 
     def rate(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -74,7 +75,7 @@ class Tabulated(AbstractService):
 
     @property
     def nominal_capacity(self) -> Float[Array, "..."]:
-        """The highest measured throughput."""
+        """The highest measured throughput, as far as the curve reaches it (see `fit_service`)."""
         return self.capacity
 
     @property

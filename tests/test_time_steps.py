@@ -1,0 +1,123 @@
+"""Runs whose accuracy is measured: how fine a step is, what it depends on, and what is said of it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dgdlb_jax.analysis.optimum import solve_optimum
+from dgdlb_jax.experiments import compare as comparing
+from dgdlb_jax.experiments.balancers import DGD
+from dgdlb_jax.experiments.compare import ComparisonInProgress, compare, start_state
+from dgdlb_jax.experiments.time_steps import ACCURATE, Grid, ResolvedRun, time_step
+from dgdlb_jax.experiments.words import resolution, run_facts
+from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.policies import DGDLB, LeastLatency, PeakEWMA, SampledDGDLB, Softmin, Uniform
+from dgdlb_jax.simulation.engine import simulate
+from dgdlb_jax.simulation.trajectory import SaveAt
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+LATENCY = [[0.02, 0.15], [0.15, 0.02]]
+GRID = Grid(duration=20.0, interval=0.5, after=10.0)
+
+
+def pair(**changes) -> Network:
+    inputs = {"arrival_rate": [6.0, 2.0], "latency": LATENCY, "service": Hyperbolic([8.0, 8.0], [4.0, 4.0])}
+    return Network(**(inputs | changes))
+
+
+def resolved(policy, dt: float, finest: float) -> ResolvedRun:
+    network = pair()
+    reference = solve_optimum(network).workload
+    return ResolvedRun(network, policy, start_state(network, "uniform"), dt=dt, finest=finest, reference=reference)
+
+
+def test_the_result_is_the_run_with_the_shorter_step_and_its_accuracy_the_difference():
+    network, policy = pair(), DGDLB(0.05)
+    run = resolved(policy, 0.05, 0.05)
+    run.compile(GRID.instants + 1)
+    found = run.run(GRID)
+    alone = [
+        simulate(
+            network, policy, duration=20.0, dt=dt, initial=start_state(network, "uniform"),
+            save=SaveAt(round(0.5 / dt), after=10.0),
+        )
+        for dt in (0.1, 0.05)
+    ]  # fmt: skip
+    np.testing.assert_allclose(found.time, alone[1].time, rtol=1e-12)
+    np.testing.assert_allclose(found.workload, alone[1].workload, rtol=1e-11)
+    np.testing.assert_allclose(found.routing, alone[1].routing, atol=1e-12)
+    coarse, fine = (float(one.statistics.mean_latency) for one in alone)
+    assert run.accuracy == pytest.approx(abs(coarse / fine - 1), rel=1e-6)
+    assert found.time.shape == (GRID.instants,) == (41,)
+
+
+def test_a_step_is_halved_until_the_latency_is_known_or_it_is_the_finest():
+    """Least latency chatters with the step: of first order, so halving is worth it."""
+    once = resolved(LeastLatency(), 0.1, 0.1)
+    fine = resolved(LeastLatency(), 0.1, 0.1 / 8)
+    for run in (once, fine):
+        run.compile(GRID.instants + 1)
+        run.run(GRID)
+    assert once.accuracy > ACCURATE
+    assert once.dt == pytest.approx(0.1)
+    assert fine.dt == pytest.approx(0.1 / 8) or fine.accuracy <= ACCURATE
+    assert fine.dt < 0.1
+    little = resolved(LeastLatency(), 0.1, 0.1 / 8)
+    little.compile(GRID.instants + 1)
+    little.run(GRID, most_work=1.5 * little.work(GRID))
+    assert little.dt == pytest.approx(0.1)  # the next run would be twice the work
+
+
+def test_a_rule_with_a_clock_of_its_own_is_resolved():
+    networks = stack([pair()])
+    optimum = solve_optimum(networks)
+    step = jnp.full((1, 2), 1e-3)
+    service = 0.1 / (8 / 4)
+    for policy, expected in (
+        (DGDLB(1e-3), service),
+        (Uniform(), service),
+        (SampledDGDLB(1e-3, interval=0.2), 0.02),
+        (Softmin(1.0, rate=4.0), 0.025),
+        (LeastLatency(), 0.15 / 20),
+        (PeakEWMA(decay=0.01), 0.001),
+    ):
+        np.testing.assert_allclose(time_step(networks, policy, step, optimum), [expected], rtol=1e-9)
+
+
+def test_a_given_step_is_used_as_it_is():
+    found = compare(pair(), ["dgd-lb", "least-latency"], dt=0.03, duration=6.0)
+    assert found.time_steps == {DGD: 0.03, "least latency": 0.03}
+    for run in found.runs.values():
+        assert float(run.final.time_step) == 0.03
+
+
+def test_long_runs_end_early_and_say_so(monkeypatch):
+    """What is cut depends on the size of the work and not on the machine."""
+    whole = ComparisonInProgress(pair(), ["dgd-lb"])
+    monkeypatch.setattr(comparing, "PATIENCE", 1e-4)
+    work = ComparisonInProgress(pair(), ["dgd-lb"])
+    assert work.grid.duration < 0.5 * whole.grid.duration == 0.5 * whole.settling
+    assert work.grid.duration >= 5 * 2 * 0.15
+    assert f"give --duration {whole.settling:.6g} to wait for it" in "\n".join(run_facts(work.comparison))
+    assert "wait for it" not in "\n".join(run_facts(whole.comparison))
+    given = ComparisonInProgress(pair(), ["dgd-lb"], duration=1000.0)
+    assert given.grid.duration == 1000.0
+
+
+def test_what_is_known_so_far_is_a_comparison():
+    work = ComparisonInProgress(pair(), ["dgd-lb", "uniform"], dt=0.05, duration=20.0)
+    work.compile()
+    assert work.estimate > 0
+    first = next(iter(work.finished()))
+    assert list(work.comparison.outcomes) == [first]
+    assert work.comparison.table()[0].balancer == first
+
+
+def test_the_accuracy_is_said():
+    found = compare(pair(), {"DGD-LB": DGDLB(0.05), "jumps": LeastLatency()}, dt=0.1, duration=20.0)
+    assert found.accuracy["DGD-LB"] <= ACCURATE < found.accuracy["jumps"]
+    text = resolution(found)
+    assert "time steps: 100 ms; twice as long ones change the mean latencies of the others by at most" in text
+    assert "jumps: with twice its time step of 100 ms the mean latency differs by" in text
