@@ -36,7 +36,7 @@ def network(max_rate=MAX_RATE, **changes) -> Network:
 
 WITH_FACTOR = network(capacity=Constant(FACTOR))
 WITH_CURVE = network(FACTOR * MAX_RATE)
-SAME_NOMINAL = Network([5.0, 2.0], LATENCY, Hyperbolic(FACTOR * MAX_RATE, HALF_LOAD, capacity=MAX_RATE))
+SAME_NOMINAL = Network([5.0, 2.0], LATENCY, Hyperbolic(FACTOR * MAX_RATE, HALF_LOAD, capacity=MAX_RATE / 2))
 WORKLOADS = jnp.array([[1.0, 2.0], [4.0, 3.0], [2.0, 6.0], [5.0, 1.0]])  # over time
 ASKED = {
     "gains_at": lambda n: gains_at(n, jnp.array([3.0, 4.0])),
@@ -49,7 +49,9 @@ ASKED = {
     "follow_curvature": lambda n: follow_curvature(n, solve_optimum(n), default_step_size(n)),
     "spillover": spillover,
     "coarsest_step": lambda n: coarsest_step(stack([n])),
-    "steepest_latency": lambda n: Comparison(n, solve_optimum(n), jnp.ones(2), 0.1, 1.0, "given", {}).steepest_latency,
+    "steepest_latency": lambda n: (
+        Comparison(n, solve_optimum(n), jnp.ones(2), {}, {}, 1.0, 1.0, "given", {}).steepest_latency
+    ),
     "the approximate gradient": lambda n: gradients._seen(n, jnp.arange(1.0, 3.0), WORKLOADS, jnp.asarray(0), 1.0),
     "largest_gradient_error": lambda n: largest_gradient_error(n, np.arange(4.0), np.asarray(WORKLOADS)),
 }
@@ -59,7 +61,7 @@ ASKED = {
 def test_a_constant_factor_is_another_curve(asked):
     """Whoever asks gets the same from a factor as from curves that have it inside.
 
-    Routing by nominal capacity refers to the curve without the factor, and so starts from it; spillover fills real capacity.
+    Routing in proportion to nominal capacity refers to the curve without the factor; spillover fills what there is with it.
     """
     other = SAME_NOMINAL if "start" in asked else WITH_CURVE
     plain, found, expected = (jax.tree.leaves(ASKED[asked](n)) for n in (network(), WITH_FACTOR, other))
