@@ -4,7 +4,7 @@ Nothing here uses the package; networks, curves and policies are only asked for 
 """
 
 from copy import copy
-from itertools import combinations
+from itertools import combinations, pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,10 +134,32 @@ def workload_serving(curve, rate, backend, backends):
 # --- the simulator ----------------------------------------------------------------------------------------------------
 
 
+class Steps:
+    """Rates that jump, all columns at the same times: a plain function of time that also knows means and where its jumps are."""
+
+    def __init__(self, times, rates):
+        self.times, self.rates = list(times), np.asarray(rates, float)
+
+    def __call__(self, t):
+        return self.rates[sum(t >= jump for jump in self.times)]
+
+    def mean(self, start, length):
+        """Piece by piece between the jumps."""
+        cuts = [start, *(jump for jump in self.times if start < jump < start + length), start + length]
+        return sum((b - a) * self((a + b) / 2) for a, b in pairwise(cuts)) / length if length > 0 else self(start)
+
+    def part_before(self, start, length):
+        """What part of the time lies before its one jump, at the ends as well; None without any."""
+        for jump in self.times:
+            if -1e-12 <= jump - start <= length + 1e-12:
+                return np.clip((jump - start) / length, 0, 1)
+        return None
+
+
 def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=None):
     """The discrete scheme of the engine, word by word, with lists that remember everything.
 
-    `arrival_rate(t)` and `capacity(t)` are plain functions of time; without them the network's mean rates and 1.
+    `arrival_rate(t)` and `capacity(t)` are plain functions of time, or `Steps`; without them the network's mean rates and 1.
     `initial` is (routing, workload). Returns arrays over `steps + 1` instants.
     """
     F, B = np.asarray(network.mask).shape
@@ -190,12 +212,13 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
     v = [None]
     if kind in FLOWS or kind in FLOWS_WITH_MEMORY:
         v = [np.array([velocity(i, at_start[i], x[0][i], copy(velocities[i])) for i in range(F)])]
+    counts, sent = isinstance(demand, Steps), [0.0]
     inflow, done = [delivered(f, forward, dt, 0)], [0.0]
     for k in range(steps):
         now, then = k * dt, (k + 1) * dt
-        rate_now = factor(now) * service(curve, N[k])[0]
-        slope_of_N = inflow[k] - rate_now
-        predicted = N[k] + dt * slope_of_N
+        factors = [factor.mean(now, dt)] * 2 if isinstance(factor, Steps) else [factor(now), factor(then)]
+        rate_now = factors[0] * service(curve, N[k])[0]
+        predicted = N[k] + dt * (inflow[k] - rate_now)
         before, raw = raw, np.empty((F, B))
         for i in range(F):
             for j in range(B):
@@ -211,13 +234,21 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
             else:
                 expected = project_simplex(x[k][i] + dt * v[k][i], mask[i])
                 v_new[i] = velocity(i, seen, expected, velocities[i])
-                x_new[i] = project_simplex(x[k][i] + dt / 2 * (v[k][i] + v_new[i]), mask[i])
+                old = weights_of_start(demand, factor, mask[i], now, feedback[i], dt)
+                x_new[i] = project_simplex(x[k][i] + dt * (old * v[k][i] + (1 - old) * v_new[i]), mask[i])
         x.append(x_new)
         v.append(v_new)
         f.append(demand(then)[:, None] * x_new)
-        inflow.append(delivered(f, forward, dt, k + 1))
-        rate_then = factor(then) * service(curve, predicted)[0]
-        N.append(N[k] + dt / 2 * (slope_of_N + inflow[k + 1] - rate_then))
+        if counts:
+            inflow.append(counted(demand, x, forward, dt, k))
+            sent.append(sent[-1] + dt * (demand.mean(now, dt)[:, None] * (x[k] + x[k + 1]) / 2).sum())
+            arriving = inflow[k + 1]
+        else:
+            inflow.append(delivered(f, forward, dt, k + 1))
+            sent.append(sent[-1] + dt / 2 * (f[k] + f[k + 1]).sum())
+            arriving = (inflow[k] + inflow[k + 1]) / 2
+        rate_then = factors[1] * service(curve, predicted)[0]
+        N.append(N[k] + dt * (arriving - (rate_now + rate_then) / 2))
         done.append(done[-1] + dt / 2 * (rate_now + rate_then).sum())
     x, N, f = np.array(x), np.array(N), np.array(f)
     return SimpleNamespace(
@@ -228,9 +259,50 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
         arrival_rate=np.array([demand(k * dt) for k in range(steps + 1)]),
         cost_rate=N.sum(1) + (f * cost).sum((1, 2)),
         network_rate=(f * cost).sum((1, 2)),
-        in_flight=on_the_wires(f, forward, dt),
+        in_flight=still_out(np.array(sent), np.array(inflow), (f[0] * forward).sum(), dt)
+        if counts
+        else on_the_wires(f, forward, dt),
+        sent=np.array(sent),
         served=np.array(done),
     )
+
+
+def weights_of_start(demand, factor, mask, now, feedback, dt):
+    """How much the velocity at the start of a step counts, arc by arc: half, or the part of the step before what is seen jumps."""
+    part = demand.part_before(now, dt) if isinstance(demand, Steps) else None
+    weight = np.full(len(mask), 0.5 if part is None else part)
+    if isinstance(factor, Steps):
+        seen = [factor.part_before(now - feedback[j], dt) if mask[j] else None for j in range(len(mask))]
+        if any(part is not None for part in seen):
+            weight[:] = np.mean([part for part in seen if part is not None])
+        for j, part in enumerate(seen):
+            weight[j] = weight[j] if part is None else part
+    return weight
+
+
+def counted(demand, routing, latency, dt, k):
+    """The mean of what reaches every backend in step k, requests/s, when demand jumps: dispatched in two pieces of two steps."""
+
+    def dispatched(i, j, step, begin, end):
+        """Between two parts of a step, while the routing moves on a straight line from one grid point to the next."""
+        x, y = (routing[max(n, 0)][i, j] for n in (step, step + 1))
+        mean = demand(0.0) if step < 0 else demand.mean((step + begin) * dt, (end - begin) * dt)
+        return (end - begin) * mean[i] * (x + (begin + end) / 2 * (y - x))
+
+    inflow = np.zeros(latency.shape[1])
+    for i in range(latency.shape[0]):
+        for j in range(latency.shape[1]):
+            lag = int(np.floor(latency[i, j] / dt))
+            cut = 1 - (latency[i, j] / dt - lag)
+            # The second piece of a step is all of it less the first: the routing bends nothing at the cut.
+            earlier = dispatched(i, j, k - lag - 1, 0, 1) - dispatched(i, j, k - lag - 1, 0, cut)
+            inflow[j] += earlier + dispatched(i, j, k - lag, 0, cut)
+    return inflow
+
+
+def still_out(sent, inflow, at_start, dt):
+    """Requests on the forward wires from what was sent and the means of what arrived in every step."""
+    return at_start + sent - np.concatenate([[0], np.cumsum(dt * inflow[1:].sum(1))])
 
 
 def on_the_wires(flow, latency, dt):

@@ -93,6 +93,48 @@ def test_daily_cycle():
     assert over_time(cycle, np.arange(0, 86400, 600.0)).mean() == pytest.approx(3.0, rel=1e-12)
 
 
+def test_the_largest_rate_is_reached_and_never_passed(demand):
+    """At knots: half bins of the trace, and the peak of the cycle."""
+    rates = over_time(demand, np.concatenate([np.arange(0, 150, 5.0), np.arange(0, 150, 0.37)]))
+    np.testing.assert_allclose(rates.max(0), demand.largest_rate, rtol=1e-12)
+
+
+def test_jumps_know_their_means_and_where_they_are():
+    """Against sums over pieces by hand; without a length the mean is the rate, and a jump at an end counts."""
+    jumps = DEMANDS["Jumps"]
+    np.testing.assert_allclose(jumps.mean_over(4.0, 8.0), [(1 + 4 * 0 + 3 * 4) / 8, (2 * 2 + 6 * 3) / 8], rtol=1e-14)
+    np.testing.assert_array_equal(jumps.mean_over(jnp.array([5.0, 7.0]), jnp.array([4.0, 2.0])), [0.0, 3.0])
+    for t in TIMES:
+        np.testing.assert_array_equal(jumps.mean_over(t, 0.0), jumps.rate(t))
+    count, place = jumps.jumps_within(4.0, 8.0)
+    np.testing.assert_array_equal(count, [2, 1])
+    np.testing.assert_allclose(place, [(1 + 5) / 2 / 8, 2 / 8], rtol=1e-14)
+    for start, expected in ((5.0, [0.0, 0.25]), (1.0, [1.0, 0.0])):
+        np.testing.assert_array_equal(
+            jumps.jumps_within(start, 4.0)[1], [expected[0] if start == 1 else 0.5, expected[1]]
+        )
+    np.testing.assert_array_equal(jumps.jumps_within(10.0, 15.0), np.zeros((2, 2)))
+    np.testing.assert_array_equal(jumps.jumps_within(5.0, 0.0)[0], [0, 0])
+
+
+def test_many_jumps_are_looked_up_one_after_the_other():
+    """More than are written out in compiled code."""
+    rates = np.arange(13.0)[:, None] ** 2
+    jumps = Jumps(np.arange(12.0), rates)
+    for t in (0.0, 2.5, 11.0, 20.0):
+        np.testing.assert_array_equal(jumps.rate(t), rates[min(int(t) + 1, 12)])
+    np.testing.assert_allclose(jumps.mean_over(2.5, 7.0), [(9 / 2 + sum(k**2 for k in range(4, 10)) + 100 / 2) / 7])
+    np.testing.assert_allclose(jumps.jumps_within(2.5, 7.0), [[7.0], [3.5 / 7]], rtol=1e-14)
+
+
+def test_jumps_that_never_come_are_rates_to_the_bit():
+    rates = [[0.1, 1 / 3], [7.7, 0.9], [0.0, 0.0]]
+    jumps = Jumps([1e3, 2e3], rates)
+    for start, row in ((0.0, 0), (1.5e3, 1), (3e3, 2)):
+        np.testing.assert_array_equal(jumps.rate(start), rates[row])
+        np.testing.assert_array_equal(jumps.mean_over(start, 0.3), rates[row])
+
+
 def test_scaled(demand):
     for factor in (2.0, [3.0, 0.5]):
         scaled = demand.scaled(factor)

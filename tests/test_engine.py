@@ -85,22 +85,25 @@ def test_statistics_are_those_of_the_history(rng):
 
 
 def test_demand_over_time(rng):
-    """A trace, jumps and a cycle, each against the reference that asks the demand for one instant at a time."""
+    """A trace and a cycle, each against the reference that asks the demand for one instant at a time, and jumps, which it counts."""
     start = some_start(rng, small_network(rng))
     rates = np.array([4.0, 6.0, 5.0])
+    jumps = [1.0, 2.51], np.stack([rates, 0.3 * rates[::-1], 1.4 * rates])
     for demand in (
         Trace(0.45, rng.uniform(0, 2, (8, 3)) * rates),
-        Jumps([1.0, 2.51], np.stack([rates, 0.3 * rates[::-1], 1.4 * rates])),
+        Jumps(*jumps),
         DailyCycle(rates, [0.5, 0.3, 0.9], [0.0, 0.3, 0.7], 3.0),
     ):
         network = small_network(np.random.default_rng(3), arrival_rate=demand)
         policy = POLICIES["DGDLB"](network)
-        expected = oracles.simulate(
-            network, policy, STEPS, DT, start, arrival_rate=lambda t, d=demand: np.asarray(d.rate(t))
-        )
+        slow = oracles.Steps(*jumps) if isinstance(demand, Jumps) else lambda t, d=demand: np.asarray(d.rate(t))
+        expected = oracles.simulate(network, policy, STEPS, DT, start, arrival_rate=slow)
         run = simulate(network, policy, initial=start, **SETTINGS)
         assert_same(run, expected)
         assert np.ptp(expected.arrival_rate.sum(1)) > 1
+        kept = expected.in_flight - expected.in_flight[0] + expected.workload.sum(1) - expected.workload[0].sum()
+        np.testing.assert_allclose(expected.sent, kept + expected.served, rtol=0, atol=1e-11)
+        assert float(run.statistics.arrivals) == pytest.approx(expected.sent[-1], rel=1e-12)
 
 
 def test_capacity_over_time(rng):
@@ -110,10 +113,7 @@ def test_capacity_over_time(rng):
     network = small_network(rng, capacity=capacity)
     policy, start = POLICIES["DGDLB"](network), some_start(rng, network)
 
-    def factor(t):
-        return factors[int(t >= 1.003) + int(t >= 2.507)]
-
-    expected = oracles.simulate(network, policy, STEPS, DT, start, capacity=factor)
+    expected = oracles.simulate(network, policy, STEPS, DT, start, capacity=oracles.Steps([1.003, 2.507], factors))
     assert_same(simulate(network, policy, initial=start, **SETTINGS), expected)
     steady = oracles.simulate(network, policy, STEPS, DT, start)
     assert np.abs(expected.workload - steady.workload).max() > 1

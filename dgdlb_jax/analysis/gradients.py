@@ -252,13 +252,13 @@ def _seen(network: Network, time: Array, workload: Array, first: Array, dt: floa
     backend = jnp.arange(network.backends)
     fraction = place - before
     seen = (1 - fraction) * workload[before, backend] + fraction * workload[before + 1, backend]
-    return _price(network, then, seen) + network.cost_latency
+    each_frontend = jax.vmap(jax.vmap(lambda t, workload: _price(network, t, workload)))
+    return each_frontend(then, seen) + network.cost_latency
 
 
 def _price(network: Network, t: Array, workload: Array) -> Array:
-    r"""$1/\ell_j'(N_j)$ at a time, seconds."""
-    price = network.service.marginal_latency(workload)
-    return price if network.capacity is None else price / jnp.maximum(network.capacity.rate(t), 1e-12)
+    r"""$1/\ell_j'(N_j)$ at a time (or one per backend), seconds."""
+    return network.service_at(t).marginal_latency(workload)
 
 
 def _roomy_latency(networks: Network, dt: float) -> float:

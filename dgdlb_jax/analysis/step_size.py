@@ -22,7 +22,7 @@ class Gains(eqx.Module):
 
     - `slope`: $a = \ell'$, 1/s.
     - `gain`: $c = -\ell''/\ell'^2$, seconds per request: how the marginal latency rises with the workload.
-    - `initial_slope`: $\ell'(0)$, 1/s; 0 where no frontend can reach.
+    - `initial_slope`: $\ell'(0)$, 1/s, at the largest capacity of all times; 0 where no frontend can reach.
     """
 
     slope: Float[Array, "*batch backends"]
@@ -31,11 +31,10 @@ class Gains(eqx.Module):
 
 
 def gains_at(network: Network, workload: Float[Array, " backends"]) -> Gains:
-    """The gains of one network at a workload; a capacity that changes in time counts with its mean."""
-    factor = 1.0 if network.capacity is None else network.capacity.mean_rate
-    slope, curvature = network.service.slope(workload), network.service.curvature(workload)
-    initial = jnp.where(network.backend_mask, factor * network.service.initial_slope, 0)
-    return Gains(factor * slope, -_ratio(curvature / slope**2, factor), initial)
+    """The gains of one network at a workload; of a capacity that changes in time its mean, and its largest for the initial slope."""
+    slope, curvature = network.mean_service.slope(workload), network.mean_service.curvature(workload)
+    initial = jnp.where(network.backend_mask, network.fastest_service.initial_slope, 0)
+    return Gains(slope, -curvature / slope**2, initial)
 
 
 def default_step_size(

@@ -66,7 +66,7 @@ def calm_softmin(network: Network) -> Softmin:
     """
 
     def unit(one: Network) -> Float[Array, ""]:
-        slope = jnp.where(one.backend_mask, one.service.initial_slope, 0).max()
+        slope = jnp.where(one.backend_mask, one.mean_service.initial_slope, 0).max()
         return jnp.maximum(one.latency, one.feedback_latency).max() + 1 / slope
 
     anonymous = network.anonymous()
@@ -82,12 +82,9 @@ def sampled_every_second(network: Network, optimum: Optimum, step_size: StepSize
 
 def follow_curvature(network: Network, optimum: Optimum, step_size: StepSize) -> CurvatureDGDLB:
     """DGD-LB that slows down where queues are longer than at the optimum, with the step size of plain DGD-LB there."""
-    if network.batch is None:
-        price = network.service.marginal_latency(optimum.workload)
-    else:
-        price = jax.vmap(lambda service, workload: service.marginal_latency(workload))(
-            network.service, optimum.workload
-        )
+    anonymous = network.anonymous()
+    price = lambda one, workload: one.mean_service.marginal_latency(workload)
+    price = (price if network.batch is None else jax.vmap(price))(anonymous, optimum.workload)
     return CurvatureDGDLB(step_size, (optimum.routing * price[..., None, :]).sum(-1))
 
 

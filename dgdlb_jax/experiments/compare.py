@@ -29,6 +29,7 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy, least, share_equally
 from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.simulation.start import workload_carrying
 from dgdlb_jax.simulation.trajectory import Trajectory
 
 Progress = Callable[[int, int, str], None]
@@ -114,7 +115,7 @@ class Comparison:
     @property
     def steepest_latency(self) -> float:
         r"""$\max \tau_{ij} \ell_j'(N_j)$ over the arcs in use at the optimum: latency on the backends' time scale."""
-        slope = self.network.service.slope(self.optimum.workload)
+        slope = self.network.mean_service.slope(self.optimum.workload)
         used = (self.optimum.routing > 1e-6) & (self.network.arrival_rate > 0)[:, None]
         return float(jnp.max(jnp.where(used, self.network.latency * slope, 0)))
 
@@ -332,7 +333,7 @@ class ComparisonInProgress:
 
 
 def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
-    """The start of a comparison: a routing `(frontends, backends)` and the workload `(backends,)` that carries it.
+    """The start of a comparison: a routing `(frontends, backends)` and the workload `(backends,)` that carries it at time 0.
 
     Where a backend cannot carry what the routing sends it, its workload starts at 0.
 
@@ -348,9 +349,7 @@ def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> t
         "uniform": lambda mask, latency: share_equally(mask, latency.dtype),
     }[start]
     routing = jax.vmap(rule)(network.mask, network.cost_latency)
-    inflow = network.demand.rate(jnp.zeros(network.frontends)) @ routing
-    workload = network.service.inverse(inflow)
-    return routing, jnp.where(jnp.isfinite(workload), workload, 0)
+    return routing, workload_carrying(network, routing)
 
 
 def _did_you_mean(word: str, known) -> str:

@@ -199,9 +199,9 @@ def _inputs(networks: Network, time: Array, workload: Array):
         rate = jax.vmap(network.demand.rate)(time)
         capacity = network.capacity
         factor = jnp.ones_like(workload) if capacity is None else jax.vmap(capacity.rate)(time)
-        last, service = factor[-1], network.service
-        supremum = jnp.where(last > 0, service.supremum * jnp.where(last > 0, last, 1), 0)
-        return rate, factor, factor * service.rate(workload), supremum, 1 / service.initial_slope
+        served = jax.vmap(lambda t, n: network.service_at(t).rate(n))(time, workload)
+        last = network.service_at(time[-1])
+        return rate, factor, served, last.supremum, 1 / last.initial_slope
 
     return jax.vmap(one)(networks, time.astype(workload.dtype), workload)
 

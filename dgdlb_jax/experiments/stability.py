@@ -106,7 +106,13 @@ def tightness(networks: Network, *, observe: int = 0) -> Tightness:
 
 def coarsest_step(networks: Network) -> Float[np.ndarray, " batch"]:
     """The longest time step that the fastest backend of each network allows in these studies, seconds."""
-    return 0.4 / np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
+    return 0.4 / _fastest(networks)
+
+
+def _fastest(networks: Network) -> Float[np.ndarray, " batch"]:
+    """The largest service slope of each network at any time, 1/s."""
+    slope = jax.vmap(lambda network: network.fastest_service.initial_slope)(networks.anonymous())
+    return np.asarray(slope).max(-1)
 
 
 def observe_limit(
@@ -194,7 +200,8 @@ def far_starts(networks: Network, *, seed: int = 0) -> list[tuple[Array, Array]]
     score = np.where(mask, rng.random(mask.shape), -1)
     vertex = (score == score.max(-1, keepdims=True)) & mask
     weight = np.where(mask, rng.exponential(size=mask.shape), 0)
-    scale = np.asarray(networks.nominal_capacity) / np.asarray(jax.vmap(lambda s: s.initial_slope)(networks.service))
+    slope = jax.vmap(lambda network: network.service.initial_slope)(networks.anonymous())
+    scale = np.asarray(networks.nominal_capacity) / np.asarray(slope)  # workloads: a factor on both would cancel
     scale = np.where(np.isfinite(scale), scale, 1.0)
     empty = np.zeros_like(optimum)
     starts = [
@@ -213,7 +220,7 @@ def rules_of_equal_gain() -> Rules:
     """Name -> rule from step sizes `(batch, frontends)`: DGD-LB and its relatives, all with the same gain at the optimum."""
 
     def curvature(step, networks, optimum):
-        slope = jax.vmap(lambda service, n: service.slope(n))(networks.service, optimum.workload)
+        slope = jax.vmap(lambda network, n: network.mean_service.slope(n))(networks.anonymous(), optimum.workload)
         return CurvatureDGDLB(step, (optimum.routing / slope[:, None]).sum(-1))
 
     def capped(step, networks, optimum):
@@ -251,8 +258,7 @@ def from_far(
     rules = rules_of_equal_gain() if rules is None else rules
     starts = far_starts(networks, seed=seed) if starts is None else starts
     period = np.asarray(mode.period)
-    slope = np.asarray(jax.vmap(lambda service: service.initial_slope)(networks.service)).max(-1)
-    dt = np.minimum(period / 100, 0.2 / slope)
+    dt = np.minimum(period / 100, 0.2 / _fastest(networks))
     shape = (len(rules), len(fractions), len(starts), keep.size)
     failed, excess, after = np.zeros(shape, bool), np.zeros(shape), np.full(shape, np.nan)
     for f, fraction in enumerate(fractions):

@@ -7,8 +7,9 @@ from typing import TypeVar
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
+from dgdlb_jax.numerics.knots import mean_of_steps, pick, places_within
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
 Numbers = ArrayLike | Sequence[float]
@@ -30,6 +31,11 @@ class AbstractDemand(eqx.Module):
     @abc.abstractmethod
     def mean_rate(self) -> Float[Array, "..."]:
         """`(frontends,)` in requests/s: what load, optimum and step sizes refer to."""
+
+    @property
+    @abc.abstractmethod
+    def largest_rate(self) -> Float[Array, "..."]:
+        """`(frontends,)` in requests/s: the largest rate of all times. Of a capacity factor, what a time step has to resolve."""
 
     @abc.abstractmethod
     def scaled(self, factor: Numbers) -> "AbstractDemand":
@@ -57,6 +63,27 @@ class AbstractDemand(eqx.Module):
         return self.scaled(jnp.where(own > 0, wanted / jnp.where(own > 0, own, 1), 0))
 
 
+class AbstractJumpingDemand(AbstractDemand):
+    r"""A demand whose rates jump, and that knows when.
+
+    The simulator counts what such a demand sends in a step, $\int \lambda_i dt$, instead of looking at rates at grid points: counts are
+    exact wherever the jumps are, and the order of the scheme stays two.
+    """
+
+    @abc.abstractmethod
+    def mean_over(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
+        r"""The exact mean rate from `start` to `start + length` in seconds (scalars, or one per frontend); the rate at `start` for
+        length 0."""
+
+    @abc.abstractmethod
+    def jumps_within(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """How many jumps of each frontend there are from `start` to `start + length`, and what part of that time lies before them.
+
+        A jump at an end counts, even if rounding puts it just outside, and so does one of size 0: a run is continuous in its rates.
+        Of several jumps it is the mean part, without any it is 0.
+        """
+
+
 class Constant(AbstractDemand):
     """Rates that never change.
 
@@ -77,6 +104,10 @@ class Constant(AbstractDemand):
 
     @property
     def mean_rate(self) -> Float[Array, "..."]:
+        return self.rates
+
+    @property
+    def largest_rate(self) -> Float[Array, "..."]:
         return self.rates
 
     def scaled(self, factor: Numbers) -> "Constant":
@@ -123,7 +154,7 @@ class Trace(AbstractDemand):
         bins = self.rates.shape[0]
         position = jnp.clip(jnp.asarray(t, self.rates.dtype) / self.bin_width, 0, bins)
         m = jnp.minimum(position.astype(jnp.int32), bins - 1)
-        before, here, after = (_pick(self.rates, jnp.clip(m + k, 0, bins - 1)) for k in (-1, 0, 1))
+        before, here, after = (pick(self.rates, jnp.clip(m + k, 0, bins - 1)) for k in (-1, 0, 1))
         left, right = _edge(before, here), _edge(here, after)
         middle = 2 * here - (left + right) / 2
         place = 2 * (position - m.astype(position.dtype))  # 0 at the left edge, 1 in the middle, 2 at the right edge
@@ -134,6 +165,14 @@ class Trace(AbstractDemand):
         """All requests over the whole duration of the trace."""
         return self.rates.mean(axis=-2)
 
+    @property
+    def largest_rate(self) -> Float[Array, "..."]:
+        """The largest of all knots, edges and middles of bins."""
+        ends = self.rates[..., :1, :], self.rates[..., -1:, :]
+        edges = jnp.concatenate([ends[0], _edge(self.rates[..., :-1, :], self.rates[..., 1:, :]), ends[1]], axis=-2)
+        middles = 2 * self.rates - (edges[..., :-1, :] + edges[..., 1:, :]) / 2
+        return jnp.maximum(edges.max(axis=-2), middles.max(axis=-2))
+
     def scaled(self, factor: Numbers) -> "Trace":
         return _replace(self, rates=self.rates * _factor(factor, self.rates, knots=True))
 
@@ -142,10 +181,12 @@ class Trace(AbstractDemand):
         return _replace(self, bin_width=width, rates=_pad(self.rates, frontends, fill))
 
 
-class Jumps(AbstractDemand):
+class Jumps(AbstractJumpingDemand):
     """Rates that jump at given times.
 
-    The mean rate is the last one: a run after jumps settles, if it does, to the optimum of the rates it ends with.
+    The mean rate is the last one: a run after jumps settles, if it does, to the optimum of the rates it ends with. A run has exact
+    derivatives with respect to `rates`; those with respect to `times` are exact for the discrete run, in which they are those of
+    the counts in a step, and of first order in its length.
 
     **Arguments:**
 
@@ -178,14 +219,25 @@ class Jumps(AbstractDemand):
         self.times = jnp.broadcast_to(times, (*times.shape[:-1], self.rates.shape[-1]))
 
     def rate(self, t: ArrayLike) -> Float[Array, "..."]:
-        t = jnp.asarray(t, self.rates.dtype)
-        t = t if t.ndim == 0 else t[None]
-        return _pick(self.rates, (t >= self.times).sum(axis=0))
+        return self.mean_over(t, 0.0)
+
+    def mean_over(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
+        return mean_of_steps(self.times, self.rates, *self._interval(start, length))
+
+    def jumps_within(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        return places_within(self.times, *self._interval(start, length))
+
+    def _interval(self, start: ArrayLike, length: ArrayLike) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        return jnp.asarray(start, self.rates.dtype), jnp.asarray(length, self.rates.dtype)
 
     @property
     def mean_rate(self) -> Float[Array, "..."]:
         """The rates after the last jump."""
         return self.rates[..., -1, :]
+
+    @property
+    def largest_rate(self) -> Float[Array, "..."]:
+        return self.rates.max(axis=-2)
 
     def scaled(self, factor: Numbers) -> "Jumps":
         return _replace(self, rates=self.rates * _factor(factor, self.rates, knots=True))
@@ -238,6 +290,11 @@ class DailyCycle(AbstractDemand):
         """The mean over a whole period."""
         return self.mean
 
+    @property
+    def largest_rate(self) -> Float[Array, "..."]:
+        """At the peak."""
+        return self.mean * (1 + self.amplitude)
+
     def scaled(self, factor: Numbers) -> "DailyCycle":
         return _replace(self, mean=self.mean * _factor(factor, self.mean))
 
@@ -252,11 +309,6 @@ _Demand = TypeVar("_Demand", bound=AbstractDemand)
 def _edge(one: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, "..."]:
     """The rate where two bins meet: their mean, but no more than either bin can make up for in its middle."""
     return jnp.minimum((one + other) / 2, 2 * jnp.minimum(one, other))
-
-
-def _pick(table: Float[Array, "..."], index: Int[Array, "..."]) -> Float[Array, "..."]:
-    """One row per column: `table[index[i], i]`."""
-    return jnp.take_along_axis(table, jnp.broadcast_to(index, table.shape[1:])[None], axis=0)[0]
 
 
 def _floating(kind: str, name: str, value: Numbers | Table) -> Float[Array, "..."]:

@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dgdlb_jax.model.demand import AbstractDemand, Constant
-from dgdlb_jax.model.service import AbstractService
+from dgdlb_jax.model.service import AbstractService, Scaled
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Numbers
 
@@ -28,7 +28,8 @@ class Network(eqx.Module):
     - `mask`: `(frontends, backends)`, which arcs exist; all of them by default.
     - `feedback_latency`: after how long a frontend sees a backend's workload, seconds.
     - `cost_latency`: the network time charged to a request and used in the policy's signal, seconds.
-    - `capacity`: a factor on the service rate over time, `(backends,)` (a demand-like function); 1 by default.
+    - `capacity`: a factor on the service rate over time, `(backends,)` (a demand-like function); 1 by default. Whoever asks how fast
+      a backend is asks `service_at(t)`, `mean_service` or `fastest_service`, which know it; `service` is the curve without it.
     - `frontend_names`, `backend_names`, `name`: for people; they never reach compiled code.
 
     Latencies may be asymmetric and need not obey the triangle inequality; on masked arcs they are ignored.
@@ -142,6 +143,20 @@ class Network(eqx.Module):
     def nominal_capacity(self) -> Float[Array, "*batch backends"]:
         """Nominal capacity of each backend, requests/s; 0 where no frontend can reach it."""
         return jnp.where(self.backend_mask, self.service.nominal_capacity, 0)
+
+    def service_at(self, t: ArrayLike) -> AbstractService:
+        """The curves of one network at a time, seconds: `service` times the capacity factor then."""
+        return self.service if self.capacity is None else Scaled(self.service, self.capacity.rate(t))
+
+    @property
+    def mean_service(self) -> AbstractService:
+        """The curves times the mean capacity factor: what optimum and step sizes refer to, as they do to the mean arrival rate."""
+        return self.service if self.capacity is None else Scaled(self.service, self.capacity.mean_rate)
+
+    @property
+    def fastest_service(self) -> AbstractService:
+        """The curves times the largest capacity factor of all times: what a time step has to resolve."""
+        return self.service if self.capacity is None else Scaled(self.service, self.capacity.largest_rate)
 
     @property
     def load(self) -> Float[Array, "*batch"]:

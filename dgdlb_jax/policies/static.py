@@ -105,7 +105,8 @@ def spillover(network: Network, cap: float = 0.8) -> FixedRouting:
     if not (np.isfinite(cap) and cap > 0):
         raise InputError(f"spillover(cap={cap}): the cap is a part of nominal capacity, 0.8 for 80 %.")
     fill = _spill if network.batch is None else jax.vmap(_spill, in_axes=(0, 0, 0, 0, None))
-    return FixedRouting(fill(network.arrival_rate, network.cost_latency, network.mask, network.nominal_capacity, cap))
+    capacity = jnp.where(network.backend_mask, network.mean_service.nominal_capacity, 0)
+    return FixedRouting(fill(network.arrival_rate, network.cost_latency, network.mask, capacity, cap))
 
 
 @jax.jit

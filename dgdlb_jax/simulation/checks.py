@@ -72,12 +72,12 @@ def _rows(networks: Network, dt: Float[np.ndarray, " batch"], max_latency: float
 
 
 def too_large_step(networks: Network, dt: Float[Array, " batch"]) -> Bool[Array, " batch"]:
-    """Whether a step is longer than the shortest service: the trapezoidal rule would overshoot an empty backend."""
+    """Whether a step is longer than the shortest service of all times: the trapezoidal rule would overshoot an empty backend."""
     return ((dt[:, None] * _fastest(networks) > 1) & networks.backend_mask).any(-1)
 
 
 def _fastest(networks: Network) -> Float[Array, "batch backends"]:
-    return jax.vmap(lambda service: service.initial_slope)(networks.service)
+    return jax.vmap(lambda network: network.fastest_service.initial_slope)(networks.anonymous())
 
 
 def resumable(state: SimulationState, time_grid: Grid) -> None:
@@ -151,7 +151,8 @@ def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> No
         backend = networks.backend_names[j] if networks.backend_names else str(j)
         raise InputError(
             f"dt = {time_grid.dt[n]:.4g} s is too large for {place.format(n)}backend {backend}, which serves a lone request in "
-            f"{1 / slope[n, j]:.4g} s: use a dt of at most a tenth of that, {0.1 / slope[n, j]:.3g} s."
+            f"{1 / slope[n, j]:.4g} s{'' if networks.capacity is None else ' when its capacity is largest'}: "
+            f"use a dt of at most a tenth of that, {0.1 / slope[n, j]:.3g} s."
         )
     for field in ("latency", "feedback_latency") if max_latency is not None else ():
         values = np.asarray(getattr(networks, field))

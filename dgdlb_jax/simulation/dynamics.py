@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dgdlb_jax.model.demand import AbstractDemand
+from dgdlb_jax.model.demand import AbstractDemand, AbstractJumpingDemand
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.numerics.results import InputError
@@ -58,10 +58,24 @@ class Field(eqx.Module):
         r"""$\lambda_i(t)$, requests/s."""
         return self.demand.rate(t)
 
-    def service_rate(self, t: Backends, workload: Backends) -> Backends:
-        r"""$\ell_j(N_j)$, times the capacity factor where capacity changes in time, requests/s."""
+    def mean_arrival_rate(self, start: Frontends, step: Frontends, part: Frontends | Arcs) -> Frontends | Arcs:
+        r"""The mean of $\lambda_i$ over the first part of a step, requests/s: exact where it jumps, else on a straight line."""
+        if isinstance(self.demand, AbstractJumpingDemand):
+            return self.demand.mean_over(start, part * step)
+        before, after = self.arrival_rate(start), self.arrival_rate(start + step)
+        return before + part / 2 * (after - before)
+
+    def service_rate(self, t: Backends, workload: Backends, step: tuple[Backends, Backends] | None = None) -> Backends:
+        r"""$\ell_j(N_j)$, times the capacity factor where capacity changes in time, requests/s.
+
+        A factor that jumps counts with its mean over `step`, its start and its length.
+        """
         rate = self.service.rate(workload)
-        return rate if self.capacity is None else self.capacity.rate(t) * rate
+        if self.capacity is None:
+            return rate
+        if step is not None and isinstance(self.capacity, AbstractJumpingDemand):
+            return self.capacity.mean_over(*step) * rate
+        return self.capacity.rate(t) * rate
 
     def observe(self, t: Frontends, seen: Arcs, flow: Arcs, time_step: Frontends) -> Observation:
         """What every frontend sees: `seen` is the workload after the feedback latency, `flow` the frontend's own flow now."""
@@ -84,6 +98,25 @@ class Field(eqx.Module):
             arrival_rate=self.arrival_rate(t),
             time_step=time_step,
         )
+
+    def weight_of_start(self, start: Frontends, step: Frontends) -> Arcs | Frontends | None:
+        """How much the velocity at the start of a step counts in its mean over the step; None: half.
+
+        Where what a frontend sees jumps, it is the part of the step before the jump. Arcs without a jump of their own take that of the
+        other arcs of their frontend, or of its demand: a rule may look at them.
+        """
+        weight = None
+        if isinstance(self.demand, AbstractJumpingDemand):
+            count, place = self.demand.jumps_within(start, step)
+            weight = jnp.where(count > 0, place, 0.5)
+        if isinstance(self.seen_capacity, AbstractJumpingDemand):
+            count, place = self.seen_capacity.jumps_within(start - self.feedback_latency, step)
+            count = jnp.where(self.mask, count, 0)
+            total = jnp.sum(count, axis=0)
+            shared = jnp.sum(count * place, axis=0) / jnp.maximum(total, 1)
+            weight = jnp.where(total > 0, shared, 0.5 if weight is None else weight)
+            weight = jnp.where(count > 0, place, weight)
+        return weight
 
     def init(self, observation: Observation) -> State:
         """The memory of every frontend's policy."""
@@ -108,6 +141,11 @@ class Field(eqx.Module):
                 f"{self.shape.backends} backends: give one number for each."
             )
         return arcs
+
+    @property
+    def counts(self) -> bool:
+        """Whether the line of flow has to carry counts, since demand jumps."""
+        return isinstance(self.demand, AbstractJumpingDemand)
 
     @property
     def flows(self) -> bool:

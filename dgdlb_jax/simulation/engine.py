@@ -55,7 +55,8 @@ def simulate(
        \dot x_i = \mathrm{Proj}_{T(x_i)}(v_i) $$
 
     with $v_i$ the policy's velocity at what frontend $i$ sees after the feedback latency. History before the start is constant.
-    A fixed step of second order, for latencies that are any real number of seconds.
+    A fixed step of second order, for latencies that are any real number of seconds. Jumps of demand and capacity may lie anywhere: what
+    is sent and what arrives in a step is counted exactly.
 
     **Arguments:**
 

@@ -12,7 +12,7 @@ from dgdlb_jax.numerics.delay_line import DelayLine
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
-from dgdlb_jax.simulation.dynamics import Arcs, Field
+from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
 from dgdlb_jax.simulation.step import Carry, Now, System
 from dgdlb_jax.simulation.trajectory import SimulationState
 
@@ -21,14 +21,18 @@ Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch back
 
 @eqx.filter_jit
 def default_start(networks: Network) -> tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]]:
-    """Routing in proportion to nominal capacity, and the workload that carries it (0 where it cannot be carried)."""
+    """Routing in proportion to nominal capacity, and the workload that carries it at time 0 (0 where it cannot be carried)."""
     capacity = jnp.broadcast_to(networks.nominal_capacity[:, None], networks.mask.shape)
     share = jax.vmap(jax.vmap(proportional))(capacity, networks.mask)
-    rate = jax.vmap(lambda demand: demand.rate(jnp.zeros(())))(networks.demand)
-    workload = jax.vmap(lambda service, inflow: service.inverse(inflow))(
-        networks.service, (rate[..., None] * share).sum(1)
-    )
-    return share, jnp.where(jnp.isfinite(workload) & networks.backend_mask, workload, 0)
+    workload = jax.vmap(workload_carrying)(networks, share)
+    return share, jnp.where(networks.backend_mask, workload, 0)
+
+
+def workload_carrying(network: Network, routing: Float[Array, "frontends backends"]) -> Float[Array, " backends"]:
+    """The workload that serves what this routing sends at time 0, requests; 0 where it cannot be served."""
+    start = jnp.zeros((), network.latency.dtype)
+    workload = network.service_at(start).inverse(network.demand.rate(start) @ routing)
+    return jnp.where(jnp.isfinite(workload), workload, 0)
 
 
 def check_start(networks: Network, initial: tuple[Matrices, Matrix] | SimulationState) -> Start:
@@ -86,6 +90,7 @@ def begin(
         k=jnp.zeros((), jnp.int32), routing=x, workload=n, flow=flow,
         inflow=shape.arrivals(shape.by_backend(flow)), velocity=velocity, reading=seen,
         policy=policy, peak=n, in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
+        tail=_delay(field, step)[1] * flow if field.counts else None,
     )  # fmt: skip
     return Carry(now, delay_line.filled(flow.reshape(-1), rows), delay_line.filled(n, rows))
 
@@ -93,10 +98,14 @@ def begin(
 def send(system: System, carry: Carry, extra: Arcs) -> Carry:
     """The same state, had `extra` flow been sent just now besides what was routed."""
     now, wiring, k = carry.now, system.wiring, carry.now.k
-    row = delay_line.row(carry.flows, k).reshape(extra.shape) + (1 - wiring.flow.fraction) * extra
+    # Where counts are on the wires: of a flow that rises and falls, half has been sent by now.
+    sent = extra if now.tail is None else extra / 2
+    row = delay_line.row(carry.flows, k).reshape(extra.shape) + (1 - wiring.flow.fraction) * sent
     flows = delay_line.write(carry.flows, k, row)
     inflow = system.field.shape.arrivals(delay_line.read(flows, k, wiring.flow.offset))
     now = eqx.tree_at(lambda n: (n.flow, n.inflow), now, (now.flow + extra, inflow))
+    if now.tail is not None:
+        now = eqx.tree_at(lambda n: n.tail, now, now.tail + wiring.flow.fraction * sent)
     return Carry(now, flows, carry.workloads)
 
 
@@ -105,13 +114,19 @@ def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
     shape = field.shape
     assert state.flow_line is not None  # see checks.resumable
     assert state.workload_line is not None
-    flows = shape.arcs(state.flow_line)
+    flow, flows = shape.arcs(state.flow), shape.arcs(state.flow_line)
+    tail = None if state.tail is None else shape.arcs(state.tail)
+    if tail is None and field.counts:
+        # The run before had no jumps: from flows at grid points to the means of the steps between them.
+        newest = jnp.take(flows, state.step[0] % flows.shape[0], axis=0)
+        tail = _tail(flow, newest, _delay(field, shape.over_frontends(state.time_step))[1])
+        flows = (flows + jnp.roll(flows, 1, axis=0)) / 2
     now = Now(
         k=state.step[0], routing=shape.arcs(state.routing), workload=shape.last(state.workload),
-        flow=shape.arcs(state.flow), inflow=shape.last(state.inflow),
+        flow=flow, inflow=shape.last(state.inflow),
         velocity=shape.arcs(state.velocity) if field.flows else None, reading=shape.arcs(state.reading),
         policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
-        in_flight=state.in_flight if count_wires else None, sums=None,
+        in_flight=state.in_flight if count_wires else None, sums=None, tail=tail,
     )  # fmt: skip
     workloads = shape.last(state.workload_line).reshape(-1)
     return Carry(now, DelayLine(flows.reshape(-1), flows.shape[0]), DelayLine(workloads, flows.shape[0]))
@@ -137,6 +152,7 @@ def suspend(
         velocity=shape.from_arcs(nothing if now.velocity is None else now.velocity),
         reading=shape.from_arcs(now.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
+        tail=None if now.tail is None else shape.from_arcs(now.tail),
     )  # fmt: skip
 
 
@@ -145,15 +161,26 @@ def _on_the_wires(
 ) -> Float[Array, " lanes"]:
     """Requests on the forward wires, read off the delay line: what a run that counts them step by step would have found.
 
-    By the trapezoidal rule over the whole steps of a latency; the line holds flows that are a fraction of a step old already.
+    By the trapezoidal rule over the whole steps of a latency, where the line does not hold counts; what it holds is a fraction of a
+    step old already.
     """
-    step = field.shape.over_frontends(dt)
-    delay = field.latency / step
-    lag = jnp.floor(delay)
-    fraction = delay - lag
+    now, step = carry.now, field.shape.over_frontends(dt)
+    lag, fraction = _delay(field, step)
     size = rows.shape[0]
-    age = jnp.mod(carry.now.k - jnp.arange(size), size)[:, None, None]
+    age = jnp.mod(now.k - jnp.arange(size), size)[:, None, None]
+    if now.tail is not None:
+        return field.shape.per_lane((step * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)).sum(0))
     whole = (((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows).sum(0)
-    newest = delay_line.row(carry.flows, carry.now.k).reshape(lag.shape)
-    beyond = (fraction * carry.now.flow + newest - (1 - fraction) * carry.now.flow) / 2
-    return field.shape.per_lane((step * (whole + beyond)).sum(0))
+    newest = delay_line.row(carry.flows, now.k).reshape(lag.shape)
+    return field.shape.per_lane((step * (whole + _tail(now.flow, newest, fraction))).sum(0))
+
+
+def _delay(field: Field, step: Frontends) -> tuple[Arcs, Arcs]:
+    """The latency of every arc in steps: whole ones, and the fraction."""
+    delay = field.latency / step
+    return jnp.floor(delay), delay - jnp.floor(delay)
+
+
+def _tail(flow: Arcs, newest: Arcs, fraction: Arcs) -> Arcs:
+    """What of the last step's flow lies beyond the whole steps of a latency, by the trapezoidal rule; `newest` is the last row."""
+    return (fraction * flow + newest - (1 - fraction) * flow) / 2

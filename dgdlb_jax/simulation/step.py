@@ -10,6 +10,10 @@ From `t_k` to `t_{k+1}`, for delays that are any real number of steps, shorter t
 Each line is written before it is read: the order that lets XLA update it in place. Flow is interpolated when it is written, because
 its fraction of a step belongs to the arc that is written; workload when it is read, from this reading and the last one.
 
+Where demand jumps, rates at grid points say little of what is sent in a step, and the line of flow carries *counts* instead: row k+1
+holds what is sent on an arc between `t_k` and `t_{k+1}` less the fraction of a step, which arrives in one step. Everything that
+arrives does so exactly when it should, whatever dt is.
+
 What a step does between the lines is four functions, `predict`, `see`, `route` and `arrive`. They know of no delay: the reverse pass
 (see `reverse`) differentiates the same four, and runs its own lines between them.
 """
@@ -104,6 +108,7 @@ class Now(eqx.Module):
     peak: Backends
     in_flight: Lanes | None
     sums: Sums | None
+    tail: Arcs | None = None  # of a line that carries counts: what of the last step arrives a step after the rest
 
 
 class Carry(eqx.Module):
@@ -116,13 +121,18 @@ class Carry(eqx.Module):
 
 
 class Move(eqx.Module):
-    """What the frontends do in one step: `entering` is what goes onto the wires, interpolated for where it will be read."""
+    """What the frontends do in one step: `entering` is what goes onto the wires, interpolated for where it will be read.
+
+    Where the line carries counts: `sent`, what is sent in the step, requests/s, and the `tail` of it.
+    """
 
     routing: Arcs
     velocity: Arcs | None
     policy: State
     flow: Arcs
     entering: Arcs
+    sent: Arcs | None = None
+    tail: Arcs | None = None
 
 
 def advance(system: System, carry: Carry, extra: Arcs | None = None) -> Carry:
@@ -142,7 +152,8 @@ def advance(system: System, carry: Carry, extra: Arcs | None = None) -> Carry:
 
 def predict(system: System, now: Now) -> Backends:
     """The workload one step ahead, by Euler."""
-    return now.workload + length(now.k, system.clock.backends) * _slope(system, now)
+    served = _served(system, now.k, now.k, now.workload)
+    return now.workload + length(now.k, system.clock.backends) * (now.inflow - served)
 
 
 def see(system: System, reading: Arcs, before: Arcs) -> Arcs:
@@ -157,7 +168,11 @@ def route(system: System, now: Now, seen: Arcs, extra: Arcs | None = None, known
     routing, velocity, policy = _route(field, now, t, step, seen, known)
     flow = field.arrival_rate(t) * routing
     flow = flow if extra is None else flow + extra
-    return Move(routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow.fraction))
+    if now.tail is None:
+        return Move(routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow.fraction))
+    sent = _dispatched(system, now, routing, extra, jnp.ones_like(t))
+    first = _dispatched(system, now, routing, extra, 1 - wiring.flow.fraction)
+    return Move(routing, velocity, policy, flow, now.tail + first, sent, sent - first)
 
 
 def arrive(
@@ -172,20 +187,24 @@ def arrive(
     """The state after the step: workloads by the trapezoidal rule, and what is summed up; `known` is its workload where it is known
     already."""
     shape, clock, window, k = system.field.shape, system.clock, system.window, now.k
-    ahead = inflow - system.field.service_rate(time(k + 1, clock.backends), predicted)
     step_f, step_b = length(k, clock.frontends), length(k, clock.backends)
-    workload = now.workload + step_b / 2 * (_slope(system, now) + ahead)
+    if move.sent is None:
+        sent, arrived = now.flow + move.flow, now.inflow + inflow  # twice the mean of the step
+    else:
+        sent, arrived = 2 * move.sent, 2 * inflow
+    served = _served(system, k, k, now.workload) + _served(system, k, k + 1, predicted)
+    workload = now.workload + step_b / 2 * (arrived - served)
     workload = workload if known is None else _hold(workload, known)
     in_flight = now.in_flight
     if in_flight is not None:
-        sent = shape.per_lane(jnp.sum(now.flow + move.flow, axis=0))
-        in_flight = in_flight + length(k, clock.lanes) / 2 * (sent - shape.per_lane(now.inflow + inflow))
+        gained = shape.per_lane(jnp.sum(sent, axis=0)) - shape.per_lane(arrived)
+        in_flight = in_flight + length(k, clock.lanes) / 2 * gained
     return Now(
         k=k + 1, routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity,
         reading=reading, policy=move.policy, peak=higher(now.peak, workload), in_flight=in_flight,
         sums=None if window is None or now.sums is None else window.add(
-            now.sums, k, step_f, step_b, now.flow + move.flow, now.workload, workload
-        ),
+            now.sums, k, step_f, step_b, sent, now.workload, workload
+        ), tail=move.tail,
     )  # fmt: skip
 
 
@@ -199,8 +218,20 @@ def _hold(computed: Backends, known: Backends) -> Backends:
 _hold.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
 
 
-def _slope(system: System, now: Now) -> Backends:
-    return now.inflow - system.field.service_rate(time(now.k, system.clock.backends), now.workload)
+def _served(system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Backends) -> Backends:
+    """The service rate at one end of step k."""
+    clock = system.clock.backends
+    return system.field.service_rate(time(at, clock), workload, (time(k, clock), length(k, clock)))
+
+
+def _dispatched(system: System, now: Now, routing: Arcs, extra: Arcs | None, part: Arcs | Frontends) -> Arcs:
+    """What is sent in the first part of a step, over the length of all of it; routing and extra flow move on straight lines."""
+    field, clock = system.field, system.clock.frontends
+    start, step = time(now.k, clock), length(now.k, clock)
+    besides = now.flow - field.arrival_rate(start) * now.routing
+    extra = jnp.zeros_like(besides) if extra is None else extra
+    middle = lambda before, after: delay_line.interpolate(before, after, part / 2)
+    return part * (field.mean_arrival_rate(start, step, part) * middle(now.routing, routing) + middle(besides, extra))
 
 
 def _route(
@@ -215,6 +246,10 @@ def _route(
     expected = project_simplex(now.routing + step * now.velocity, field.mask, guess)
     observation = field.observe(t, seen, field.arrival_rate(t) * expected, step)
     velocity, policy = field.velocity(t, expected, observation, now.policy)
-    target = now.routing + step / 2 * (now.velocity + velocity)
+    weight = field.weight_of_start(t - step, step)
+    if weight is None:
+        target = now.routing + step / 2 * (now.velocity + velocity)
+    else:
+        target = now.routing + step * delay_line.interpolate(velocity, now.velocity, weight)
     routing = project_simplex(target, field.mask, guess) if known is None else hold_on_simplex(target, *known)
     return routing, velocity, policy

@@ -86,7 +86,8 @@ class SimulationState(eqx.Module):
     - `row`: where the delay lines stand; beyond `step` in a network of a batch that had to wait for longer runs.
     - `time_step`: dt, seconds.
     - `routing` `(frontends, backends)`, `workload` `(backends,)`: the state at that time.
-    - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory. Without the lines
+    - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory; `tail` in a run whose demand
+      jumps, what of the last step arrives one step after the rest of it (its line of flow holds counts). Without the lines
       (`SaveAt(resumable=False)`) no run goes on from it; requests on the wires are read off them, and are not known either unless
       `in_flight` was saved.
 
@@ -107,6 +108,7 @@ class SimulationState(eqx.Module):
     flow_line: Float[Array, "*batch rows frontends backends"] | None
     workload_line: Float[Array, "*batch rows backends"] | None
     policy_state: PyTree
+    tail: Float[Array, "*batch frontends backends"] | None = None
 
     @property
     def time(self) -> Float[Array, "*batch"]:

@@ -25,6 +25,7 @@ from dgdlb_jax.model.network import Network, pad
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.simulation.start import workload_carrying
 
 Columns = Mapping[str, np.ndarray]
 
@@ -283,8 +284,7 @@ def _start_states(
         routing = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
         if start == NEAR_OPTIMUM:
             routing = best.routing + away * (routing - best.routing)
-        workload = network.service.inverse(network.arrival_rate @ routing)
-        return routing, jnp.where(jnp.isfinite(workload), workload, 0)
+        return routing, workload_carrying(network, routing)
 
     return jax.vmap(one)(networks, optimum, seeds, distance)
 

@@ -22,7 +22,8 @@ def largest_gradient_error(
 
     **Source:** own derivation; `marginal_latency` has the same from reverse mode, and the closed loop.
     """
-    slope = np.asarray(jax.vmap(network.service.slope)(jnp.asarray(workload)), float)
+    slope = jax.vmap(lambda t, n: network.service_at(t).slope(n))(jnp.asarray(time), jnp.asarray(workload))
+    slope = np.asarray(slope, float)
     price = costate(time, slope)
     forward, feedback, cost = (
         np.asarray(a, float) for a in (network.latency, network.feedback_latency, network.cost_latency)

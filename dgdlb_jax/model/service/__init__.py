@@ -8,6 +8,7 @@ from dgdlb_jax.model.service.analytic import Power as Power
 from dgdlb_jax.model.service.base import AbstractService as AbstractService
 from dgdlb_jax.model.service.composed import PerBackend as PerBackend
 from dgdlb_jax.model.service.composed import Replicas as Replicas
+from dgdlb_jax.model.service.composed import Scaled as Scaled
 from dgdlb_jax.model.service.composed import align as align
 from dgdlb_jax.model.service.composed import concatenate as concatenate
 from dgdlb_jax.model.service.fit import ServiceFit as ServiceFit

@@ -16,6 +16,8 @@ Numbers = ArrayLike | Sequence[float] | Sequence[Sequence[float]]
 # The slope that `marginal_latency` never falls below, relative to the slope of an empty backend:
 # small enough to be out of reach of any sensible run, large enough for its inverse square in float32.
 SMALLEST_SLOPE = 1e-12
+SMALLEST_FACTOR = 1e-12
+"""Of a capacity, as far as latencies go: a backend that stands still has none that is finite."""
 
 # A capacity that exceeds the supremum by less than this is equal to it but for the rounding of sums in float32.
 _ROUNDING = 1e-5

@@ -1,4 +1,4 @@
-"""Curves made of other curves: replicas, and different curves behind one network."""
+"""Curves made of other curves: replicas, curves times a factor, and different curves behind one network."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from dgdlb_jax.model.service.base import AbstractService, Numbers, parameters
+from dgdlb_jax.model.service.base import SMALLEST_FACTOR, AbstractService, Numbers, parameters
 from dgdlb_jax.model.service.tabulated import Tabulated
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
@@ -65,6 +65,58 @@ class Replicas(AbstractService):
     @property
     def measured_workload(self) -> Float[Array, "..."]:
         return self.count * self.curve.measured_workload
+
+
+class Scaled(AbstractService):
+    r"""A curve times a factor per backend: what a capacity that changes in time makes of it at one moment.
+
+    $$ \ell(N) = c \, \ell_1(N) $$
+
+    **Arguments:**
+
+    - `curve`: $\ell_1$, for every backend.
+    - `factor`: $c \ge 0$, `(backends,)`. Where it is 0 nothing can be served, and a latency, which has no finite value, is that of a
+      factor of 1e-12.
+    """
+
+    curve: AbstractService
+    factor: Float[Array, "..."]
+
+    def __init__(self, curve: AbstractService, factor: Float[Array, "..."]):
+        self.curve, self.factor = curve, factor
+
+    @property
+    def _some(self) -> Float[Array, "..."]:
+        return jnp.maximum(self.factor, SMALLEST_FACTOR)
+
+    def rate(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.factor * self.curve.rate(workload)
+
+    def slope(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self._some * self.curve.slope(workload)
+
+    def curvature(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self._some * self.curve.curvature(workload)
+
+    def inverse(self, rate: Float[Array, "..."]) -> Float[Array, "..."]:
+        serves = self.factor > 0
+        return jnp.where(serves | (rate == 0), self.curve.inverse(jnp.where(serves, rate / self._some, 0)), jnp.inf)
+
+    @property
+    def nominal_capacity(self) -> Float[Array, "..."]:
+        return self.factor * self.curve.nominal_capacity
+
+    @property
+    def initial_slope(self) -> Float[Array, "..."]:
+        return self._some * self.curve.initial_slope
+
+    @property
+    def supremum(self) -> Float[Array, "..."]:
+        return jnp.where(self.factor > 0, self._some * self.curve.supremum, 0)
+
+    @property
+    def measured_workload(self) -> Float[Array, "..."]:
+        return self.curve.measured_workload
 
 
 class PerBackend(AbstractService):
