@@ -157,7 +157,7 @@ def run_fleets(options: argparse.Namespace) -> None:
     if options.json:
         _print_json([job.document() for job in jobs], len(jobs) == 1)
     elif len(jobs) > 1:
-        print(f"\n{side_by_side([job.comparison for job in jobs])}")
+        print(f"\n{side_by_side([job.comparison for job in jobs if job.comparison is not None])}")
 
 
 def _tell_what_is_known(jobs: "list[Job]", options: argparse.Namespace) -> None:

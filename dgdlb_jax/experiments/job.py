@@ -80,8 +80,8 @@ class Job:
                 self.comparison = comparison
             if self.comparison is not None and DGD in self.comparison.runs:
                 status.phase(f"{name}: stability of {DGD}")
-                self.stability = stability.result()
-                show(f"\nStability of {DGD} (more: dgdlb stability)\n{self.stability.summary()}")
+                self.stability = assessed = stability.result()
+                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.summary()}")
         if self.traced is not None:
             show(f"\n{name} under its demand {chosen.demand!r}")
             for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):

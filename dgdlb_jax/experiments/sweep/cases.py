@@ -113,8 +113,9 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
     parameters = {key.split(".")[1]: columns[key] for key in given if key.startswith("policy.")}
     usable = jnp.where(jnp.isfinite(step), step, 0)  # a case without a finite step size is not run
     policy = _balancer(name, parameters, networks, optimum, usable)
-    suggested = time_step(networks, policy, step, optimum, workload), suggest_duration(networks, step, optimum)
-    dt, duration = _times(columns, *map(np.asarray, suggested), max_steps)
+    dt = np.asarray(time_step(networks, policy, step, optimum, workload))
+    duration = np.asarray(suggest_duration(networks, step, optimum))
+    dt, duration = _times(columns, dt, duration, max_steps)
     result = np.asarray(optimum.result)
     finite = np.isfinite(np.asarray(step)).all(-1) & np.isfinite(dt) & np.isfinite(duration) & (dt > 0)
     host = functools.partial(jax.tree.map, np.asarray)
