@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dgdlb_jax.cli import main
+from dgdlb_jax.experiments import compare
 
 CASES = Path(__file__).parent / "cases"
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -45,8 +46,9 @@ def test_two_seconds_are_too_short_to_judge(capsys):
     assert row["mean_latency"] > 0
 
 
-def test_a_fleet_at_its_capacity_runs(capsys):
+def test_a_fleet_at_its_capacity_runs(capsys, monkeypatch):
     """99.9 % load: the slowest backend needs months, which the run does not wait for."""
+    monkeypatch.setattr(compare, "PATIENCE", 0.1)
     found = run(capsys, "near-capacity.toml", "--policies", "dgd-lb,proportional")
     assert found["settling_time"] > 1e7
     assert found["duration"] / found["dt"] < 1e7

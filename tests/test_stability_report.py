@@ -47,7 +47,7 @@ def test_the_command_writes_and_prints(tmp_path, monkeypatch, capsys, report):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dgdlb_jax.experiments.stability_report.stability_report", lambda *args, **options: report)
-    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda: None)
+    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda **_: None)
     assert main(["stability", "two-by-two", "--output", "out"]) == 0
     printed = capsys.readouterr().out
     for word in ("recommended", "guaranteed", "critical", "period", "west", "link", "settles up to"):

@@ -31,6 +31,7 @@ from dgdlb_jax.simulation.trajectory import SaveAt
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """Parts of the critical step size that are tried from the run's own start."""
 _SLOW = 2  # of them: the slower the longer the run, so these are tried only if the next one fails
+_PATIENCE = 4.0  # seconds that runs of a few step sizes side by side may take
 _CLOSE = 0.01  # excess over the optimum below which a run has arrived
 
 
@@ -45,8 +46,9 @@ class StabilityReport:
     - `by_link` `(frontends, backends)`, `by_backend` `(backends,)`: elasticities of the limit: per cent of change per per cent of
       latency, and of capacity.
     - `chosen`: "recommended", or "given" when the step sizes in `recommended` were.
-    - `settled`: the largest fraction of `critical` tried (of `FRACTIONS`) up to which every run from `start` came within 1 % of
-      the optimum and stayed (the two slowest are tried only if the third fails); 0 if none, NaN if there is no limit.
+    - `settled`: the largest fraction of `critical` tried (of `FRACTIONS`) up to which every run from `start` that could be waited for
+      came within 1 % of the optimum and stayed (the two slowest are tried only if no faster one arrives); 0 if none, NaN if there is
+      no limit or no run could be waited for.
     """
 
     network: Network
@@ -172,32 +174,46 @@ def _elasticities(network: Network, step, factor: float) -> tuple[np.ndarray, np
 
 
 def _settled(network: Network, optimum: Optimum, step, factor: float, start: str) -> float:
-    """The largest tried fraction of the limit up to which every run arrives; slow ones are not asked where a faster one does."""
+    """The largest tried fraction of the limit up to which every run arrives; slow ones are not asked where a faster one does.
+
+    Runs that are cut short and still on their way decide nothing; NaN when all of them do.
+    """
     if not math.isfinite(factor):
         return float("nan")
+    undecided = True
     for tried in (FRACTIONS[_SLOW:], FRACTIONS[:_SLOW]):
-        arrived = _arrived(network, optimum, [fraction * factor * step for fraction in tried], start)
-        count = len(tried) if arrived.all() else int(np.argmin(arrived))
-        if count:
-            return tried[count - 1]
-    return 0.0
+        arrived, failed = _arrived(network, optimum, [fraction * factor * step for fraction in tried], start)
+        good = arrived[: int(np.argmax(failed)) if failed.any() else len(tried)]
+        if good.any():
+            return tried[int(np.flatnonzero(good)[-1])]
+        undecided &= not failed.any()
+    return float("nan") if undecided else 0.0
 
 
-def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str) -> np.ndarray:
-    """Which step sizes bring the network within 1 % of the optimum and keep it there."""
+def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which step sizes bring the network within 1 % of the optimum and keep it there, and which do not however long one waits."""
     initial = start_state(network, start)
-    duration = np.array([float(suggest_duration(network, one, optimum)) for one in steps])
-    dt = np.array([float(suggest_dt(network, one, optimum)) for one in steps])
-    networks = stack([network] * len(steps))
+    wanted = np.array([float(suggest_duration(network, one, optimum)) for one in steps])
+    dt = np.array([float(suggest_dt(network, one, optimum, workload=initial[1])) for one in steps])
+    duration = np.minimum(wanted, dt * _most_steps(network, len(steps)))
+    networks, every = stack([network] * len(steps)), look_every(duration / dt)
+    frames = 2 ** math.ceil(math.log2(np.max(duration / dt) / every + 2))
     runs = simulate_batch(
-        networks, DGDLB(jnp.stack(steps)), duration=duration, dt=dt, throw=False,
+        networks, DGDLB(jnp.stack(steps)), duration=duration, dt=dt, throw=False, frames=frames,
         initial=jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * len(steps)), tuple(initial)),
-        save=SaveAt(look_every(duration / dt), fields=("workload",), after=(1 - LAST_PART) * duration, resumable=False),
+        save=SaveAt(every, fields=("workload",), after=(1 - LAST_PART) * duration, resumable=False),
     )  # fmt: skip
     assert runs.statistics is not None
     verdict = classify(networks, runs).verdict
     excess = np.asarray(runs.statistics.mean_latency) / float(optimum.mean_latency) - 1
-    return (verdict == Verdict.settled) & (excess < _CLOSE)
+    arrived = (verdict == Verdict.settled) & (excess < _CLOSE)
+    waiting = (duration < wanted) & np.isin(verdict, (Verdict.settled, Verdict.moving, Verdict.too_short))
+    return arrived, ~arrived & ~waiting
+
+
+def _most_steps(network: Network, runs: int) -> float:
+    """How many steps take about `_PATIENCE` seconds on a core of the usual kind: a microsecond, and 25 ns for every arc."""
+    return _PATIENCE / (1e-6 + 2.5e-8 * runs * network.latency.size)
 
 
 def _headlines(report: StabilityReport) -> list[str]:
