@@ -24,6 +24,8 @@ Lanes = Float[Array, " lanes"]
 
 _PRICE_RISE = 2.0  # no step raises a price beyond three times its value, as far as the linearisation tells
 _PRICE_STEPS = 60
+_SMALLEST_SHARE = 1e-2  # of a rounding of a frontend's rate: an arc to a backend that serves less is closed, its price would overflow
+_SMALLEST_RATE = 0.7  # a frontend below tiny^0.7 (1e-215, in float32 1e-26) of all traffic counts as one without: its flows would underflow
 
 
 class FlowProblem(eqx.Module):
@@ -34,7 +36,7 @@ class FlowProblem(eqx.Module):
     - `allowed`: the mask.
     - `service`: the curves.
     - `factor`: on the service rate, or None.
-    - `arcs`: which arcs may carry traffic: allowed, from a frontend that has some, to a backend that serves some.
+    - `arcs`: which arcs may carry traffic: allowed, from a frontend that has some, to a backend that serves some of it.
     """
 
     rate: Frontends
@@ -53,8 +55,10 @@ class FlowProblem(eqx.Module):
         rate, cost, service, factor = jax.tree.map(
             lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, (rate, cost, service, factor)
         )
-        arcs = allowed & (rate > 0)[:, None]
-        return cls(rate, cost, allowed, service, factor, arcs if factor is None else arcs & (factor > 0))
+        most = service.supremum if factor is None else jnp.where(factor > 0, factor * service.supremum, 0)
+        counts = rate > jnp.finfo(dtype).tiny ** _SMALLEST_RATE * rate.sum(0)
+        arcs = allowed & counts[:, None] & (most > _SMALLEST_SHARE * jnp.finfo(dtype).eps * rate[:, None])
+        return cls(rate, cost, allowed, service, factor, arcs)
 
     @property
     def reached(self) -> Bool[Array, "backends lanes"]:
@@ -70,6 +74,15 @@ class FlowProblem(eqx.Module):
     def count(self) -> Lanes:
         """How many arcs may carry traffic; 1 where none."""
         return jnp.maximum(self.arcs.sum((0, 1)), 1).astype(self.rate.dtype)
+
+    def shared_out(self, complementarity: Lanes) -> Arcs:
+        r"""A sum of flow times slack, shared out over the arcs in proportion to their frontends' rates.
+
+        The central path is then the one where share times slack is the same on all arcs, so the routing of a frontend is as accurate
+        however little it sends.
+        """
+        weight = self.rate * self.arcs.sum(1)
+        return jnp.where(self.arcs, complementarity * (self.rate / divisor(weight.sum(0)))[:, None], 0)
 
     @property
     def supremum(self) -> Backends:
@@ -94,7 +107,8 @@ class FlowProblem(eqx.Module):
         r"""How the price rises with the rate, $\phi'' = dp/dr = -\ell''/\ell'^3$, seconds squared per request; positive."""
         price = self.price(workload)
         floor = jnp.finfo(price.dtype).eps ** 2 * price / divisor(self.rate.sum(0))
-        return jnp.maximum(-self._scale(self.service.curvature(workload)) * price**3, floor)
+        bend = -self._scale(self.service.curvature(workload)) * price  # of the size of 1; a price to the third power may overflow
+        return jnp.maximum(bend * price * price, floor)
 
     def inverse(self, rate: Backends) -> Backends:
         """The workload that is served at `rate`; inf where there is none, 0 where nothing arrives."""

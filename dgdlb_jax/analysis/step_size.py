@@ -13,13 +13,15 @@ from dgdlb_jax.numerics.results import is_concrete
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
 _SHARE_IN_USE = 1e-9  # smaller shares of a frontend's traffic are rounding
+_FAR_ABOVE = 10.0  # times the least marginal latency
+_NO_HELP = 1e-3  # of what the best backend of a frontend takes from it; a thousandth is also what a verdict looks at
 
 
 class Gains(eqx.Module):
     r"""What the dynamics near a workload depend on, per backend.
 
     - `slope`: $a = \ell'$, 1/s.
-    - `gain`: $c = -\ell''/\ell'^2$, seconds per request: how the marginal latency rises with the workload.
+    - `gain`: $c = -\ell''/\ell'^2$, seconds per request: how the marginal latency rises with the workload; 0 where nothing is served.
     - `initial_slope`: $\ell'(0)$, 1/s; 0 where no frontend can reach.
     """
 
@@ -33,7 +35,9 @@ def gains_at(network: Network, workload: Float[Array, " backends"]) -> Gains:
     factor = 1.0 if network.capacity is None else network.capacity.mean_rate
     slope, curvature = network.service.slope(workload), network.service.curvature(workload)
     initial = jnp.where(network.backend_mask, factor * network.service.initial_slope, 0)
-    return Gains(factor * slope, -_ratio(curvature / slope**2, factor), initial)
+    served = jnp.asarray(factor) > 0
+    gain = jnp.where(served, -curvature / slope / slope / jnp.where(served, factor, 1), 0)
+    return Gains(factor * slope, gain, initial)
 
 
 def default_step_size(
@@ -43,7 +47,9 @@ def default_step_size(
 
     $$ \eta_i = \frac14 \min_{j \in S^+_i} \frac{a_j}{2 c_j \Lambda^+_j \max_{k \in S^+_i} \tau_{ik}} $$
     $S^+_i$ is the support at the optimum and, for a frontend with two arcs, its two cheapest by marginal latency; $\Lambda^+_j$ is the
-    rate of the frontends with $j \in S^+_i$; $\tau$ is the mean of forward and feedback latency.
+    rate of the frontends with $j \in S^+_i$; $\tau$ is the mean of forward and feedback latency. A backend that is dead to a frontend
+    is not among the two cheapest: one whose marginal latency is ten times that of the cheapest, which no swing near the optimum
+    brings into use. Nor is one in $S^+_i$ that takes less than a thousandth of what the frontend's best backend takes from it.
 
     **Arguments:**
 
@@ -153,8 +159,7 @@ def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array
     fastest = 1e-3 * _ratio(1.0, gains.initial_slope.max())
     delay = jnp.maximum(0.5 * (network.latency + network.feedback_latency), jnp.maximum(interval, fastest))
     longest = jnp.where(choices, delay, 0).max(1)
-    allowed = gains.slope / (2 * gains.gain * shared)
-    smallest = jnp.where(choices & (shared > 0), allowed, jnp.inf).min(1)
+    smallest = jnp.where(choices, _ratio(gains.slope, 2 * gains.gain * shared), jnp.inf).min(1)
     step = _SAFETY * smallest / longest
     moving = (network.mask.sum(1) > 1) & (rate > 0) & jnp.isfinite(step)
     return jnp.where(moving, step, 0)
@@ -224,11 +229,15 @@ def arcs_in_use(network: Network, optimum: Optimum) -> Bool[Array, "frontends ba
 
 
 def _choices(network: Network, optimum: Optimum) -> Bool[Array, "frontends backends"]:
-    """$S^+$: the support, and the two cheapest arcs of a frontend that has two."""
-    seen = 1 / gains_at(network, optimum.workload).slope + network.cost_latency
-    order = jnp.argsort(jnp.where(network.mask, seen, jnp.inf), axis=1)
-    rank = jnp.argsort(order, axis=1)
-    return network.mask & ((rank < 2) | arcs_in_use(network, optimum))
+    """$S^+$: the support, and the two cheapest arcs of a frontend that has two, dead backends apart."""
+    factor = 1.0 if network.capacity is None else network.capacity.mean_rate
+    most = jnp.where(jnp.asarray(factor) > 0, factor * network.service.supremum, 0)
+    help = jnp.where(network.mask, jnp.minimum(most, network.arrival_rate[:, None]), 0)
+    helpful = network.mask & (help >= _NO_HELP * help.max(1, keepdims=True)) & (most > 0)
+    seen = jnp.where(helpful, 1 / gains_at(network, optimum.workload).slope + network.cost_latency, jnp.inf)
+    rank = jnp.argsort(jnp.argsort(seen, axis=1), axis=1)
+    cheapest = (rank < 2) & (seen <= _FAR_ABOVE * seen.min(1, keepdims=True))
+    return helpful & (cheapest | arcs_in_use(network, optimum))
 
 
 def _largest_latency(network: Network) -> Float[Array, ""]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.model.demand import AbstractDemand, Constant
+from dgdlb_jax.model.magnitudes import check_magnitudes
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Numbers
@@ -34,7 +35,8 @@ class Network(eqx.Module):
     Latencies may be asymmetric and need not obey the triangle inequality; on masked arcs they are ignored.
     In a batch every array has one leading axis (see `stack`).
 
-    **Raises:** `InputError` on shapes that do not fit, values that are negative or not finite, a frontend without arcs.
+    **Raises:** `InputError` on shapes that do not fit, values that are negative or not finite, a frontend without arcs, magnitudes
+    that the precision cannot compute with (see `model.magnitudes`).
 
     **Source:** the model of arXiv:2504.10693, as reconstructed in this project's README.
     """
@@ -112,6 +114,7 @@ class Network(eqx.Module):
             if lonely.size:
                 who = self.frontend_names[lonely[0]] if self.frontend_names else str(lonely[0])
                 raise InputError(f"Network.mask leaves frontend {who} without an arc: allow it at least one backend.")
+        check_magnitudes(self)
 
     @property
     def frontends(self) -> int:
@@ -156,7 +159,7 @@ class Network(eqx.Module):
         """The same network under another demand: rates `(frontends,)` in requests/s, or a demand over time."""
         demand = arrival_rate if isinstance(arrival_rate, AbstractDemand) else Constant(arrival_rate)
         _check_shape("arrival_rate", demand.mean_rate.shape, self.arrival_rate.shape)
-        return _replace(self, demand=demand)
+        return _checked(_replace(self, demand=demand))
 
     def with_load(self, load: Numbers) -> "Network":
         """Arrival rates scaled so that their sum is `load` times the total nominal capacity (a scalar, or one per network)."""
@@ -164,8 +167,12 @@ class Network(eqx.Module):
             raise InputError(
                 f"with_load({load}): a load is a finite number that is not negative, 0.7 for 70 % of nominal capacity."
             )
-        factor = jnp.asarray(load) / self.load
-        return _replace(self, demand=self.demand.scaled(factor if self.batch is None else factor[:, None]))
+        if is_concrete(self.load, load) and np.any((np.asarray(self.load) == 0) & (np.asarray(load) > 0)):
+            raise InputError(
+                f"with_load({load}): no frontend sends anything, so there are no rates to scale: with_arrival_rate(...) sets them."
+            )
+        factor = jnp.where(self.load > 0, jnp.asarray(load) / jnp.where(self.load > 0, self.load, 1), 0)
+        return _checked(_replace(self, demand=self.demand.scaled(factor if self.batch is None else factor[:, None])))
 
     def with_latency_scale(self, factor: Numbers) -> "Network":
         """All three latencies multiplied by `factor` (a scalar, or one per network)."""
@@ -174,7 +181,7 @@ class Network(eqx.Module):
         scale = jnp.asarray(factor, self.latency.dtype)
         scale = scale[..., None, None] if scale.ndim else scale
         fields = ("latency", "feedback_latency", "cost_latency")
-        return _replace(self, **{field: getattr(self, field) * scale for field in fields})
+        return _checked(_replace(self, **{field: getattr(self, field) * scale for field in fields}))
 
     def with_names(
         self, frontends: Sequence[str] | None, backends: Sequence[str] | None, name: str | None = None
@@ -243,6 +250,11 @@ def _replace(network: Network, **changes) -> Network:
     for field in Network.__dataclass_fields__:
         object.__setattr__(new, field, changes.get(field, getattr(network, field)))
     return new
+
+
+def _checked(network: Network) -> Network:
+    check_magnitudes(network)
+    return network
 
 
 def _matrix(values: Matrices, field: str) -> Float[Array, "..."]:
