@@ -24,7 +24,9 @@ Lanes = Float[Array, " lanes"]
 
 _PRICE_RISE = 2.0  # no step raises a price beyond three times its value, as far as the linearisation tells
 _PRICE_STEPS = 60
-_SMALLEST_SHARE = 1e-2  # of a rounding of a frontend's rate: an arc to a backend that serves less is closed, its price would overflow
+_SMALLEST_SHARE = (
+    1e-2  # of a rounding of a frontend's rate: an arc to a backend that serves less is closed, its price would overflow
+)
 _SMALLEST_RATE = 0.7  # a frontend below tiny^0.7 (1e-215, in float32 1e-26) of all traffic counts as one without: its flows would underflow
 
 
@@ -56,8 +58,8 @@ class FlowProblem(eqx.Module):
             lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, (rate, cost, service, factor)
         )
         most = service.supremum if factor is None else jnp.where(factor > 0, factor * service.supremum, 0)
-        counts = rate > jnp.finfo(dtype).tiny ** _SMALLEST_RATE * rate.sum(0)
-        arcs = allowed & counts[:, None] & (most > _SMALLEST_SHARE * jnp.finfo(dtype).eps * rate[:, None])
+        rate = jnp.where(rate > jnp.finfo(dtype).tiny ** _SMALLEST_RATE * rate.sum(0), rate, 0)
+        arcs = allowed & (rate > 0)[:, None] & (most > _SMALLEST_SHARE * jnp.finfo(dtype).eps * rate[:, None])
         return cls(rate, cost, allowed, service, factor, arcs)
 
     @property
@@ -107,7 +109,9 @@ class FlowProblem(eqx.Module):
         r"""How the price rises with the rate, $\phi'' = dp/dr = -\ell''/\ell'^3$, seconds squared per request; positive."""
         price = self.price(workload)
         floor = jnp.finfo(price.dtype).eps ** 2 * price / divisor(self.rate.sum(0))
-        bend = -self._scale(self.service.curvature(workload)) * price  # of the size of 1; a price to the third power may overflow
+        bend = (
+            -self._scale(self.service.curvature(workload)) * price
+        )  # of the size of 1; a price to the third power may overflow
         return jnp.maximum(bend * price * price, floor)
 
     def inverse(self, rate: Backends) -> Backends:

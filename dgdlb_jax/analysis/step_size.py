@@ -6,10 +6,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from dgdlb_jax.analysis.arguments import known_optimum, step_and_optimum
 from dgdlb_jax.analysis.batch import each_network
-from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import is_concrete
+from dgdlb_jax.policies.base import AbstractPolicy
+
+StepSize = ArrayLike | AbstractPolicy
+"""1/s^2: a scalar, one number per frontend (in a batch also one per network), or a policy that has such a `step_size`."""
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
 _SHARE_IN_USE = 1e-9  # smaller shares of a frontend's traffic are rounding
@@ -62,31 +67,36 @@ def default_step_size(
 
     **Source:** the condition of theorem C of this project (own derivation), made robust by measurements far from the optimum.
     """
-    optimum = _solved(network, optimum)
+    optimum = known_optimum("default_step_size", network, optimum)
     interval = jnp.asarray(update_interval, network.latency.dtype)
     return each_network(_default_step_size, network.anonymous(), optimum, interval)
 
 
 def slowest_decay_rate(
-    network: Network, step_size: ArrayLike, optimum: Optimum | None = None
+    network: Network, step_size: StepSize | Optimum, optimum: Optimum | StepSize | None = None
 ) -> Float[Array, "*batch"]:
     r"""How slowly a small disturbance of the optimum dies out under DGD-LB with a small step size, 1/s.
 
     The smaller of the slowest service, $\min_j a_j$, and of the slowest routing mode: the smallest eigenvalue of
     $A^{-1} \sum_i \lambda_i \eta_i P_i C$ on the support that is not zero by structure, $P_i = I - 11^T/k_i$.
 
-    **Arguments:** `step_size` in 1/s^2, a scalar or one number per frontend (in a batch also one per network).
+    **Arguments:** `step_size` in 1/s^2, a scalar or one number per frontend (in a batch also one per network), or a policy
+    that has one.
 
     **Returns:** a scalar, `(batch,)` for a batch; inf when nothing is in use.
 
     **Source:** own derivation (the limit of small step sizes of the linearised dynamics).
     """
-    optimum = _solved(network, optimum)
+    step_size, optimum = step_and_optimum("slowest_decay_rate", network, step_size, optimum)
     return each_network(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step_size), optimum)
 
 
 def drain_time(
-    network: Network, step_size: ArrayLike, optimum: Optimum | None = None, *, negligible: float = 1e-3
+    network: Network,
+    step_size: StepSize | Optimum,
+    optimum: Optimum | StepSize | None = None,
+    *,
+    negligible: float = 1e-3,
 ) -> Float[Array, "*batch"]:
     r"""How long DGD-LB takes to empty the arcs that carry nothing at the optimum, seconds.
 
@@ -96,7 +106,7 @@ def drain_time(
 
     **Arguments:**
 
-    - `step_size`: in 1/s^2, a scalar or one number per frontend (in a batch also one per network).
+    - `step_size`: in 1/s^2, a scalar or one number per frontend (in a batch also one per network), or a policy that has one.
     - `negligible`: arcs that would raise the mean latency by less than this fraction if they carried all of their frontend's
       traffic do not count.
 
@@ -104,7 +114,7 @@ def drain_time(
 
     **Source:** own derivation.
     """
-    optimum = _solved(network, optimum)
+    step_size, optimum = step_and_optimum("drain_time", network, step_size, optimum)
     return each_network(
         _drain_time,
         network.anonymous(),
@@ -115,7 +125,7 @@ def drain_time(
 
 
 def suggest_dt(
-    network: Network, step_size: ArrayLike | None = None, optimum: Optimum | None = None
+    network: Network, step_size: StepSize | Optimum | None = None, optimum: Optimum | StepSize | None = None
 ) -> float | Float[Array, "*batch"]:
     r"""A time step that resolves the fastest service, the latencies and the loop of DGD-LB.
 
@@ -124,29 +134,29 @@ def suggest_dt(
     with the largest $w$ of any backend; the sum is over frontends that have a choice and may use the backend. Without latencies the
     second term is left out.
 
-    **Arguments:** `step_size` in 1/s^2, `default_step_size` when left out.
+    **Arguments:** `step_size` in 1/s^2, or a policy that has one; `default_step_size` when left out.
 
     **Returns:** seconds: for a single network a float, rounded down to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
     """
-    optimum = _solved(network, optimum)
+    step_size, optimum = step_and_optimum("suggest_dt", network, step_size, optimum)
     step_size = default_step_size(network, optimum) if step_size is None else step_size
     dt = each_network(_suggest_dt, network.anonymous(), _per_frontend(network, step_size), optimum)
     return _round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
 
 
 def suggest_duration(
-    network: Network, step_size: ArrayLike | None = None, optimum: Optimum | None = None
+    network: Network, step_size: StepSize | Optimum | None = None, optimum: Optimum | StepSize | None = None
 ) -> float | Float[Array, "*batch"]:
     """A duration after which DGD-LB has settled: twenty times the slowest decay time and the `drain_time` of arcs that matter by
     1 %, and at least 50 of the largest latency.
 
     Ten decay times are enough close to the optimum; from usual starts the built-in fleets took up to twice as long.
 
-    **Arguments:** `step_size` in 1/s^2, `default_step_size` when left out.
+    **Arguments:** `step_size` in 1/s^2, or a policy that has one; `default_step_size` when left out.
 
     **Returns:** seconds: for a single network a float, rounded up to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
     """
-    optimum = _solved(network, optimum)
+    step_size, optimum = step_and_optimum("suggest_duration", network, step_size, optimum)
     step_size = default_step_size(network, optimum) if step_size is None else step_size
     duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step_size), optimum)
     return _round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
@@ -242,10 +252,6 @@ def _choices(network: Network, optimum: Optimum) -> Bool[Array, "frontends backe
 
 def _largest_latency(network: Network) -> Float[Array, ""]:
     return jnp.maximum(network.latency, network.feedback_latency).max()
-
-
-def _solved(network: Network, optimum: Optimum | None) -> Optimum:
-    return solve_optimum(network) if optimum is None else optimum
 
 
 def _per_frontend(network: Network, step_size: ArrayLike) -> Float[Array, "*batch frontends"]:

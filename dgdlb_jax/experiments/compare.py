@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.shadow_prices import ShadowPrices, shadow_prices
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
@@ -145,11 +146,12 @@ def compare(
 
     **Returns:** a `Comparison`.
 
-    **Raises:** `InputError` when demand exceeds capacity, when a value is out of range, for an unknown name, or when
+    **Raises:** `InputError` when there is no demand or it exceeds capacity, when a value is out of range, for an unknown name, or when
     dt is too large for the fastest backend. A run that fails by itself is a row that says so.
     """
     if network.batch is not None:
         raise InputError("compare takes a single network: network[k] picks one out of a batch.")
+    require_traffic(network)
     moving = not isinstance(network.demand, Constant) or network.capacity is not None
     initial = start_state(network, start)
     optimum = solve_optimum(network)

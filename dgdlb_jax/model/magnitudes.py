@@ -35,9 +35,10 @@ class Quantity(NamedTuple):
 def check_magnitudes(network: "Network") -> None:
     r"""Refuse numbers with which a formula would overflow or underflow; traced values are not looked at.
 
-    Rates and workloads stand in squares ($\kappa \mu$), so they range over $0.01 \sqrt{\text{max}}$ and its inverse, with max the largest
-    number of the network's precision: 1e-152 to 1e152, in float32 5e-18 to 2e17. Times stand in $a^4$ and in $(10^{12} / a)^2$, so they
-    range over $\text{max}^{1/6}$ and its inverse: 4e-52 to 2e51 s, in float32 4e-7 to 2.6e6 s. A rate or a latency may be 0.
+    Rates and workloads stand in squares ($\kappa \mu$) and in cubes once they are differentiated, so they range over
+    $\text{max}^{1/3}$ and its inverse, with max the largest number of the network's precision: 1.8e-103 to 5.6e102, in float32 1.4e-13 to
+    7e12. Times stand in $a^4$ and in $(10^{12} / a)^2$, so they range over $\text{max}^{1/6}$ and its inverse: 4e-52 to 2e51 s, in float32
+    4e-7 to 2.6e6 s. A rate or a latency may be 0.
 
     **Raises:** `InputError` that names the value, whose it is, the range and the remedy.
     """
@@ -46,6 +47,8 @@ def check_magnitudes(network: "Network") -> None:
     for quantity in _quantities(network):
         values, allowed = np.asarray(quantity.values, float), quantity.allowed
         good = (values >= allowed.least) & (values <= allowed.most) | (allowed.zero & (values == 0))
+        if quantity.side == "backend":
+            good |= ~np.asarray(network.backend_mask)
         if not good.all():
             at = tuple(int(index) for index in np.argwhere(~good)[0])
             raise InputError(_sentence(network, quantity, float(values[at]), at))
@@ -53,7 +56,7 @@ def check_magnitudes(network: "Network") -> None:
 
 def _quantities(network: "Network") -> Iterator[Quantity]:
     most = float(jnp.finfo(network.latency.dtype).max)
-    size, time = 0.01 * most**0.5, most ** (1 / 6)
+    size, time = most ** (1 / 3), most ** (1 / 6)
     rates, sizes, times = Range(1 / size, size, True), Range(1 / size, size, False), Range(1 / time, time, False)
     upto = Range(0, time, True)
     units = "give all rates and workloads in another unit, or 0 for no traffic"
@@ -71,7 +74,9 @@ def _quantities(network: "Network") -> Iterator[Quantity]:
         remedy = "correct the capacity factor"
         yield Quantity("capacity factor", "backend", network.capacity.mean_rate, "times nominal", upto, remedy)
     for field in ("latency", "feedback_latency", "cost_latency"):
-        yield Quantity(field, "arc", getattr(network, field), "s", upto, "correct it, or leave the arc out with mask=False")
+        yield Quantity(
+            field, "arc", getattr(network, field), "s", upto, "correct it, or leave the arc out with mask=False"
+        )
 
 
 def _sentence(network: "Network", quantity: Quantity, value: float, at: tuple[int, ...]) -> str:

@@ -32,7 +32,9 @@ class Network(eqx.Module):
     - `capacity`: a factor on the service rate over time, `(backends,)` (a demand-like function); 1 by default.
     - `frontend_names`, `backend_names`, `name`: for people; they never reach compiled code.
 
-    Latencies may be asymmetric and need not obey the triangle inequality; on masked arcs they are ignored.
+    Latencies may be asymmetric and need not obey the triangle inequality; on masked arcs they are ignored. The three of them are
+    three arrays: to change a link, in a derivative as well, use `with_latency`, which replaces all three; `dataclasses.replace` or
+    `eqx.tree_at` on `latency` alone would leave feedback and cost as they were.
     In a batch every array has one leading axis (see `stack`).
 
     **Raises:** `InputError` on shapes that do not fit, values that are negative or not finite, a frontend without arcs, magnitudes
@@ -173,6 +175,39 @@ class Network(eqx.Module):
             )
         factor = jnp.where(self.load > 0, jnp.asarray(load) / jnp.where(self.load > 0, self.load, 1), 0)
         return _checked(_replace(self, demand=self.demand.scaled(factor if self.batch is None else factor[:, None])))
+
+    def with_latency(
+        self,
+        latency: Matrices,
+        *,
+        feedback_latency: Matrices | None = None,
+        cost_latency: Matrices | None = None,
+        round_trip: bool = False,
+    ) -> "Network":
+        r"""The same network over other links: all three latencies are replaced, so that none of them stays behind.
+
+        **Arguments:**
+
+        - `latency`: `(frontends, backends)` in seconds, one way.
+        - `feedback_latency`, `cost_latency`: as for `Network`: equal to `latency` unless given.
+        - `round_trip`: charge twice the latency, $\text{cost} = 2 \tau$, instead of `cost_latency`.
+
+        Differentiable: the derivative with respect to `latency` is that of a slower link, in all it does.
+
+        **Raises:** `InputError` as `Network`, or when both `cost_latency` and `round_trip` are given.
+        """
+        if round_trip and cost_latency is not None:
+            raise InputError(
+                "with_latency: round_trip=True makes the cost latency twice the latency: leave cost_latency out."
+            )
+        forward = _matrix(latency, "latency").astype(self.latency.dtype)
+        given = {
+            "latency": forward,
+            "feedback_latency": forward if feedback_latency is None else feedback_latency,
+            "cost_latency": 2 * forward if round_trip else forward if cost_latency is None else cost_latency,
+        }
+        changes = {field: self._latency(field, values).astype(self.latency.dtype) for field, values in given.items()}
+        return _checked(_replace(self, **changes))
 
     def with_latency_scale(self, factor: Numbers) -> "Network":
         """All three latencies multiplied by `factor` (a scalar, or one per network)."""
