@@ -11,8 +11,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.analysis import conditions
 from dgdlb_jax.analysis.critical import CriticalMode, critical_mode, critical_step_size
-from dgdlb_jax.analysis.linearise import Linearisation, linearise
 from dgdlb_jax.analysis.feasibility import require_traffic
+from dgdlb_jax.analysis.linearise import Linearisation, linearise
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.roots import Spectrum, characteristic_roots
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
