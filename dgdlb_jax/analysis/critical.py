@@ -100,12 +100,12 @@ def critical_mode(
     **Arguments:** as for `critical_step_size`. **Returns:** a `CriticalMode`, differentiable as well (modes up to a complex factor).
     """
     require_double(network, "The critical step size")
-    policy, optimum = policy_and_optimum("critical_step_size", network, policy, optimum)
-    policy = DGDLB(1.0) if policy is None else policy
-    check_smooth(policy)
+    rule, best = policy_and_optimum("critical_step_size", network, policy, optimum)
+    rule = DGDLB(1.0) if rule is None else rule
+    check_smooth(rule)
     factors = per_frontend(network, 1.0 if direction is None else direction)
     search = partial(each_network, _critical_mode, effort=_effort)
-    mode = on_host(search, network.anonymous(), jax.tree.map(jnp.asarray, policy), optimum, factors)
+    mode = on_host(search, network.anonymous(), jax.tree.map(jnp.asarray, rule), best, factors)
     if throw:
         raise_on_failure(mode.result, "critical_step_size")
     return mode
@@ -208,10 +208,10 @@ def count_unstable_roots(
     **Source:** own derivation; the argument principle.
     """
     require_double(network, "count_unstable_roots")
-    policy, optimum = policy_and_optimum("count_unstable_roots", network, policy, optimum)
-    check_smooth(policy)
-    policy = jax.tree.map(jnp.asarray, policy)
-    linear = each_network(linearise_one, network.anonymous(), policy, optimum)
+    rule, best = policy_and_optimum("count_unstable_roots", network, policy, optimum)
+    rule = DGDLB(1.0) if rule is None else rule
+    check_smooth(rule)
+    linear = each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, rule), best)
     loop = Loop(scaled(linear, jnp.full(network.frontends, factor)))
     if not bool(loop.closed):
         return 0

@@ -78,10 +78,10 @@ def linearise(
 
     **Source:** own derivation.
     """
-    policy, optimum = policy_and_optimum("linearise", network, policy, optimum)
-    policy = DGDLB(1.0) if policy is None else policy
-    check_smooth(policy)
-    return each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, policy), optimum)
+    rule, best = policy_and_optimum("linearise", network, policy, optimum)
+    rule = DGDLB(1.0) if rule is None else rule
+    check_smooth(rule)
+    return each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, rule), best)
 
 
 def check_smooth(policy: AbstractPolicy) -> None:

@@ -87,8 +87,8 @@ def slowest_decay_rate(
 
     **Source:** own derivation (the limit of small step sizes of the linearised dynamics).
     """
-    step_size, optimum = step_and_optimum("slowest_decay_rate", network, step_size, optimum)
-    return each_network(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step_size), optimum)
+    step, best = step_and_optimum("slowest_decay_rate", network, step_size, optimum)
+    return each_network(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step), best)
 
 
 def drain_time(
@@ -114,12 +114,12 @@ def drain_time(
 
     **Source:** own derivation.
     """
-    step_size, optimum = step_and_optimum("drain_time", network, step_size, optimum)
+    step, best = step_and_optimum("drain_time", network, step_size, optimum)
     return each_network(
         _drain_time,
         network.anonymous(),
-        _per_frontend(network, step_size),
-        optimum,
+        _per_frontend(network, step),
+        best,
         jnp.asarray(negligible, network.latency.dtype),
     )
 
@@ -138,9 +138,9 @@ def suggest_dt(
 
     **Returns:** seconds: for a single network a float, rounded down to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
     """
-    step_size, optimum = step_and_optimum("suggest_dt", network, step_size, optimum)
-    step_size = default_step_size(network, optimum) if step_size is None else step_size
-    dt = each_network(_suggest_dt, network.anonymous(), _per_frontend(network, step_size), optimum)
+    step, best = step_and_optimum("suggest_dt", network, step_size, optimum)
+    step = default_step_size(network, best) if step is None else step
+    dt = each_network(_suggest_dt, network.anonymous(), _per_frontend(network, step), best)
     return _round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
 
 
@@ -156,9 +156,9 @@ def suggest_duration(
 
     **Returns:** seconds: for a single network a float, rounded up to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
     """
-    step_size, optimum = step_and_optimum("suggest_duration", network, step_size, optimum)
-    step_size = default_step_size(network, optimum) if step_size is None else step_size
-    duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step_size), optimum)
+    step, best = step_and_optimum("suggest_duration", network, step_size, optimum)
+    step = default_step_size(network, best) if step is None else step
+    duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step), best)
     return _round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
 
 

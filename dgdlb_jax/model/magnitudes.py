@@ -26,7 +26,7 @@ class Quantity(NamedTuple):
 
     what: str
     side: str
-    values: Float[Array, "..."]
+    values: Float[Array, "..."] | Float[np.ndarray, "..."]
     unit: str
     allowed: Range
     remedy: str
