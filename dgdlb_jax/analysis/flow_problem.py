@@ -24,10 +24,10 @@ Lanes = Float[Array, " lanes"]
 
 _PRICE_RISE = 2.0  # no step raises a price beyond three times its value, as far as the linearisation tells
 _PRICE_STEPS = 60
-_SMALLEST_SHARE = (
-    1e-2  # of a rounding of a frontend's rate: an arc to a backend that serves less is closed, its price would overflow
-)
-_SMALLEST_RATE = 0.7  # a frontend below tiny^0.7 (1e-215, in float32 1e-26) of all traffic counts as one without: its flows would underflow
+# Of a rounding of a frontend's rate: an arc to a backend that serves less is closed, since its price would overflow.
+_SMALLEST_SHARE = 1e-2
+# A frontend below tiny^0.7 (1e-215, in float32 1e-26) of all traffic counts as one without, since its flows would underflow.
+_SMALLEST_RATE = 0.7
 
 
 class FlowProblem(eqx.Module):
@@ -109,10 +109,8 @@ class FlowProblem(eqx.Module):
         r"""How the price rises with the rate, $\phi'' = dp/dr = -\ell''/\ell'^3$, seconds squared per request; positive."""
         price = self.price(workload)
         floor = jnp.finfo(price.dtype).eps ** 2 * price / divisor(self.rate.sum(0))
-        bend = (
-            -self._scale(self.service.curvature(workload)) * price
-        )  # of the size of 1; a price to the third power may overflow
-        return jnp.maximum(bend * price * price, floor)
+        # One factor after the other, since a price to the third power may overflow.
+        return jnp.maximum(-self._scale(self.service.curvature(workload)) * price * price * price, floor)
 
     def inverse(self, rate: Backends) -> Backends:
         """The workload that is served at `rate`; inf where there is none, 0 where nothing arrives."""

@@ -18,8 +18,9 @@ StepSize = ArrayLike | AbstractPolicy
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
 _SHARE_IN_USE = 1e-9  # smaller shares of a frontend's traffic are rounding
+_TIE = 1e-6  # of a marginal latency, which an optimum knows to about 1e-9: no rounding decides which of two equals is the second
 _FAR_ABOVE = 10.0  # times the least marginal latency
-_NO_HELP = 1e-3  # of what the best backend of a frontend takes from it; a thousandth is also what a verdict looks at
+_DEAD = 1e-3  # of what the best backend of a frontend takes from it; a thousandth is also what a verdict looks at
 
 
 class Gains(eqx.Module):
@@ -51,10 +52,10 @@ def default_step_size(
     r"""A step size for DGD-LB that converges from usual starts as well, well below the limit of local stability.
 
     $$ \eta_i = \frac14 \min_{j \in S^+_i} \frac{a_j}{2 c_j \Lambda^+_j \max_{k \in S^+_i} \tau_{ik}} $$
-    $S^+_i$ is the support at the optimum and, for a frontend with two arcs, its two cheapest by marginal latency; $\Lambda^+_j$ is the
-    rate of the frontends with $j \in S^+_i$; $\tau$ is the mean of forward and feedback latency. A backend that is dead to a frontend
-    is not among the two cheapest: one whose marginal latency is ten times that of the cheapest, which no swing near the optimum
-    brings into use. Nor is one in $S^+_i$ that takes less than a thousandth of what the frontend's best backend takes from it.
+    $S^+_i$ is the support at the optimum and, for a frontend with two arcs, its two cheapest by marginal latency (with those that
+    tie); $\Lambda^+_j$ is the rate of the frontends with $j \in S^+_i$; $\tau$ is the mean of forward and feedback latency. Dead
+    backends are left out: those whose marginal latency is ten times that of the cheapest, which no swing near the optimum brings
+    into use, and those that can take less than a thousandth of what the frontend's best backend can take from it.
 
     **Arguments:**
 
@@ -242,12 +243,12 @@ def _choices(network: Network, optimum: Optimum) -> Bool[Array, "frontends backe
     """$S^+$: the support, and the two cheapest arcs of a frontend that has two, dead backends apart."""
     factor = 1.0 if network.capacity is None else network.capacity.mean_rate
     most = jnp.where(jnp.asarray(factor) > 0, factor * network.service.supremum, 0)
-    help = jnp.where(network.mask, jnp.minimum(most, network.arrival_rate[:, None]), 0)
-    helpful = network.mask & (help >= _NO_HELP * help.max(1, keepdims=True)) & (most > 0)
-    seen = jnp.where(helpful, 1 / gains_at(network, optimum.workload).slope + network.cost_latency, jnp.inf)
-    rank = jnp.argsort(jnp.argsort(seen, axis=1), axis=1)
-    cheapest = (rank < 2) & (seen <= _FAR_ABOVE * seen.min(1, keepdims=True))
-    return helpful & (cheapest | arcs_in_use(network, optimum))
+    taken = jnp.where(network.mask, jnp.minimum(most, network.arrival_rate[:, None]), 0)
+    alive = network.mask & (taken >= _DEAD * taken.max(1, keepdims=True)) & (most > 0)
+    seen = jnp.where(alive, 1 / gains_at(network, optimum.workload).slope + network.cost_latency, jnp.inf)
+    least, second = jnp.sort(seen, axis=1)[:, [0, min(1, network.backends - 1)]].T[..., None]
+    cheapest = (seen <= (1 + _TIE) * second) & (seen <= _FAR_ABOVE * least)
+    return alive & (cheapest | arcs_in_use(network, optimum))
 
 
 def _largest_latency(network: Network) -> Float[Array, ""]:
