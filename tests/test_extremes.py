@@ -167,7 +167,7 @@ def test_a_backend_that_is_out_of_service(factor):
     *_, expected = by_hand(60.0, 6.0, LATENCY[:, 0])
     np.testing.assert_allclose(dgd.default_step_size(dead, optimum), expected, rtol=1e-6)
     assert np.isinf(dgd.critical_step_size(dead, optimum))
-    assert np.isfinite([dgd.suggest_dt(dead, optimum), dgd.suggest_duration(dead, optimum)]).all()
+    assert 0 < dgd.suggest_dt(dead, optimum) < 1
     assert (np.asarray(dgd.shadow_prices(dead).replica) <= 0).all()
 
 
@@ -252,7 +252,16 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("name", ORDERS)
+SLOW_TO_COMPILE = {
+    "critical_step_size",
+    "characteristic_roots",
+    "count_unstable_roots",
+    "critical_mode",
+    "suggest_duration",
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(k, marks=[pytest.mark.full] * (k in SLOW_TO_COMPILE)) for k in ORDERS])
 def test_an_optimum_is_told_apart_by_its_type(name):
     function, subject = ORDERS[name]
     optimum = dgd.solve_optimum(network())
@@ -260,6 +269,13 @@ def test_an_optimum_is_told_apart_by_its_type(name):
     np.testing.assert_array_equal(function(network(), optimum, subject), expected)
     if name in ("critical_step_size", "critical_mode", "linearise"):
         np.testing.assert_array_equal(function(network(), optimum), expected)
+
+
+def test_the_policy_may_stand_on_either_side(answers):
+    """With what the table has compiled: there the optimum follows the network directly."""
+    batch, optimum = answers["batch"], answers["optimum"]
+    for given in ((dgd.DGDLB(1.0), optimum), (optimum, dgd.DGDLB(1.0))):
+        np.testing.assert_array_equal(dgd.critical_step_size(batch, *given), answers["critical"])
 
 
 def test_what_is_no_optimum_and_no_policy_is_named():
@@ -294,15 +310,27 @@ def test_a_step_size_that_is_none_is_found(policy, step, place):
     assert "jnp.where" in str(caught.value)
 
 
+def test_a_derivative_of_a_link_goes_through_all_three_latencies():
+    """At a fixed flow: a link that is slower by one second costs each of its requests a second, and is seen a second later."""
+    base, flow = network(), np.array([[3.0, 1.0], [0.0, 2.0]])
+
+    def cost(latency):
+        changed = base.with_latency(latency)
+        return (flow * changed.cost_latency).sum() / 6 + changed.latency[0, 1] + 10 * changed.feedback_latency[1, 0]
+
+    np.testing.assert_allclose(jax.grad(cost)(base.latency), flow / 6 + np.array([[0.0, 1.0], [10.0, 0.0]]), rtol=1e-12)
+
+
+@pytest.mark.full
 def test_a_slower_link_is_slower_in_all_it_does():
-    """Through all three latencies: the envelope theorem gives the derivative of the mean latency, flow / Lambda for a link and twice
-    that for a round trip, and differences agree (error h^2, gap 1e-9 / h)."""
+    """Through all three latencies: the envelope theorem gives the derivative of the mean latency, flow / Lambda, and differences
+    agree (error h^2, gap 1e-9 / h)."""
     base = network()
     optimum = dgd.solve_optimum(base)
     flow = np.asarray(base.arrival_rate)[:, None] * np.asarray(optimum.routing)
 
-    def mean(latency, **more):
-        return dgd.solve_optimum(base.with_latency(latency, **more), throw=False).mean_latency
+    def mean(latency):
+        return dgd.solve_optimum(base.with_latency(latency), throw=False).mean_latency
 
     gradient = jax.grad(mean)(base.latency)
     np.testing.assert_allclose(gradient, flow / 6, rtol=1e-6, atol=1e-9)
@@ -311,11 +339,6 @@ def test_a_slower_link_is_slower_in_all_it_does():
     assert float(gradient[0, 0]) == pytest.approx(float(difference), rel=1e-5)
     twice = base.with_latency(base.latency, round_trip=True)
     np.testing.assert_array_equal(twice.cost_latency, 2 * base.latency)
-    again = dgd.solve_optimum(twice)
-    round_trip = jax.grad(lambda latency: mean(latency, round_trip=True))(base.latency)
-    np.testing.assert_allclose(
-        round_trip, 2 * np.array([[4.0], [2.0]]) * np.asarray(again.routing) / 6, rtol=1e-6, atol=1e-9
-    )
 
 
 def test_a_new_link_replaces_all_three_latencies():
