@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from dgdlb_jax.analysis.arguments import known_optimum
 from dgdlb_jax.analysis.batch import per_frontend
 from dgdlb_jax.analysis.critical import critical_step_size
-from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.roots import characteristic_roots
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
@@ -62,7 +63,7 @@ def best_step_size(
     """
     if network.batch is not None:
         raise InputError("best_step_size takes a single network: network[k] picks one out of a batch.")
-    optimum = solve_optimum(network) if optimum is None else optimum
+    optimum = known_optimum("best_step_size", network, optimum)
     along = per_frontend(network, 1.0 if direction is None else direction)
     limit = float(critical_step_size(network, optimum=optimum, direction=along))
     if not np.isfinite(limit):

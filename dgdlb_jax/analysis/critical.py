@@ -9,10 +9,11 @@ import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, ArrayLike, Complex, Float, Int
 
+from dgdlb_jax.analysis.arguments import policy_and_optimum
 from dgdlb_jax.analysis.batch import each_network, per_frontend, require_double
 from dgdlb_jax.analysis.linearise import Linearisation, check_smooth, linearise_one
 from dgdlb_jax.analysis.loop import Frequency, Loop
-from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.sampled_loop import SampledLoop
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
@@ -49,8 +50,8 @@ class CriticalMode(eqx.Module):
 
 def critical_step_size(
     network: Network,
-    policy: AbstractPolicy | None = None,
-    optimum: Optimum | None = None,
+    policy: AbstractPolicy | Optimum | None = None,
+    optimum: Optimum | AbstractPolicy | None = None,
     *,
     direction: ArrayLike | None = None,
     throw: bool = True,
@@ -67,7 +68,7 @@ def critical_step_size(
     - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is
       the factor by which its velocity (for DGDLB: its step sizes) may be
       multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
-    - `optimum`: of that network; solved when left out.
+    - `optimum`: of that network; solved when left out. It may follow the network directly: `critical_step_size(network, optimum)`.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
     - `throw`: raise when the search gave up (seen only where slopes are many decades apart). Otherwise NaN stands for it.
 
@@ -88,8 +89,8 @@ def critical_step_size(
 
 def critical_mode(
     network: Network,
-    policy: AbstractPolicy | None = None,
-    optimum: Optimum | None = None,
+    policy: AbstractPolicy | Optimum | None = None,
+    optimum: Optimum | AbstractPolicy | None = None,
     *,
     direction: ArrayLike | None = None,
     throw: bool = True,
@@ -99,12 +100,12 @@ def critical_mode(
     **Arguments:** as for `critical_step_size`. **Returns:** a `CriticalMode`, differentiable as well (modes up to a complex factor).
     """
     require_double(network, "The critical step size")
-    policy = DGDLB(1.0) if policy is None else policy
-    check_smooth(policy)
-    optimum = solve_optimum(network) if optimum is None else optimum
+    rule, best = policy_and_optimum("critical_step_size", network, policy, optimum)
+    rule = DGDLB(1.0) if rule is None else rule
+    check_smooth(rule)
     factors = per_frontend(network, 1.0 if direction is None else direction)
     search = partial(each_network, _critical_mode, effort=_effort)
-    mode = on_host(search, network.anonymous(), jax.tree.map(jnp.asarray, policy), optimum, factors)
+    mode = on_host(search, network.anonymous(), jax.tree.map(jnp.asarray, rule), best, factors)
     if throw:
         raise_on_failure(mode.result, "critical_step_size")
     return mode
@@ -187,7 +188,11 @@ def _drifts_away(loop: Loop, found: Array) -> Array:
 
 
 def count_unstable_roots(
-    network: Network, policy: AbstractPolicy, optimum: Optimum | None = None, *, factor: float = 1.0
+    network: Network,
+    policy: AbstractPolicy | Optimum,
+    optimum: Optimum | AbstractPolicy | None = None,
+    *,
+    factor: float = 1.0,
 ) -> int:
     r"""How many characteristic roots of the linearised dynamics lie in the right half plane, counted and not computed.
 
@@ -203,10 +208,10 @@ def count_unstable_roots(
     **Source:** own derivation; the argument principle.
     """
     require_double(network, "count_unstable_roots")
-    optimum = solve_optimum(network) if optimum is None else optimum
-    policy = jax.tree.map(jnp.asarray, policy)
-    check_smooth(policy)
-    linear = each_network(linearise_one, network.anonymous(), policy, optimum)
+    rule, best = policy_and_optimum("count_unstable_roots", network, policy, optimum)
+    rule = DGDLB(1.0) if rule is None else rule
+    check_smooth(rule)
+    linear = each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, rule), best)
     loop = Loop(scaled(linear, jnp.full(network.frontends, factor)))
     if not bool(loop.closed):
         return 0

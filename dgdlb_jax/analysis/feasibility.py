@@ -1,4 +1,4 @@
-"""Which frontends and backends are short when demand exceeds capacity, in words."""
+"""Networks without a comparison or an optimum: nobody sends anything, or somebody asks for more than can be served."""
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -7,6 +7,16 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
 
 _MOST_NAMED = 6
+_SATURATED = 3e-6  # of capacity: closer to it the slope of a hyperbolic curve is below its floor (SMALLEST_SLOPE)
+
+
+def require_traffic(network: Network) -> None:
+    """Raise `InputError` for a single network in which nobody sends anything: it has no latency to speak of."""
+    if not np.any(np.asarray(network.arrival_rate) > 0):
+        raise InputError(
+            f"{network.name or 'The network'} has no traffic: the mean arrival rate of every frontend is 0 requests/s, so there is "
+            "no latency to speak of; give at least one frontend a rate above 0."
+        )
 
 
 def explain_infeasible(network: Network, results: Int[Array, "*batch"]) -> None:
@@ -29,15 +39,22 @@ def _shortage(network: Network) -> str | None:
     if network.capacity is not None:
         factor = np.asarray(network.capacity.mean_rate, float)
         supremum = np.where(factor > 0, factor * supremum, 0)
-    senders, backends = _bottleneck(rate, mask, supremum)
-    asked, offered = rate[senders].sum(), supremum[backends].sum()
-    if not senders.any() or asked < offered:
-        return None
-    return (
-        f"{_named('frontend', senders, network.frontend_names)} ({asked:.6g} requests/s) can only use "
-        f"{_named('backend', backends, network.backend_names)}, which cannot serve more than {offered:.6g} requests/s: "
-        f"short by {asked - offered:.4g} requests/s; add capacity there, reduce these rates, or allow further arcs in the mask."
-    )
+    for margin in (0.0, _SATURATED):
+        senders, backends = _bottleneck(rate, mask, (1 - margin) * supremum)
+        asked, offered = rate[senders].sum(), supremum[backends].sum()
+        if senders.any() and asked >= (1 - margin) * offered:
+            if asked >= offered:
+                trouble = f"short by {asked - offered:.4g} requests/s"
+            else:
+                trouble = (
+                    f"only {1 - asked / offered:.2g} of that is left, too close to saturation for the slope of a curve"
+                )
+            return (
+                f"{_named('frontend', senders, network.frontend_names)} ({asked:.6g} requests/s) can only use "
+                f"{_named('backend', backends, network.backend_names)}, which cannot serve more than {offered:.6g} requests/s: "
+                f"{trouble}; add capacity there, reduce these rates, or allow further arcs in the mask."
+            )
+    return None
 
 
 def missing_capacity(

@@ -24,6 +24,10 @@ Lanes = Float[Array, " lanes"]
 
 _PRICE_RISE = 2.0  # no step raises a price beyond three times its value, as far as the linearisation tells
 _PRICE_STEPS = 60
+# Of a rounding of a frontend's rate: an arc to a backend that serves less is closed, since its price would overflow.
+_SMALLEST_SHARE = 1e-2
+# A frontend below tiny^0.7 (1e-215, in float32 1e-26) of all traffic counts as one without, since its flows would underflow.
+_SMALLEST_RATE = 0.7
 
 
 class FlowProblem(eqx.Module):
@@ -34,7 +38,7 @@ class FlowProblem(eqx.Module):
     - `allowed`: the mask.
     - `service`: the curves.
     - `factor`: on the service rate, or None.
-    - `arcs`: which arcs may carry traffic: allowed, from a frontend that has some, to a backend that serves some.
+    - `arcs`: which arcs may carry traffic: allowed, from a frontend that has some, to a backend that serves some of it.
     """
 
     rate: Frontends
@@ -53,8 +57,10 @@ class FlowProblem(eqx.Module):
         rate, cost, service, factor = jax.tree.map(
             lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, (rate, cost, service, factor)
         )
-        arcs = allowed & (rate > 0)[:, None]
-        return cls(rate, cost, allowed, service, factor, arcs if factor is None else arcs & (factor > 0))
+        most = service.supremum if factor is None else jnp.where(factor > 0, factor * service.supremum, 0)
+        rate = jnp.where(rate > jnp.finfo(dtype).tiny ** _SMALLEST_RATE * rate.sum(0), rate, 0)
+        arcs = allowed & (rate > 0)[:, None] & (most > _SMALLEST_SHARE * jnp.finfo(dtype).eps * rate[:, None])
+        return cls(rate, cost, allowed, service, factor, arcs)
 
     @property
     def reached(self) -> Bool[Array, "backends lanes"]:
@@ -70,6 +76,15 @@ class FlowProblem(eqx.Module):
     def count(self) -> Lanes:
         """How many arcs may carry traffic; 1 where none."""
         return jnp.maximum(self.arcs.sum((0, 1)), 1).astype(self.rate.dtype)
+
+    def shared_out(self, complementarity: Lanes) -> Arcs:
+        r"""A sum of flow times slack, shared out over the arcs in proportion to their frontends' rates.
+
+        The central path is then the one where share times slack is the same on all arcs, so the routing of a frontend is as accurate
+        however little it sends.
+        """
+        weight = self.rate * self.arcs.sum(1)
+        return jnp.where(self.arcs, complementarity * (self.rate / divisor(weight.sum(0)))[:, None], 0)
 
     @property
     def supremum(self) -> Backends:
@@ -94,7 +109,8 @@ class FlowProblem(eqx.Module):
         r"""How the price rises with the rate, $\phi'' = dp/dr = -\ell''/\ell'^3$, seconds squared per request; positive."""
         price = self.price(workload)
         floor = jnp.finfo(price.dtype).eps ** 2 * price / divisor(self.rate.sum(0))
-        return jnp.maximum(-self._scale(self.service.curvature(workload)) * price**3, floor)
+        # One factor after the other, since a price to the third power may overflow.
+        return jnp.maximum(-self._scale(self.service.curvature(workload)) * price * price * price, floor)
 
     def inverse(self, rate: Backends) -> Backends:
         """The workload that is served at `rate`; inf where there is none, 0 where nothing arrives."""

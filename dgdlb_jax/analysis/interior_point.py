@@ -110,7 +110,7 @@ def _fast_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
     aim = centring * jnp.minimum(product, point.aim)
     aim = jnp.maximum(aim, jnp.maximum((1 - far) * seen.residual, 0.05 * jnp.finfo(price.dtype).eps * seen.objective))
 
-    change, opening, rise, lift = direction(aim / problem.count - far * change * opening)
+    change, opening, rise, lift = direction(problem.shared_out(aim) - far * change * opening)
     keep = jnp.clip(product / divisor(seen.objective), 1e-3, 0.1)
     flow_step = jnp.minimum((1 - keep) * reach(arcs, flow, change), 1)
     price_step = jnp.minimum(jnp.minimum((1 - keep) * reach(arcs, slack, opening), 1), longest_rise(price, rise))
@@ -126,8 +126,8 @@ def _recentre(problem: FlowProblem, point: Point, before: Arcs) -> Point:
     short = jnp.where(problem.arcs, 0.005 * before - problem.slack(point.workload, point.multiplier), 0).max(1)
     multiplier = point.multiplier - jnp.maximum(short, 0)
     slack = jnp.maximum(problem.slack(point.workload, multiplier), jnp.where(problem.arcs, 0.001 * before, 1))
-    mean = jnp.where(problem.arcs, point.flow * slack, 0).sum((0, 1)) / problem.count
-    flow = jnp.clip(point.flow, point.aim / problem.count / (_CENTRALITY * slack), _CENTRALITY * mean / slack)
+    mean = problem.shared_out(jnp.where(problem.arcs, point.flow * slack, 0).sum((0, 1)))
+    flow = jnp.clip(point.flow, problem.shared_out(point.aim) / (_CENTRALITY * slack), _CENTRALITY * mean / slack)
     return Point(jnp.where(problem.arcs, flow, 0), point.workload, multiplier, point.aim)
 
 
@@ -178,4 +178,4 @@ def _safe_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
 
 
 def _barrier_flow(problem: FlowProblem, aim: Lanes, slack: Arcs) -> Arcs:
-    return jnp.where(problem.arcs, aim / problem.count / slack, 0)
+    return problem.shared_out(aim) / slack

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from dgdlb_jax.analysis.arguments import policy_and_optimum
 from dgdlb_jax.analysis.batch import each_network
-from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.step_size import arcs_in_use
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
@@ -55,7 +56,11 @@ class Linearisation(eqx.Module):
     linear_region: Float[Array, "*batch"]
 
 
-def linearise(network: Network, policy: AbstractPolicy | None = None, optimum: Optimum | None = None) -> Linearisation:
+def linearise(
+    network: Network,
+    policy: AbstractPolicy | Optimum | None = None,
+    optimum: Optimum | AbstractPolicy | None = None,
+) -> Linearisation:
     """Linearise a policy at the optimum of a network, at constant mean rates.
 
     The Jacobians are those of the vector field that the simulator steps (forward-mode autodiff of raw velocity and workload
@@ -73,10 +78,10 @@ def linearise(network: Network, policy: AbstractPolicy | None = None, optimum: O
 
     **Source:** own derivation.
     """
-    policy = DGDLB(1.0) if policy is None else policy
-    check_smooth(policy)
-    optimum = solve_optimum(network) if optimum is None else optimum
-    return each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, policy), optimum)
+    rule, best = policy_and_optimum("linearise", network, policy, optimum)
+    rule = DGDLB(1.0) if rule is None else rule
+    check_smooth(rule)
+    return each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, rule), best)
 
 
 def check_smooth(policy: AbstractPolicy) -> None:

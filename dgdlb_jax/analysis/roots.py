@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
+from dgdlb_jax.analysis.arguments import policy_and_optimum
 from dgdlb_jax.analysis.batch import require_double
 from dgdlb_jax.analysis.linearise import Linearisation, linearise
 from dgdlb_jax.analysis.loop import Loop
-from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.step_size import arcs_in_use
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
@@ -63,8 +64,8 @@ class Spectrum(eqx.Module):
 
 def characteristic_roots(
     network: Network,
-    policy: AbstractPolicy | None = None,
-    optimum: Optimum | None = None,
+    policy: AbstractPolicy | Optimum | None = None,
+    optimum: Optimum | AbstractPolicy | None = None,
     *,
     count: int = _COUNT,
     degree: int | None = None,
@@ -92,7 +93,7 @@ def characteristic_roots(
     require_double(network, "characteristic_roots")
     if not is_concrete(network, policy):
         raise InputError("characteristic_roots needs values: call it outside jit, vmap and grad.")
-    optimum = solve_optimum(network) if optimum is None else optimum
+    policy, optimum = policy_and_optimum("characteristic_roots", network, policy, optimum)
     linear = linearise(network, policy, optimum)
     if network.batch is None:
         one = _spectra(jax.tree.map(lambda leaf: leaf[None], (linear, network.anonymous(), optimum)), count, degree)

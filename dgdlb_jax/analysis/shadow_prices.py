@@ -1,14 +1,11 @@
 """What a little more of everything is worth at the optimum."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
-from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Replicas
 from dgdlb_jax.numerics.results import raise_on_failure
@@ -38,7 +35,7 @@ def shadow_prices(network: Network, *, throw: bool = True) -> ShadowPrices:
 
     **Arguments:** `network`: one network or a batch. `throw`: raise when there is no optimum; otherwise prices are NaN there.
 
-    **Returns:** `ShadowPrices`, by the implicit function theorem at the optimum.
+    **Returns:** `ShadowPrices`; a frontend without traffic has the price of its first request.
 
     **Raises:** `InputError` as `solve_optimum`.
 
@@ -47,7 +44,7 @@ def shadow_prices(network: Network, *, throw: bool = True) -> ShadowPrices:
     optimum = solve_optimum(network, throw=throw)
     if throw:
         raise_on_failure(optimum.result, "shadow_prices")
-    prices = _prices(network.anonymous())
+    prices = _prices(network.anonymous(), optimum)
     if network.batch is None:
         return jax.tree.map(lambda leaf: jnp.where(optimum.result == 0, leaf, jnp.nan), prices)
     good = lambda leaf: (optimum.result == 0).reshape(-1, *(1,) * (leaf.ndim - 1))
@@ -55,39 +52,26 @@ def shadow_prices(network: Network, *, throw: bool = True) -> ShadowPrices:
 
 
 @eqx.filter_jit
-def _prices(network: Network) -> ShadowPrices:
-    service = network.service
-    if isinstance(service, Replicas):
-        curve, count = service.curve, service.count
-    else:
-        curve, count = service, jnp.ones_like(service.nominal_capacity)
-
-    def total(changes: tuple[Array, Array, Array]) -> Array:
-        request, latency, replica = changes
-        changed = eqx.tree_at(
-            lambda n: (n.demand, n.cost_latency, n.service),
-            network,
-            (Constant(network.arrival_rate + request), network.cost_latency + latency, _copies(curve, count + replica)),
-        )
-        return _mean_latency(changed).sum()
-
-    nothing = (jnp.zeros_like(network.arrival_rate), jnp.zeros_like(network.cost_latency), jnp.zeros_like(count))
-    request, latency, replica = jax.grad(total)(nothing)
-    # A frontend without traffic is not part of the problem that was solved: the first request there costs its multiplier.
-    best = solve_optimum(network, throw=False)
-    everything = network.arrival_rate.sum(-1, keepdims=True)
-    first = (best.multiplier - best.mean_latency[..., None]) / jnp.where(everything > 0, everything, 1)
-    return ShadowPrices(jnp.where(network.arrival_rate > 0, request, first), latency, replica)
+def _prices(network: Network, optimum: Optimum) -> ShadowPrices:
+    """By the envelope theorem: what changes the cost at fixed flows, over the total rate."""
+    service, rate = network.service, network.arrival_rate
+    factor = jnp.ones_like(optimum.workload) if network.capacity is None else network.capacity.mean_rate
+    count = service.count if isinstance(service, Replicas) else jnp.ones_like(optimum.workload)
+    everything = rate.sum(-1, keepdims=True)
+    everything = jnp.where(everything > 0, everything, 1)
+    flow = rate[..., None] * optimum.routing
+    inflow = flow.sum(-2)
+    slope = factor * _slope(network, optimum.workload)
+    used = (inflow > 0) & (slope > 0)
+    # N = n u(r / n) with u the inverse of the curve of one copy, so dN/dn = (N - r / l') / n.
+    saved = jnp.where(used, optimum.workload - inflow / jnp.where(used, slope, 1), 0)
+    return ShadowPrices(
+        request=(optimum.multiplier - optimum.mean_latency[..., None]) / everything,
+        latency=flow / everything[..., None],
+        replica=jnp.minimum(saved, 0) / (count * everything),
+    )
 
 
-def _mean_latency(network: Network) -> Array:
-    optimum: Optimum = solve_optimum(network, throw=False)
-    return optimum.mean_latency
-
-
-def _copies(curve: Any, count: Array) -> Replicas:
-    """`Replicas` in a batch as well, where its constructor would not know the axes."""
-    made = object.__new__(Replicas)
-    object.__setattr__(made, "curve", curve)
-    object.__setattr__(made, "count", count)
-    return made
+def _slope(network: Network, workload: Float[Array, "*batch backends"]) -> Float[Array, "*batch backends"]:
+    of_one = lambda service, workload: service.slope(workload)
+    return (of_one if network.batch is None else jax.vmap(of_one))(network.service, workload)

@@ -5,23 +5,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from dgdlb_jax.analysis.arguments import known_optimum, step_and_optimum
 from dgdlb_jax.analysis.batch import each_network
-from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import is_concrete
 from dgdlb_jax.numerics.rounding import round_down, round_up
+from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.start import default_start
+
+StepSize = ArrayLike | AbstractPolicy
+"""1/s^2: a scalar, one number per frontend (in a batch also one per network), or a policy that has such a `step_size`."""
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
 _SHARE_IN_USE = 1e-9  # smaller shares of a frontend's traffic are rounding
 _MATTERS = 1e-3  # of all traffic: what a backend has to receive for its chatter to be worth resolving
+_TIE = 1e-6  # of a marginal latency, which an optimum knows to about 1e-9: no rounding decides which of two equals is the second
+_FAR_ABOVE = 10.0  # times the least marginal latency
+_DEAD = 1e-3  # of what the best backend of a frontend takes from it; a thousandth is also what a verdict looks at
 
 
 class Gains(eqx.Module):
     r"""What the dynamics near a workload depend on, per backend.
 
     - `slope`: $a = \ell'$, 1/s.
-    - `gain`: $c = -\ell''/\ell'^2$, seconds per request: how the marginal latency rises with the workload.
+    - `gain`: $c = -\ell''/\ell'^2$, seconds per request: how the marginal latency rises with the workload; 0 where nothing is served.
     - `initial_slope`: $\ell'(0)$, 1/s, at the largest capacity of all times; 0 where no frontend can reach.
     """
 
@@ -34,7 +42,9 @@ def gains_at(network: Network, workload: Float[Array, " backends"]) -> Gains:
     """The gains of one network at a workload; of a capacity that changes in time its mean, and its largest for the initial slope."""
     slope, curvature = network.mean_service.slope(workload), network.mean_service.curvature(workload)
     initial = jnp.where(network.backend_mask, network.fastest_service.initial_slope, 0)
-    return Gains(slope, -curvature / slope**2, initial)
+    served = slope > 0
+    divisor = jnp.where(served, slope, 1)
+    return Gains(slope, jnp.where(served, -curvature / divisor / divisor, 0), initial)
 
 
 def default_step_size(
@@ -43,8 +53,10 @@ def default_step_size(
     r"""A step size for DGD-LB that converges from usual starts as well, well below the limit of local stability.
 
     $$ \eta_i = \frac14 \min_{j \in S^+_i} \frac{a_j}{2 c_j \Lambda^+_j \max_{k \in S^+_i} \tau_{ik}} $$
-    $S^+_i$ is the support at the optimum and, for a frontend with two arcs, its two cheapest by marginal latency; $\Lambda^+_j$ is the
-    rate of the frontends with $j \in S^+_i$; $\tau$ is the mean of forward and feedback latency.
+    $S^+_i$ is the support at the optimum and, for a frontend with two arcs, its two cheapest by marginal latency (with those that
+    tie); $\Lambda^+_j$ is the rate of the frontends with $j \in S^+_i$; $\tau$ is the mean of forward and feedback latency. Dead
+    backends are left out: those whose marginal latency is ten times that of the cheapest, which no swing near the optimum brings
+    into use, and those that can take less than a thousandth of what the frontend's best backend can take from it.
 
     **Arguments:**
 
@@ -57,31 +69,36 @@ def default_step_size(
 
     **Source:** the condition of theorem C of this project (own derivation), made robust by measurements far from the optimum.
     """
-    optimum = _solved(network, optimum)
+    optimum = known_optimum("default_step_size", network, optimum)
     interval = jnp.asarray(update_interval, network.latency.dtype)
     return each_network(_default_step_size, network.anonymous(), optimum, interval)
 
 
 def slowest_decay_rate(
-    network: Network, step_size: ArrayLike, optimum: Optimum | None = None
+    network: Network, step_size: StepSize | Optimum, optimum: Optimum | StepSize | None = None
 ) -> Float[Array, "*batch"]:
     r"""How slowly a small disturbance of the optimum dies out under DGD-LB with a small step size, 1/s.
 
     The smaller of the slowest service, $\min_j a_j$, and of the slowest routing mode: the smallest eigenvalue of
     $A^{-1} \sum_i \lambda_i \eta_i P_i C$ on the support that is not zero by structure, $P_i = I - 11^T/k_i$.
 
-    **Arguments:** `step_size` in 1/s^2, a scalar or one number per frontend (in a batch also one per network).
+    **Arguments:** `step_size` in 1/s^2, a scalar or one number per frontend (in a batch also one per network), or a policy
+    that has one.
 
     **Returns:** a scalar, `(batch,)` for a batch; inf when nothing is in use.
 
     **Source:** own derivation (the limit of small step sizes of the linearised dynamics).
     """
-    optimum = _solved(network, optimum)
-    return each_network(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step_size), optimum)
+    step, best = step_and_optimum("slowest_decay_rate", network, step_size, optimum)
+    return each_network(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step), best)
 
 
 def drain_time(
-    network: Network, step_size: ArrayLike, optimum: Optimum | None = None, *, negligible: float = 1e-3
+    network: Network,
+    step_size: StepSize | Optimum,
+    optimum: Optimum | StepSize | None = None,
+    *,
+    negligible: float = 1e-3,
 ) -> Float[Array, "*batch"]:
     r"""How long DGD-LB takes to empty the arcs that carry nothing at the optimum, seconds.
 
@@ -91,7 +108,7 @@ def drain_time(
 
     **Arguments:**
 
-    - `step_size`: in 1/s^2, a scalar or one number per frontend (in a batch also one per network).
+    - `step_size`: in 1/s^2, a scalar or one number per frontend (in a batch also one per network), or a policy that has one.
     - `negligible`: arcs that would raise the mean latency by less than this fraction if they carried all of their frontend's
       traffic do not count.
 
@@ -99,20 +116,20 @@ def drain_time(
 
     **Source:** own derivation.
     """
-    optimum = _solved(network, optimum)
+    step, best = step_and_optimum("drain_time", network, step_size, optimum)
     return each_network(
         _drain_time,
         network.anonymous(),
-        _per_frontend(network, step_size),
-        optimum,
+        _per_frontend(network, step),
+        best,
         jnp.asarray(negligible, network.latency.dtype),
     )
 
 
 def suggest_dt(
     network: Network,
-    step_size: ArrayLike | None = None,
-    optimum: Optimum | None = None,
+    step_size: StepSize | Optimum | None = None,
+    optimum: Optimum | StepSize | None = None,
     *,
     workload: ArrayLike | None = None,
     jumps: bool = False,
@@ -129,7 +146,7 @@ def suggest_dt(
 
     **Arguments:**
 
-    - `step_size` in 1/s^2, `default_step_size` when left out.
+    - `step_size` in 1/s^2, or a policy that has one; `default_step_size` when left out.
     - `workload`: at the start, `(backends,)` requests, in a batch `(batch, backends)`; that of routing in proportion to nominal
       capacity when left out.
     - `jumps`: whether the rule jumps, as least latency does; the step size then plays no part.
@@ -138,32 +155,32 @@ def suggest_dt(
 
     **Source:** own measurements: at 0.05 / w the limit of stability moves by 0.7 % at most, whatever the latency.
     """
-    optimum = _solved(network, optimum)
+    step, best = step_and_optimum("suggest_dt", network, step_size, optimum)
     nameless = network.anonymous()
     if jumps:
-        dt = each_network(_dt_of_jumps, nameless, optimum)
+        dt = each_network(_dt_of_jumps, nameless, best)
     else:
-        step_size = default_step_size(network, optimum) if step_size is None else step_size
+        step = default_step_size(network, best) if step is None else step
         start = _default_workload(nameless) if workload is None else jnp.asarray(workload, network.latency.dtype)
-        dt = each_network(_dt_of_loop, nameless, _per_frontend(network, step_size), optimum, start)
+        dt = each_network(_dt_of_loop, nameless, _per_frontend(network, step), best, start)
     return round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
 
 
 def suggest_duration(
-    network: Network, step_size: ArrayLike | None = None, optimum: Optimum | None = None
+    network: Network, step_size: StepSize | Optimum | None = None, optimum: Optimum | StepSize | None = None
 ) -> float | Float[Array, "*batch"]:
     """A duration after which DGD-LB has settled: twenty times the slowest decay time and the `drain_time` of arcs that matter by
     1 %, and at least 50 of the largest latency.
 
     Ten decay times are enough close to the optimum; from usual starts the built-in fleets took up to twice as long.
 
-    **Arguments:** `step_size` in 1/s^2, `default_step_size` when left out.
+    **Arguments:** `step_size` in 1/s^2, or a policy that has one; `default_step_size` when left out.
 
     **Returns:** seconds: for a single network a float, rounded up to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
     """
-    optimum = _solved(network, optimum)
-    step_size = default_step_size(network, optimum) if step_size is None else step_size
-    duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step_size), optimum)
+    step, best = step_and_optimum("suggest_duration", network, step_size, optimum)
+    step = default_step_size(network, best) if step is None else step
+    duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step), best)
     return round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
 
 
@@ -174,8 +191,7 @@ def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array
     fastest = 1e-3 * _ratio(1.0, gains.initial_slope.max())
     delay = jnp.maximum(0.5 * (network.latency + network.feedback_latency), jnp.maximum(interval, fastest))
     longest = jnp.where(choices, delay, 0).max(1)
-    allowed = gains.slope / (2 * gains.gain * shared)
-    smallest = jnp.where(choices & (shared > 0), allowed, jnp.inf).min(1)
+    smallest = jnp.where(choices, _ratio(gains.slope, 2 * gains.gain * shared), jnp.inf).min(1)
     step = _SAFETY * smallest / longest
     moving = (network.mask.sum(1) > 1) & (rate > 0) & jnp.isfinite(step)
     return jnp.where(moving, step, 0)
@@ -262,11 +278,15 @@ def arcs_in_use(network: Network, optimum: Optimum) -> Bool[Array, "frontends ba
 
 
 def _choices(network: Network, optimum: Optimum) -> Bool[Array, "frontends backends"]:
-    """$S^+$: the support, and the two cheapest arcs of a frontend that has two."""
-    seen = 1 / gains_at(network, optimum.workload).slope + network.cost_latency
-    order = jnp.argsort(jnp.where(network.mask, seen, jnp.inf), axis=1)
-    rank = jnp.argsort(order, axis=1)
-    return network.mask & ((rank < 2) | arcs_in_use(network, optimum))
+    """$S^+$: the support, and the two cheapest arcs of a frontend that has two, dead backends apart."""
+    factor = 1.0 if network.capacity is None else network.capacity.mean_rate
+    most = jnp.where(jnp.asarray(factor) > 0, factor * network.service.supremum, 0)
+    taken = jnp.where(network.mask, jnp.minimum(most, network.arrival_rate[:, None]), 0)
+    alive = network.mask & (taken >= _DEAD * taken.max(1, keepdims=True)) & (most > 0)
+    seen = jnp.where(alive, 1 / gains_at(network, optimum.workload).slope + network.cost_latency, jnp.inf)
+    least, second = jnp.sort(seen, axis=1)[:, [0, min(1, network.backends - 1)]].T[..., None]
+    cheapest = (seen <= (1 + _TIE) * second) & (seen <= _FAR_ABOVE * least)
+    return alive & (cheapest | arcs_in_use(network, optimum))
 
 
 def _largest_latency(network: Network) -> Float[Array, ""]:
@@ -277,10 +297,6 @@ def _default_workload(network: Network) -> Float[Array, "*batch backends"]:
     if network.batch is not None:
         return default_start(network)[1]
     return default_start(jax.tree.map(lambda leaf: leaf[None], network))[1][0]
-
-
-def _solved(network: Network, optimum: Optimum | None) -> Optimum:
-    return solve_optimum(network) if optimum is None else optimum
 
 
 def _per_frontend(network: Network, step_size: ArrayLike) -> Float[Array, "*batch frontends"]:

@@ -4,9 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from dgdlb_jax.analysis.arguments import known_optimum
 from dgdlb_jax.analysis.batch import each_network, per_frontend
 from dgdlb_jax.analysis.conditions import NEEDS, RULES, Condition, Rule, distributed
-from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
+from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.setting import SAME, Setting
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, is_concrete
@@ -38,7 +39,7 @@ def sufficient_step_size(
 
     **Source:** own derivations, see `dgdlb_jax.conditions`; local, so a start far away may still oscillate.
     """
-    optimum = solve_optimum(network) if optimum is None else optimum
+    optimum = known_optimum("sufficient_step_size", network, optimum)
     if condition not in NEEDS:
         known = ", ".join(function.__name__ for function in NEEDS)
         raise InputError(f"condition={condition!r} is not one of dgdlb_jax.conditions: choose from {known}.")

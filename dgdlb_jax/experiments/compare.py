@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.shadow_prices import ShadowPrices, shadow_prices
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_duration
@@ -155,7 +156,7 @@ def compare(
 
     **Returns:** a `Comparison`.
 
-    **Raises:** `InputError` when demand exceeds capacity, when a value is out of range, for an unknown name, or when
+    **Raises:** `InputError` when there is no demand or it exceeds capacity, when a value is out of range, for an unknown name, or when
     dt is too large for the fastest backend. A run that fails by itself is a row that says so.
     """
     work = ComparisonInProgress(network, policies, **options)
@@ -202,6 +203,7 @@ class ComparisonInProgress:
     ):
         if network.batch is not None:
             raise InputError("compare takes a single network: network[k] picks one out of a batch.")
+        require_traffic(network)
         self._home = device.small_work()
         with jax.default_device(self._home):
             self.network = network = device.moved(network)

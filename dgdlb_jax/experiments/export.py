@@ -12,6 +12,7 @@ from jaxtyping import Float
 from dgdlb_jax.experiments.compare import DGD, Comparison
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names, statistics_of
 from dgdlb_jax.experiments.routing_csv import COLUMNS
+from dgdlb_jax.numerics.results import InputError
 
 FORMATS = ("envoy", "csv", "json")
 """What a routing can be written as."""
@@ -78,6 +79,10 @@ def envoy_bootstrap(shares: Shares, frontends: tuple[str, ...], backends: tuple[
 
 def whole_weights(row: Float[np.ndarray, " backends"], total: int = TOTAL_WEIGHT) -> list[int]:
     """Shares as whole numbers that sum to `total`: rounded down, what is left over goes to the largest remainders."""
+    if not (np.all(np.isfinite(row)) and np.all(np.asarray(row) >= 0) and np.sum(row) > 0):
+        raise InputError(
+            f"The shares {np.asarray(row).tolist()} are no routing: give numbers that are not negative and sum to 1."
+        )
     exact = total * np.asarray(row, float) / np.sum(row)
     floor = np.floor(exact + 1e-9).astype(int)
     for j in np.argsort(floor - exact, kind="stable")[: total - floor.sum()]:

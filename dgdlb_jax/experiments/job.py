@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.shadow_prices import shadow_prices
 from dgdlb_jax.experiments import words
 from dgdlb_jax.experiments.balancers import DGD
@@ -60,6 +61,7 @@ class Job:
         self.comparison, self.trace, self.stability = None, None, None
         self.network = load_fleet(fleet, demand="constant")
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
+        require_traffic(self.network)
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
         if folder is not None:
             check_folder(folder)

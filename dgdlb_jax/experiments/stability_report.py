@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.analysis import conditions
 from dgdlb_jax.analysis.critical import CriticalMode, critical_mode, critical_step_size
+from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.linearise import Linearisation, linearise
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.roots import Spectrum, characteristic_roots
@@ -99,10 +100,11 @@ def stability_report(
 
     **Returns:** a `StabilityReport`.
 
-    **Raises:** `InputError` when demand exceeds capacity, or for an unknown start.
+    **Raises:** `InputError` when there is no demand or it exceeds capacity, or for an unknown start.
     """
     if network.batch is not None:
         raise InputError("stability_report takes a single network: network[k] picks one out of a batch.")
+    require_traffic(network)
     network = network.with_arrival_rate(network.arrival_rate)
     optimum = solve_optimum(network)
     step = default_step_size(network, optimum)
@@ -147,7 +149,8 @@ def _limiting(network: Network, linear: Linearisation) -> np.ndarray:
     on = np.asarray(linear.support)
     total = np.where(on, np.asarray(linear.arrival_rate)[:, None], 0).sum(0)
     trip = np.asarray(network.latency + network.feedback_latency)
-    load = np.where(on, trip * np.asarray(linear.gain / linear.slope) * total, -1.0)
+    gain, slope = (np.where(on.any(0), value, 1) for value in (linear.gain, linear.slope))  # a dead backend has neither
+    load = np.where(on, trip * (gain / slope) * total, -1.0)
     return np.where(on.any(1), load.argmax(1), -1)
 
 

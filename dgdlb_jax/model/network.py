@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dgdlb_jax.model.demand import AbstractDemand, Constant
+from dgdlb_jax.model.magnitudes import check_magnitudes
 from dgdlb_jax.model.service import AbstractService, Scaled
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Numbers
@@ -32,10 +33,13 @@ class Network(eqx.Module):
       a backend is asks `service_at(t)`, `mean_service` or `fastest_service`, which know it; `service` is the curve without it.
     - `frontend_names`, `backend_names`, `name`: for people; they never reach compiled code.
 
-    Latencies may be asymmetric and need not obey the triangle inequality; on masked arcs they are ignored.
+    Latencies may be asymmetric and need not obey the triangle inequality; on masked arcs they are ignored. The three of them are
+    three arrays: to change a link, in a derivative as well, use `with_latency`, which replaces all three; `dataclasses.replace` or
+    `eqx.tree_at` on `latency` alone would leave feedback and cost as they were.
     In a batch every array has one leading axis (see `stack`).
 
-    **Raises:** `InputError` on shapes that do not fit, values that are negative or not finite, a frontend without arcs.
+    **Raises:** `InputError` on shapes that do not fit, values that are negative or not finite, a frontend without arcs, magnitudes
+    that the precision cannot compute with (see `model.magnitudes`).
 
     **Source:** the model of arXiv:2504.10693, as reconstructed in this project's README.
     """
@@ -113,6 +117,7 @@ class Network(eqx.Module):
             if lonely.size:
                 who = self.frontend_names[lonely[0]] if self.frontend_names else str(lonely[0])
                 raise InputError(f"Network.mask leaves frontend {who} without an arc: allow it at least one backend.")
+        check_magnitudes(self)
 
     @property
     def frontends(self) -> int:
@@ -171,7 +176,7 @@ class Network(eqx.Module):
         """The same network under another demand: rates `(frontends,)` in requests/s, or a demand over time."""
         demand = arrival_rate if isinstance(arrival_rate, AbstractDemand) else Constant(arrival_rate)
         _check_shape("arrival_rate", demand.mean_rate.shape, self.arrival_rate.shape)
-        return _replace(self, demand=demand)
+        return _checked(_replace(self, demand=demand))
 
     def with_load(self, load: Numbers) -> "Network":
         """Arrival rates scaled so that their sum is `load` times the total nominal capacity (a scalar, or one per network)."""
@@ -179,8 +184,45 @@ class Network(eqx.Module):
             raise InputError(
                 f"with_load({load}): a load is a finite number that is not negative, 0.7 for 70 % of nominal capacity."
             )
-        factor = jnp.asarray(load) / self.load
-        return _replace(self, demand=self.demand.scaled(factor if self.batch is None else factor[:, None]))
+        if is_concrete(self.load, load) and np.any((np.asarray(self.load) == 0) & (np.asarray(load) > 0)):
+            raise InputError(
+                f"with_load({load}): no frontend sends anything, so there are no rates to scale: with_arrival_rate(...) sets them."
+            )
+        factor = jnp.where(self.load > 0, jnp.asarray(load) / jnp.where(self.load > 0, self.load, 1), 0)
+        return _checked(_replace(self, demand=self.demand.scaled(factor if self.batch is None else factor[:, None])))
+
+    def with_latency(
+        self,
+        latency: Matrices,
+        *,
+        feedback_latency: Matrices | None = None,
+        cost_latency: Matrices | None = None,
+        round_trip: bool = False,
+    ) -> "Network":
+        r"""The same network over other links: all three latencies are replaced, so that none of them stays behind.
+
+        **Arguments:**
+
+        - `latency`: `(frontends, backends)` in seconds, one way.
+        - `feedback_latency`, `cost_latency`: as for `Network`: equal to `latency` unless given.
+        - `round_trip`: charge twice the latency, $\text{cost} = 2 \tau$, instead of `cost_latency`.
+
+        Differentiable: the derivative with respect to `latency` is that of a slower link, in all it does.
+
+        **Raises:** `InputError` as `Network`, or when both `cost_latency` and `round_trip` are given.
+        """
+        if round_trip and cost_latency is not None:
+            raise InputError(
+                "with_latency: round_trip=True makes the cost latency twice the latency: leave cost_latency out."
+            )
+        forward = _matrix(latency, "latency").astype(self.latency.dtype)
+        given = {
+            "latency": forward,
+            "feedback_latency": forward if feedback_latency is None else feedback_latency,
+            "cost_latency": 2 * forward if round_trip else forward if cost_latency is None else cost_latency,
+        }
+        changes = {field: self._latency(field, values).astype(self.latency.dtype) for field, values in given.items()}
+        return _checked(_replace(self, **changes))
 
     def with_latency_scale(self, factor: Numbers) -> "Network":
         """All three latencies multiplied by `factor` (a scalar, or one per network)."""
@@ -189,7 +231,7 @@ class Network(eqx.Module):
         scale = jnp.asarray(factor, self.latency.dtype)
         scale = scale[..., None, None] if scale.ndim else scale
         fields = ("latency", "feedback_latency", "cost_latency")
-        return _replace(self, **{field: getattr(self, field) * scale for field in fields})
+        return _checked(_replace(self, **{field: getattr(self, field) * scale for field in fields}))
 
     def with_names(
         self, frontends: Sequence[str] | None, backends: Sequence[str] | None, name: str | None = None
@@ -258,6 +300,11 @@ def _replace(network: Network, **changes) -> Network:
     for field in Network.__dataclass_fields__:
         object.__setattr__(new, field, changes.get(field, getattr(network, field)))
     return new
+
+
+def _checked(network: Network) -> Network:
+    check_magnitudes(network)
+    return network
 
 
 def _matrix(values: Matrices, field: str) -> Float[Array, "..."]:

@@ -116,15 +116,28 @@ def parameter(value: Matrix) -> Float[Array, "..."]:
 def checked(name: str, value: Matrix, allowed: Callable[[np.ndarray], np.ndarray], rule: str) -> Float[Array, "..."]:
     """A policy's parameter, every entry of it allowed; traced values are not looked at.
 
-    **Raises:** `InputError` with the name, the first value that is not allowed, and the rule.
+    **Raises:** `InputError` with the name, the index and the value of the first entry that is not allowed, and the rule.
     """
     array = parameter(value)
     if is_concrete(array):
         values = np.asarray(array)
-        bad = values[~allowed(values)]
-        if bad.size:
-            raise InputError(f"{name} is {bad.flat[0]:g}, but must be {rule}.")
+        bad = np.argwhere(~allowed(values))
+        if len(bad):
+            at = tuple(int(index) for index in bad[0])
+            more = f" ({len(bad)} of {values.size} entries are not)" if len(bad) > 1 else ""
+            raise InputError(f"{name}{list(at) if at else ''} is {values[at]:g}, but must be {rule}{more}.")
     return array
+
+
+def checked_step_size(policy: str, value: Matrix) -> Float[Array, "..."]:
+    """`checked` for the step sizes of a policy, of one network or of many. A limit that is infinite is no step size."""
+    return checked(
+        f"{policy}.step_size",
+        value,
+        lambda step: np.isfinite(step) & (step >= 0),
+        "finite and not negative (1/s^2): default_step_size(network) proposes one, and where the limit of a network is inf "
+        "(nothing in it can oscillate) jnp.where(jnp.isfinite(limit), limit, ...) puts a number there",
+    )
 
 
 def share_equally(best: Bool[Array, "backends *lanes"], dtype) -> Float[Array, "backends *lanes"]:

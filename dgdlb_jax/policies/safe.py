@@ -7,13 +7,11 @@ multiplies or bends them has no effect to first order. Far away they move more s
 from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.simplex import zero_mean
 from dgdlb_jax.numerics.types import Matrix
-from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, parameter
+from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size
 
 
 class LogDGDLB(AbstractFlowPolicy):
@@ -31,7 +29,7 @@ class LogDGDLB(AbstractFlowPolicy):
     step_size: Float[Array, "*frontends"]
 
     def __init__(self, step_size: Matrix):
-        self.step_size = _checked("LogDGDLB.step_size", step_size)
+        self.step_size = checked_step_size("LogDGDLB", step_size)
 
     def velocity(self, t, routing, observation: Observation, state: State):
         """Against the logarithm; differences of backends far from the best one count less."""
@@ -55,7 +53,7 @@ class ReciprocalDGDLB(AbstractFlowPolicy):
     step_size: Float[Array, "*frontends"]
 
     def __init__(self, step_size: Matrix):
-        self.step_size = _checked("ReciprocalDGDLB.step_size", step_size)
+        self.step_size = checked_step_size("ReciprocalDGDLB", step_size)
 
     def velocity(self, t, routing, observation: Observation, state: State):
         """Against the reciprocal."""
@@ -87,8 +85,8 @@ class CurvatureDGDLB(AbstractFlowPolicy):
     reference: Float[Array, "*frontends"]
 
     def __init__(self, step_size: Matrix, reference: Matrix):
-        self.step_size = _checked("CurvatureDGDLB.step_size", step_size)
-        self.reference = _checked("CurvatureDGDLB.reference", reference)
+        self.step_size = checked_step_size("CurvatureDGDLB", step_size)
+        self.reference = _not_negative("CurvatureDGDLB.reference", reference)
 
     def velocity(self, t, routing, observation: Observation, state: State):
         """As DGD-LB, more slowly where queues are long."""
@@ -117,8 +115,8 @@ class CappedDGDLB(AbstractFlowPolicy):
     speed: Float[Array, "*frontends"]
 
     def __init__(self, step_size: Matrix, speed: Matrix):
-        self.step_size = _checked("CappedDGDLB.step_size", step_size)
-        self.speed = _checked("CappedDGDLB.speed", speed)
+        self.step_size = checked_step_size("CappedDGDLB", step_size)
+        self.speed = _not_negative("CappedDGDLB.speed", speed)
 
     def velocity(self, t, routing, observation: Observation, state: State):
         """As DGD-LB, shortened to the largest speed on the arcs that carry traffic or are the best."""
@@ -138,8 +136,5 @@ def _seen(observation: Observation):
     return seen, jnp.min(jnp.where(observation.mask, seen, jnp.inf), axis=0)
 
 
-def _checked(name: str, value: Matrix) -> Float[Array, "..."]:
-    array = parameter(value)
-    if is_concrete(array) and not np.all(np.isfinite(array) & (np.asarray(array) >= 0)):
-        raise InputError(f"{name} is {np.asarray(array)}: give finite numbers that are not negative.")
-    return array
+def _not_negative(name: str, value: Matrix) -> Float[Array, "..."]:
+    return checked(name, value, lambda number: (number >= 0) & (number < jnp.inf), "finite and not negative")

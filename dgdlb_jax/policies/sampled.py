@@ -3,12 +3,10 @@
 from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix
-from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, parameter
+from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size
 
 
 class SampledDGDLB(AbstractFlowPolicy):
@@ -35,17 +33,13 @@ class SampledDGDLB(AbstractFlowPolicy):
     interval: Float[Array, "*frontends"]
 
     def __init__(self, step_size: Matrix, interval: Matrix):
-        self.step_size = parameter(step_size)
-        self.interval = parameter(interval)
-        if is_concrete(self.step_size, self.interval):
-            steps, times = np.asarray(self.step_size), np.asarray(self.interval)
-            if not np.all(np.isfinite(steps) & (steps >= 0)):
-                raise InputError(
-                    f"SampledDGDLB.step_size is {steps}: a step size is finite and not negative (1/s^2), "
-                    "default_step_size(network) proposes one."
-                )
-            if not np.all(np.isfinite(times) & (times > 0)):
-                raise InputError(f"SampledDGDLB.interval is {times}: give a finite number of seconds above 0.")
+        self.step_size = checked_step_size("SampledDGDLB", step_size)
+        self.interval = checked(
+            "SampledDGDLB.interval",
+            interval,
+            lambda time: (time > 0) & (time < jnp.inf),
+            "positive and finite, seconds",
+        )
 
     @property
     def time_scale(self) -> Float[Array, "*parameters"]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked
+from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size
 from dgdlb_jax.policies.static import proportional
 
 
@@ -40,7 +40,7 @@ class MirrorDescent(AbstractFlowPolicy):
         def allowed(values):
             return (values >= 0) & (values < jnp.inf)
 
-        self.step_size = checked("MirrorDescent.step_size", step_size, allowed, "finite and not negative (1/s^2)")
+        self.step_size = checked_step_size("MirrorDescent", step_size)
         self.floor = checked("MirrorDescent.floor", floor, allowed, "finite and not negative")
 
     def velocity(self, t, routing, observation: Observation, state: State):

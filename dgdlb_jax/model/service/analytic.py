@@ -66,7 +66,7 @@ class Hyperbolic(AbstractAnalytic):
         r"""$(\kappa + N)^2 / (\kappa \mu)$, in seconds, saturating as that of every curve; all divisions are of parameters."""
         far, last = self.half_load + workload, self.half_load * SMALLEST_SLOPE**-0.5
         far = jnp.where(far > last, last, far)  # the derivative of a minimum would be a division
-        return far * far * (1 / (self.half_load * self.max_rate))
+        return far * (far * (1 / (self.half_load * self.max_rate)))  # the square may overflow
 
     def average_latency(self, workload: Float[Array, "..."]) -> Float[Array, "..."]:
         r"""$(\kappa + N) / \mu$, in seconds."""
