@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop
+from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.tiles import map_tiles, one_by_one
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
@@ -191,7 +191,11 @@ def simulate_batch(
     spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
     lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
     with _kernels().compiling(policy) if fused else nullcontext():
-        runs = _run(inputs, plan, spread, lanes)
+        sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
+        runs = or_without(
+            lambda native: _run(inputs, dataclasses.replace(plan, native=native), spread, lanes),
+            (jax.tree.structure((inputs, plan)), sizes, spread, lanes),
+        )
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
     return dataclasses.replace(runs, frontend_names=networks.frontend_names, backend_names=networks.backend_names)
@@ -224,6 +228,7 @@ class _Plan(eqx.Module):
     networks: int = eqx.field(static=True, default=0)
     frames: int = eqx.field(static=True, default=0)
     fused: bool = eqx.field(static=True, default=False)
+    native: bool = eqx.field(static=True, default=True)
 
 
 def _check_fused(plan: _Plan, inputs: _Inputs) -> None:
@@ -302,14 +307,14 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         carry = _kernels().run_fused(system, carry, plan.steps)
         saved = jax.tree.map(lambda last: last[:, None], observe_fields(plan.fields, system, carry.now))
     elif plan.steps is None:
-        told = one_native_loop(partial(run_as_told, fields=plan.fields, frames=plan.frames), field.mask.size)
-        carry, saved = told(system, carry, inputs.steps.max(), inputs.every)
+        told = partial(run_as_told, fields=plan.fields, frames=plan.frames)
+        carry, saved = one_native_loop(told, plan.native)(system, carry, inputs.steps.max(), inputs.every)
     else:
         if inputs.extra is not None:
             extra = field.shape.arcs(inputs.extra)
             carry, extra = send(system, carry, extra[0]), extra[1:]
         memory = Memory(plan.adjoint, plan.networks / field.shape.lanes)
-        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, memory, extra)
+        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, memory, extra, plan.native)
     now, summary = carry.now, None
     if window is not None and now.sums is not None:
         summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)

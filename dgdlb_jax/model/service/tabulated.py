@@ -1,5 +1,9 @@
 """Measured service curves: mixtures of saturating exponentials."""
 
+import functools
+import operator
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -66,11 +70,11 @@ class Tabulated(AbstractService):
 
     @property
     def initial_slope(self) -> Float[Array, "..."]:
-        return (self.weights / self.scales).sum(axis=0)
+        return _sum(self.weights / self.scales)
 
     @property
     def supremum(self) -> Float[Array, "..."]:
-        return self.weights.sum(axis=0)
+        return _sum(self.weights)
 
     @property
     def nominal_capacity(self) -> Float[Array, "..."]:
@@ -93,28 +97,22 @@ class Tabulated(AbstractService):
         return jax.tree.unflatten(jax.tree.structure(self), [*padded, self.capacity, self.measured])
 
 
-def _lift(leaf: Float[Array, "..."], workload: Float[Array, "..."]) -> Float[Array, "..."]:
-    """A `(components, trailing)` leaf made to broadcast against `(leading, trailing)` workloads."""
-    extra = jnp.ndim(workload) - leaf.ndim + 1
-    return leaf.reshape(leaf.shape[:1] + (1,) * extra + leaf.shape[1:])
-
-
-def _decay(scales: Float[Array, "..."], workload: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exponents $-N / s_k$, components first."""
-    return -jnp.asarray(workload)[None] / _lift(scales, workload)
+def _sum(terms: Iterable[Float[Array, "..."]]) -> Float[Array, "..."]:
+    """The sum over components, one after the other: an array over components and arcs would not fit XLA's native loops."""
+    return functools.reduce(operator.add, terms)
 
 
 def _rate(
     weights: Float[Array, "..."], scales: Float[Array, "..."], workload: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    return (_lift(weights, workload) * -jnp.expm1(_decay(scales, workload))).sum(axis=0)
+    return _sum(w * -jnp.expm1(-workload / s) for w, s in zip(weights, scales, strict=True))
 
 
 def _moment(
     weights: Float[Array, "..."], scales: Float[Array, "..."], workload: Float[Array, "..."], order: int
 ) -> Float[Array, "..."]:
     r"""$\sum_k w_k s_k^{-order} e^{-N / s_k}$."""
-    return (_lift(weights / scales**order, workload) * jnp.exp(_decay(scales, workload))).sum(axis=0)
+    return _sum(w / s**order * jnp.exp(-workload / s) for w, s in zip(weights, scales, strict=True))
 
 
 @jax.custom_jvp
@@ -126,7 +124,7 @@ def _inverse(
     $g(N) = \log(\ell_\infty - \ell(N))$ is decreasing and convex, so the iterates rise monotonically to the root of
     $g(N) = \log(\ell_\infty - r)$ from below, and for a single exponential the first step is exact.
     """
-    supremum = jnp.broadcast_to(weights.sum(axis=0), rate.shape)
+    supremum = jnp.broadcast_to(_sum(weights), rate.shape)
     left = supremum - rate
     resolution = 4 * jnp.finfo(rate.dtype).eps
 
