@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from dgdlb_jax.numerics.results import InputError
 
 # Newton's method below gains at least one component of the mixture every other step; nothing seen needed more than 12.
 _MOST_STEPS = 60
+
+_FEW = 8  # components that are summed one after the other; a fitted curve has 6, seldom more
 
 
 class Tabulated(AbstractService):
@@ -70,11 +72,11 @@ class Tabulated(AbstractService):
 
     @property
     def initial_slope(self) -> Float[Array, "..."]:
-        return _sum(self.weights / self.scales)
+        return _sum(lambda w, s: w / s, self.weights, self.scales)
 
     @property
     def supremum(self) -> Float[Array, "..."]:
-        return _sum(self.weights)
+        return self.weights.sum(axis=0)
 
     @property
     def nominal_capacity(self) -> Float[Array, "..."]:
@@ -97,22 +99,27 @@ class Tabulated(AbstractService):
         return jax.tree.unflatten(jax.tree.structure(self), [*padded, self.capacity, self.measured])
 
 
-def _sum(terms: Iterable[Float[Array, "..."]]) -> Float[Array, "..."]:
-    """The sum over components, one after the other: an array over components and arcs would not fit XLA's native loops."""
-    return functools.reduce(operator.add, terms)
+def _sum(
+    term: Callable[..., Float[Array, "..."]], weights: Float[Array, "..."], scales: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The sum of `term(weight, scale)` over components: one after the other where they are few, so that no array over components and
+    arcs is summed (see `numerics.native`); all at once where they are many, which takes less time to compile."""
+    if len(weights) > _FEW:
+        return jax.vmap(term)(weights, scales).sum(axis=0)
+    return functools.reduce(operator.add, map(term, weights, scales))
 
 
 def _rate(
     weights: Float[Array, "..."], scales: Float[Array, "..."], workload: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    return _sum(w * -jnp.expm1(-workload / s) for w, s in zip(weights, scales, strict=True))
+    return _sum(lambda w, s: w * -jnp.expm1(-workload / s), weights, scales)
 
 
 def _moment(
     weights: Float[Array, "..."], scales: Float[Array, "..."], workload: Float[Array, "..."], order: int
 ) -> Float[Array, "..."]:
     r"""$\sum_k w_k s_k^{-order} e^{-N / s_k}$."""
-    return _sum(w / s**order * jnp.exp(-workload / s) for w, s in zip(weights, scales, strict=True))
+    return _sum(lambda w, s: w / s**order * jnp.exp(-workload / s), weights, scales)
 
 
 @jax.custom_jvp
@@ -124,7 +131,7 @@ def _inverse(
     $g(N) = \log(\ell_\infty - \ell(N))$ is decreasing and convex, so the iterates rise monotonically to the root of
     $g(N) = \log(\ell_\infty - r)$ from below, and for a single exponential the first step is exact.
     """
-    supremum = jnp.broadcast_to(_sum(weights), rate.shape)
+    supremum = jnp.broadcast_to(weights.sum(axis=0), rate.shape)
     left = supremum - rate
     resolution = 4 * jnp.finfo(rate.dtype).eps
 
