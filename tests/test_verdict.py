@@ -29,10 +29,10 @@ def window_statistics(time, workload):
         "highest_workload": workload.max(0),
         "mean_routing": np.ones((1, workload.shape[1])),
         "workload_growth": np.stack(halves),
-        "distance": np.nan,
+        "distance": None,
         "peak_workload": workload.max(0),
     }
-    return Statistics(**{name: jnp.asarray(value, float) for name, value in numbers.items()})
+    return Statistics(**{name: None if value is None else jnp.asarray(value, float) for name, value in numbers.items()})
 
 
 TIME = np.linspace(80.0, 100.0, 2001)

@@ -59,7 +59,8 @@ def simulate(
 
     **Arguments:**
 
-    - `network`: a `Network`. `policy`: how its frontends route; parameters are scalars or have a leading frontend axis.
+    - `network`: a `Network`, whose floating-point type is that of the run: all other inputs are converted to it. `policy`: how its
+      frontends route; parameters are scalars or have a leading frontend axis.
     - `duration`: seconds to simulate; rounded up to whole steps.
     - `dt`: length of a step, seconds; `suggest_dt(network)` proposes one.
 
@@ -150,6 +151,7 @@ def simulate_batch(
         raise InputError(
             "simulate_batch takes a batch: stack([network, ...]) makes one, simulate takes a single network."
         )
+    networks = networks.in_one_type()
     save = SaveAt() if save is None else save
     grid = checks.grid(networks, duration, dt, max_latency)
     if throw:
@@ -166,7 +168,7 @@ def simulate_batch(
         reference=None if save.reference is None else jnp.asarray(save.reference, dtype),
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.asarray(grid.steps, jnp.int32),
-        after=jnp.asarray(np.ceil(np.broadcast_to(save.after, grid.dt.shape) / grid.dt * (1 - 1e-12)), jnp.int32),
+        after=_steps_before(save.after, grid.dt),
         every=None if frames is None or save.every is None else jnp.asarray(save.every, jnp.int32),
         extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
@@ -229,6 +231,14 @@ class _Plan(eqx.Module):
     frames: int = eqx.field(static=True, default=0)
     fused: bool = eqx.field(static=True, default=False)
     native: bool = eqx.field(static=True, default=True)
+
+
+def _steps_before(after: ArrayLike, dt: Float[np.ndarray, " batch"]) -> Int[Array, " batch"]:
+    """How many steps begin before this time, but for the rounding of the quotient; in the graph if the time is traced."""
+    library = np if is_concrete(after) else jnp
+    exact = library.broadcast_to(after, dt.shape) / dt
+    rounding = max(1e-12, 4 * float(jnp.finfo(exact.dtype).eps))
+    return jnp.asarray(library.ceil(exact * (1 - rounding)), jnp.int32)
 
 
 def _check_fused(plan: _Plan, inputs: _Inputs) -> None:
@@ -317,7 +327,7 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, memory, extra, plan.native)
     now, summary = carry.now, None
     if window is not None and now.sums is not None:
-        summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)
+        summary = statistics(field, window, dt, now.sums, now.peak)
     results = (
         _code(wiring.overflow, Result.latency_overflow),
         _code(checks.too_large_step(network, dt), Result.step_too_large),
