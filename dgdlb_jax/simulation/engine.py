@@ -16,7 +16,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.tiles import map_tiles, one_by_one
+from dgdlb_jax.numerics.tiles import has_a_mesh, map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
@@ -136,7 +136,8 @@ def simulate_batch(
     - `frames`: room for this many saved instants. With it the number of steps is data, not compiled in: batches of other durations,
       time steps and `save.every` share compiled code if their delay lines are equally long (`max_latency`). Room that is left over
       repeats the last instant. Not for reverse-mode derivatives.
-    - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`.
+    - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`. A mesh of
+      the user's (`jax.set_mesh`, or explicit axes) is left in charge: then the batch is spread as it lies.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
     - `fused`: on a CUDA device, all steps in one kernel: 2 to 10 times as fast (benchmarks/README.md), the same answers up to rounding.
       For runs that keep nothing in between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`;
@@ -190,7 +191,8 @@ def simulate_batch(
     if fused:
         _check_fused(plan, inputs)
     largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
-    spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
+    free = is_concrete(inputs) and not has_a_mesh(networks.latency)
+    spread = min(devices or (jax.local_device_count() if free else 1), size)
     lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
     with _kernels().compiling(policy) if fused else nullcontext():
         sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
@@ -292,7 +294,8 @@ def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
     run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared), plan)
     if plan.fused:
         run_tile = one_by_one(run_tile)
-    return map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
+    run = lambda batched, shared: map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
+    return with_automatic_axes(run, inputs.network.latency)(batched, shared)
 
 
 def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
