@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.model.network import Network, stack
-from dgdlb_jax.model.service import Hyperbolic, Tabulated
+from dgdlb_jax.model.service import Tabulated
 from dgdlb_jax.numerics import native
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractInstantPolicy
 from dgdlb_jax.policies.gradient import DGDLB
@@ -33,7 +33,7 @@ SUM, LARGEST = (lambda x: x / jnp.sum(jnp.sin(x))), (lambda x: x - jnp.max(jnp.s
 
 
 @pytest.mark.parametrize(
-    "body, size, expected",
+    ("body", "size", "expected"),
     [
         (SUM, native.TOO_LARGE - 1, True),
         (LARGEST, native.TOO_LARGE - 1, True),
@@ -86,7 +86,9 @@ def test_every_policy_is_one_native_loop(seen, name):
 def test_every_curve_is_one_native_loop(seen, name):
     network = small_network(np.random.default_rng(0), name)
     jax.eval_shape(lambda n: engine.simulate(n, DGDLB(0.1), throw=False, **SETTINGS), network)
-    jax.eval_shape(lambda n: engine.simulate_batch(n, DGDLB(0.1), throw=False, frames=400, **SETTINGS), stack([network]))
+    jax.eval_shape(
+        lambda n: engine.simulate_batch(n, DGDLB(0.1), throw=False, frames=400, **SETTINGS), stack([network])
+    )
     assert len(seen) >= 2
     assert all(seen)
 
@@ -114,7 +116,7 @@ def assert_batch_is_single_runs(network, policy, size, gradient):
 
 
 @pytest.mark.parametrize(
-    "components, size, arcs, gradient",
+    ("components", "size", "arcs", "gradient"),
     [
         (7, 8, (44, 12), True),  # more than 4096 numbers over components, arcs and lanes
         (12, 2, (20, 20), False),  # the same, summed at once

@@ -35,7 +35,7 @@ def float_types(tree) -> set:
 
 
 @pytest.mark.parametrize("name", ["rates", "latency", "service"])
-@pytest.mark.parametrize("odd, others", [(SINGLE, DOUBLE), (DOUBLE, SINGLE)])
+@pytest.mark.parametrize(("odd", "others"), [(SINGLE, DOUBLE), (DOUBLE, SINGLE)])
 def test_a_network_has_the_largest_of_its_types(name, odd, others):
     types = {"rates": others, "latency": others, "service": others} | {name: odd}
     assert float_types(network(**types)) == {np.dtype(DOUBLE)}
@@ -52,7 +52,9 @@ def test_a_run_has_the_type_of_its_network(exact, network_type):
     """The policy, the start and the reference are converted to it; single precision is off by its rounding."""
     other = DOUBLE if network_type is SINGLE else SINGLE
     mixed = network(network_type, network_type, network_type)
-    run = dgd.simulate(mixed, dgd.DGDLB(other(0.05)), **RUN | {"save": dgd.SaveAt.statistics(reference=np.ones(2, other))})
+    run = dgd.simulate(
+        mixed, dgd.DGDLB(other(0.05)), **RUN | {"save": dgd.SaveAt.statistics(reference=np.ones(2, other))}
+    )
     assert float_types(run) == {np.dtype(network_type)}
     assert float(run.statistics.mean_latency) == pytest.approx(exact, rel=1e-5 if network_type is SINGLE else 1e-8)
     onward = dgd.simulate(network(other, other, other), dgd.DGDLB(0.05), initial=run.final, **RUN)

@@ -27,7 +27,8 @@ _NEUTRAL = 1e-7  # relative to the fastest rate: roots that small are the neutra
 class Spectrum(eqx.Module):
     r"""The rightmost characteristic roots of the dynamics near an equilibrium. In a batch every array has a leading axis.
 
-    - `roots` `(roots,)`: 1/s, the largest real part first, complex ones in pairs; -inf where there are no more. The neutral roots at 0 are left out.
+    - `roots` `(roots,)`: 1/s, the largest real part first, complex ones in pairs; -inf where there are no more. The neutral
+      roots at 0 are left out.
     - `residual` `(roots,)`: relative smallest singular value of the characteristic matrix at each root; about 1e-15 for a root.
     - `neutral`: how many roots are 0: directions that move routing without changing the flow of any backend.
     - `abscissa`: the largest real part: small deviations vary as `exp(abscissa * t)`; negative when stable, -inf without dynamics.

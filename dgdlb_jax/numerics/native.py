@@ -51,8 +51,8 @@ _T = TypeVar("_T")
 def one_native_loop(function: Callable[..., Any], wanted: bool = True) -> Callable[..., Any]:
     """The same function, compiled on CPU as one native function if XLA can. Not for code that is differentiated.
 
-    Left as it is if not `wanted`; under `vmap`, where kernels have enough to do; with an operation that XLA cannot put into a native function, a sum
-    over 4096 numbers or more among them; and where XLA divides it between devices, which have to talk to each other then.
+    Left as it is if not `wanted`; under `vmap`, where kernels have enough to do; with an operation that XLA cannot put into a native
+    function, a sum over 4096 numbers or more among them; and where XLA divides it between devices, which have to talk to each other.
     """
     if not wanted or not device.on_cpu():
         return function
