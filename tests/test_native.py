@@ -8,6 +8,7 @@ import pytest
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Tabulated
 from dgdlb_jax.numerics import native
+from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractInstantPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation import engine
@@ -69,8 +70,8 @@ def seen(monkeypatch):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_is_one_native_loop(seen, name):
-    """Traced only: forwards, and backwards where there is a gradient."""
-    network = small_network(np.random.default_rng(0))
+    """Traced only: forwards, and backwards where there is a gradient; in single precision, whose sums are compensated."""
+    network = with_float_type(small_network(np.random.default_rng(0)), np.dtype("float32"))
     policy = POLICIES[name](network)
     rule = lambda n: engine.simulate(n, policy, throw=False, **SETTINGS | {"save": SaveAt.statistics()})
     if policy.differentiable:
@@ -85,7 +86,8 @@ def test_every_policy_is_one_native_loop(seen, name):
 @pytest.mark.parametrize("name", CURVES)
 def test_every_curve_is_one_native_loop(seen, name):
     network = small_network(np.random.default_rng(0), name)
-    jax.eval_shape(lambda n: engine.simulate(n, DGDLB(0.1), throw=False, **SETTINGS), network)
+    value = lambda n, step: engine.simulate(n, DGDLB(step), throw=False, **SETTINGS).workload.sum()
+    jax.eval_shape(jax.grad(value, argnums=1), network, 0.1)
     jax.eval_shape(
         lambda n: engine.simulate_batch(n, DGDLB(0.1), throw=False, frames=400, **SETTINGS), stack([network])
     )

@@ -19,6 +19,7 @@ from jax.interpreters import mlir
 from jaxtyping import Array, PyTree
 
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.linear_map import traced
 
 # Sums and extremes of so many floating-point numbers XLA gives to a library (YNNPACK), which a native function cannot call.
 TOO_LARGE = 4096
@@ -104,6 +105,9 @@ def or_without(run: Callable[[bool], _T], key: Hashable) -> _T:
 
 
 def _is_emitted(equation: JaxprEqn) -> bool:
+    linear = traced(equation)
+    if linear is not None:
+        return can_be_native(linear)
     name = equation.primitive.name
     if name not in _EMITTED:
         return False
