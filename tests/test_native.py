@@ -109,7 +109,8 @@ def assert_batch_is_single_runs(network, policy, size, gradient):
     """Mean latencies of a batch of networks of different latencies, and their slopes, against runs of the first and the last alone."""
     batch, scales, ends = stack([network] * size), np.linspace(0.8, 1.0, size), sorted({0, size - 1})
     alone = lambda f: engine.simulate(network.with_latency_scale(f), policy, **STATISTICS).statistics.mean_latency
-    many = lambda f: engine.simulate_batch(batch.with_latency_scale(f), policy, **STATISTICS).statistics.mean_latency
+    each = jax.tree.map(lambda leaf: np.stack([leaf] * size) if np.ndim(leaf) else leaf, policy)
+    many = lambda f: engine.simulate_batch(batch.with_latency_scale(f), each, **STATISTICS).statistics.mean_latency
     np.testing.assert_allclose(many(scales)[np.array(ends)], [alone(scales[n]) for n in ends], **ROUNDING)
     if gradient and policy.differentiable:
         slopes = jax.grad(lambda f: many(f).sum())(jnp.asarray(scales))[np.array(ends)]

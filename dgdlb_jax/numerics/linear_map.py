@@ -43,7 +43,8 @@ def traced(equation: JaxprEqn) -> Jaxpr | None:
     """The operations that an equation stands for if it is such a map, else None."""
     if equation.primitive is not _linear_map:
         return None
-    arrays = [jax.ShapeDtypeStruct(each.aval.shape, each.aval.dtype) for each in equation.invars]
+    avals: list[Any] = [each.aval for each in equation.invars]
+    arrays = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
     return jax.make_jaxpr(partial(_apply, **equation.params))(*arrays).jaxpr
 
 

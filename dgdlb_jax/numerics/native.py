@@ -112,8 +112,8 @@ def _is_emitted(equation: JaxprEqn) -> bool:
     if name not in _EMITTED:
         return False
     if name.startswith("reduce") and name != "reduce_precision":
-        numbers = [each.aval for each in equation.invars if jnp.issubdtype(each.aval.dtype, jnp.inexact)]
-        if any(aval.size >= TOO_LARGE for aval in numbers):
+        operands: list[Any] = [each.aval for each in equation.invars]
+        if any(jnp.issubdtype(aval.dtype, jnp.inexact) and aval.size >= TOO_LARGE for aval in operands):
             return False
     inside = [leaf for leaf in jax.tree.leaves(list(equation.params.values())) if isinstance(leaf, ClosedJaxpr | Jaxpr)]
     return all(can_be_native(leaf.jaxpr if isinstance(leaf, ClosedJaxpr) else leaf) for leaf in inside)

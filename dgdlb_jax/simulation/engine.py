@@ -148,11 +148,11 @@ def simulate_batch(
 
     **Raises:** as `simulate`, naming the first network that failed.
     """
+    networks = networks.in_one_type()
     if networks.batch is None:
         raise InputError(
             "simulate_batch takes a batch: stack([network, ...]) makes one, simulate takes a single network."
         )
-    networks = networks.in_one_type()
     save = SaveAt() if save is None else save
     grid = checks.grid(networks, duration, dt, max_latency)
     if throw:

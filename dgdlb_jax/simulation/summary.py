@@ -129,14 +129,17 @@ class Window(eqx.Module):
         return Sums(
             flow=sums.flow.plus(weight_f * flows),
             workload=sums.workload.plus(weight_b * (before + after)),
-            deviation=None if sums.deviation is None else sums.deviation.plus(weight_b * self._away(before, after)),
+            deviation=self._deviation(sums, weight_b, before, after),
             lowest=jnp.where(inside, lower(sums.lowest, after), sums.lowest),
             highest=jnp.where(inside, higher(sums.highest, after), sums.highest),
             rise=sums.rise.plus(jnp.where(late == second, rise, 0)),
         )
 
-    def _away(self, before: Backends, after: Backends) -> Backends:
-        return jnp.abs(before - self.reference) + jnp.abs(after - self.reference)
+    def _deviation(self, sums: Sums, weight: Backends, before: Backends, after: Backends) -> Total | None:
+        if sums.deviation is None or self.reference is None:
+            return None
+        away = jnp.abs(before - self.reference) + jnp.abs(after - self.reference)
+        return sums.deviation.plus(weight * away)
 
 
 def statistics(field: Field, window: Window, dt: Float[Array, " lanes"], sums: Sums, peak: Backends) -> Statistics:
