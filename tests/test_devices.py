@@ -1,4 +1,4 @@
-"""A batch spread over two devices is the batch on one: two virtual CPU devices in a process of their own."""
+"""A batch spread over two devices, by us or by the user, is the batch on one: two virtual CPU devices in a process of their own."""
 
 import os
 import subprocess
@@ -12,6 +12,7 @@ SCRIPT = """
 import jax
 jax.config.update("jax_enable_x64", True)
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from helpers import DT, small_network
 from dgdlb_jax.model.network import stack
 from dgdlb_jax.policies.gradient import DGDLB
@@ -28,6 +29,20 @@ for one, other in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[1]), strict
     np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 again = simulate_batch(batch, policy, initial=runs[0].final, **settings)
 assert np.isfinite(again.workload).all()
+
+# Spread by the user: values and gradient, outside and inside jit.
+batch, policy = jax.tree.map(lambda leaf: leaf[:4], (batch, policy))
+settings = dict(duration=1.0, dt=DT, max_latency=0.6, save=SaveAt.statistics())
+value = lambda scale, batch: simulate_batch(batch.with_latency_scale(scale), policy, **settings).statistics.mean_latency.sum()
+slope = jax.value_and_grad(value)
+expected = slope(0.9, batch)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((2,), ("networks",), axis_types=(kind,))
+    lying = jax.device_put(batch, NamedSharding(mesh, PartitionSpec("networks")))
+    np.testing.assert_allclose(jax.jit(slope)(0.9, lying), expected, rtol=1e-12)
+    np.testing.assert_allclose(value(0.9, lying), expected[0], rtol=1e-12)
+with jax.set_mesh(mesh):
+    np.testing.assert_allclose(slope(0.9, lying), expected, rtol=1e-12)
 print("agree")
 """
 

@@ -30,7 +30,7 @@ class CriticalMode(eqx.Module):
     r"""The oscillation that a policy falls into when it is made too fast. In a batch every array has a leading axis.
 
     - `step_size`: the factor that makes the policy critical (for plain DGD-LB the critical step size, 1/s^2); inf when there is none.
-    - `frequency`, `period`: of the oscillation, rad/s and seconds; NaN when there is none.
+    - `frequency`, `period`: of the oscillation, rad/s and seconds; 0 and inf when there is none.
     - `workload` `(backends,)`: complex amplitudes, the largest is 1: who swings how much, and their phases who before whom.
     - `routing` `(frontends, backends)`: complex amplitudes of the routing that go with it, 1/request.
     - `result`: a `Result` code.
@@ -45,7 +45,8 @@ class CriticalMode(eqx.Module):
     @property
     def period(self) -> Float[Array, "*batch"]:
         """Seconds."""
-        return 2 * jnp.pi / self.frequency
+        swings = self.frequency > 0
+        return jnp.where(swings, 2 * jnp.pi / jnp.where(swings, self.frequency, 1), jnp.inf)
 
 
 def critical_step_size(
@@ -151,7 +152,7 @@ def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
     drifts = _drifts_away(Loop(fixed.linear), crossing.left)
     return CriticalMode(
         step_size=jnp.where(drifts, 0.0, limit) * failed,
-        frequency=jnp.where(found, at + drift, jnp.nan),
+        frequency=jnp.where(found, at + drift, 0.0),
         workload=fixed.workload(s, unit),
         routing=fixed.routing(s, unit) * jnp.where(found, limit, 0),
         result=first_failure(

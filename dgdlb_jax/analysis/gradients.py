@@ -24,7 +24,7 @@ _STILL = 1e-9  # a projected gradient smaller than this part of the gradient is 
 
 
 class MarginalLatency(eqx.Module):
-    r"""What one more request costs, sent at a time on an arc; seconds. NaN on arcs that do not exist.
+    r"""What one more request costs, sent at a time on an arc; seconds. inf on arcs that do not exist.
 
     - `time` `(time,)`: when it is sent, seconds.
     - `approximate` `(time, frontends, backends)`: what DGD-LB takes it for, $1/\ell_j'(N_j(t - \tau^{fb}_{ij})) + \tau^{cost}_{ij}$.
@@ -48,8 +48,9 @@ class MarginalLatency(eqx.Module):
     def relative_error(
         self, exact: Float[Array, "time frontends backends"] | None = None
     ) -> Float[Array, "time frontends backends"]:
-        """Approximate over exact, minus 1. `exact` is `open_loop` by default, or `closed_loop`."""
-        return self.approximate / (self.open_loop if exact is None else exact) - 1
+        """Approximate over exact, minus 1; inf on arcs that do not exist. `exact` is `open_loop` by default, or `closed_loop`."""
+        exact = jnp.where(self.mask, self.open_loop if exact is None else exact, 1)
+        return self.approximate / exact - 1
 
     def angle(self, exact: Float[Array, "time frontends backends"] | None = None) -> Float[Array, "time frontends"]:
         """Degrees between the steps that each frontend takes and should take; NaN where one of them is zero."""
@@ -145,7 +146,7 @@ def marginal_latency(
     seen = _seen(network, time, workload, first, dt)
     tail = jnp.max(jnp.abs(closed - half)) / jnp.max(jnp.abs(closed))
     lively = jnp.where(tail <= _TAIL, int(Result.successful), int(Result.not_settled)).astype(jnp.int32)
-    masked = lambda values: jnp.where(network.mask, values, jnp.nan)
+    masked = lambda values: jnp.where(network.mask, values, jnp.inf)
     result = first_failure(result, lively)
     if throw:
         raise_on_failure(jnp.where(result == int(Result.not_settled), 0, result), "marginal_latency")

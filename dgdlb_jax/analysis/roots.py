@@ -28,7 +28,8 @@ _NEUTRAL = 1e-7  # relative to the fastest rate: roots that small are the neutra
 class Spectrum(eqx.Module):
     r"""The rightmost characteristic roots of the dynamics near an equilibrium. In a batch every array has a leading axis.
 
-    - `roots` `(roots,)`: 1/s, the largest real part first, complex ones in pairs; NaN fills up. The neutral roots at 0 are left out.
+    - `roots` `(roots,)`: 1/s, the largest real part first, complex ones in pairs; -inf where there are no more. The neutral
+      roots at 0 are left out.
     - `residual` `(roots,)`: relative smallest singular value of the characteristic matrix at each root; about 1e-15 for a root.
     - `neutral`: how many roots are 0: directions that move routing without changing the flow of any backend.
     - `abscissa`: the largest real part: small deviations vary as `exp(abscissa * t)`; negative when stable, -inf without dynamics.
@@ -48,13 +49,16 @@ class Spectrum(eqx.Module):
 
     @property
     def damping(self) -> Float[Array, "*batch"]:
-        r"""Damping ratio of the rightmost root, $-\mathrm{Re}\, s / |s|$: 1 when it does not swing, 0 at the limit."""
-        return -self.dominant.real / jnp.abs(self.dominant)
+        r"""Damping ratio of the rightmost root, $-\mathrm{Re}\, s / |s|$: 1 when it does not swing or there is none, 0 at the limit."""
+        none = jnp.isneginf(self.dominant.real)
+        root = jnp.where(none, -1.0, self.dominant)
+        return -root.real / jnp.abs(root)
 
     @property
     def period(self) -> Float[Array, "*batch"]:
         """Seconds of one swing of the rightmost root; inf when it does not swing."""
-        return jnp.where(self.dominant.imag > 0, 2 * jnp.pi / self.dominant.imag, jnp.inf)
+        swing = self.dominant.imag
+        return jnp.where(swing > 0, 2 * jnp.pi / jnp.where(swing > 0, swing, 1), jnp.inf)
 
     @property
     def settling_time(self) -> Float[Array, "*batch"]:
@@ -106,16 +110,15 @@ def _spectra(batch: tuple[Linearisation, Network, Optimum], count: int, degree: 
     used = np.asarray(jax.vmap(arcs_in_use)(networks, optima).any(-2))
     reach = np.asarray(_fastest(linear))
     host = jax.tree.map(np.asarray, linear)
-    starts = np.full((used.shape[0], count), np.nan + 0j)
+    starts = np.full((used.shape[0], count), -np.inf + 0j)
     for n in range(used.shape[0]):
         found = _rough_roots(jax.tree.map(lambda leaf, n=n: leaf[n], host), used[n], reach[n], degree)
         found = found[np.argsort(-np.real(found), kind="stable")][:count]
         starts[n, : found.size] = found
     roots, residual = on_host(_polish, linear, jnp.asarray(starts))
-    order = jnp.argsort(jnp.where(jnp.isnan(roots.real), jnp.inf, -roots.real), axis=1)
+    order = jnp.argsort(-roots.real, axis=1)
     roots, residual = (jnp.take_along_axis(values, order, axis=1) for values in (roots, residual))
-    abscissa = jnp.where(jnp.isnan(roots[:, 0].real), -jnp.inf, roots[:, 0].real)
-    return Spectrum(roots, residual, linear.neutral, abscissa)
+    return Spectrum(roots, residual, linear.neutral, roots[:, 0].real)
 
 
 def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: int | None) -> np.ndarray:
@@ -194,11 +197,12 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
 
         s, _ = jax.lax.scan(improve, start, length=_NEWTON)
         away = jnp.abs(s - start) > 0.1 * jnp.abs(start)
-        s = jnp.where(trivial, start, jnp.where(away, jnp.nan, s))
-        value = characteristic(loop, jnp.where(jnp.isnan(s), 1.0, s))
+        s = jnp.where(trivial, start, jnp.where(away, -jnp.inf, s))
+        none = jnp.isneginf(s.real)
+        value = characteristic(loop, jnp.where(none, 1.0, s))
         scale = jnp.linalg.norm(value, axis=1, keepdims=True)
         singular = jnp.linalg.svd(value / jnp.where(scale > 0, scale, 1), compute_uv=False)[-1]
-        return s, jnp.where(jnp.isnan(s), jnp.nan, jnp.where(trivial, 0.0, singular))
+        return s, jnp.where(trivial | none, 0.0, singular)
 
     def network(pair):
         lin, own = pair

@@ -27,6 +27,7 @@ def roots_plot(spectra: Mapping[str, Spectrum], *, ax: Axes | None = None) -> Ax
     ax = new_axes((7, 5)) if ax is None else ax
     for label, spectrum in spectra.items():
         roots = np.asarray(spectrum.roots)
+        roots = roots[np.isfinite(roots)]
         roots = np.concatenate([roots, roots.conj()])
         ax.plot(np.real(roots), np.imag(roots), "o", ms=5, mfc="none", label=label)
     ax.axvline(0, color="black", lw=1)

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from dgdlb_jax.model.demand import AbstractDemand, Constant
 from dgdlb_jax.model.magnitudes import check_magnitudes
 from dgdlb_jax.model.service import AbstractService, Scaled
+from dgdlb_jax.numerics.precision import float_type, with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Numbers
 
@@ -36,6 +37,8 @@ class Network(eqx.Module):
     Latencies may be asymmetric and need not obey the triangle inequality; on masked arcs they are ignored. The three of them are
     three arrays: to change a link, in a derivative as well, use `with_latency`, which replaces all three; `dataclasses.replace` or
     `eqx.tree_at` on `latency` alone would leave feedback and cost as they were.
+    Arrays of different floating-point types are promoted to the largest of them, the network's type. A policy's parameters and
+    everything else that a run is given are converted to it in turn.
     In a batch every array has one leading axis (see `stack`).
 
     **Raises:** `InputError` on shapes that do not fit, values that are negative or not finite, a frontend without arcs, magnitudes
@@ -69,17 +72,21 @@ class Network(eqx.Module):
         backend_names: Sequence[str] | None = None,
         name: str | None = None,
     ):
-        self.demand = arrival_rate if isinstance(arrival_rate, AbstractDemand) else Constant(arrival_rate)
-        self.service = service
+        demand = arrival_rate if isinstance(arrival_rate, AbstractDemand) else Constant(arrival_rate)
         forward = _matrix(latency, "latency")
         self.mask = jnp.ones(forward.shape, bool) if mask is None else jnp.asarray(mask, bool)
         _check_shape("mask", self.mask.shape, forward.shape)
-        self.latency = self._latency("latency", forward)
-        self.feedback_latency = self._latency(
-            "feedback_latency", forward if feedback_latency is None else feedback_latency
-        )
-        self.cost_latency = self._latency("cost_latency", forward if cost_latency is None else cost_latency)
-        self.capacity = capacity
+        latencies = [
+            self._latency(field, forward if values is None else values)
+            for field, values in (
+                ("latency", None),
+                ("feedback_latency", feedback_latency),
+                ("cost_latency", cost_latency),
+            )
+        ]
+        parts = demand, service, capacity, latencies
+        self.demand, self.service, self.capacity, latencies = with_float_type(parts, float_type(parts))
+        self.latency, self.feedback_latency, self.cost_latency = latencies
         self.frontend_names = None if frontend_names is None else tuple(frontend_names)
         self.backend_names = None if backend_names is None else tuple(backend_names)
         self.name = name
@@ -172,11 +179,15 @@ class Network(eqx.Module):
         """The same network without names: what compiled code gets, so that names never cause a recompilation."""
         return _replace(self, frontend_names=None, backend_names=None, name=None)
 
+    def in_one_type(self) -> "Network":
+        """The same network, all of it in one floating-point type, for when its arrays were exchanged below the constructor."""
+        return with_float_type(self, float_type(self))
+
     def with_arrival_rate(self, arrival_rate: Numbers | AbstractDemand) -> "Network":
         """The same network under another demand: rates `(frontends,)` in requests/s, or a demand over time."""
         demand = arrival_rate if isinstance(arrival_rate, AbstractDemand) else Constant(arrival_rate)
         _check_shape("arrival_rate", demand.mean_rate.shape, self.arrival_rate.shape)
-        return _checked(_replace(self, demand=demand))
+        return _checked(_replace(self, demand=demand).in_one_type())
 
     def with_load(self, load: Numbers) -> "Network":
         """Arrival rates scaled so that their sum is `load` times the total nominal capacity (a scalar, or one per network)."""

@@ -12,7 +12,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
+from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 
 Arrays = Sequence[Any]  # of arrays; in some transformations JAX has other things in their place
@@ -37,6 +37,15 @@ def linear_map(forward: Linear, transpose: Linear, given: Arrays, values: Arrays
     """
     shapes = jax.eval_shape(forward, list(given), list(values))
     return _linear_map.bind(*given, *values, forward=forward, transpose=transpose, split=len(given), count=len(shapes))
+
+
+def traced(equation: JaxprEqn) -> Jaxpr | None:
+    """The operations that an equation stands for if it is such a map, else None."""
+    if equation.primitive is not _linear_map:
+        return None
+    avals: list[Any] = [each.aval for each in equation.invars]
+    arrays = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+    return jax.make_jaxpr(partial(_apply, **equation.params))(*arrays).jaxpr
 
 
 _linear_map = Primitive("linear_map")

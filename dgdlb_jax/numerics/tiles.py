@@ -6,8 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import PyTree
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
 
 
 def map_tiles(function: Callable[..., PyTree], batch: PyTree, shared: PyTree, *, lanes: int, devices: int) -> PyTree:
@@ -49,3 +49,24 @@ def one_by_one(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         return jax.vmap(one)(tile)
 
     return run
+
+
+def has_a_mesh(batch: Array) -> bool:
+    """Whether the user has spread the work already: by a mesh that is set, or by an array with explicit axes."""
+    return not jax.sharding.get_abstract_mesh().empty or _explicit(batch)
+
+
+def with_automatic_axes(function: Callable[..., PyTree], batch: Array) -> Callable[..., PyTree]:
+    """The same function of batches, in which the explicit axes of a mesh are XLA's to use: tiles are cut across them.
+
+    What it returns lies along its leading axis as `batch` does. Without such axes the function is left as it is.
+    """
+    if not _explicit(batch):
+        return function
+    sharding = jax.typeof(batch).sharding
+    along = PartitionSpec(*sharding.spec[:1])
+    return jax.sharding.auto_axes(function, out_sharding=NamedSharding(sharding.mesh, along))
+
+
+def _explicit(batch: Array) -> bool:
+    return AxisType.Explicit in jax.typeof(batch).sharding.mesh.axis_types

@@ -34,13 +34,14 @@ def evolve(
     fields: tuple[str, ...],
     memory: Memory,
     extra: Extra | None = None,
+    native: bool = True,
 ) -> tuple[Carry, dict[str, Any]]:
     """Run `steps` steps, with a look at the start, after every `every` of them and at the end; without `every` at the end only.
 
     Looks come back with time as second axis, behind the batch. `extra` is flow that is sent at these instants, the start apart,
-    besides what is routed. `memory` is for reverse mode.
+    besides what is routed. `memory` is for reverse mode; `native`: see `one_native_loop`.
     """
-    task = _Task(steps, every, fields, memory)
+    task = _Task(steps, every, fields, memory, native)
     first = None if every is None else task.look(system, carry.now)
     carry, looks = _evolve(task, system, carry, extra)
     looks = looks if first is None else join([jax.tree.map(lambda leaf: leaf[None], first), looks])
@@ -55,6 +56,7 @@ class _Task:
     every: int | None
     fields: tuple[str, ...]
     memory: Memory
+    native: bool
 
     def look(self, system: System, now: Now) -> dict[str, Array]:
         return observe_fields(self.fields, system, now)
@@ -69,7 +71,7 @@ class _Task:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _evolve(task: _Task, system: System, carry: Carry, extra: Extra | None) -> tuple[Carry, PyTree]:
-    return one_native_loop(task.run, system.field.mask.size)(system, carry, extra)
+    return one_native_loop(task.run, task.native)(system, carry, extra)
 
 
 def _evolve_jvp(task: _Task, primals, tangents):
@@ -78,7 +80,7 @@ def _evolve_jvp(task: _Task, primals, tangents):
     moves = jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))
     moving = tuple(k for k, move in enumerate(moves) if not isinstance(move, SymbolicZero))
     derivative = _Derivative(task, tree, moving)
-    native = partial(one_native_loop, size=primals[0].field.mask.size)
+    native = partial(one_native_loop, wanted=task.native)
     outputs, tape = native(derivative.remember)(leaves)
     flat, out_tree = jax.tree.flatten(outputs)
     derivative = dataclasses.replace(derivative, moved=derivative.depends(leaves))

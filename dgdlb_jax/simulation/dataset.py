@@ -48,7 +48,9 @@ def to_dataset(run: Trajectory) -> "xarray.Dataset":
             variables[name] = ((*batch, *dims), values, units, meaning)
     if run.statistics is not None:
         for name, (dims, units, meaning) in _STATISTICS.items():
-            variables[f"window_{name}"] = ((*batch, *dims), getattr(run.statistics, name), units, meaning)
+            values = getattr(run.statistics, name)
+            if values is not None:
+                variables[f"window_{name}"] = ((*batch, *dims), values, units, meaning)
     coordinates: dict[str, Any] = {
         "time": ((*batch, "time"), np.asarray(run.time), {"units": "s", "long_name": "time"})
     }

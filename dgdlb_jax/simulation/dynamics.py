@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from dgdlb_jax.model.demand import AbstractDemand, AbstractJumpingDemand
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
+from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State, takes_lanes
 from dgdlb_jax.simulation.lanes import Shape
@@ -39,7 +40,10 @@ class Field(eqx.Module):
     policy: AbstractPolicy
 
     def __init__(self, network: Network, policy: AbstractPolicy):
-        """From a batched, nameless network and a policy whose parameters are scalars, `(lanes,)` or `(lanes, frontends, ...)`."""
+        """From a batched, nameless network and a policy whose parameters are scalars, `(lanes,)` or `(lanes, frontends, ...)`.
+
+        Here they meet: the parameters are converted to the network's floating-point type.
+        """
         shape = Shape(network.frontends, network.backends, network.latency.shape[0])
         self.shape = shape
         self.demand = jax.tree.map(shape.last, network.demand)
@@ -52,7 +56,7 @@ class Field(eqx.Module):
         self.cost_latency = shape.arcs(network.cost_latency)
         self.mask = shape.arcs(network.mask)
         self.nominal_capacity = shape.backend_to_arcs(network.nominal_capacity)
-        self.policy = shape.policy(policy)
+        self.policy = shape.policy(with_float_type(policy, network.latency.dtype))
 
     def arrival_rate(self, t: Frontends) -> Frontends:
         r"""$\lambda_i(t)$, requests/s."""

@@ -14,9 +14,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop
+from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.tiles import map_tiles, one_by_one
+from dgdlb_jax.numerics.tiles import has_a_mesh, map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
@@ -60,7 +60,8 @@ def simulate(
 
     **Arguments:**
 
-    - `network`: a `Network`. `policy`: how its frontends route; parameters are scalars or have a leading frontend axis.
+    - `network`: a `Network`, whose floating-point type is that of the run: all other inputs are converted to it. `policy`: how its
+      frontends route; parameters are scalars or have a leading frontend axis.
     - `duration`: seconds to simulate; rounded up to whole steps.
     - `dt`: length of a step, seconds; `suggest_dt(network)` proposes one.
 
@@ -136,7 +137,8 @@ def simulate_batch(
     - `frames`: room for this many saved instants. With it the number of steps is data, not compiled in: batches of other durations,
       time steps and `save.every` share compiled code if their delay lines are equally long (`max_latency`). Room that is left over
       repeats the last instant. Not for reverse-mode derivatives.
-    - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`.
+    - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`. A mesh of
+      the user's (`jax.set_mesh`, or explicit axes) is left in charge: then the batch is spread as it lies.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
     - `fused`: on a CUDA device, all steps in one kernel: 2 to 10 times as fast (benchmarks/README.md), the same answers up to rounding.
       For runs that keep nothing in between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`;
@@ -147,6 +149,7 @@ def simulate_batch(
 
     **Raises:** as `simulate`, naming the first network that failed.
     """
+    networks = networks.in_one_type()
     if networks.batch is None:
         raise InputError(
             "simulate_batch takes a batch: stack([network, ...]) makes one, simulate takes a single network."
@@ -167,7 +170,7 @@ def simulate_batch(
         reference=None if save.reference is None else jnp.asarray(save.reference, dtype),
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.asarray(grid.steps, jnp.int32),
-        after=jnp.asarray(np.ceil(np.broadcast_to(save.after, grid.dt.shape) / grid.dt * (1 - 1e-12)), jnp.int32),
+        after=_steps_before(save.after, grid.dt),
         every=None if frames is None or save.every is None else jnp.asarray(save.every, jnp.int32),
         extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
@@ -189,10 +192,15 @@ def simulate_batch(
     if fused:
         _check_fused(plan, inputs)
     largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
-    spread = min(devices or (jax.local_device_count() if is_concrete(inputs) else 1), size)
+    free = is_concrete(inputs) and not has_a_mesh(networks.latency)
+    spread = min(devices or (jax.local_device_count() if free else 1), size)
     lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
     with _kernels().compiling(policy) if fused else nullcontext():
-        runs = _run(inputs, plan, spread, lanes)
+        sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
+        runs = or_without(
+            lambda native: _run(inputs, dataclasses.replace(plan, native=native), spread, lanes),
+            (jax.tree.structure((inputs, plan)), sizes, spread, lanes),
+        )
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
     return dataclasses.replace(runs, frontend_names=networks.frontend_names, backend_names=networks.backend_names)
@@ -225,6 +233,15 @@ class _Plan(eqx.Module):
     networks: int = eqx.field(static=True, default=0)
     frames: int = eqx.field(static=True, default=0)
     fused: bool = eqx.field(static=True, default=False)
+    native: bool = eqx.field(static=True, default=True)
+
+
+def _steps_before(after: ArrayLike, dt: Float[np.ndarray, " batch"]) -> Int[Array, " batch"]:
+    """How many steps begin before this time, but for the rounding of the quotient; in the graph if the time is traced."""
+    library = np if is_concrete(after) else jnp
+    exact = library.broadcast_to(after, dt.shape) / dt
+    rounding = max(1e-12, 4 * float(jnp.finfo(exact.dtype).eps))
+    return jnp.asarray(library.ceil(exact * (1 - rounding)), jnp.int32)
 
 
 def _check_fused(plan: _Plan, inputs: _Inputs) -> None:
@@ -278,7 +295,8 @@ def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
     run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared), plan)
     if plan.fused:
         run_tile = one_by_one(run_tile)
-    return map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
+    run = lambda batched, shared: map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
+    return with_automatic_axes(run, inputs.network.latency)(batched, shared)
 
 
 def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
@@ -303,17 +321,17 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         carry = _kernels().run_fused(system, carry, plan.steps)
         saved = jax.tree.map(lambda last: last[:, None], observe_fields(plan.fields, system, carry.now))
     elif plan.steps is None:
-        told = one_native_loop(partial(run_as_told, fields=plan.fields, frames=plan.frames), field.mask.size)
-        carry, saved = told(system, carry, inputs.steps.max(), inputs.every)
+        told = partial(run_as_told, fields=plan.fields, frames=plan.frames)
+        carry, saved = one_native_loop(told, plan.native)(system, carry, inputs.steps.max(), inputs.every)
     else:
         if inputs.extra is not None:
             extra = field.shape.arcs(inputs.extra)
             carry, extra = send(system, carry, extra[0]), extra[1:]
         memory = Memory(plan.adjoint, plan.networks / field.shape.lanes)
-        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, memory, extra)
+        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, memory, extra, plan.native)
     now, summary = carry.now, None
     if window is not None and now.sums is not None:
-        summary = statistics(field, window, dt, now.sums, now.peak, inputs.reference is not None)
+        summary = statistics(field, window, dt, now.sums, now.peak)
     results = (
         _code(wiring.overflow, Result.latency_overflow),
         _code(checks.too_large_step(network, dt), Result.step_too_large),

@@ -219,12 +219,16 @@ class Machine(eqx.Module):
         def once(n, state):
             carry, tape = state
             carry = self.run(step, carry, None, pending)[0]
-            write = partial(jax.lax.dynamic_update_index_in_dim, index=times - 1 - n, axis=0)
-            return carry, jax.tree.map(write, tape, keep(carry.now))
+            return carry, jax.tree.map(partial(_put, place=times - 1 - n), tape, keep(carry.now))
 
-        blank = lambda first: jnp.zeros((times + 1, *first.shape), first.dtype).at[times].set(first)
+        blank = lambda first: _put(jnp.zeros((times + 1, *first.shape), first.dtype), first, times)
         start = carry, jax.tree.map(blank, keep(carry.now))
         return jax.lax.fori_loop(0, times, once, start, unroll=unroll(times, step))
+
+
+def _put(frames: Array, frame: Array, place: int | Int[Array, ""]) -> Array:
+    """The frames with another one at this place. (Indexed assignment is a scatter to JAX, which no native function can do.)"""
+    return jax.lax.dynamic_update_index_in_dim(frames, frame, place, axis=0)
 
 
 def fold(frames: PyTree, times: int) -> PyTree:
@@ -278,9 +282,9 @@ def run_as_told(
     def frame(number, state):
         carry, looks = state
         carry = several(carry, every)
-        return carry, jax.tree.map(lambda kept, now: kept.at[number].set(now), looks, look(carry))
+        return carry, jax.tree.map(partial(_put, place=number), looks, look(carry))
 
-    looks = jax.tree.map(lambda now: jnp.zeros((frames, *now.shape), now.dtype).at[0].set(now), look(carry))
+    looks = jax.tree.map(lambda now: _put(jnp.zeros((frames, *now.shape), now.dtype), now, 0), look(carry))
     used = -(-steps // every) + 1
     carry, looks = jax.lax.fori_loop(1, used, frame, (carry, looks))
     place = jnp.minimum(jnp.arange(frames), used - 1)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import delay_line
 from dgdlb_jax.numerics.delay_line import DelayLine
+from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
@@ -41,7 +42,7 @@ def check_start(networks: Network, initial: tuple[Matrices, Matrix] | Simulation
     **Raises:** `InputError` for wrong shapes, values that are negative or not finite, rows that do not sum to 1.
     """
     if isinstance(initial, SimulationState):
-        return initial
+        return with_float_type(initial, networks.latency.dtype)
     routing, workload = (jnp.asarray(values, networks.latency.dtype) for values in initial)
     size, frontends, backends = networks.latency.shape
     for name, found, expected in (

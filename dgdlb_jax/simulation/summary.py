@@ -68,7 +68,7 @@ class Sums(eqx.Module):
 
     flow: Total  # over arcs
     workload: Total  # over backends
-    deviation: Total
+    deviation: Total | None  # without a reference there is none
     lowest: Backends
     highest: Backends
     rise: Total  # first moment of the workload in time, about the middle of each half of the window: (2, backends)
@@ -79,7 +79,7 @@ class Window(eqx.Module):
 
     start: Int[Array, " frontend_lanes"]
     marks: tuple[Int[Array, " backend_lanes"], ...]
-    reference: Backends
+    reference: Backends | None
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Window(eqx.Module):
         marks = (first, first + (last - first) // 2, last)
         self.start = shape.over_frontends(first)
         self.marks = tuple(shape.over_backends(mark) for mark in marks)
-        self.reference = jnp.zeros((), field.latency.dtype) if reference is None else shape.last(reference)
+        self.reference = None if reference is None else shape.last(reference)
 
     def begin(self, field: Field, k: Int[Array, ""], workload: Backends) -> Sums:
         """Empty sums; extremes start from the workload only if the window begins at once."""
@@ -100,7 +100,7 @@ class Window(eqx.Module):
         return Sums(
             flow=Total.zero(field.latency),
             workload=zero,
-            deviation=zero,
+            deviation=None if self.reference is None else zero,
             lowest=jnp.where(k >= start, workload, jnp.inf),
             highest=jnp.where(k >= start, workload, -jnp.inf),
             rise=Total.zero(jnp.stack([workload, workload])),
@@ -121,7 +121,6 @@ class Window(eqx.Module):
         weight_f = jnp.where(k >= self.start, step_f / 2, 0)
         weight_b = jnp.where(k >= start, step_b / 2, 0)
         inside = k + 1 >= start
-        away = jnp.abs(before - self.reference) + jnp.abs(after - self.reference)
         late = k >= middle
         lever = (k - jnp.where(late, middle, start)) + (1 - jnp.where(late, last - middle, middle - start)) / 2
         # Compared, not stacked: a fused kernel cannot put arrays together.
@@ -130,16 +129,20 @@ class Window(eqx.Module):
         return Sums(
             flow=sums.flow.plus(weight_f * flows),
             workload=sums.workload.plus(weight_b * (before + after)),
-            deviation=sums.deviation.plus(weight_b * away),
+            deviation=self._deviation(sums, weight_b, before, after),
             lowest=jnp.where(inside, lower(sums.lowest, after), sums.lowest),
             highest=jnp.where(inside, higher(sums.highest, after), sums.highest),
             rise=sums.rise.plus(jnp.where(late == second, rise, 0)),
         )
 
+    def _deviation(self, sums: Sums, weight: Backends, before: Backends, after: Backends) -> Total | None:
+        if sums.deviation is None or self.reference is None:
+            return None
+        away = jnp.abs(before - self.reference) + jnp.abs(after - self.reference)
+        return sums.deviation.plus(weight * away)
 
-def statistics(
-    field: Field, window: Window, dt: Float[Array, " lanes"], sums: Sums, peak: Backends, has_reference: bool
-) -> Statistics:
+
+def statistics(field: Field, window: Window, dt: Float[Array, " lanes"], sums: Sums, peak: Backends) -> Statistics:
     """The finished statistics, batch axis first."""
     shape = field.shape
     first, middle, last = (shape.from_last(mark)[:, 0] for mark in window.marks)
@@ -149,8 +152,9 @@ def statistics(
     sent = flow.sum(-1, keepdims=True)
     steps = jnp.stack([middle - first, last - middle], axis=1).astype(dt.dtype)
     spread = steps * (steps**2 - 1) / 12 * dt[:, None]  # of that many equidistant instants about their middle, times dt
-    away = shape.from_last(sums.deviation.value).sum(-1) / duration
-    reference = shape.from_last(window.reference).sum(-1) if has_reference else jnp.full_like(away, jnp.nan)
+    distance = None
+    if sums.deviation is not None and window.reference is not None:
+        distance = shape.from_last(sums.deviation.value).sum(-1) / duration / shape.from_last(window.reference).sum(-1)
     return Statistics(
         duration=duration,
         arrivals=flow.sum((1, 2)),
@@ -161,6 +165,6 @@ def statistics(
         highest_workload=shape.from_last(sums.highest),
         mean_routing=jnp.where(sent > 0, flow / jnp.where(sent > 0, sent, 1), 0),
         workload_growth=shape.from_last(sums.rise.value) / jnp.where(spread > 0, spread, jnp.inf)[..., None],
-        distance=away / reference,
+        distance=distance,
         peak_workload=shape.from_last(peak),
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
@@ -33,7 +34,7 @@ class SaveAt(eqx.Module):
     **Raises:** `InputError` for an unknown field, `every` below 1 or a negative `after`.
     """
 
-    after: Float[np.ndarray, "*batch"]
+    after: Float[np.ndarray | Array, "*batch"]
     reference: Float[Array, "*batch backends"] | None
     every: int | None = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
@@ -55,10 +56,8 @@ class SaveAt(eqx.Module):
         unknown = [field for field in fields or () if field not in FIELDS]
         if unknown:
             raise InputError(f"SaveAt(fields=...) knows no {unknown[0]!r}: choose from {', '.join(FIELDS)}.")
-        if not is_concrete(after):
-            raise InputError("SaveAt(after=...) is traced: give it as a Python number (or a NumPy array), outside jit.")
-        self.after = np.asarray(after, float)
-        if not np.all(np.isfinite(self.after) & (self.after >= 0)):
+        self.after = np.asarray(after, float) if is_concrete(after) else jnp.asarray(after, float)
+        if is_concrete(after) and not np.all(np.isfinite(self.after) & (self.after >= 0)):
             raise InputError(
                 f"SaveAt(after={after}): statistics start at a finite time that is not negative, in seconds."
             )
@@ -67,6 +66,11 @@ class SaveAt(eqx.Module):
         self.reference = None if reference is None else jnp.asarray(reference)
         self.summary = summary
         self.resumable = resumable
+
+    def __hash__(self) -> int:
+        """Of the values: what is the same to `==` may be a static argument of `jax.jit`."""
+        leaves, structure = jax.tree.flatten(self)
+        return hash((structure, *(np.asarray(leaf).tobytes() for leaf in leaves)))
 
     @classmethod
     def statistics(cls, *, after: Numbers = 0.0, reference: Matrix | None = None, resumable: bool = True) -> "SaveAt":
@@ -127,7 +131,7 @@ class Statistics(eqx.Module):
     - `mean_routing` `(frontends, backends)`: share of the requests that went this way.
     - `workload_growth` `(2, backends)`: slope of the straight line through the workload (least squares) in each half of the
       window, requests/s.
-    - `distance`: time mean of $\sum_j |N_j - N^{ref}_j| / \sum_j N^{ref}_j$; NaN without a reference.
+    - `distance`: time mean of $\sum_j |N_j - N^{ref}_j| / \sum_j N^{ref}_j$; None without a reference.
     - `peak_workload` `(backends,)`: largest workload of the whole run, before the window too.
     """
 
@@ -140,7 +144,7 @@ class Statistics(eqx.Module):
     highest_workload: Float[Array, "*batch backends"]
     mean_routing: Float[Array, "*batch frontends backends"]
     workload_growth: Float[Array, "*batch 2 backends"]
-    distance: Float[Array, "*batch"]
+    distance: Float[Array, "*batch"] | None
     peak_workload: Float[Array, "*batch backends"]
 
     @property
