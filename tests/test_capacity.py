@@ -49,9 +49,7 @@ ASKED = {
     "follow_curvature": lambda n: follow_curvature(n, solve_optimum(n), default_step_size(n)),
     "spillover": spillover,
     "coarsest_step": lambda n: coarsest_step(stack([n])),
-    "steepest_latency": lambda n: (
-        Comparison(n, solve_optimum(n), jnp.ones(2), {}, {}, 1.0, 1.0, "given", {}).steepest_latency
-    ),
+    "steepest_latency": lambda n: Comparison(n, solve_optimum(n), jnp.ones(2), 1.0, 1.0, "given", {}).steepest_latency,
     "the approximate gradient": lambda n: gradients._seen(n, jnp.arange(1.0, 3.0), WORKLOADS, jnp.asarray(0), 1.0),
     "largest_gradient_error": lambda n: largest_gradient_error(n, np.arange(4.0), np.asarray(WORKLOADS)),
 }

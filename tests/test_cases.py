@@ -55,3 +55,21 @@ def test_a_fleet_at_its_capacity_runs(capsys, monkeypatch):
     for row in found["rows"].values():
         assert row["verdict"] in ("settled", "moving", "too_short")
         assert row["excess"] > -1e-3
+
+
+def test_a_backend_that_dies_does_not_stop_the_others(capsys):
+    """Its capacity is 0 from 30 s on: step sizes are those of the living, and DGD-LB leaves it (once +585 % with a step size of 0)."""
+    found = run(capsys, "dead-backend.toml", "--policies", "dgd-lb", "--duration", "300", "--dt", "0.05")
+    assert all(step > 1e-3 for step in found["step_size"].values())
+    assert found["rows"]["DGD-LB"]["excess"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("fleet", "sentence"), [("no-traffic.toml", "no traffic"), ("names.toml", "use printable characters only")]
+)
+def test_what_cannot_run_is_one_sentence_before_any_work(fleet, sentence, capsys):
+    assert main(["run", str(CASES / fleet), "--no-files", "--quiet"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert sentence in said.err

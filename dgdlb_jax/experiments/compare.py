@@ -1,5 +1,6 @@
 """Balancers side by side in one network, against its optimum."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,7 +23,7 @@ from dgdlb_jax.experiments.outcome import Outcome, outcome
 from dgdlb_jax.experiments.reference import QuasiStatic, quasi_static_optimum
 from dgdlb_jax.experiments.time_steps import Grid, ResolvedRun, time_step
 from dgdlb_jax.experiments.verdict import LAST_PART
-from dgdlb_jax.model.demand import Constant, DailyCycle, Jumps, Trace
+from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
@@ -51,9 +52,10 @@ class Comparison:
     """Balancers that ran in the same network from the same start.
 
     - `network`, `optimum`: what they ran in, and the optimum at its mean rates.
-    - `step_size` `(frontends,)` 1/s^2 of DGD-LB, `duration` in seconds, `start`: what they ran with.
-    - `time_steps`: name -> seconds. `accuracy`: name -> relative change of the mean latency with twice that time step; NaN where
-      that is too long to run.
+    - `step_size` `(frontends,)` 1/s^2 of DGD-LB, `dt` (the shortest time step of all) and `duration` in seconds, `start`: what they ran
+      with.
+    - `time_steps`: name -> seconds, where it is not `dt`. `accuracy`: name -> relative change of the mean latency with twice that
+      time step; NaN where that is too long to run.
     - `unresolved`: names of rules that jump and whose time step is too long to show how they swing: above a quarter of the largest
       latency.
     - `settling`: seconds after which DGD-LB has settled, as suggested; `duration` is shorter where that would take too long.
@@ -65,19 +67,15 @@ class Comparison:
     network: Network
     optimum: Optimum
     step_size: Float[Array, " frontends"]
-    time_steps: dict[str, float]
-    accuracy: dict[str, float]
+    dt: float
     duration: float
-    settling: float
     start: str
     runs: dict[str, Trajectory] = field(repr=False)
-    unresolved: frozenset[str] = frozenset()
     reference: QuasiStatic | None = field(default=None, repr=False)
-
-    @property
-    def dt(self) -> float:
-        """The shortest time step of any run, seconds."""
-        return min(self.time_steps.values())
+    time_steps: dict[str, float] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    unresolved: frozenset[str] = frozenset()
+    settling: float = math.nan
 
     @cached_property
     def prices(self) -> ShadowPrices:
@@ -86,8 +84,8 @@ class Comparison:
 
     @property
     def moving(self) -> bool:
-        """Whether demand moves, so that there is a reference instead of an optimum."""
-        return self.reference is not None
+        """Whether demand or capacity moves, so that there is a reference instead of an optimum."""
+        return self.network.varies
 
     @property
     def best_latency(self) -> float:
@@ -226,7 +224,7 @@ class ComparisonInProgress:
     @property
     def moving(self) -> bool:
         """Whether demand or capacity moves, so that there is a reference instead of an optimum."""
-        return not isinstance(self.network.demand, Constant) or self.network.capacity is not None
+        return self.network.varies
 
     @property
     def _kept(self) -> int:
@@ -251,10 +249,8 @@ class ComparisonInProgress:
             network=self.network,
             optimum=self.optimum,
             step_size=self.step_size,
-            time_steps={name: self._runs[name].dt for name in names},
-            accuracy={name: self._runs[name].accuracy for name in names},
+            dt=min(run.dt for run in self._runs.values()),
             duration=self.grid.duration,
-            settling=self.settling,
             start=self._start,
             reference=self._quasi_static,
             runs={name: self._done[name] for name in names},
@@ -263,6 +259,9 @@ class ComparisonInProgress:
                 for name in names
                 if not self.policies[name].differentiable and self._runs[name].dt > _largest_latency(self.network) / 4
             ),
+            time_steps={name: self._runs[name].dt for name in names},
+            accuracy={name: self._runs[name].accuracy for name in names},
+            settling=self.settling,
         )
 
     def compile(self) -> None:
@@ -275,12 +274,11 @@ class ComparisonInProgress:
     def finished(self) -> Iterator[str]:
         """Run everything; the name of each piece as soon as it is known."""
         each = CORES * PATIENCE / len(self._runs)
-        jobs: dict[str, Callable[[], Any]] = {
-            name: partial(run.run, self.grid, each) for name, run in self._runs.items()
-        }
-        if self.moving:
+        jobs: dict[str, Callable[[], Any]] = {}
+        if self.moving:  # first, as all rows wait for it
             instants = _reference_instants(self.network, self.grid.duration)
             jobs[_REFERENCE] = lambda: quasi_static_optimum(self.network, instants)
+        jobs |= {name: partial(run.run, self.grid, each) for name, run in self._runs.items()}
         held: list[str] = []  # a row under a moving demand waits for the reference it is held against
         for name, found in self._at_the_same_time(jobs):
             if name == _REFERENCE:

@@ -113,13 +113,14 @@ class Job:
         work.compile()
         show("\n".join(words.run_facts(work.comparison)))
         status.say(f"{name}: {count} balancers take about {max(1.0, work.estimate):.0f} s")
-        table, done = words.growing_table(list(work.policies), work.moving), 0
+        table, done, begun = words.growing_table(list(work.policies), work.moving), 0, False
         status.phase(f"{name}: 0 of {count} balancers done", work.estimate)
         for piece in work.finished():
             found = work.comparison
             yield found
-            if not done:
-                show(f"\n{table.head()}\n{table.row(words.best_cells(found))}")
+            if not begun:
+                show("\n".join([*words.reference_facts(found), "", table.head(), table.row(words.best_cells(found))]))
+                begun = True
             if piece in found.runs:
                 done += 1
                 show(table.row(words.row_cells(found.outcomes[piece], work.moving)))

@@ -238,16 +238,17 @@ def _figures(comparison: Comparison) -> dict[str, tuple]:
     found: dict[str, tuple] = {
         name: (("balancer",), [getattr(row, attribute) for row in rows], *rest) for name, attribute, *rest in table
     }
-    for name, values, units, meaning in (
-        ("time_step", comparison.time_steps, "s", "time step of the run"),
+    for name, values, missing, units, meaning in (
+        ("time_step", comparison.time_steps, comparison.dt, "s", "time step of the run"),
         (
             "accuracy",
             comparison.accuracy,
+            math.nan,
             "1",
             "change of the mean latency with twice the time step; NaN where that is too long",
         ),
     ):
-        found[name] = ("balancer",), [values[balancer] for balancer in comparison.runs], units, meaning
+        found[name] = ("balancer",), [values.get(balancer, missing) for balancer in comparison.runs], units, meaning
     found["verdict"] = (("balancer",), [row.verdict.name for row in rows], "", _verdicts())
     found["reason"] = (
         ("balancer",),
@@ -335,7 +336,10 @@ def _routing(network: Network, shares) -> dict[str, dict[str, float]]:
 
 def _row(comparison: Comparison, row: Outcome) -> dict[str, Any]:
     name = row.balancer
-    found = asdict(row) | {"time_step": comparison.time_steps[name], "accuracy": comparison.accuracy[name]}
+    found = asdict(row) | {
+        "time_step": comparison.time_steps.get(name, comparison.dt),
+        "accuracy": comparison.accuracy.get(name, math.nan),
+    }
     found["verdict"] = row.verdict.name
     found["result"] = row.result.name
     reasons = {}

@@ -35,7 +35,7 @@ def after_table(comparison: Comparison) -> list[str]:
 
 def facts(comparison: Comparison) -> str:
     """Which world this network lives in, and with what the balancers ran."""
-    return "\n".join([network_facts(comparison.network), *run_facts(comparison)])
+    return "\n".join([network_facts(comparison.network), *run_facts(comparison), *reference_facts(comparison)])
 
 
 def network_facts(network: Network) -> str:
@@ -56,17 +56,17 @@ def run_facts(comparison: Comparison) -> list[str]:
         f"run: {seconds(comparison.duration)} from {comparison.start} routing, step size "
         f"{_step_sizes(comparison)} 1/s^2",
     ]
-    if comparison.duration < 0.99 * comparison.settling and not comparison.moving:
+    if not comparison.moving and comparison.duration < 0.99 * comparison.settling:
         lines.append(
             f"settling may take {seconds(comparison.settling)}: give --duration {comparison.settling:.6g} to wait for it"
         )
-    return lines + _reference_facts(comparison)
+    return lines
 
 
 def resolution(comparison: Comparison) -> str:
     """Time steps, and how far the mean latencies can be trusted."""
     steps, changes = comparison.time_steps, comparison.accuracy
-    shortest, longest = seconds(min(steps.values())), seconds(max(steps.values()))
+    shortest, longest = (seconds(of(steps.values(), default=comparison.dt)) for of in (min, max))
     lines = [f"  time steps: {shortest if shortest == longest else f'{shortest} to {longest}'}{_trust(comparison)}"]
     for name, change in changes.items():
         if change > ACCURATE:
@@ -299,7 +299,8 @@ def notes(comparison: Comparison) -> list[str]:
     return [f"  {note}" for note in found]
 
 
-def _reference_facts(comparison: Comparison) -> list[str]:
+def reference_facts(comparison: Comparison) -> list[str]:
+    """What a demand that moves is held against; nothing under a constant one."""
     best = comparison.reference
     if best is None:
         return []

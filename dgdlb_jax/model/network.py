@@ -142,6 +142,11 @@ class Network(eqx.Module):
         return self.latency.shape[0] if self.latency.ndim == 3 else None
 
     @property
+    def varies(self) -> bool:
+        """Whether demand or capacity is a function of time that may change."""
+        return self.capacity is not None or not isinstance(self.demand, Constant)
+
+    @property
     def arrival_rate(self) -> Float[Array, "*batch frontends"]:
         """Mean arrival rate of each frontend, requests/s."""
         return self.demand.mean_rate

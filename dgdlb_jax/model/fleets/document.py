@@ -133,6 +133,8 @@ class Section:
         for value in values:
             if not isinstance(value, str) or not value.strip():
                 raise self.error(key, f"contains {shown(value)}", "give a list of names in quotes.")
+            if not value.isprintable():  # a terminal, a picture and a table would each do something else with it
+                raise self.error(key, f"contains {value!a:.60}", "use printable characters only.")
         self._check_count(key, values, wanted)
         return tuple(values)
 
