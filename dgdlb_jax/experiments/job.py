@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,15 @@ class Job:
         show(words.network_facts(self.network))
         with in_the_background() as later:
             # Both take longer to compile than all balancers to run. The prices are only computed so that they are compiled.
-            prices = later(lambda: shadow_prices(self.network))
-            stability = later(lambda: stability_report(self.network, step_size=chosen.step_size, start=chosen.start))
+            prices = None if self.network.varies else later(lambda: shadow_prices(self.network))
+            stability = None
+            if chosen.policies is None or "dgd-lb" in chosen.policies:
+                stability = later(
+                    partial(stability_report, self.network, step_size=chosen.step_size, start=chosen.start)
+                )
             for comparison in self._compared(self.network, name, status, show, prices):
                 self.comparison = comparison
-            if self.comparison is not None and DGD in self.comparison.runs:
+            if stability is not None:
                 status.phase(f"{name}: stability of {DGD}")
                 self.stability = assessed = stability.result()
                 show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.summary()}")
