@@ -233,6 +233,15 @@ def test_a_backend_that_is_left_out_may_be_anything():
     assert network(most=(8.0, 8e-100), mask=ONLY_FIRST).backends == 2
 
 
+def test_each_network_of_a_batch_is_looked_at():
+    """A measured curve sums over its leading axis, which in a batch is that of the networks."""
+    curve = dgd.fit_service([1.0, 2.0, 4.0, 8.0], [1.0, 1.8, 3.0, 4.0]).service
+    networks = dgd.stack([dgd.Network([1.0, 2.0], LATENCY, dgd.concatenate([curve, curve]))] * 3)
+    np.testing.assert_allclose(networks.with_load([0.3, 0.5, 0.6]).load, [0.3, 0.5, 0.6], rtol=1e-12)
+    with pytest.raises(InputError, match="arrival rate"):
+        networks.with_load([0.3, 1e200, 0.6])
+
+
 def test_single_precision_has_a_range_of_its_own():
     with single_precision(), pytest.raises(InputError, match=r"float32 can compute with 0 or 1.4e-13 to 7e"):
         network((4.0, 1e30))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -63,7 +64,9 @@ def _quantities(network: "Network") -> Iterator[Quantity]:
     curve = "correct the curve or the replicas, or leave the backend out with mask=False"
     yield Quantity("arrival rate", "frontend", network.arrival_rate, "requests/s", rates, units)
     service = network.service
-    capacity, slope = service.nominal_capacity, service.initial_slope
+    of_one = lambda service: service.initial_slope
+    of_each = of_one if network.batch is None else jax.vmap(of_one)  # a measured curve sums over its leading axis
+    capacity, slope = service.nominal_capacity, of_each(service)
     yield Quantity("nominal capacity", "backend", capacity, "requests/s", sizes, curve)
     with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
         alone = 1 / np.asarray(slope, float)
