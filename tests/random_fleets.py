@@ -3,11 +3,11 @@
 import numpy as np
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.model.service import Exponential, Hyperbolic, Replicas, fit_service
+from dgdlb_jax.model.service import Exponential, Hyperbolic, Replicas, concatenate, fit_service
 
-SIZES = ((2, 2), (4, 3), (8, 6))
+SIZES = ((2, 2), (4, 3))
 """Frontends and backends: few shapes, which share compiled code."""
-LARGE = (*SIZES, (16, 8), (44, 12), (64, 64))
+LARGE = (*SIZES, (8, 6), (16, 8), (44, 12), (64, 64))
 _WORKLOAD = np.array([1, 2, 4, 8, 16, 32, 64.0])
 _MEASURED = np.array([0.95, 1.8, 3.2, 5.3, 7.7, 9.6, 10.6])  # requests/s at a service time of a second, flattening
 
@@ -34,10 +34,5 @@ def _service(rng: np.random.Generator, service_time: np.ndarray, replicas: np.nd
     if kind == 1:
         scale = 10 ** rng.uniform(0, 2, replicas.size) * replicas
         return Exponential(scale / service_time, scale)
-    return Replicas(_concatenated(service_time), replicas)
-
-
-def _concatenated(service_time: np.ndarray):
-    from dgdlb_jax.model.service import concatenate
-
-    return concatenate([fit_service(_WORKLOAD, _MEASURED / time).service for time in service_time])
+    curves = [fit_service(_WORKLOAD, _MEASURED / time).service for time in service_time]
+    return Replicas(concatenate(curves), replicas)

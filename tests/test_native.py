@@ -16,6 +16,7 @@ from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import CURVES, DT, POLICIES, SETTINGS, small_network
 
 STATISTICS = {"duration": 6 * DT, "dt": DT, "max_latency": 4 * DT, "save": SaveAt.statistics(resumable=False)}
+SAMPLE = ("DGDLB", "MirrorDescent", "Softmin", "LeastLatency", "PowerOfChoices", "WeightedLeastRequest", "HotCold")
 ROUNDING = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -68,7 +69,9 @@ def seen(monkeypatch):
     return answers
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name not in SAMPLE)) for name in POLICIES]
+)
 def test_every_policy_is_one_native_loop(seen, name):
     """Traced only: forwards, and backwards where there is a gradient; in single precision, whose sums are compensated."""
     network = with_float_type(small_network(np.random.default_rng(0)), np.dtype("float32"))

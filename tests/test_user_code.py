@@ -134,8 +134,10 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("masked", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name in ("marginal", "optimum"))) for name in CALLS]
+)
 def test_healthy_calls_compute_no_nan(name, masked):
     """Also where an arc is missing, and a frontend has no choice and no loop."""
     mask = [[True, True], [False, True]] if masked else None

@@ -15,7 +15,7 @@ import jax.custom_batching
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
-from jax.interpreters import mlir
+from jax.interpreters import ad, mlir
 from jaxtyping import Array, PyTree
 
 from dgdlb_jax.numerics import device
@@ -121,6 +121,8 @@ def _is_emitted(equation: JaxprEqn) -> bool:
 
 _made_natively = Primitive("made_natively")  # marks the call that its operand comes from
 _made_natively.def_abstract_eval(lambda value: value)
+# A derivative is none of its business: what it marks says for itself what it can do.
+ad.primitive_jvps[_made_natively] = lambda primals, tangents: (_made_natively.bind(*primals), tangents[0])
 
 
 def _mark(context: mlir.LoweringRuleContext, value):
