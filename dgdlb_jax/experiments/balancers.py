@@ -133,9 +133,14 @@ def balancers(
     **Raises:** `InputError` for an unknown key, with the nearest known one.
     """
     chosen = list(DEFAULT if keys is None else keys)
-    for key in chosen:
+    check_keys(chosen)
+    return {BALANCERS[key].label: BALANCERS[key].make(network, optimum, step_size) for key in chosen}
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Raise `InputError` for an unknown key of `BALANCERS`, with the nearest known one."""
+    for key in keys:
         if key not in BALANCERS:
             close = get_close_matches(key, list(BALANCERS), n=1)
             hint = f"; did you mean {close[0]}?" if close else "."
             raise InputError(f"No balancer is called {key!r}: choose from {', '.join(BALANCERS)}{hint}")
-    return {BALANCERS[key].label: BALANCERS[key].make(network, optimum, step_size) for key in chosen}

@@ -31,6 +31,7 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy, least, share_equally
 from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.start import workload_carrying
 from dgdlb_jax.simulation.trajectory import Trajectory
 
@@ -202,6 +203,7 @@ class ComparisonInProgress:
         if network.batch is not None:
             raise InputError("compare takes a single network: network[k] picks one out of a batch.")
         require_traffic(network)
+        check_times(network, dt, duration)
         self._home = device.small_work()
         with jax.default_device(self._home):
             self.network = network = device.moved(network)
@@ -315,19 +317,12 @@ class ComparisonInProgress:
         return ResolvedRun(network, policy, self._initial, dt=dt, finest=finest or dt, reference=self.optimum.workload)
 
     def _first_grid(self, dt: float | None, duration: float | None) -> Grid:
-        if duration is None:
-            duration = _natural_duration(self.network, self.settling)
-        return self._grid(_positive("duration", duration), None if dt is None else _positive("dt", dt))
+        return self._grid(_natural_duration(self.network, self.settling) if duration is None else duration, dt)
 
     def _grid(self, duration: float, dt: float | None = None) -> Grid:
         interval = round_up(duration / self._kept)
         if dt is not None:
-            steps = duration / dt
-            if steps > _MOST_STEPS:
-                raise InputError(
-                    f"duration {duration:.6g} s at dt {dt:.3g} s is {steps:.3g} steps, but a comparison takes up to "
-                    f"{_MOST_STEPS:.0e}: use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
-                )
+            steps = _steps(duration, dt)
             interval = dt * max(1, round(steps / self._kept))
         return Grid(duration, interval, after=0.0 if self.moving else (1 - LAST_PART) * duration)
 
@@ -357,10 +352,26 @@ def _did_you_mean(word: str, known) -> str:
     return f"; did you mean {close[0]}?" if close else "."
 
 
-def _positive(name: str, value: float) -> float:
-    if not (np.isfinite(value) and value > 0):
-        raise InputError(f"{name} = {value} s: give a finite number above 0.")
-    return float(value)
+def check_times(network: Network, dt: float | None, duration: float | None) -> None:
+    """Raise `InputError` for a time step or a duration that cannot be run in a network, as far as they are given."""
+    for name, value in (("dt", dt), ("duration", duration)):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name} = {value} s: give a finite number above 0.")
+    if dt is not None:
+        if duration is not None:
+            _steps(duration, dt)
+        batch = jax.tree.map(lambda leaf: leaf[None], network)
+        checks.explain(batch, checks.grid(batch, dt, dt, None), None)
+
+
+def _steps(duration: float, dt: float) -> float:
+    steps = duration / dt
+    if steps > _MOST_STEPS:
+        raise InputError(
+            f"duration {duration:.6g} s at dt {dt:.3g} s is {steps:.3g} steps, but a comparison takes up to {_MOST_STEPS:.0e}: "
+            f"use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
+        )
+    return steps
 
 
 def _largest_latency(network: Network) -> float:

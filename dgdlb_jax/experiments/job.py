@@ -11,8 +11,8 @@ from typing import Any
 from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.shadow_prices import shadow_prices
 from dgdlb_jax.experiments import words
-from dgdlb_jax.experiments.balancers import DGD
-from dgdlb_jax.experiments.compare import CURRENT, Comparison, ComparisonInProgress
+from dgdlb_jax.experiments.balancers import DGD, check_keys
+from dgdlb_jax.experiments.compare import CURRENT, Comparison, ComparisonInProgress, check_times
 from dgdlb_jax.experiments.export import write_export
 from dgdlb_jax.experiments.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
@@ -63,6 +63,8 @@ class Job:
         self.network = load_fleet(fleet, demand="constant")
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         require_traffic(self.network)
+        check_times(self.network, settings.dt, settings.duration)
+        check_keys(settings.policies or ())
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
         if folder is not None:
             check_folder(folder)
