@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.analysis.feasibility import require_traffic
+from dgdlb_jax.analysis.optimum import solve_optimum
 from dgdlb_jax.analysis.shadow_prices import shadow_prices
 from dgdlb_jax.experiments import words
 from dgdlb_jax.experiments.balancers import DGD, check_keys
@@ -77,6 +78,8 @@ class Job:
         """
         chosen, name = self.settings, self.network.name or "fleet"
         show(words.network_facts(self.network))
+        status.phase(f"{name}: optimum")
+        solve_optimum(self.network)  # compiled here, before several threads ask for it
         with in_the_background() as later:
             # Both take longer to compile than all balancers to run. The prices are only computed so that they are compiled.
             prices = None if self.network.varies else later(lambda: shadow_prices(self.network))

@@ -26,7 +26,9 @@ _PILOT = 64  # long steps of the run that compiles a balancer
 _LONGEST_PILOT = 4096  # long steps of the run that shows what a step takes
 _ROWS = 48  # of a delay line: room for a latency of twenty steps whose step is halved once
 _STEP, _ARC = 1e-6, 2.5e-8  # seconds that a step takes, and each arc of it
-_MEASURED = 0.05  # seconds that a run has to take for its steps to be what takes the time
+_MEASURED = (
+    0.3  # seconds that a run has to take for its steps to be what takes the time, whatever else the machine does
+)
 
 
 def time_step(
@@ -106,9 +108,13 @@ class ResolvedRun:
         self._frames = frames
         steps = _PILOT
         self._pilot(steps)  # compiles
-        while (elapsed := self._pilot(steps)) < _MEASURED and steps < _LONGEST_PILOT:
+        self.seconds_per_step = math.inf
+        while True:
+            elapsed = self._pilot(steps)
+            self.seconds_per_step = min(self.seconds_per_step, elapsed / (2 * steps))
+            if elapsed > _MEASURED or steps >= _LONGEST_PILOT:
+                return
             steps *= 8
-        self.seconds_per_step = elapsed / (2 * steps)
 
     def _pilot(self, steps: int) -> float:
         """Seconds that so many long steps take."""
