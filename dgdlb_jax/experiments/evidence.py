@@ -63,9 +63,9 @@ class Evidence:
         self.matters = _above(self.mean) | _above(np.maximum(self.inflow, 0))
         self.range = np.where(self.matters & (self.mean > 0), (self.high - self.low) / self.mean, 0)
         above = self.inflow > self.supremum * (1 + _ROUNDING)
-        # Without exact slopes a wave that starts low and ends high may seem to grow: growth has to be most of the range then.
-        mostly = self.exact[:, None] | (self.growth.sum(1) * self.window[:, None] > self.high - self.low)
-        self.overloaded = self.matters & above & (self.growth > 0).all(1) & mostly
+        # A wave that starts low and ends high seems to grow: growth has to be most of the range, or to have lasted since mid-run.
+        mostly = self.growth.sum(1) * self.window[:, None] > self.high - self.low
+        self.overloaded = self.matters & above & (self.growth > 0).all(1) & (mostly | self._keeps_growing())
         self.fixed_share = self._fixed_share(service)
         self.hopeless = self._hopeless(np.asarray(networks.mask))
         self.time_in_service = self._time_in_service(mean_service, alone)
@@ -103,6 +103,12 @@ class Evidence:
         self.low = np.where(exact, found.lowest_workload, self.low)
         self.high = np.where(exact, found.highest_workload, self.high)
         self.growth = np.where(exact[..., None], found.workload_growth, self.growth)
+
+    def _keeps_growing(self) -> Bool[np.ndarray, "runs backends"]:
+        """Whether a workload has risen since the middle of the run by at least half of what arrives above the supremum."""
+        middle, late = (_mean(_weights(self.time, self._part(*part)), self.workload) for part in ((0.5, 0.7), (0.8, 1)))
+        with np.errstate(invalid="ignore"):  # an infinite supremum
+            return late - middle > 0.5 * (self.inflow - self.supremum) * 0.3 * self.duration
 
     def _time_in_service(
         self, mean_service: Float[np.ndarray, "runs backends"], alone: Float[np.ndarray, "runs backends"]

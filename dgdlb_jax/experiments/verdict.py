@@ -6,7 +6,8 @@ or of the total inflow. The range of a workload is (max - min) / mean. The first
 1. *failed*: the computation did.
 2. *varying inputs*: demand or capacity changes in the window.
 3. *too short to judge*: the window is shorter than twice the largest latency, or than one time in service $N / \ell(N)$.
-4. *diverging*: a backend is sent more than the supremum of its curve, its workload grows in both halves of the window, and either the
+4. *diverging*: a backend is sent more than the supremum of its curve, its workload grows in both halves of the window (by most of its
+   range there, or as much as arrives too much since the middle of the run: a wave may end higher than it begins), and either the
    fleet as a whole cannot serve its demand or the share sent to that backend changes by less than 1 % over the second half of the run.
    Never with an infinite supremum.
 5. *too short to judge*: a range above 2 %, not in one direction, with fewer than two turns each way.
