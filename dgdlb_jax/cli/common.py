@@ -58,12 +58,14 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
     """
     import jax
 
+    from dgdlb_jax.numerics.parallel import cores
+
     if host and not jax.config.values["jax_platforms"]:
         jax.config.update("jax_platforms", "cpu")
 
     if all_cores and jax.config.values["jax_num_cpu_devices"] < 0 and _DEVICES not in os.environ.get("XLA_FLAGS", ""):
         with contextlib.suppress(RuntimeError):  # JAX is running already: in a notebook, under test
-            jax.config.update("jax_num_cpu_devices", _cores())
+            jax.config.update("jax_num_cpu_devices", cores())
     jax.config.update("jax_enable_x64", True)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
@@ -72,10 +74,6 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from dgdlb_jax.analysis.sufficient import sufficient_step_size
 from dgdlb_jax.experiments.compare import start_state
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
 from dgdlb_jax.experiments.text_table import columns
+from dgdlb_jax.experiments.time_steps import usual_step
 from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, classify, look_every
 from dgdlb_jax.experiments.words import number, seconds
 from dgdlb_jax.model.demand import Constant
@@ -198,7 +199,7 @@ def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str)
     initial = start_state(network, start)
     wanted = np.array([float(suggest_duration(network, one, optimum)) for one in steps])
     dt = np.array([float(suggest_dt(network, one, optimum, workload=initial[1])) for one in steps])
-    duration = np.minimum(wanted, dt * _most_steps(network, len(steps)))
+    duration = np.minimum(wanted, dt * _PATIENCE / usual_step(len(steps) * network.latency.size))
     networks, every = stack([network] * len(steps)), look_every(duration / dt)
     frames = 2 ** math.ceil(math.log2(np.max(duration / dt) / every + 2))
     runs = simulate_batch(
@@ -212,11 +213,6 @@ def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str)
     arrived = (verdict == Verdict.settled) & (excess < _CLOSE)
     waiting = (duration < wanted) & np.isin(verdict, (Verdict.settled, Verdict.moving, Verdict.too_short))
     return arrived, ~arrived & ~waiting
-
-
-def _most_steps(network: Network, runs: int) -> float:
-    """How many steps take about `_PATIENCE` seconds on a core of the usual kind: a microsecond, and 25 ns for every arc."""
-    return _PATIENCE / (1e-6 + 2.5e-8 * runs * network.latency.size)
 
 
 def _headlines(report: StabilityReport) -> list[str]:

@@ -11,8 +11,12 @@ import jax
 
 def workers_for(asked: int | None = None, most: int = 4) -> int:
     """How many threads to use: as asked, or one for each core that the process may use, at most `most`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked or min(most, cores)
+    return asked or min(most, cores())
+
+
+def cores() -> int:
+    """How many cores the process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def as_completed(jobs: dict[str, Callable[[], Any]], workers: int) -> Iterator[tuple[str, Any]]:
