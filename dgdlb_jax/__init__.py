@@ -4,7 +4,6 @@ Names are resolved on first use, so that `import dgdlb_jax` costs nothing beyond
 """
 
 import importlib
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = {"conditions": "analysis.conditions", "topologies": "model.topologies"}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
-__version__ = _version("dgdlb_jax")
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

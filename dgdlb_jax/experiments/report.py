@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from dgdlb_jax.experiments import words
 from dgdlb_jax.experiments.compare import Comparison
 from dgdlb_jax.experiments.plots import latency_over_time, routing_by_frontend, workloads_of_all
-from dgdlb_jax.experiments.results import versions
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.versions import versions
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem; margin: 0 auto; padding: 1rem; }

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.experiments.worth import worth_json
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.versions import versions
 
 if TYPE_CHECKING:
     import xarray
@@ -123,11 +123,6 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     ):
         entry["mean_routing"] = _routing(network, statistics_of(run).mean_routing)
     return found
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed the numbers."""
-    return {package: metadata.version(package) for package in ("dgdlb_jax", "jax", "jaxlib", "equinox", "numpy")}
 
 
 def write_dataset(path: Path, comparison: Comparison, trace: Comparison | None = None) -> None:

@@ -1,12 +1,12 @@
 """A run as labelled arrays with units, and as a file."""
 
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.versions import versions
 from dgdlb_jax.simulation.trajectory import FIELDS, Trajectory
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def to_dataset(run: Trajectory) -> "xarray.Dataset":
         },
         coords=coordinates,
         attrs={
-            "source": f"dgdlb_jax {metadata.version('dgdlb_jax')}, jax {metadata.version('jax')}; DGD-LB after arXiv:2504.10693"
+            "source": f"dgdlb_jax {versions()['dgdlb_jax']}, jax {versions()['jax']}; DGD-LB after arXiv:2504.10693"
         },
     )
 

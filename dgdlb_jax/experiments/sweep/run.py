@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.experiments.results import versions
 from dgdlb_jax.experiments.sweep.batches import Batch, OutOfMemory, batches, compute_chunk, default_batch, prepare_all
 from dgdlb_jax.experiments.sweep.cases import Columns, fleet_network, kinds
 from dgdlb_jax.experiments.sweep.lock import Lock
@@ -26,6 +25,7 @@ from dgdlb_jax.experiments.sweep.progress import Meter, Told, shown
 from dgdlb_jax.experiments.sweep.spec import Spec, read_spec
 from dgdlb_jax.experiments.sweep.store import Store, open_dataset
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.versions import versions
 
 if TYPE_CHECKING:
     import xarray
