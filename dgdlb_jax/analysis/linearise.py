@@ -11,6 +11,7 @@ from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.step_size import arcs_in_use
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.dependence import depends_on
 from dgdlb_jax.numerics.graph import connected, count_parts
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import zero_mean
@@ -175,13 +176,3 @@ def _idle_arcs(network: Network, optimum: Optimum, slope, gain, used) -> Float[A
     stiffest = jnp.maximum(per_part[None], others[:, None])
     width = jnp.maximum(slack, 0) / jnp.where(stiffest > 0, stiffest, 1)
     return jnp.where(idle & (stiffest > 0), width, jnp.inf)
-
-
-def depends_on(function, argument: Array) -> bool:
-    """Whether the output of a function is computed from its argument at all (it may still come out constant)."""
-    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
-    needed = {var for var in jaxpr.outvars if not hasattr(var, "val")}
-    for equation in reversed(jaxpr.eqns):
-        if any(var in needed for var in equation.outvars):
-            needed |= {var for var in equation.invars if not hasattr(var, "val")}
-    return any(var in needed for var in jaxpr.invars)
