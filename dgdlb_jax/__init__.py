@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.model.service import Tabulated as Tabulated
     from dgdlb_jax.model.service import concatenate as concatenate
     from dgdlb_jax.model.service import fit_service as fit_service
+    from dgdlb_jax.numerics.results import ConvergenceError as ConvergenceError
     from dgdlb_jax.numerics.results import InputError as InputError
     from dgdlb_jax.numerics.results import Result as Result
     from dgdlb_jax.numerics.simplex import project_simplex as project_simplex
@@ -118,7 +119,7 @@ _HOME = {
         "AbstractService", "Exponential", "Hyperbolic", "Logarithmic", "ManyServer", "PerBackend", "Power", "Replicas",
         "ServiceFit", "Tabulated", "concatenate", "fit_service",
     ),
-    "numerics.results": ("InputError", "Result"),
+    "numerics.results": ("ConvergenceError", "InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
         "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting",

@@ -1,7 +1,9 @@
 """The house: imports run downwards only, the core needs core packages only, and importing changes no settings."""
 
 import ast
+import re
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +12,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dgdlb_jax"
 LAYERS = ("numerics", "model", "policies", "simulation", "analysis", "experiments", "cli")
 CORE = LAYERS[:5]
-CORE_PACKAGES = {"jax", "jaxlib", "equinox", "optax", "jaxtyping", "numpy", "dgdlb_jax"} | sys.stdlib_module_names
+PROJECT = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+
+
+def names(requirements) -> set[str]:
+    return {re.split(r"[\[<>=]", requirement)[0] for requirement in requirements}
+
+
+CORE_PACKAGES = names(PROJECT["dependencies"]) | {"dgdlb_jax"} | sys.stdlib_module_names
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
 
 
@@ -76,6 +85,18 @@ def test_core_needs_core_packages_only(path):
     optional = {dotted_name(p) for p in MODULES if needs_extras(p)}
     for line, name in loaded_with(path):
         assert name not in optional, f"{path.name}:{line} loads {name}, which needs a package that is not in the core"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted_name)
+def test_what_is_imported_is_declared(path):
+    """By the core where it belongs to the core, otherwise by an extra for users; inside functions as well."""
+    core = layer(dotted_name(path)) in CORE
+    extras = [PROJECT["optional-dependencies"][extra] for extra in ("xarray", *(() if core else ("cli", "sweep")))]
+    declared = CORE_PACKAGES.union(*map(names, extras))
+    for line, name in imports(path):
+        assert name.split(".")[0] in declared, (
+            f"{path.name}:{line} imports {name}, which pyproject.toml does not declare"
+        )
 
 
 def test_only_a_few_modules_of_the_core_need_extras():

@@ -27,7 +27,7 @@ _EXAMPLES = """examples:
   dgdlb reproduce                            the claims of the paper, shown or refuted
   dgdlb fleets                               what is built in
 
-exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
+exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,11 +78,14 @@ def _interrupts_that_insist() -> Iterator[None]:
 
 
 def _answer(options: argparse.Namespace) -> int:
-    from dgdlb_jax.numerics.results import InputError
+    from dgdlb_jax.numerics.results import ConvergenceError, InputError
 
     try:
         options.command(options)
     except InputError as error:
         print(f"dgdlb: error: {error}", file=sys.stderr)
         return 2
+    except ConvergenceError as error:
+        print(f"dgdlb: error: {error}", file=sys.stderr)
+        return 1
     return 0

@@ -41,7 +41,7 @@ words, about the last fifth of the run and the backends that get more than 0.1 %
   westeurope,northeurope,0.7
   westeurope,uksouth,0.3
 
-exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted; nothing
+exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with the input (one sentence says what), 130 interrupted; nothing
 is ever half-written. Compiled code is kept in $JAX_COMPILATION_CACHE_DIR, by default the user's cache folder."""
 
 
