@@ -32,5 +32,5 @@ def test_the_command_line_answers_in_one_sentence(error, code, capsys):
     def command(options):
         raise error("Something is wrong: do something else.")
 
-    assert _answer(Namespace(command=command)) == code
+    assert _answer(Namespace(command=command, imports=[])) == code
     assert capsys.readouterr().err == "dgdlb: error: Something is wrong: do something else.\n"

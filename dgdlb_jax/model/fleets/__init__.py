@@ -76,6 +76,7 @@ All keys:
 CSV tables are looked for beside the TOML file; lines that start with `#` are comments, further columns are ignored.
 """
 
+from dgdlb_jax.model.document import write_fleet as write_fleet
 from dgdlb_jax.model.fleets.load import FleetInfo as FleetInfo
 from dgdlb_jax.model.fleets.load import FleetWarning as FleetWarning
 from dgdlb_jax.model.fleets.load import Source as Source
@@ -83,4 +84,3 @@ from dgdlb_jax.model.fleets.load import describe_fleet as describe_fleet
 from dgdlb_jax.model.fleets.load import fleet_names as fleet_names
 from dgdlb_jax.model.fleets.load import list_fleets as list_fleets
 from dgdlb_jax.model.fleets.load import load_fleet as load_fleet
-from dgdlb_jax.model.fleets.write import write_fleet as write_fleet
