@@ -1,6 +1,7 @@
 """The house: imports run downwards only, the core needs core packages only, and importing changes no settings."""
 
 import ast
+import graphlib
 import re
 import sys
 import tomllib
@@ -56,6 +57,62 @@ def test_imports_run_downwards_only(path):
             continue
         assert layer(name) in LAYERS, f"{path.name}:{line} imports {name}, which belongs to no layer"
         assert LAYERS.index(layer(name)) <= own, f"{path.name}:{line} imports {name} from a layer above its own"
+
+
+def only_for_type_checkers(tree: ast.Module) -> set[ast.AST]:
+    """What is never executed."""
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    return {inner for block in blocks for statement in block.body for inner in ast.walk(statement)}
+
+
+def import_graph(package: Path) -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports when it is loaded or when one of its functions runs."""
+    paths = {".".join(p.relative_to(package.parent).with_suffix("").parts): p for p in package.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        tree = ast.parse(path.read_text())
+        found = set()
+        for node in set(ast.walk(tree)) - only_for_type_checkers(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                within = {alias: f"{node.module}.{alias}" for alias in (each.name for each in node.names)}
+                found |= {name if name in paths else node.module for name in within.values()}
+        graph[module] = (found & set(paths)) - {module, package.name}  # the package itself loads names on first use
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The modules of a circle, in order; none if there is none."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1][::-1]
+    return []
+
+
+def test_no_imports_run_in_circles():
+    """Also not through an import inside a function, which only hides a circle."""
+    found = circle(import_graph(PACKAGE))
+    assert not found, " -> ".join(found)
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+def test_circles_are_seen(tmp_path, indirect):
+    package = tmp_path / "p"
+    package.mkdir()
+    lines = {
+        "a": "from p import b",
+        "b": "def late():\n    import p.c" if indirect else "from p.c import name",
+        "c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a",
+    }
+    write = lambda: [(package / f"{name}.py").write_text(text) for name, text in lines.items()]
+    write()
+    assert circle(import_graph(package)) == []
+    lines["c"] = "def late():\n    from p.a import name"
+    write()
+    assert set(circle(import_graph(package))) == {"p.a", "p.b", "p.c"}
 
 
 @cache
