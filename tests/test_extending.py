@@ -239,7 +239,12 @@ def test_what_cannot_be_imported_is_one_sentence(name, tmp_path, monkeypatch, ca
         (lambda: dgd.register_curve("power", dgd.Power, ["scale"]), "'power' is built in"),
         (lambda: dgd.register_topology("complete", dgd.topologies.complete), "'complete' is built in"),
         (lambda: dgd.register_demand("jumps", dgd.Jumps, ["times"]), "'jumps' is built in"),
+        (lambda: dgd.register_curve("measured", dgd.Power, ["scale"]), "'measured' is built in"),
         (lambda: dgd.register_policy("odd", dgd.DGDLB, recipe="step sise"), "did you mean step size"),
+        (lambda: dgd.register_policy("odd", dgd.DGDLB, label="uniform"), "another policy has the label 'uniform'"),
+        (lambda: dgd.register_policy("odd", dgd.Power), "no class derived from AbstractPolicy"),
+        (lambda: dgd.register_curve("odd", dgd.Power, ["sharpness"]), "Power has no parameter 'sharpness'"),
+        (lambda: dgd.register_demand("odd", dgd.Jumps, ["mean"]), "Jumps has no parameter 'mean'"),
     ],
 )
 def test_what_cannot_be_registered_is_one_sentence(register, expected):

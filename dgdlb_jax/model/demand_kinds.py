@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
-from dgdlb_jax.numerics.registry import Registry
+from dgdlb_jax.numerics.registry import Registry, check_class
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def register_demand(key: str, maker: type[AbstractDemand], parameters: Sequence[
     **Arguments:** `maker`: the class. `parameters`: the keywords of its constructor that a fleet file gives, any finite numbers, one
     for each frontend (or one for all); also the names of the fields that hold them.
 
-    **Raises:** `InputError` for the key of a built-in demand.
+    **Raises:** `InputError` for the key of a built-in demand, or a class that is no demand with these parameters.
     """
+    check_class("register_demand", maker, AbstractDemand, parameters)
     names = tuple(parameters)
     DEMANDS.register(DemandKind(key, maker, lambda demand: {name: getattr(demand, name) for name in names}, names))

@@ -9,6 +9,16 @@ Every family takes a key of `jax.random` and returns one network, or with `count
 - `service(key, backends)` draws the curves: one of `CURVES`, perhaps with `functools.partial(..., service_time=0.1)`, or a
   function of your own. The default is `hyperbolic`.
 
+A family of your own is a rule for one network, decorated with `family`; `register_topology` gives it a name for sweeps:
+
+```python
+@family()
+def star(key, common):
+    service = common.service(key, common.backends)
+    ...
+    return Network(rates, latency, service)
+```
+
 **Raises:** `InputError` on sizes below 1, or a load or a latency that is not positive.
 """
 

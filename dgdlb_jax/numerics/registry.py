@@ -1,7 +1,8 @@
 """Members of a family by name, to which a user can add."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 
 @runtime_checkable
@@ -21,13 +22,14 @@ Value = TypeVar("Value")
 class Registry(Mapping[str, Member]):
     """Entries by their keys, in the order in which they were entered: first what the package brings, then what users add.
 
-    **Arguments:** `what`: what an entry is, for error messages. `built_in`: entries whose keys nobody else can take.
+    **Arguments:** `what`: what an entry is, for error messages. `built_in`: entries whose keys nobody else can take;
+    `reserved`: other keys that mean something already.
     """
 
-    def __init__(self, what: str, built_in: Iterable[Member]):
+    def __init__(self, what: str, built_in: Iterable[Member], reserved: Iterable[str] = ()):
         self._what = what
         self._entries = {entry.key: entry for entry in built_in}
-        self._built_in = frozenset(self._entries)
+        self._built_in = frozenset(self._entries).union(reserved)
 
     def register(self, entry: Member) -> None:
         """Add an entry; one that was registered under the same key is replaced, so that a cell of a notebook can run again.
@@ -53,6 +55,18 @@ class Registry(Mapping[str, Member]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def check_class(what: str, found: Any, base: type, parameters: Iterable[str] = ()) -> None:
+    """Raise `InputError` for what is no class derived from `base`, or whose constructor lacks one of the parameters."""
+    from dgdlb_jax.numerics.results import InputError
+
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(f"{what}: {found!r} is no class derived from {base.__name__}: give the class itself.")
+    known = inspect.signature(found).parameters
+    unknown = next((name for name in parameters if name not in known), None)
+    if unknown is not None:
+        raise InputError(f"{what}: {found.__name__} has no parameter {unknown!r}: choose from {', '.join(known)}.")
 
 
 class View(Mapping[str, Value], Generic[Member, Value]):

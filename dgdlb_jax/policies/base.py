@@ -5,7 +5,8 @@ simulator maps it over frontends and networks. Its parameters are scalars, or ar
 or one vector per frontend); inside the rule that axis is gone.
 
 To add one, derive from `AbstractFlowPolicy` (routing moves with a velocity; can be linearised and differentiated) or from
-`AbstractInstantPolicy` (routing jumps to where the rule says), and write one method.
+`AbstractInstantPolicy` (routing jumps to where the rule says), and write one method; `register_policy` gives it a name for sweeps and
+the command line. One of this package is entered in `registry`.
 """
 
 from abc import abstractmethod

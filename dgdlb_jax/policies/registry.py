@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dgdlb_jax.numerics.registry import Registry
+from dgdlb_jax.numerics.registry import Registry, check_class
 
 if TYPE_CHECKING:
     from dgdlb_jax.policies.base import AbstractPolicy
@@ -106,14 +106,19 @@ def register_policy(
       function `(network, optimum, step_size) -> policy` for one network or a batch.
     - `kind`: `"gradient"` for a relative of DGD-LB, `"rival"`, `"static"` or `"reference"`.
 
-    **Raises:** `InputError` for a key of a built-in policy or a recipe that does not exist.
+    **Raises:** `InputError` for a key of a built-in policy, a label that is taken, a recipe that does not exist, or what is no policy.
     """
-    if isinstance(recipe, str) and recipe not in RECIPES:
-        from dgdlb_jax.numerics.checks import did_you_mean  # late, as they load JAX
-        from dgdlb_jax.numerics.results import InputError
+    from dgdlb_jax.numerics.checks import did_you_mean  # late, as they load JAX
+    from dgdlb_jax.numerics.results import InputError
+    from dgdlb_jax.policies.base import AbstractPolicy
 
+    if isinstance(recipe, str) and recipe not in RECIPES:
         hint = did_you_mean(recipe, RECIPES, ".")
         raise InputError(
             f"The policy {key!r} has the recipe {recipe!r}: choose from {', '.join(RECIPES)}, or give a function{hint}"
         )
-    POLICIES.register(Entry(key, key if label is None else label, policy, recipe, kind))
+    check_class("register_policy", policy, AbstractPolicy)
+    label = key if label is None else label
+    if any(entry.label == label for entry in POLICIES.values() if entry.key != key):
+        raise InputError(f"register_policy: another policy has the label {label!r}: choose another one.")
+    POLICIES.register(Entry(key, label, policy, recipe, kind))

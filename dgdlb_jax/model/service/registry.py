@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.model.service.analytic import Exponential, Hyperbolic, Logarithmic, ManyServer, Power
 from dgdlb_jax.model.service.base import AbstractService
-from dgdlb_jax.numerics.registry import Registry
+from dgdlb_jax.numerics.registry import Registry, check_class
 
 LOG_10 = math.log(10)
 Backends = Float[Array, " backends"]
@@ -66,6 +66,7 @@ CURVES: Registry[Curve] = Registry(
             of_size=lambda c, time: ManyServer(c * time, time),
         ),
     ),
+    reserved=("measured", "mixture", "mixed", "many_server"),
 )
 """Every curve by its key."""
 
@@ -82,6 +83,7 @@ def register_curve(
 
     **Arguments:** as in `Curve`. Where the constructor takes `capacity`, a fleet file may state it as well.
 
-    **Raises:** `InputError` for a key of a built-in curve.
+    **Raises:** `InputError` for a key of a built-in curve, or a class that is no curve with these parameters.
     """
+    check_class("register_curve", maker, AbstractService, [*parameters, *optional])
     CURVES.register(Curve(key, maker, tuple(parameters), tuple(optional), of_size))
