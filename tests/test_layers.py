@@ -1,4 +1,4 @@
-"""The house: imports run downwards only, the core needs core packages only, and importing changes no settings."""
+"""Imports run downwards only, the core needs core packages only, and importing changes no settings."""
 
 import ast
 import graphlib

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
-from dgdlb_jax.analysis.loop import Loop
+from dgdlb_jax.analysis.loop_transfer import LoopTransfer
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
 from helpers import CURVES
 
@@ -43,7 +43,7 @@ def test_three_different_latencies(rng):
     service = CURVES["Hyperbolic"](rng, 4)
     network = dgd.Network([4.0, 6.0, 5.0], forward, service, feedback_latency=feedback, cost_latency=cost)
     optimum = dgd.solve_optimum(network)
-    loop = Loop(dgd.linearise(network, dgd.DGDLB(0.2), optimum))
+    loop = LoopTransfer(dgd.linearise(network, dgd.DGDLB(0.2), optimum))
     slope = np.asarray(service.slope(optimum.workload))
     gain = -np.asarray(service.curvature(optimum.workload)) / slope**2
     used = np.asarray(optimum.routing) > 1e-6

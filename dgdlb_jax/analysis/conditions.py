@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgdlb_jax.analysis.loop import quarter_turn
+from dgdlb_jax.analysis.loop_transfer import quarter_turn
 from dgdlb_jax.analysis.operating_point import OperatingPoint
 from dgdlb_jax.analysis.step_size import slowest_decay_rate_of
 from dgdlb_jax.numerics.eigenvalues import in_turn
@@ -189,8 +189,8 @@ def two_parameters(point: OperatingPoint, direction: Float[Array, " frontends"])
     highest = jnp.where(point.same_part, own[None], 0).max(1)
     lowest_frequency = _lowest_frequency(point)
 
-    def certificate(shape):
-        back, forward = shape
+    def certificate(candidate):
+        back, forward = candidate
         # The same shift of nu_0 below the largest multiplier, and the same multiple of w*, in all parts.
         spread = jnp.where(moving, highest - nu, 0).max()
         shift = back * jnp.maximum(spread, jnp.where(active, own - inverse, 0).max())

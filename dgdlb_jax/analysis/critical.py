@@ -12,13 +12,13 @@ from jaxtyping import Array, ArrayLike, Complex, Float, Int
 from dgdlb_jax.analysis.arguments import policy_and_optimum
 from dgdlb_jax.analysis.batch import each_network, per_frontend, require_double
 from dgdlb_jax.analysis.linearise import Linearisation, check_smooth, linearise_one
-from dgdlb_jax.analysis.loop import Frequency, Loop
+from dgdlb_jax.analysis.loop_transfer import Frequency, LoopTransfer
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.sampled_loop import SampledLoop
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
-from dgdlb_jax.numerics.locus import eigenvalue_near, largest_crossing, slope_of
+from dgdlb_jax.numerics.nyquist import eigenvalue_near, largest_crossing, slope_of
 from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure
 from dgdlb_jax.numerics.winding import turn
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -61,7 +61,7 @@ def critical_step_size(
 
     $$ \eta_c = \min \{ 1 / |\mu| : \mu \text{ a negative real eigenvalue of } L(jw),\ w > 0 \} $$
 
-    with $L$ the loop at step size 1 (see `analysis.loop`). Below it small deviations die out, just above they grow.
+    with $L$ the loop at step size 1 (see `analysis.loop_transfer`). Below it small deviations die out, just above they grow.
 
     **Arguments:**
 
@@ -123,9 +123,9 @@ def scaled(linear: Linearisation, factors: Float[Array, " frontends"]) -> Linear
     )
 
 
-def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
+def critical_mode_of(loop: LoopTransfer | SampledLoop) -> CriticalMode:
     """The critical mode of one loop; the derivative is that of the implicit function at the crossing."""
-    fixed: Loop | SampledLoop = stop_gradient(loop)
+    fixed: LoopTransfer | SampledLoop = stop_gradient(loop)
     some = fixed.closed & (fixed.delay > 0)
     first = jnp.where(some, fixed.first, 1.0)
 
@@ -149,7 +149,7 @@ def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
     largest = shape[jnp.argmax(jnp.abs(shape))]
     unit = jnp.where(found, crossing.right / jnp.where(largest == 0, 1, largest), 0)
     failed = jnp.where(crossing.result == Result.successful, 1.0, jnp.nan)
-    drifts = _drifts_away(Loop(fixed.linear), crossing.left)
+    drifts = _drifts_away(LoopTransfer(fixed.linear), crossing.left)
     return CriticalMode(
         step_size=jnp.where(drifts, 0.0, limit) * failed,
         frequency=jnp.where(found, at + drift, 0.0),
@@ -171,15 +171,15 @@ def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors)
     return jnp.where(loop.closed, loop.delay * loop.first * loop.bound(loop.first), 0)
 
 
-def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Loop | SampledLoop:
+def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> LoopTransfer | SampledLoop:
     if isinstance(policy, SampledDGDLB):
         return SampledLoop(
             scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max()
         )
-    return Loop(scaled(linearise_one(network, policy, optimum), factors))
+    return LoopTransfer(scaled(linearise_one(network, policy, optimum), factors))
 
 
-def _drifts_away(loop: Loop, found: Array) -> Array:
+def _drifts_away(loop: LoopTransfer, found: Array) -> Array:
     """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part. Asked when the crossing has
     been found."""
     lin = loop.linear
@@ -213,7 +213,7 @@ def count_unstable_roots(
     rule = DGDLB(1.0) if rule is None else rule
     check_smooth(rule)
     linear = each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, rule), best)
-    loop = Loop(scaled(linear, jnp.full(network.frontends, factor)))
+    loop = LoopTransfer(scaled(linear, jnp.full(network.frontends, factor)))
     if not bool(loop.closed):
         return 0
     first = float(_where_phases_begin(loop))
@@ -236,24 +236,26 @@ def count_unstable_roots(
 
 
 @jax.jit
-def _matrix(loop: Loop, w: Frequency) -> Complex[Array, "n n"]:
+def _matrix(loop: LoopTransfer, w: Frequency) -> Complex[Array, "n n"]:
     return loop.matrix(w)
 
 
 @jax.jit
-def _bound(loop: Loop, w: Frequency) -> Frequency:
+def _bound(loop: LoopTransfer, w: Frequency) -> Frequency:
     return loop.bound(w)
 
 
 @jax.jit
-def _where_phases_begin(loop: Loop) -> Frequency:
+def _where_phases_begin(loop: LoopTransfer) -> Frequency:
     return jnp.where(
         loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min()
     )
 
 
 @jax.jit
-def _phase_of(loop: Loop, points: Float[Array, " points"]) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
+def _phase_of(
+    loop: LoopTransfer, points: Float[Array, " points"]
+) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
     def logarithm(w):
         matrix = loop.matrix(w)
         whole = jnp.eye(matrix.shape[0]) + matrix

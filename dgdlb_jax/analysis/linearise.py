@@ -33,7 +33,7 @@ class Linearisation(eqx.Module):
     - `point`: the equilibrium; its $\lambda$, $a$, $c$, latencies and support can be read from here as well.
     - `response` $P V$ `(frontends, backends, backends)`: change of the projected velocity per request seen, 1/(s request).
     - `self_response` $P W P$ `(frontends, backends, backends)`: per change of its own routing, 1/s. None when
-      the policy does not look at its own routing.
+      the policy does not depend on its own routing.
     - `neutral`: how many directions move routing without changing any backend's flow (the cyclomatic number of the support).
     - `near_tie` `(frontends, backends)`: idle arcs that a change of a workload by less than 0.1 % brings into use; there
       the equations above hold in a tiny neighbourhood only.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Complex, Float, Int
 from dgdlb_jax.analysis.arguments import policy_and_optimum
 from dgdlb_jax.analysis.batch import require_double
 from dgdlb_jax.analysis.linearise import Linearisation, linearise
-from dgdlb_jax.analysis.loop import Loop
+from dgdlb_jax.analysis.loop_transfer import LoopTransfer
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
@@ -164,7 +164,7 @@ def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
     """A frequency above which no root crosses the imaginary axis, roughly; 0 without a loop."""
 
     def one(lin):
-        loop = Loop(lin)
+        loop = LoopTransfer(lin)
         start = jnp.where(loop.closed & (loop.delay > 0), loop.first, 1.0)
         last = jax.lax.while_loop(lambda w: loop.bound(w) > 1, lambda w: 1.3 * w, start)
         return jnp.where(loop.closed, last, 0)
@@ -176,7 +176,7 @@ def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
 def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
     """Successive linear problems for the characteristic matrix (Newton's method); a start that runs away is dropped."""
 
-    def characteristic(loop: Loop, s):
+    def characteristic(loop: LoopTransfer, s):
         matrix = loop.at(s)
         whole = jnp.eye(matrix.shape[0]) + matrix
         # Without the pole of L at 0, and without that at -a where the unknowns are workloads.
@@ -184,7 +184,7 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
             return (s * (s + loop.linear.slope))[:, None] * whole
         return s * whole
 
-    def one(loop: Loop, start):
+    def one(loop: LoopTransfer, start):
         trivial = jnp.min(jnp.abs(start + loop.linear.slope)) <= 1e-9 * jnp.abs(start)  # backends outside all loops
 
         def improve(s, _):
@@ -205,6 +205,6 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
 
     def network(pair):
         lin, own = pair
-        return jax.vmap(lambda start: one(Loop(lin), start))(own)
+        return jax.vmap(lambda start: one(LoopTransfer(lin), start))(own)
 
     return jax.lax.map(network, (linear, starts))

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
 from dgdlb_jax.analysis.linearise import Linearisation
-from dgdlb_jax.analysis.loop import Frequency, Loop
+from dgdlb_jax.analysis.loop_transfer import Frequency, LoopTransfer
 
 
 class SampledLoop(eqx.Module):
-    """What `largest_crossing` needs to know, as `Loop`. The unknowns are the weights of arcs, `(frontends * backends)`."""
+    """The loop transfer function of a sampled policy, as `LoopTransfer`. The unknowns are the weights of arcs, `(frontends * backends)`."""
 
     linear: Linearisation
     interval: Float[Array, ""]
@@ -29,7 +29,7 @@ class SampledLoop(eqx.Module):
     @property
     def delay(self) -> Float[Array, ""]:
         """The longest way round a loop, seconds."""
-        return Loop(self.linear).delay + self.interval
+        return LoopTransfer(self.linear).delay + self.interval
 
     @property
     def closed(self) -> Bool[Array, ""]:

@@ -37,7 +37,7 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
             np.asarray(run.time),
             smooth_latency(comparison.network, run),
             label=_with_excess(comparison, name),
-            **_look(name),
+            **_style(name),
             lw=2.4 if first else 1.4,
             zorder=4 if first else 3,
         )
@@ -171,7 +171,7 @@ def new_axes(size: tuple[float, float]) -> Axes:
     return new_figure(size).subplots()
 
 
-def _look(name: str) -> dict[str, Any]:
+def _style(name: str) -> dict[str, Any]:
     """Colour and line style of a balancer, the same in every picture: the usual ones are solid, the others are not."""
     if name in _BALANCER_COLOURS:
         return {"color": _BALANCER_COLOURS[name]}

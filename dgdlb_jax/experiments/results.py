@@ -184,7 +184,7 @@ def _series(comparison: "Comparison") -> dict[str, tuple]:
             ("balancer", "time"),
             stacked(lambda run: run.in_flight),
             "requests",
-            "requests on the forward wires",
+            "requests on their way to the backends",
         ),
         "mean_latency": (("balancer", "time"), stacked(lambda run: run.mean_latency), "s", "momentary mean latency"),
         "arrival_rate": (("time", *_FRONT), runs[0].arrival_rate, "requests/s", "arrival rate"),

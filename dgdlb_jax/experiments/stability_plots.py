@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgdlb_jax.analysis.linearise import Linearisation
-from dgdlb_jax.analysis.loop import Loop
+from dgdlb_jax.analysis.loop_transfer import LoopTransfer
 from dgdlb_jax.analysis.roots import Spectrum
 from dgdlb_jax.experiments.cycle_map import CycleMap
 from dgdlb_jax.experiments.plots import finish, new_axes, new_figure
@@ -52,7 +52,7 @@ def locus_plot(linear: Linearisation, frequency: float, *, ax: Axes | None = Non
     **Arguments:** the linearisation at the step sizes in question; `frequency`: rad/s about which to draw. **Returns:** the axes.
     """
     ax = new_axes((6.5, 5.5)) if ax is None else ax
-    loop = Loop(linear)
+    loop = LoopTransfer(linear)
     at = jnp.asarray(np.geomspace(frequency / 20, frequency * 20, points))
     values = np.asarray(jax.lax.map(lambda w: eigvals(loop.matrix(w)), at, batch_size=200))
     colour = np.repeat(np.log10(np.asarray(at) / frequency)[:, None], values.shape[1], 1)

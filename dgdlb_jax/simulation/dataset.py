@@ -19,7 +19,7 @@ _SERIES = {
     "workload": (("time", "backend"), "requests", "workload"),
     "arrival_rate": (("time", "frontend"), "requests/s", "arrival rate"),
     "cost_rate": (("time",), "requests", "workload plus network cost"),
-    "in_flight": (("time",), "requests", "requests on the forward wires"),
+    "in_flight": (("time",), "requests", "requests on their way to the backends"),
 }
 _STATISTICS = {
     "duration": ((), "s", "length of the window of the statistics"),

@@ -1,10 +1,10 @@
-r"""The loop of a linearised policy in the frequency domain, and where in frequency to look.
+r"""The loop transfer function of a linearised policy, and the frequencies at which to evaluate it.
 
 Eliminating the routing, workloads obey $(I + L(s)) n = 0$ with
 
 $$ L(s) = -\mathrm{diag}\frac{1}{s (s + a_j)} \sum_i \lambda_i D^{fwd}_i P_i V_i D^{fb}_i, \qquad D_i = \mathrm{diag}(e^{-s \tau_{ij}}) $$
 
-A policy that looks at its own routing needs the routing as unknown: $(I + L(s)) \xi = 0$ with
+A policy that depends on its own routing needs the routing as unknown: $(I + L(s)) \xi = 0$ with
 $L(s) = -\frac1s P (W + V D^{fb} \mathrm{diag}\frac{1}{s + a} \Lambda D^{fwd})$. Either way a policy made $\eta$ times as fast has the loop
 $\eta L$: it is critical where an eigenvalue of $L(jw)$ is $-1/\eta$.
 
@@ -26,8 +26,8 @@ Frequency = Float[Array, ""]
 Laplace = Complex[Array, ""]
 
 
-class Loop(eqx.Module):
-    """What `largest_crossing` needs to know about one linearised network."""
+class LoopTransfer(eqx.Module):
+    """The loop transfer function of one linearised network, as `largest_crossing` takes it."""
 
     linear: Linearisation
 
@@ -47,13 +47,13 @@ class Loop(eqx.Module):
         return self.at(1j * frequency)
 
     def at(self, s: Laplace) -> Complex[Array, "n n"]:
-        """$L(s)$: over backends, or over arcs `(frontends * backends)` when the policy looks at its own routing."""
+        """$L(s)$: over backends, or over arcs `(frontends * backends)` when the policy depends on its own routing."""
         if self.linear.self_response is None:
             return self._arrivals(s, self.moves(s)) / (-(s + self.linear.slope))[:, None]
         return -self._routing_loop(s)
 
     def moves(self, s: Laplace) -> Complex[Array, "frontends backends backends"]:
-        """Routing per workload, when a policy does not look at its own routing: $P_i V_i D^{fb}_i / s$."""
+        """Routing per workload, when a policy does not depend on its own routing: $P_i V_i D^{fb}_i / s$."""
         return self.linear.response * (_late(s * self.linear.feedback_latency) / s)[:, None, :]
 
     def _arrivals(self, s: Laplace, moves) -> Complex[Array, "backends backends"]:

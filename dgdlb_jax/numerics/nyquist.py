@@ -22,7 +22,7 @@ from dgdlb_jax.numerics.results import Result, code
 Frequency = Float[Array, ""]
 MatrixOf = Callable[[Frequency], Complex[Array, "n n"]]
 
-_BLOCK = 8  # frequencies looked at before anything is decided
+_BLOCK = 8  # frequencies at which eigenvalues are computed between two decisions
 _STARTS = 32  # candidates kept; those of the largest promise
 _REACH = (
     0.75  # strides within which an eigenvalue has to meet the axis to be a start: every crossing has one on either side
@@ -31,7 +31,7 @@ _MARGIN = 1.05  # how much larger than predicted a crossing could be
 _SECTOR, _WIDE_MARGIN = 0.35, 1.4  # radians, and margin, where eigenvalues come so close that derivatives say nothing
 _NEWTON = 6
 _BLOCKS = 20_000
-_LARGEST_FALL = 1e-9  # of the bound since the first frequency: below it nothing is looked for any more
+_LARGEST_FALL = 1e-9  # of the bound since the first frequency: below it the search ends
 
 
 class Crossing(eqx.Module):
@@ -98,7 +98,7 @@ def largest_crossing(
         for _ in range(_BLOCK):
             at.append(jnp.minimum(at[-1] + stride(at[-1]), last))
         here = jnp.stack(at[:-1])
-        found = jax.vmap(lambda w: _look(matrix, stride(w), w))(here)
+        found = jax.vmap(lambda w: _candidates(matrix, stride(w), w))(here)
         open_end = (here < last)[:, None]  # the last frequency itself has been looked at already
         found = eqx.tree_at(lambda s: s.promise, found, jnp.where(open_end, found.promise, 0))
         starts = _keep_best(walk.starts, jax.tree.map(jnp.ravel, found))
@@ -152,7 +152,7 @@ def slope_of(matrix: MatrixOf, at: Frequency) -> Complex[Array, "n n"]:
     return jax.jvp(matrix, (at,), (jnp.ones_like(at),))[1]
 
 
-def _look(matrix: MatrixOf, stride: Frequency, w: Frequency) -> _Starts:
+def _candidates(matrix: MatrixOf, stride: Frequency, w: Frequency) -> _Starts:
     """All eigenvalues at one frequency, with what they promise."""
     here, along = jax.jvp(matrix, (w,), (jnp.ones_like(w),))
     values, vectors = eig(here)
