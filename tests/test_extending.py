@@ -11,11 +11,11 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.balancers import BALANCERS
+from dgdlb_jax.experiments.balancers import _RECIPES, BALANCERS
 from dgdlb_jax.model.demand_kinds import DEMANDS
 from dgdlb_jax.model.service import CURVES
 from dgdlb_jax.model.topologies import FAMILIES
-from dgdlb_jax.policies.registry import POLICIES
+from dgdlb_jax.policies.registry import POLICIES, RECIPES
 from helpers import central_difference, own_process
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")  # compiles much, computes little
@@ -251,6 +251,10 @@ def test_what_cannot_be_registered_is_one_sentence(register, expected):
     with pytest.raises(dgd.InputError, match=expected):
         register()
     assert "odd" not in POLICIES
+
+
+def test_every_recipe_has_a_function():
+    assert set(RECIPES) == set(_RECIPES)
 
 
 def test_every_class_of_the_registry_is_public():

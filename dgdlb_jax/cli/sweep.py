@@ -93,7 +93,8 @@ def run_sweep(options: argparse.Namespace) -> None:
                 processes=processes,
             ).close()
     except KeyboardInterrupt:
-        again = shlex.join(["dgdlb", "sweep", options.spec, "--output", str(store)])
+        imports = [word for name in options.imports for word in ("--import", name)]
+        again = shlex.join(["dgdlb", *imports, "sweep", options.spec, "--output", str(store)])
         print(f"dgdlb: stopped; what is finished is kept. To go on: {again}", file=sys.stderr)
         raise
     if process == 0:
