@@ -133,7 +133,7 @@ def test_words_for_every_verdict(comparison):
         "oscillating (12 %)": {"verdict": Verdict.oscillating, "swing": 0.12},
         "chatter below the time step (12 %)": {"verdict": Verdict.oscillating, "swing": 0.12, "resolved": False},
         "moving (drift 3.0 %)": {"verdict": Verdict.moving, "drift": 0.03},
-        "moving (swing 12 %, dying out)": {"verdict": Verdict.moving, "swing": 0.12, "drift": 0.0},
+        "moving (swing 12 %, getting smaller)": {"verdict": Verdict.moving, "swing": 0.12, "drift": 0.0},
         "too short to judge": {"verdict": Verdict.too_short},
         "varying inputs": {"verdict": Verdict.varying_inputs},
         "diverging": {"verdict": Verdict.diverging},
