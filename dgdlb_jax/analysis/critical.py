@@ -219,7 +219,7 @@ def count_unstable_roots(
 
     **Returns:** the count; 0 below the critical step size, 2 just above it.
 
-    **Raises:** `InputError` when a root lies too close to the axis to be counted.
+    **Raises:** `ConvergenceError` when a root lies too close to the axis to be counted.
 
     **Source:** own derivation; the argument principle.
     """

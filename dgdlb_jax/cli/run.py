@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgdlb_jax.cli.common import interrupt_heard, names, notes, positive, require_extra, set_up_jax
+from dgdlb_jax.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from dgdlb_jax.experiments.job import Job
@@ -41,7 +42,7 @@ words, about the last fifth of the run and the backends that get more than 0.1 %
   westeurope,northeurope,0.7
   westeurope,uksouth,0.3
 
-exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted; nothing
+exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with the input (one sentence says what), 130 interrupted; nothing
 is ever half-written. Compiled code is kept in $JAX_COMPILATION_CACHE_DIR, by default the user's cache folder."""
 
 
@@ -60,6 +61,8 @@ def add(commands) -> None:
 
 def _add_options(run: argparse.ArgumentParser) -> None:
     add = run.add_argument
+    usual = [key for key, entry in POLICIES.items() if entry.usual]
+    others = [key for key in POLICIES if key not in usual]
     add(
         "fleets",
         nargs="*",
@@ -77,10 +80,7 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         "--policies",
         metavar="A,B,...",
         type=names,
-        help="which balancers: dgd-lb, least-latency, gmsr, least-workload, proportional, uniform, nearest (these by default), "
-        "sampled-dgd-lb, log-dgd-lb, reciprocal-dgd-lb, curvature-dgd-lb, capped-dgd-lb, "
-        "mirror-descent, softmin, gmsr-network, peak-ewma, prequal, shortest-delay, two-choices, least-request, "
-        "weighted-least-request, spillover, oracle",
+        help=f"which balancers: {', '.join(usual)} (these by default), {', '.join(others)}, or one of your own (--import)",
     )
     add("--current", metavar="CSV", type=Path, help="your own routing table, as one more balancer")
     add(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,7 +15,9 @@ from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.shadow_prices import ShadowPrices, shadow_prices
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_duration
+from dgdlb_jax.experiments import results, words
 from dgdlb_jax.experiments.balancers import BALANCERS as BALANCERS
+from dgdlb_jax.experiments.balancers import CURRENT as CURRENT
 from dgdlb_jax.experiments.balancers import DGD as DGD
 from dgdlb_jax.experiments.balancers import balancers
 from dgdlb_jax.experiments.outcome import Outcome, outcome
@@ -26,6 +27,7 @@ from dgdlb_jax.experiments.verdict import LAST_PART
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.rounding import round_down, round_up
@@ -38,8 +40,6 @@ from dgdlb_jax.simulation.trajectory import Trajectory
 Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
 
-CURRENT = "current routing"
-"""Name of the user's own routing table in tables and pictures."""
 STARTS = ("proportional", "nearest", "uniform")
 """The routings a comparison can start from."""
 PATIENCE, CORES = 15.0, 2
@@ -122,15 +122,11 @@ class Comparison:
     @property
     def conclusion(self) -> str:
         """One or two sentences that say what these numbers mean for the network."""
-        from dgdlb_jax.experiments.words import conclusion
-
-        return conclusion(self)
+        return words.conclusion(self)
 
     def to_xarray(self):
         """All of it as an `xarray.Dataset`, with inputs, units and versions."""
-        from dgdlb_jax.experiments.results import to_dataset
-
-        return to_dataset(self)
+        return results.to_dataset(self)
 
 
 def compare(
@@ -337,7 +333,7 @@ def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> t
     if not isinstance(start, str):
         return start
     if start not in STARTS:
-        raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{_did_you_mean(start, STARTS)}")
+        raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{did_you_mean(start, STARTS, '.')}")
     rule = {
         "proportional": lambda mask, _: proportional(network.nominal_capacity, mask),
         "nearest": lambda mask, latency: least(latency, mask),
@@ -345,11 +341,6 @@ def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> t
     }[start]
     routing = jax.vmap(rule)(network.mask, network.cost_latency)
     return routing, workload_carrying(network, routing)
-
-
-def _did_you_mean(word: str, known) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else "."
 
 
 def check_times(network: Network, dt: float | None, duration: float | None) -> None:

@@ -3,13 +3,13 @@
 import csv
 import math
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.static import FixedRouting
 
@@ -75,9 +75,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _check_header(path: Path, found: Sequence[str]) -> None:
     for column in found:
         if column not in COLUMNS:
-            close = get_close_matches(column, COLUMNS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the columns are {','.join(COLUMNS)}."
-            raise InputError(f"{path}:1: unknown column {column!r}; {hint}")
+            hint = did_you_mean(column, COLUMNS, f"; the columns are {','.join(COLUMNS)}.")
+            raise InputError(f"{path}:1: unknown column {column!r}{hint}")
     for column in COLUMNS:
         if column not in found:
             raise InputError(f"{path}:1: no column {column!r}; the columns are {','.join(COLUMNS)}.")
@@ -87,13 +86,8 @@ def _index(path: Path, line: int, what: str, name: str, known: tuple[str, ...]) 
     name = name.strip()
     if name in known:
         return known.index(name)
-    close = get_close_matches(name, known, n=1)
-    hint = (
-        f"did you mean {close[0]}?"
-        if close
-        else f"this fleet has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}."
-    )
-    raise InputError(f"{path}:{line}: no {what} is called {name!r}; {hint}")
+    hint = did_you_mean(name, known, f"; this fleet has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}.")
+    raise InputError(f"{path}:{line}: no {what} is called {name!r}{hint}")
 
 
 def _share(path: Path, line: int, text: str) -> float:
