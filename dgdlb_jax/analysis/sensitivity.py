@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.analysis.critical import CriticalMode, limit_near
-from dgdlb_jax.analysis.linearise import Linearisation, linearise_one
+from dgdlb_jax.analysis.linearise import linearise_one
 from dgdlb_jax.analysis.loop import Loop
+from dgdlb_jax.analysis.operating_point import OperatingPoint
 from dgdlb_jax.analysis.optimum import Optimum
-from dgdlb_jax.analysis.step_size import arcs_in_use
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.policies.gradient import DGDLB
@@ -40,12 +40,12 @@ def limit_elasticities(
         return np.zeros(shape), np.zeros(shape[1])
     policy = DGDLB(jnp.broadcast_to(jnp.asarray(step_size, network.latency.dtype), shape[:1]))
     network, frequency = network.anonymous(), mode.frequency
-    matrix, linear = _linearised(network, policy, optimum, frequency)
-    left = jnp.asarray(_left_vector(np.asarray(matrix), np.asarray(mode.workload)))
+    matrix = np.asarray(_matrix(network, policy, optimum, frequency))
+    left = jnp.asarray(_left_vector(matrix, np.asarray(mode.workload)))
     link, capacity, workload = map(
         np.asarray, _gradient(network, policy, optimum, frequency, mode.workload, left)
     )  # what follows from each while the others stay
-    more_link, more_capacity = _through_optimum(network, optimum, linear, workload)
+    more_link, more_capacity = _through_optimum(network, optimum, workload)
     return link + more_link, capacity + more_capacity
 
 
@@ -58,11 +58,8 @@ def _left_vector(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 @eqx.filter_jit
-def _linearised(
-    network: Network, policy: DGDLB, optimum: Optimum, frequency: Float[Array, ""]
-) -> tuple[Array, Linearisation]:
-    linear = linearise_one(network, policy, optimum)
-    return Loop(linear).matrix(frequency), linear
+def _matrix(network: Network, policy: DGDLB, optimum: Optimum, frequency: Float[Array, ""]) -> Array:
+    return Loop(linearise_one(network, policy, optimum)).matrix(frequency)
 
 
 @eqx.filter_jit
@@ -76,9 +73,7 @@ def _gradient(network: Network, policy: DGDLB, optimum: Optimum, frequency, righ
     return jax.grad(log_limit, argnums=(0, 1, 2))(still, still[0], optimum.workload)
 
 
-def _through_optimum(
-    network: Network, optimum: Optimum, linear: Linearisation, weight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _through_optimum(network: Network, optimum: Optimum, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r"""The derivatives of $\sum_j w_j N_j$ at the optimum with respect to the logarithms of links and capacities.
 
     On the arcs in use $\nu_i = \text{cost}_{ij} + p_j$, which is linearised as a network of resistors: potentials $\nu_i$, $p_j$,
@@ -86,8 +81,8 @@ def _through_optimum(
     matter (where the routing is not unique it shares the flow out), and $a_j / c_j$ from each backend to the ground. The matrix is
     symmetric, so one solution serves for all derivatives.
     """
-    used = np.asarray(arcs_in_use(network, optimum))
-    slope, gain = np.asarray(linear.slope), np.asarray(linear.gain)
+    point = OperatingPoint(network, optimum)
+    used, slope, gain = np.asarray(point.used), np.asarray(point.slope), np.asarray(point.gain)
     reached = used.any(0) & (slope > 0) & (gain > 0)
     used = used & reached
     slope, gain = np.where(reached, slope, 1), np.where(reached, gain, 1)
