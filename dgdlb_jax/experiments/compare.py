@@ -177,6 +177,7 @@ class ComparisonInProgress:
     - `start`: one of `STARTS`, with the workloads that carry that routing, or `(routing, workload)`.
     - `instants`: about how many instants to keep of every run (fewer in very large networks).
     - `workers`: how many balancers run at the same time; the number of cores by default, at most 4.
+    - `alike`: the same network under a trace, which is compared as well: both share compiled code.
 
     All of it runs on the host's processor: one network leaves an accelerator idle. An entry of `jax.default_device` is obeyed.
 
@@ -195,6 +196,7 @@ class ComparisonInProgress:
         start: str | tuple[ArrayLike, ArrayLike] = "proportional",
         instants: int = 1500,
         workers: int | None = None,
+        alike: Network | None = None,
     ):
         if network.batch is not None:
             raise InputError("compare takes a single network: network[k] picks one out of a batch.")
@@ -212,6 +214,7 @@ class ComparisonInProgress:
             chosen = policies if isinstance(policies, Mapping) else balancers(network, optimum, step, policies)
             self.policies = {**chosen, **(also or {})}
             self.settling = float(suggest_duration(network, self.step_size, optimum))
+            self._running = network if alike is None else _under_flat_trace(network, alike)
             self.grid = self._first_grid(dt, duration)
             self._runs = self._resolved(dt)
             if duration is None and not self.moving:
@@ -310,7 +313,9 @@ class ComparisonInProgress:
             suggested = float(time_step(network, policy, self.step_size, self.optimum, self._initial[1]))
             dt = self.grid.interval / self.grid.steps_per_interval(suggested)
             finest = _largest_latency(network) / 20
-        return ResolvedRun(network, policy, self._initial, dt=dt, finest=finest or dt, reference=self.optimum.workload)
+        return ResolvedRun(
+            self._running, policy, self._initial, dt=dt, finest=finest or dt, reference=self.optimum.workload
+        )
 
     def _first_grid(self, dt: float | None, duration: float | None) -> Grid:
         return self._grid(_natural_duration(self.network, self.settling) if duration is None else duration, dt)
@@ -363,6 +368,15 @@ def _steps(duration: float, dt: float) -> float:
             f"use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
         )
     return steps
+
+
+def _under_flat_trace(network: Network, alike: Network) -> Network:
+    """The same constant rates, written as a trace of the same shape as another network's."""
+    trace = alike.demand
+    if network.varies or not isinstance(trace, Trace):
+        return network
+    rates = jnp.broadcast_to(network.arrival_rate, trace.rates.shape)
+    return network.with_arrival_rate(Trace(trace.bin_width, rates))
 
 
 def _largest_latency(network: Network) -> float:
