@@ -12,10 +12,11 @@ import pytest
 from dgdlb_jax.analysis.optimum import solve_optimum
 from dgdlb_jax.cli import run as run_help
 from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT
-from dgdlb_jax.experiments.compare import DGD, compare, start_state
+from dgdlb_jax.experiments.compare import DGD, compare
 from dgdlb_jax.experiments.reference import quasi_static_optimum
 from dgdlb_jax.experiments.results import to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
+from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.experiments.text_table import columns
 from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.experiments.words import percent, report, seconds, verdict

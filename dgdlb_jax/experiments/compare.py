@@ -22,26 +22,22 @@ from dgdlb_jax.experiments.balancers import DGD as DGD
 from dgdlb_jax.experiments.balancers import balancers
 from dgdlb_jax.experiments.outcome import Outcome, outcome
 from dgdlb_jax.experiments.reference import QuasiStatic, quasi_static_optimum
+from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.experiments.time_steps import Grid, ResolvedRun, time_step
 from dgdlb_jax.experiments.verdict import LAST_PART
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.rounding import round_down, round_up
-from dgdlb_jax.policies.base import AbstractPolicy, least, share_equally
-from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
-from dgdlb_jax.simulation.start import workload_carrying
 from dgdlb_jax.simulation.trajectory import Trajectory
 
 Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
 
-STARTS = ("proportional", "nearest", "uniform")
-"""The routings a comparison can start from."""
 PATIENCE, CORES = 15.0, 2
 """Seconds that the runs of a comparison may take by default on so many cores; where settling takes longer, they end before."""
 _MOST_STEPS = 1e9  # of a run
@@ -326,26 +322,6 @@ class ComparisonInProgress:
             steps = _steps(duration, dt)
             interval = dt * max(1, round(steps / self._kept))
         return Grid(duration, interval, after=0.0 if self.moving else (1 - LAST_PART) * duration)
-
-
-def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
-    """The start of a comparison: a routing `(frontends, backends)` and the workload `(backends,)` that carries it at time 0.
-
-    Where a backend cannot carry what the routing sends it, its workload starts at 0.
-
-    **Arguments:** `start`: one of `STARTS`, or `(routing, workload)`, which is returned as it is.
-    """
-    if not isinstance(start, str):
-        return start
-    if start not in STARTS:
-        raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{did_you_mean(start, STARTS, '.')}")
-    rule = {
-        "proportional": lambda mask, _: proportional(network.nominal_capacity, mask),
-        "nearest": lambda mask, latency: least(latency, mask),
-        "uniform": lambda mask, latency: share_equally(mask, latency.dtype),
-    }[start]
-    routing = jax.vmap(rule)(network.mask, network.cost_latency)
-    return routing, workload_carrying(network, routing)
 
 
 def check_times(network: Network, dt: float | None, duration: float | None) -> None:

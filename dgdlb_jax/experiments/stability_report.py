@@ -18,8 +18,8 @@ from dgdlb_jax.analysis.roots import Spectrum, characteristic_roots
 from dgdlb_jax.analysis.sensitivity import limit_elasticities
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
 from dgdlb_jax.analysis.sufficient import sufficient_step_size
-from dgdlb_jax.experiments.compare import start_state
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
+from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.experiments.text_table import columns
 from dgdlb_jax.experiments.time_steps import usual_step
 from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, classify, look_every
