@@ -12,8 +12,9 @@ from dgdlb_jax.analysis.operating_point import slope_and_gain
 from dgdlb_jax.analysis.optimum import solve_optimum
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
 from dgdlb_jax.experiments.balancers import calm_softmin, follow_curvature
-from dgdlb_jax.experiments.compare import STARTS, Comparison, start_state
+from dgdlb_jax.experiments.compare import Comparison
 from dgdlb_jax.experiments.stability import coarsest_step
+from dgdlb_jax.experiments.starts import STARTS, start_state
 from dgdlb_jax.experiments.sweep.gradient_error import largest_gradient_error
 from dgdlb_jax.model.demand import Constant, Jumps
 from dgdlb_jax.model.network import Network, stack

@@ -30,7 +30,7 @@ _EXAMPLES = """examples:
 words, about the last fifth of the run and the backends that get more than 0.1 % of the work:
   settled        no workload ranges over more than 2 % of its mean
   oscillating    one swings by more than that, up and down at least twice
-  moving         one still drifts by more than that, or swings that die out: run longer
+  moving         one still drifts by more than that, or swings that get smaller: run longer
   diverging      a backend is sent more than it can ever serve; "short by" is what it lacks
   too short to judge   the run is too short to tell; a note below the table says what would do
   varying inputs       demand or capacity changes there, so nothing can settle

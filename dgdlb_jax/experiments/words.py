@@ -259,7 +259,7 @@ def verdict(row: Outcome) -> str:
         case Verdict.moving if row.drift > 0:
             return f"moving (drift {percent(row.drift)})"
         case Verdict.moving:
-            return f"moving (swing {percent(row.swing)}, dying out)"
+            return f"moving (swing {percent(row.swing)}, getting smaller)"
     return row.verdict.words
 
 

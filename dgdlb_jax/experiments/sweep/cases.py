@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_duration
 from dgdlb_jax.experiments.balancers import BALANCERS
-from dgdlb_jax.experiments.compare import STARTS, start_state
+from dgdlb_jax.experiments.starts import STARTS, start_state
 from dgdlb_jax.experiments.sweep import optional
 from dgdlb_jax.experiments.sweep.inputs import NEAR_OPTIMUM, STEP_SIZES, takes
 from dgdlb_jax.experiments.sweep.measures import CRITICAL, DEFAULT, SUFFICIENT

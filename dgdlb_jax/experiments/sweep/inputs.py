@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.experiments.balancers import BALANCERS
-from dgdlb_jax.experiments.compare import STARTS
+from dgdlb_jax.experiments.starts import STARTS
 from dgdlb_jax.model.fleets import fleet_names
 from dgdlb_jax.model.fleets.document import Section, nearest, rule_for, shown, to_float
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
