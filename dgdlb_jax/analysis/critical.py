@@ -158,7 +158,7 @@ def critical_mode_of(loop: LoopTransfer | SampledLoop) -> CriticalMode:
 
 
 def limit_near(
-    loop: Loop | SampledLoop,
+    loop: LoopTransfer | SampledLoop,
     at: Frequency,
     right: Complex[Array, " n"],
     left: Complex[Array, " n"],

@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.analysis.critical import CriticalMode, limit_near
 from dgdlb_jax.analysis.linearise import linearise_one
-from dgdlb_jax.analysis.loop import Loop
+from dgdlb_jax.analysis.loop_transfer import LoopTransfer
 from dgdlb_jax.analysis.operating_point import OperatingPoint
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.model.demand import Constant
@@ -59,7 +59,7 @@ def _left_vector(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 @eqx.filter_jit
 def _matrix(network: Network, policy: DGDLB, optimum: Optimum, frequency: Float[Array, ""]) -> Array:
-    return Loop(linearise_one(network, policy, optimum)).matrix(frequency)
+    return LoopTransfer(linearise_one(network, policy, optimum)).matrix(frequency)
 
 
 @eqx.filter_jit
@@ -67,7 +67,7 @@ def _gradient(network: Network, policy: DGDLB, optimum: Optimum, frequency, righ
     def log_limit(link, capacity, workload) -> Float[Array, ""]:
         changed = _changed(network, jnp.exp(link), jnp.exp(capacity))
         moved = eqx.tree_at(lambda best: best.workload, optimum, workload)
-        return jnp.log(limit_near(Loop(linearise_one(changed, policy, moved)), frequency, right, left)[0])
+        return jnp.log(limit_near(LoopTransfer(linearise_one(changed, policy, moved)), frequency, right, left)[0])
 
     still = jnp.zeros_like(network.latency)
     return jax.grad(log_limit, argnums=(0, 1, 2))(still, still[0], optimum.workload)
