@@ -25,6 +25,7 @@ from dgdlb_jax.experiments.reference import QuasiStatic, quasi_static_optimum
 from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.experiments.time_steps import Grid, ResolvedRun, time_step
 from dgdlb_jax.experiments.verdict import LAST_PART
+from dgdlb_jax.experiments.what_if import WhatIf, what_if
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
@@ -78,6 +79,11 @@ class Comparison:
     def prices(self) -> ShadowPrices:
         """What a little more of everything is worth at the optimum."""
         return shadow_prices(self.network)
+
+    @cached_property
+    def changes(self) -> list[WhatIf]:
+        """What one replica more or less, and losing a backend, would change in the optimal mean latency."""
+        return what_if(self.network, self.optimum)
 
     @property
     def moving(self) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.analysis.shadow_prices import shadow_prices
 from dgdlb_jax.experiments import words
 from dgdlb_jax.experiments.balancers import DGD, check_keys
 from dgdlb_jax.experiments.compare import CURRENT, Comparison, ComparisonInProgress, check_times
@@ -19,6 +18,7 @@ from dgdlb_jax.experiments.results import check_folder, to_json, whole_folder, w
 from dgdlb_jax.experiments.routing_csv import read_routing
 from dgdlb_jax.experiments.stability_report import StabilityReport, stability_report
 from dgdlb_jax.experiments.status import Status
+from dgdlb_jax.experiments.what_if import what_if
 from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
@@ -79,16 +79,16 @@ class Job:
         chosen, name = self.settings, self.network.name or "fleet"
         show(words.network_facts(self.network))
         status.phase(f"{name}: optimum")
-        solve_optimum(self.network)  # compiled here, before several threads ask for it
+        best = solve_optimum(self.network)  # compiled here, before several threads ask for it
         with in_the_background() as later:
-            # Both take longer to compile than all balancers to run. The prices are only computed so that they are compiled.
-            prices = None if self.network.varies else later(lambda: shadow_prices(self.network))
+            # Both may take longer to compile than all balancers to run. The changes are only computed so that they are compiled.
+            changes = None if self.network.varies else later(lambda: what_if(self.network, best))
             stability = None
             if chosen.policies is None or "dgd-lb" in chosen.policies:
                 stability = later(
                     partial(stability_report, self.network, step_size=chosen.step_size, start=chosen.start)
                 )
-            for comparison in self._compared(self.network, name, status, show, prices):
+            for comparison in self._compared(self.network, name, status, show, changes):
                 self.comparison = comparison
             if stability is not None:
                 status.phase(f"{name}: stability of {DGD}")
@@ -109,7 +109,7 @@ class Job:
         name: str,
         status: Status,
         show: Callable[[str], None],
-        prices: Future | None = None,
+        changes: Future | None = None,
     ) -> Iterator[Comparison]:
         """The comparison after every balancer that has ended, its parts shown as they come."""
         chosen = self.settings
@@ -137,8 +137,8 @@ class Job:
             status.phase(f"{name}: {done} of {count} balancers done", work.estimate * (1 - done / count))
         status.phase(f"{name}: conclusions")
         found = work.comparison
-        if prices is not None:
-            prices.result()
+        if changes is not None:
+            changes.result()
         show("\n".join([*words.notes(found), words.resolution(found)]))
         for part in words.after_table(found):
             show(f"\n{part}")

@@ -108,6 +108,10 @@ def _comparison(comparison: Comparison) -> list[str]:
         parts += [heading("Routing"), table(*words.routing_cells(comparison), right=(1,))]
         shown = routing_by_frontend(comparison).figure
         parts.append(picture(shown, "Where each frontend sends its requests"))  # pyright: ignore[reportArgumentType]
+        parts += [
+            heading("One replica more or less, one backend less"),
+            table(*words.change_cells(comparison), right=(1, 2, 3)),
+        ]
     parts += [
         heading("Workloads"),
         picture(workloads_of_all(comparison), "Workloads over time, one panel per balancer"),

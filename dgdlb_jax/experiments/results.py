@@ -16,7 +16,7 @@ import numpy as np
 
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
 from dgdlb_jax.experiments.verdict import Verdict
-from dgdlb_jax.experiments.worth import worth_json
+from dgdlb_jax.experiments.worth import changes_json, worth_json
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import files
 from dgdlb_jax.numerics.files import disk_errors
@@ -108,6 +108,7 @@ def to_json(comparison: "Comparison") -> dict[str, Any]:
             "routing": _routing(network, best.routing),
         },
         "shadow_prices": worth_json(network, comparison.prices),
+        "changes": changes_json(comparison.changes),
         "verdicts": {verdict.name: verdict.meaning for verdict in Verdict},
         "balancers": [_row(comparison, row) for row in comparison.table()],
         "conclusion": comparison.conclusion,

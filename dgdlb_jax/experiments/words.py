@@ -12,7 +12,7 @@ from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.experiments.text_table import GrowingTable, columns
 from dgdlb_jax.experiments.time_steps import ACCURATE
 from dgdlb_jax.experiments.verdict import Verdict
-from dgdlb_jax.experiments.worth import worth_table
+from dgdlb_jax.experiments.what_if import Change
 from dgdlb_jax.model.fleets.load import FleetInfo
 from dgdlb_jax.model.network import Network
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _ARRIVED = 0.002  # excess below which DGD-LB counts as being there
 _SAME = 0.015  # difference of two shares that a table does not mention
 _WIDEST = (22, 8, 8, 24, 8)  # characters that a cell of the table may take, after the name
+_MOST_CHANGES = 8  # backends that the terminal shows; the report has all
 _VISIBLE = 0.005  # smallest share of a frontend's traffic that a table shows
 
 
@@ -32,7 +33,7 @@ def report(comparison: "Comparison") -> str:
 
 def after_table(comparison: "Comparison") -> list[str]:
     """What stands below the table of the balancers: routing, what changes are worth, conclusion."""
-    parts = [] if comparison.moving else [routing(comparison), worth(comparison)]
+    parts = [] if comparison.moving else [routing(comparison), changes(comparison)]
     return [*parts, textwrap.fill(conclusion(comparison), 100)]
 
 
@@ -159,14 +160,27 @@ def routing_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[list[
     return header, rows
 
 
-def worth(comparison: "Comparison") -> str:
-    """What a little more of this or less of that would change in the optimal mean latency."""
-    rows = [
-        (what, where, f"{seconds(change)}")
-        for what, where, change in worth_table(comparison.network, comparison.prices)
-    ]
-    shown = [(what if k == 0 or rows[k - 1][0] != what else "", *rest) for k, (what, *rest) in enumerate(rows)]
-    return columns(("what it would be worth", "where", "mean latency"), shown, right=(2,))
+def changes(comparison: "Comparison") -> str:
+    """What one replica more or less, and losing a backend, would change in the optimal mean latency."""
+    header, rows = change_cells(comparison)
+    text = columns(header, rows[:_MOST_CHANGES], right=(1, 2, 3))
+    more = len(rows) - _MOST_CHANGES
+    return text if more <= 0 else f"{text}\n  {more} more, whose loss costs less"
+
+
+def change_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of that table, the backend whose loss costs most first."""
+    rows = [(one.backend, change(one.more), change(one.less), change(one.without)) for one in comparison.changes]
+    return ("optimal mean latency with", "a replica more", "one less", "none at all"), rows
+
+
+def change(found: Change | None) -> str:
+    """What a change does to the optimum: seconds with a sign, or by how much the fleet is short."""
+    if found is None:
+        return "-"
+    if math.isfinite(found.latency):
+        return f"{'+' if found.latency > 0 else ''}{seconds(found.latency)}"
+    return f"short by {number(found.short_by)} req/s" if found.short_by > 0 else "no optimum found"
 
 
 def conclusion(comparison: "Comparison") -> str:

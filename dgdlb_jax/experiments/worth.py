@@ -1,4 +1,4 @@
-"""What a little more is worth, in words: the shadow prices of a network as a table and as JSON."""
+"""Derivatives and changes of the optimum, as JSON."""
 
 from typing import Any
 
@@ -6,29 +6,25 @@ import numpy as np
 
 from dgdlb_jax.analysis.shadow_prices import ShadowPrices
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
+from dgdlb_jax.experiments.what_if import Change, WhatIf
 from dgdlb_jax.model.network import Network
 
-_LINES = 4  # of each kind
+
+def changes_json(changes: list[WhatIf]) -> dict[str, Any]:
+    """By backend: seconds of mean latency, or what the fleet is short by."""
+    entry = lambda one: None if one is None else _entry(one)
+    return {
+        "what": "change of the optimal mean latency (s) with one replica more, one less, without the backend",
+        "backends": {
+            one.backend: {"more": entry(one.more), "less": entry(one.less), "without": entry(one.without)}
+            for one in changes
+        },
+    }
 
 
-def worth_table(network: Network, prices: ShadowPrices) -> list[tuple[str, str, float]]:
-    """The changes that matter most: (what, where, what it does to the mean latency in seconds), largest gain first in each kind."""
-    frontends, backends = frontend_names(network), backend_names(network)
-    request, latency, replica = (np.asarray(value) for value in (prices.request, prices.latency, prices.replica))
-    links = np.argwhere(latency > 0)
-    kinds = (
-        ("one more replica", [(backends[j], replica[j]) for j in range(len(replica))]),
-        ("1 ms less on a link", [(f"{frontends[i]} to {backends[j]}", -1e-3 * latency[i, j]) for i, j in links]),
-        (
-            "one request/s less",
-            [(frontends[i], -request[i]) for i in np.flatnonzero(np.asarray(network.arrival_rate) > 0)],
-        ),
-    )
-    return [
-        (what, where, float(change))
-        for what, rows in kinds
-        for where, change in sorted(rows, key=lambda row: row[1])[:_LINES]
-    ]
+def _entry(change: Change) -> dict[str, float | None]:
+    known = np.isfinite(change.latency)
+    return {"latency": change.latency if known else None, "short_by": change.short_by}
 
 
 def worth_json(network: Network, prices: ShadowPrices) -> dict[str, Any]:
