@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def write_fleet(network: Network, path: str | Path) -> Path:
     files: dict[str, str] = {}
     document = _document(network, names, files)
     files[path.name] = "\n\n".join(_section(name, fields) for name, fields in document.items() if fields) + "\n"
-    _write_all(path.parent, files)
+    write_all(path.parent, files)
     return path
 
 
@@ -138,7 +139,7 @@ def _latencies(network: Network, names: _Names, files: dict[str, str]) -> Fields
             continue
         name = f"{names.stem}.{file_names[key]}.csv"
         arcs = _arc_rows(names, np.asarray(network.mask))
-        files[name] = _csv(["from", "to", "one_way_s"], [[i, j, float(matrix[at])] for i, j, at in arcs])
+        files[name] = csv_text(["from", "to", "one_way_s"], [[i, j, float(matrix[at])] for i, j, at in arcs])
         fields[key] = name
     return fields
 
@@ -148,7 +149,7 @@ def _arcs(network: Network, names: _Names, files: dict[str, str]) -> Fields:
     if mask.all():
         return {}
     name = f"{names.stem}.arcs.csv"
-    files[name] = _csv(["from", "to"], [[i, j] for i, j, _ in _arc_rows(names, mask)])
+    files[name] = csv_text(["from", "to"], [[i, j] for i, j, _ in _arc_rows(names, mask)])
     return {"allowed": name}
 
 
@@ -167,7 +168,7 @@ def _pattern(demand: AbstractDemand, names: tuple[str, ...], table: str, files: 
     if type(demand) is Jumps:
         return {"kind": "jumps", "times_s": demand.times, "rate": demand.rates}
     if type(demand) is Trace:
-        files[table] = _csv(list(names), np.asarray(demand.rates).tolist())
+        files[table] = csv_text(list(names), np.asarray(demand.rates).tolist())
         return {"kind": "trace", "table": table, "bin_width_s": demand.bin_width, "scaled": False}
     raise InputError(
         f"to_toml cannot write a demand of the kind {type(demand).__name__}: "
@@ -184,7 +185,7 @@ def _capacity(capacity: AbstractDemand, names: _Names, files: dict[str, str]) ->
     return _pattern(capacity, names.backends, f"{names.stem}.capacity.csv", files)
 
 
-def _csv(columns: list[str], rows: list[list[str | float]]) -> str:
+def csv_text(columns: list[str], rows: list[list[str | float]]) -> str:
     """A table; floats in full, so that they read back as the same number."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
@@ -193,19 +194,19 @@ def _csv(columns: list[str], rows: list[list[str | float]]) -> str:
 
 def _section(name: str, fields: Fields) -> str:
     lines = [f"[{name}]"] if name else []
-    return "\n".join([*lines, *(f"{key} = {_toml(value)}" for key, value in fields.items())])
+    return "\n".join([*lines, *(f"{key} = {toml_value(value)}" for key, value in fields.items())])
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     if isinstance(value, str):
         return _quoted(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
+        return f"[{', '.join(toml_value(entry) for entry in value)}]"
     if isinstance(value, float):
         return repr(value)
-    return _toml(np.asarray(value, float).tolist())
+    return toml_value(np.asarray(value, float).tolist())
 
 
 def _quoted(text: str) -> str:
@@ -214,7 +215,15 @@ def _quoted(text: str) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
 
 
-def _write_all(folder: Path, files: dict[str, str]) -> None:
+def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise `InputError` when a file would be replaced that was just read."""
+    read = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise InputError(f"{path} was read and would be replaced: write to another folder or name.")
+
+
+def write_all(folder: Path, files: dict[str, str]) -> None:
     """First everything under temporary names, then renamed: a failure leaves nothing half-written."""
     token = secrets.token_hex(4)
     temporary = {folder / f".{name}.{token}": folder / name for name in files}

@@ -7,7 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from dgdlb_jax.model.fleets.document import clipped
 from dgdlb_jax.model.fleets.importers.source import Source
+from dgdlb_jax.model.fleets.importers.words import LATENCIES, UNITS
+from dgdlb_jax.numerics.results import InputError
 
 Pair = tuple[str, str]
 
@@ -32,6 +35,11 @@ class Options:
     select: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     role: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, given, known in (("latency", self.latency, LATENCIES), ("time unit", self.time_unit, UNITS)):
+            if given is not None and given not in known:
+                raise InputError(f'"{clipped(given)}" is no {name}: it is one of {", ".join(known)}.')
 
 
 class Latencies(NamedTuple):

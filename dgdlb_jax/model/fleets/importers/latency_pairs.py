@@ -80,7 +80,8 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
         if len(found) == 2 and max(found) > _CONTRADICTION * min(found):
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
-    return Latencies({pair: median(found) for pair, found in values.items()}, table.name, _notes(values))
+    seconds = {pair: median(found) for pair, found in values.items()}
+    return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values)))
 
 
 def _ends(table: Table) -> tuple[str, str]:
@@ -159,6 +160,11 @@ def _check_agreement(table: Table, row: Row, figures: Sequence[Figure]) -> None:
 def _decimals(cell: str) -> int:
     _, _, decimals = cell.replace(",", ".").partition(".")
     return len(decimals)
+
+
+def _read_as(figure: Figure) -> tuple[str, ...]:
+    """How a header was understood, where it is not one of the plain words itself."""
+    return () if figure.column == figure.unit else (f'"{clipped(figure.column)}" is read as {figure.unit}',)
 
 
 def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:

@@ -59,8 +59,7 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     found = layout(table)
     rows = [row for row in table.rows if all(row.cells.get(key) == value for key, value in options.select.items())]
     _check_selection(table, options, rows)
-    grouping = _grouping(table, found, rows)
-    differing = [column for column in grouping if len({row.cells[column] for row in rows}) > 1]
+    differing = _telling(_grouping(table, found, rows), rows)
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault("-".join(row.cells[column] for column in differing), []).append(row)
@@ -107,7 +106,7 @@ def _notes(found: Layout) -> tuple[str, ...]:
 
 def _is_rate(column: str) -> bool:
     found = words(column)
-    return bool(_PER_SECOND & set(found)) and not {"latency", "time", "duration", "gpu"} & set(found)
+    return bool(_PER_SECOND & set(found)) and not {"latency", "time", "duration", "gpu", "low", "high"} & set(found)
 
 
 def _tokens_of(column: str) -> str | None:
@@ -145,6 +144,18 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         and not _NO_NAME & set(words(column))
         and (normal(column) in _SETTINGS or any(not _is_number(row.cells[column]) for row in rows if row.cells[column]))
     ]
+
+
+def _telling(columns: list[str], rows: list[Row]) -> list[str]:
+    """The columns, in order, each of which tells rows apart that those before it do not."""
+    chosen: list[str] = []
+    kinds = 1
+    for column in columns:
+        more = len({tuple(row.cells[name] for name in (*chosen, column)) for row in rows})
+        if more > kinds:
+            chosen.append(column)
+            kinds = more
+    return chosen
 
 
 def _is_number(cell: str) -> bool:
