@@ -51,21 +51,40 @@ def add(commands) -> None:
 
 
 def _add_answers(add) -> None:
-    add("--latency", metavar="WORD", help="what latencies are: one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms or rtt_us")
+    add(
+        "--latency",
+        metavar="WORD",
+        help="what latencies are: one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms or rtt_us",
+    )
     add("--time-unit", metavar="UNIT", help="unit of a column of times: s, ms, us or ns")
     add("--bin", metavar="S", type=positive, help="seconds to a bin")
     add("--by", metavar="NAME", help="column or label that says where requests enter (or which backend it is)")
     add("--tokens-per-request", metavar="N", type=positive, help="for throughput in tokens/s")
-    add("--select", metavar="COLUMN=VALUE", type=_pair, action="append", default=[], help="rows to take; may be repeated")
+    add(
+        "--select",
+        metavar="COLUMN=VALUE",
+        type=_pair,
+        action="append",
+        default=[],
+        help="rows to take; may be repeated",
+    )
 
 
 def _add_choices(add) -> None:
     add("--frontends", metavar="A,B", type=names, default=[], help="where requests enter")
     add("--backends", metavar="A,B", type=names, default=[], help="where servers are")
     add("--curves", metavar="A,B", type=_list, default=[], help="which servers: one curve, or one for each backend")
-    add("--replicas", metavar="N,N", type=_numbers, default=(), help="how many servers: one number, or one for each backend")
+    add(
+        "--replicas",
+        metavar="N,N",
+        type=_numbers,
+        default=(),
+        help="how many servers: one number, or one for each backend",
+    )
     add("--weights", metavar="X,X", type=_numbers, default=(), help="shares of the traffic, one for each frontend")
-    add("--shift-s", metavar="S,S", type=_numbers, default=(), help="how much later each frontend sees one common trace")
+    add(
+        "--shift-s", metavar="S,S", type=_numbers, default=(), help="how much later each frontend sees one common trace"
+    )
     add("--load", metavar="X", type=positive, default=0.7, help="total rate over capacity (default: 0.7)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
 
@@ -122,7 +141,9 @@ def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
     if not equals or Path(name).exists():
         role, path = "", name
     elif role not in ROLES:
-        raise InputError(f"{name}: {role!r} is not a quantity: it is one of {', '.join(ROLES)}, in front of a range query.")
+        raise InputError(
+            f"{name}: {role!r} is not a quantity: it is one of {', '.join(ROLES)}, in front of a range query."
+        )
     if not Path(path).exists():
         raise InputError(f"{path} does not exist: check the name.")
     source = Source(Path(path), Path(path).name or path)

@@ -78,14 +78,18 @@ def compose_fleet(
     curves = _by_slug([one for one in findings if isinstance(one, Curve)])
     demand = _only([one for one in findings if isinstance(one, Demand)], "demand")
     if not curves:
-        raise InputError("No file says how fast the servers are: add results of a load test, or a table workload,throughput.")
+        raise InputError(
+            "No file says how fast the servers are: add results of a load test, or a table workload,throughput."
+        )
     page, files = _Page(), {}
     page.put("name", path.stem, "made by dgdlb import; every figure has its origin in the comment above it")
     frontends = _frontends(page, choices, latencies, demand)
     backends, replicas = _backends(page, choices, latencies, curves)
     capacity = sum(count * max(p.throughput for p in curves[name].points) for name, count in replicas)
     _rates(page, choices, frontends, demand)
-    _servers(page, choices, backends, [name for name, _ in replicas], [count for _, count in replicas], demand, capacity)
+    _servers(
+        page, choices, backends, [name for name, _ in replicas], [count for _, count in replicas], demand, capacity
+    )
     for name in dict.fromkeys(name for name, _ in replicas):
         table = f"{path.stem}.{name}.csv"
         files[table] = curve_csv(curves[name])
@@ -120,7 +124,9 @@ def _merged(found: Sequence[Latencies]) -> Latencies:
     for one in found:
         for pair, value in one.seconds.items():
             if not math.isclose(seconds.setdefault(pair, value), value, rel_tol=1e-9):
-                raise InputError(f"{one.origin} contradicts another file for {clipped(pair[0])} -> {clipped(pair[1])}: keep one of the two.")
+                raise InputError(
+                    f"{one.origin} contradicts another file for {' -> '.join(map(clipped, pair))}: keep one of the two."
+                )
     notes = tuple(note for one in found for note in one.notes)
     return Latencies(seconds, ", ".join(dict.fromkeys(one.origin for one in found)), notes)
 
@@ -129,7 +135,9 @@ def _by_slug(found: Sequence[Curve]) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for one in found:
         if curves.setdefault(slug(one.name), one) is not one:
-            raise InputError(f'Two curves are called "{slug(one.name)}": rename one of the files, or take one with --select.')
+            raise InputError(
+                f'Two curves are called "{slug(one.name)}": rename one of the files, or take one with --select.'
+            )
     return curves
 
 
@@ -145,7 +153,9 @@ def _frontends(page: _Page, choices: Choices, latencies: Latencies, demand: Dema
     if demand is not None and demand.names:
         for name in demand.names:
             if name not in names:
-                raise InputError(f'{demand.origin} has requests of "{clipped(name)}", which is no frontend: {nearest(name, names)}')
+                raise InputError(
+                    f'{demand.origin} has requests of "{clipped(name)}", which is no frontend: {nearest(name, names)}'
+                )
     page.put("names", list(names), why)
     return names
 
@@ -173,7 +183,9 @@ def _backends(
 
 def _for_each(given: tuple[Any, ...], names: tuple[str, ...], what: str) -> tuple[Any, ...]:
     if len(given) not in (1, len(names)):
-        raise InputError(f"{counted(len(given), what, f'{what}s')} for {len(names)} places ({listed(names)}): give one, or one for each.")
+        raise InputError(
+            f"{counted(len(given), what, f'{what}s')} for {len(names)} places ({listed(names)}): give one, or one for each."
+        )
     return given * len(names) if len(given) == 1 else given
 
 
@@ -181,14 +193,20 @@ def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: De
     equal = not choices.weights
     weights = np.array(_for_each(choices.weights or (1.0,), frontends, "weight"), float)
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
-        raise InputError(f"The weights {weights.tolist()} are no shares: give numbers that are not negative, one above 0.")
+        raise InputError(
+            f"The weights {weights.tolist()} are no shares: give numbers that are not negative, one above 0."
+        )
     shares = "in equal parts (assumed: no file says where requests enter)" if equal else "by the weights as told"
     if demand is None:
         page.put("weight", weights.tolist(), shares)
-        page.put("load", choices.load, "assumed: no file says how many requests there are; total rate over nominal capacity")
+        page.put(
+            "load", choices.load, "assumed: no file says how many requests there are; total rate over nominal capacity"
+        )
         return
     mean = demand.counts.mean(axis=0) / demand.width
-    origin = f"requests/s, mean of {counted(len(demand.counts), 'bin', 'bins')} of {demand.width:g} s in {demand.origin}"
+    origin = (
+        f"requests/s, mean of {counted(len(demand.counts), 'bin', 'bins')} of {demand.width:g} s in {demand.origin}"
+    )
     if demand.names:
         if choices.weights:
             raise InputError(f"{demand.origin} says itself where requests enter: leave the weights out.")
@@ -208,7 +226,11 @@ def _servers(
     capacity: float,
 ) -> None:
     page.section("backends")
-    page.put("names", list(backends), "as told" if choices.backends else "every region that latencies lead to and servers are known for")
+    page.put(
+        "names",
+        list(backends),
+        "as told" if choices.backends else "every region that latencies lead to and servers are known for",
+    )
     page.put("curve", chosen, "as told" if choices.curves else "the servers that were measured")
     if choices.replicas:
         page.put("replicas", replicas, "as told")

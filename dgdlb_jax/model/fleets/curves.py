@@ -87,9 +87,7 @@ def _formula(section: Section, folder: Folder) -> tuple[AbstractService, None]:
 
 
 def _measured(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit]:
-    section.only(
-        "kind", "table", "workload", "throughput", "rate_scale", "capacity", "tokens_per_request", "select"
-    )
+    section.only("kind", "table", "workload", "throughput", "rate_scale", "capacity", "tokens_per_request", "select")
     if "table" in section:
         name, held, throughput = _from_table(section, folder)
     else:
@@ -110,7 +108,9 @@ def _from_table(section: Section, folder: Folder) -> tuple[str, list[float], lis
     name = section.text_of("table")
     select = section.section("select", {})
     options = Options(
-        tokens_per_request=section.number("tokens_per_request", above=True) if "tokens_per_request" in section else None,
+        tokens_per_request=section.number("tokens_per_request", above=True)
+        if "tokens_per_request" in section
+        else None,
         select={key: select.text_of(key) for key in select.content},
     )
     curve = read_curve(folder, name, section.place, options)

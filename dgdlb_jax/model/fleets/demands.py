@@ -132,13 +132,19 @@ def _columns(section: Section, base: Base, found: Demand, scaled: bool) -> tuple
     """The columns of all names in their order, from a demand that was read; requests/s where it is not scaled."""
     section.notes.extend(f"{found.origin}: {note}." for note in found.notes)
     if not found.names and not scaled and len(base.names) > 1:
-        raise section.error("scaled", "is false, but the table names no frontends", "say by which column, or leave it out.")
+        raise section.error(
+            "scaled", "is false, but the table names no frontends", "say by which column, or leave it out."
+        )
     unknown = [name for name in found.names if name not in base.names]
     if unknown:
         raise section.error("table", f'has requests of "{clipped(unknown[0])}"', nearest(unknown[0], base.names))
     columns = [found.names.index(name) if name in found.names else None for name in base.names]
     silent = np.zeros(len(found.counts))
-    counts = [silent if k is None else found.counts[:, k] for k in columns] if found.names else [found.counts[:, 0]] * len(columns)
+    counts = (
+        [silent if k is None else found.counts[:, k] for k in columns]
+        if found.names
+        else [found.counts[:, 0]] * len(columns)
+    )
     return np.array(found.width), np.stack(counts, axis=1) / (1.0 if scaled else found.width)
 
 

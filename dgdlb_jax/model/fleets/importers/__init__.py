@@ -24,7 +24,18 @@ from dgdlb_jax.model.fleets.importers.source import Source
 from dgdlb_jax.model.fleets.importers.words import LATENCIES
 from dgdlb_jax.numerics.results import InputError
 
-__all__ = ["IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series"]
+__all__ = [
+    "IMPORTERS",
+    "LATENCIES",
+    "Curve",
+    "Demand",
+    "Finding",
+    "Importer",
+    "Latencies",
+    "Options",
+    "Point",
+    "Series",
+]
 __all__ += ["Source", "find_importer", "gathered", "read_curve", "settled", "workload"]
 
 IMPORTERS: tuple[Importer, ...] = tuple(
@@ -90,7 +101,9 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
     **Raises:** `InputError` when it holds none, or several that `select` does not tell apart.
     """
     source = Source(folder / name, name, f"{wanted_by} names the table ")
-    importer = next((one for one in IMPORTERS if one.section in ("curves", "series") and one.recognises(source, options)), None)
+    importer = next(
+        (one for one in IMPORTERS if one.section in ("curves", "series") and one.recognises(source, options)), None
+    )
     if importer is None:
         importer = throughput_table.IMPORTER  # whose complaint names the columns it wants
         if source.table is None:
@@ -100,7 +113,7 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
     if len(found) != 1:
         names = ", ".join(clipped(curve.name) for curve in found[:8]) or "none"
         raise InputError(
-            f"{clipped(name)} has {len(found)} curves ({names}): take one with select = {{column = \"value\"}}, or import the file first "
+            f'{clipped(name)} has {len(found)} curves ({names}): take one with select = {{column = "value"}}, or import the file first '
             "(dgdlb import)."
         )
     return found[0]

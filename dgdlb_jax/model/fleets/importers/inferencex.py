@@ -15,7 +15,19 @@ from dgdlb_jax.model.fleets.importers.source import Source
 from dgdlb_jax.numerics.results import InputError
 
 # What tells servers apart, in the order of a curve's name.
-_SERVER = ("model", "hardware", "hw", "framework", "precision", "spec_decoding", "spec_method", "tp", "isl", "osl", "date")
+_SERVER = (
+    "model",
+    "hardware",
+    "hw",
+    "framework",
+    "precision",
+    "spec_decoding",
+    "spec_method",
+    "tp",
+    "isl",
+    "osl",
+    "date",
+)
 
 
 def _rows(source: Source) -> list[dict[str, Any]]:
@@ -34,7 +46,11 @@ def _rows(source: Source) -> list[dict[str, Any]]:
 def _gpus(place: str, row: Mapping[str, Any]) -> float:
     """GPUs behind the figures "per GPU": those of decoding in a server that splits the work, where it says so."""
     split = str(row.get("disagg", "")).lower() == "true"
-    keys = ("num_decode_gpu", "num_gpus", "decode_tp", "tp") if split else ("num_gpus", "num_decode_gpu", "tp", "decode_tp")
+    keys = (
+        ("num_decode_gpu", "num_gpus", "decode_tp", "tp")
+        if split
+        else ("num_gpus", "num_decode_gpu", "tp", "decode_tp")
+    )
     found = [figure(place, row, key) for key in keys]
     known = [value for value in found if value]
     if not known:
@@ -76,10 +92,15 @@ def _read(source: Source, options: Options) -> tuple[Curve, ...]:
         name = "-".join(str(row[key]).rpartition("/")[2] for key in shown if row.get(key) not in (None, ""))
         curves.setdefault(name or "inferencex", []).append(point)
         guessed |= {name or "inferencex"} if asked else set()
-    told = ("tokens/s divided by the tokens that a request really had: 1 + (end-to-end time - first token) / time per token",)
-    asked_for = ("tokens/s divided by the tokens that were asked for (osl), as no end-to-end time tells how many there were",)
+    told = (
+        "tokens/s divided by the tokens that a request really had: 1 + (end-to-end time - first token) / time per token",
+    )
+    asked_for = (
+        "tokens/s divided by the tokens that were asked for (osl), as no end-to-end time tells how many there were",
+    )
     return tuple(
-        Curve(name, tuple(points), source.name, asked_for if name in guessed else told) for name, points in curves.items()
+        Curve(name, tuple(points), source.name, asked_for if name in guessed else told)
+        for name, points in curves.items()
     )
 
 

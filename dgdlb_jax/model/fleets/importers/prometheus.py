@@ -22,7 +22,13 @@ _ENDINGS = {
     "running": ("num_requests_running", "requests_running", "num_running_reqs", "requests_active"),
     "waiting": ("num_requests_waiting", "requests_waiting", "num_queue_reqs", "num_waiting_reqs"),
     "throughput": ("request_success_total", "request_success", "requests_completed_total", "upstream_rq_completed"),
-    "arrivals": ("downstream_rq_total", "http_requests_total", "istio_requests_total", "requests_received_total", "requests_total"),
+    "arrivals": (
+        "downstream_rq_total",
+        "http_requests_total",
+        "istio_requests_total",
+        "requests_received_total",
+        "requests_total",
+    ),
 }
 _GROUPS, _LEAST = 10, 5  # points of a curve, and samples behind each of them
 
@@ -60,7 +66,11 @@ def _results(source: Source) -> list[Mapping[str, Any]]:
     results = data.get("result") if isinstance(data, dict) else data
     if not isinstance(results, list):
         return []
-    return [r for r in results if isinstance(r, dict) and isinstance(r.get("metric"), dict) and isinstance(r.get("values"), list)]
+    return [
+        r
+        for r in results
+        if isinstance(r, dict) and isinstance(r.get("metric"), dict) and isinstance(r.get("values"), list)
+    ]
 
 
 def _role(source: Source, result: Mapping[str, Any]) -> str:
@@ -77,14 +87,18 @@ def _role(source: Source, result: Mapping[str, Any]) -> str:
 
 def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Options) -> str | None:
     """The label whose values name frontends or backends: the only one that differs, or the one that the user says."""
-    labels = {key: {str(r["metric"].get(key)) for r in results} for r in results for key in r["metric"] if key != "__name__"}
+    labels = {
+        key: {str(r["metric"].get(key)) for r in results} for r in results for key in r["metric"] if key != "__name__"
+    }
     differing = sorted(key for key, values in labels.items() if len(values) > 1)
     if options.by is not None:
         if options.by in labels:
             return options.by
         raise InputError(f'{source.name}: there is no label "{clipped(options.by)}": {nearest(options.by, labels)}')
     if len(differing) > 1:
-        raise InputError(f"{source.name}: the labels {listed(differing)} all differ: say which one names places with --by.")
+        raise InputError(
+            f"{source.name}: the labels {listed(differing)} all differ: say which one names places with --by."
+        )
     return differing[0] if differing else None
 
 
@@ -152,25 +166,33 @@ def curves(found: Sequence[Series]) -> tuple[Curve, ...]:
     for role in ("throughput", "running"):
         if role not in by_role:
             have = ", ".join(sorted(by_role))
-            raise InputError(f"{found[0].origin}: a curve needs throughput and running requests, and there is only {have}: add it.")
+            raise InputError(
+                f"{found[0].origin}: a curve needs throughput and running requests, and there is only {have}: add it."
+            )
     served, running, waiting = (by_role.get(role) for role in ("throughput", "running", "waiting"))
-    assert served is not None and running is not None
+    assert served is not None
+    assert running is not None
     origin = ", ".join(dict.fromkeys(one.origin for one in found))
     notes = [note for one in found for note in one.notes]
     if waiting is None:
-        notes.append("no waiting requests were given: the workload is what runs, which is too little where requests queue")
+        notes.append(
+            "no waiting requests were given: the workload is what runs, which is too little where requests queue"
+        )
     made = []
     for name in served.by_name:
         held = [one.by_name[name] for one in (running, waiting) if one is not None and name in one.by_name]
         if not held or (waiting is not None and len(held) < 2):
-            raise InputError(f'{origin}: "{clipped(name)}" has throughput, but not running and waiting: {nearest(name, running.by_name)}')
-        made.append(Curve(name or "backend", *_grouped(origin, name, served.by_name[name], held), tuple(notes)))
+            raise InputError(
+                f'{origin}: "{clipped(name)}" has throughput, but not running and waiting: {nearest(name, running.by_name)}'
+            )
+        points = _grouped(origin, name, served.by_name[name], held)
+        made.append(Curve(name or "backend", points, origin, (*notes, _scatter(name, points))))
     return tuple(made)
 
 
 def _grouped(
     origin: str, name: str, served: tuple[np.ndarray, np.ndarray], held: list[tuple[np.ndarray, np.ndarray]]
-) -> tuple[tuple[Point, ...], str]:
+) -> tuple[Point, ...]:
     times = served[0]
     for found, _ in held:
         times = np.intersect1d(times, found)
@@ -179,20 +201,40 @@ def _grouped(
     order = np.argsort(number[number > 0], kind="stable")
     number, rate = number[number > 0][order], rate[number > 0][order]
     groups = min(_GROUPS, number.size // _LEAST)
-    points = [_point(*pair) for pair in zip(np.array_split(number, max(groups, 1)), np.array_split(rate, max(groups, 1)), strict=True)]
+    points = [
+        _point(*pair)
+        for pair in zip(np.array_split(number, max(groups, 1)), np.array_split(rate, max(groups, 1)), strict=True)
+    ]
     distinct = {point.held: point for point in points if point.throughput > 0}
     if groups < 2 or len(distinct) < 2:
         raise InputError(
-            f'{origin}: "{clipped(name)}" has {number.size} samples with requests in it, at {len(distinct)} workloads: query a longer range '
+            f'{origin}: "{clipped(name)}" has {number.size} samples with requests, at {len(distinct)} workloads: query a longer range '
             "in which the load varies."
         )
-    return tuple(distinct.values()), origin
+    return tuple(distinct.values())
+
+
+def _scatter(name: str, points: Sequence[Point]) -> str:
+    """How far half of the samples behind a point lie apart."""
+    spread = max(((p.high or 0.0) - (p.low or 0.0)) / p.throughput for p in points)
+    least = min(point.samples for point in points)
+    which = f'"{clipped(name)}": ' if name else ""
+    return (
+        f"{which}{counted(len(points), 'point', 'points')}, each the mean of {least} samples or more; the middle half of their throughputs "
+        f"ranges over at most {spread:.0%} of the mean"
+    )
 
 
 def _point(number: np.ndarray, rate: np.ndarray) -> Point:
     low, high = np.quantile(rate, [0.25, 0.75]) if rate.size else (0.0, 0.0)
     mean = float(rate.mean()) if rate.size else 0.0
-    return Point(mean, held=float(number.mean()) if number.size else 0.0, low=float(low), high=float(high), samples=int(rate.size))
+    return Point(
+        mean,
+        held=float(number.mean()) if number.size else 0.0,
+        low=float(low),
+        high=float(high),
+        samples=int(rate.size),
+    )
 
 
 def _recognises(source: Source, options: Options) -> bool:

@@ -34,7 +34,11 @@ def read_requests(table: Table, options: Options) -> Demand:
     """
     column = time_column(table)
     if column is None:
-        hint = nearest("time_s", table.columns).replace("did you mean", "is it").replace("known here", "it has the columns")
+        hint = (
+            nearest("time_s", table.columns)
+            .replace("did you mean", "is it")
+            .replace("known here", "it has the columns")
+        )
         raise InputError(
             f'{table.name}: column "time_s" is missing ({hint.rstrip(".")}): a trace has the column time_s and requests or one column '
             "per frontend, or a line per request with a column of times such as timestamp_ms."
@@ -75,7 +79,9 @@ def _place_column(table: Table, times: str, options: Options) -> str | None:
     """The column that says where requests enter: as told, by its values where frontends are known, or by its name."""
     if options.by is not None:
         if options.by not in table.columns:
-            raise InputError(f'{table.name}: there is no column "{clipped(options.by)}": {nearest(options.by, table.columns)}')
+            raise InputError(
+                f'{table.name}: there is no column "{clipped(options.by)}": {nearest(options.by, table.columns)}'
+            )
         found = options.by
     elif options.names:
         naming = [c for c in table.columns if c != times and _values(table, c) & set(options.names)]

@@ -35,7 +35,9 @@ class Source:
             return (self,)
         found = tuple(islice(_below(self), _MOST_FILES + 1))
         if len(found) > _MOST_FILES:
-            raise InputError(f"{self.wanted_by}{self.name} holds more than {_MOST_FILES} files: give the folder of one load test.")
+            raise InputError(
+                f"{self.wanted_by}{self.name} holds more than {_MOST_FILES} files: give the folder of one load test."
+            )
         return found
 
     @cached_property
@@ -89,7 +91,9 @@ def _below(source: Source, depth: int = 0) -> Iterator[Source]:
     try:
         paths = sorted(source.path.iterdir(), key=lambda path: path.name)
     except OSError as error:
-        raise InputError(f"{source.wanted_by}{source.name} cannot be read ({error.strerror}): check the folder.") from error
+        raise InputError(
+            f"{source.wanted_by}{source.name} cannot be read ({error.strerror}): check the folder."
+        ) from error
     for path in paths:
         inner = Source(path, f"{source.name}/{path.name}", source.wanted_by)
         if path.is_dir():

@@ -172,9 +172,7 @@ def _check_selection(table: Table, options: Options, rows: list[Row]) -> None:
             raise InputError(f'{table.name}: select names the column "{clipped(key)}": {nearest(key, table.columns)}')
         if not rows:
             known = {row.cells[key] for row in table.rows}
-            raise InputError(
-                f'{table.name}: no row has {key} "{clipped(value)}" as selected: {nearest(value, known)}'
-            )
+            raise InputError(f'{table.name}: no row has {key} "{clipped(value)}" as selected: {nearest(value, known)}')
 
 
 def _missing(table: Table, wanted: str) -> InputError:

@@ -1,7 +1,7 @@
 """Columns of times: dates, seconds since 1970 in any unit, seconds since some start."""
 
 import math
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +34,9 @@ def time_column(table: Table) -> str | None:
     plain = first_of(table.columns, SPELLINGS)
     if plain is not None:
         return plain
-    bare = {column: "_".join(words(column)[:-1]) for column in table.columns if unit_of(column) and len(words(column)) > 1}
+    bare = {
+        column: "_".join(words(column)[:-1]) for column in table.columns if unit_of(column) and len(words(column)) > 1
+    }
     return next((column for column, name in bare.items() if name in SPELLINGS), None)
 
 
@@ -103,7 +105,7 @@ def _plain_dates(table: Table, column: str) -> Float[np.ndarray, " rows"] | None
 def _date(table: Table, row: Row, column: str) -> float:
     try:
         found = datetime.fromisoformat(row.cells[column].strip())
-        return (found if found.tzinfo else found.replace(tzinfo=timezone.utc)).timestamp()
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError, OSError) as error:
         raise table.error(
             row, column, "is no time", "write 2026-01-31 12:00:00.5 or a number of seconds in every line."

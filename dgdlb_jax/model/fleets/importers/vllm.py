@@ -54,7 +54,9 @@ def _latency(place: str, run: Run) -> tuple[float | None, str]:
     firsts, gaps = run.get("ttfts"), run.get("itls")
     if isinstance(firsts, list) and isinstance(gaps, list) and firsts and len(firsts) == len(gaps):
         try:
-            return fmean(first + sum(between) for first, between in zip(firsts, gaps, strict=True)), "times of all tokens"
+            return fmean(
+                first + sum(between) for first, between in zip(firsts, gaps, strict=True)
+            ), "times of all tokens"
         except TypeError:
             pass
     first, token = figure(place, run, "mean_ttft_ms"), figure(place, run, "mean_tpot_ms")
