@@ -41,10 +41,10 @@ __all__ += ["Source", "find_importer", "gathered", "read_curve", "settled", "wor
 IMPORTERS: tuple[Importer, ...] = tuple(
     module.IMPORTER
     for module in (
-        prometheus, inferencex, vllm, aiperf, latency_pairs, latency_matrix, throughput_table, counts, requests,
+        prometheus, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
     )
 )  # fmt: skip
-"""All layouts; those that say most of themselves come first."""
+"""All layouts; those that say most of themselves come first, and AIPerf's CSV files, which are no tables, before all tables."""
 
 
 def find_importer(source: Source, options: Options) -> Importer:

@@ -1,6 +1,7 @@
 """Columns of times: dates, seconds since 1970 in any unit, seconds since some start."""
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ SPELLINGS = (
     "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime",
 )  # fmt: skip
 """What a column of times may be called, besides any of these with a unit."""
+
+_PLAIN_DATE = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?Z?")
 
 # Seconds since 1970 lie here between the years 2001 and 2128; figures in smaller units lie in ranges of their own.
 _EPOCH = (1e9, 5e9)
@@ -90,14 +93,11 @@ def _epoch_unit(values: Float[np.ndarray, " rows"]) -> str | None:
 def _plain_dates(table: Table, column: str) -> Float[np.ndarray, " rows"] | None:
     """Dates that all lack a time zone, or all have UTC, with any number of digits; None for others."""
     cells = [row.cells[column] for row in table.rows]
-    zulu = {cell.endswith("Z") for cell in cells}
-    if len(zulu) > 1:
+    if not all(map(_PLAIN_DATE.fullmatch, cells)) or len({cell.endswith("Z") for cell in cells}) > 1:
         return None
     try:
         dates = np.array([cell.removesuffix("Z").replace(" ", "T", 1) for cell in cells], "datetime64[ns]")
     except ValueError:
-        return None
-    if np.isnat(dates).any():
         return None
     return (dates - dates.min()).astype("timedelta64[ns]").astype(float) * 1e-9
 
