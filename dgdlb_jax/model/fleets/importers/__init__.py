@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dgdlb_jax.model.fleets.document import Folder, clipped
 from dgdlb_jax.model.fleets.importers import (
     aiperf,
+    cloudping,
     counts,
     inferencex,
     latency_matrix,
@@ -41,7 +42,7 @@ __all__ += ["Source", "find_importer", "gathered", "read_curve", "settled", "wor
 IMPORTERS: tuple[Importer, ...] = tuple(
     module.IMPORTER
     for module in (
-        prometheus, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
+        prometheus, cloudping, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
     )
 )  # fmt: skip
 """All layouts; those that say most of themselves come first, and AIPerf's CSV files, which are no tables, before all tables."""

@@ -22,6 +22,7 @@ WIDTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600,
 RULE = "the least round width with 20 requests in a bin on average, at most half of the time"
 """How the width of the bins is chosen where nobody says it."""
 
+_MOST_BINS = 1_000_000
 _IN_A_BIN = 20  # the count of a bin is then known to 22 % or so
 _PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster")
 
@@ -51,6 +52,8 @@ def read_requests(table: Table, options: Options) -> Demand:
         raise InputError(
             f"{table.name}: its requests span {times.seconds.max():.4g} s, less than two bins: give a longer trace, or narrower bins."
         )
+    if bins > _MOST_BINS:
+        raise InputError(f"{table.name}: bins of {width:g} s would be {bins:.2g}: give wider ones with bin_s (dgdlb import: --bin).")
     names = () if by is None else tuple(dict.fromkeys(row.cells[by] for row in table.rows))
     column_of = [0] * len(table.rows) if by is None else [names.index(row.cells[by]) for row in table.rows]
     index = np.floor(times.seconds / width).astype(int)
