@@ -122,9 +122,8 @@ def import_files(options: argparse.Namespace) -> None:
         names=tuple(options.frontends),
     )
     found = gathered([finding for name in options.files for finding in _read(name, answers)])
-    for finding in found:
-        for note in finding.notes:
-            print(f"  {finding.origin}: {note}")
+    for text in dict.fromkeys(f"  {finding.origin}: {note}" for finding in found for note in finding.notes):
+        print(text)
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
 
@@ -177,7 +176,7 @@ def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
             raise InputError(f"Two of these files would both be written as {name}: import them one at a time.")
         files[name] = text
     _check_not_inputs([options.output / name for name in files], options.files)
-    write_all(options.output, files)
+    write_all(options.output, files, create=True)
     return [options.output / name for name in files]
 
 

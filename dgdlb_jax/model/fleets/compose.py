@@ -105,7 +105,7 @@ def compose_fleet(
     files[path.name] = page.text
     _try(path.name, files, demand is not None)
     check_not_inputs([path.parent / name for name in files], keep)
-    write_all(path.parent, files)
+    write_all(path.parent, files, create=True)
     return [path.parent / name for name in files]
 
 

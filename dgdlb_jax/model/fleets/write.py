@@ -223,11 +223,13 @@ def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise InputError(f"{path} was read and would be replaced: write to another folder or name.")
 
 
-def write_all(folder: Path, files: dict[str, str]) -> None:
-    """First everything under temporary names, then renamed: a failure leaves nothing half-written."""
+def write_all(folder: Path, files: dict[str, str], *, create: bool = False) -> None:
+    """First everything under temporary names, then renamed: a failure leaves nothing half-written. `create` makes the folder."""
     token = secrets.token_hex(4)
     temporary = {folder / f".{name}.{token}": folder / name for name in files}
     try:
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
         for (new, _), text in zip(temporary.items(), files.values(), strict=True):
             new.write_text(text, encoding="utf-8", newline="\n")
         for new, final in temporary.items():
