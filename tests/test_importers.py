@@ -67,6 +67,10 @@ LATENCY_FILES = {
     "repeated": ("from,to,rtt_ms\nus,in,190\neu,us,68\neu,in,122.6\nus,in,500\nus,in,191\n", {}, PAIRS),
     "square matrix": ("rtt_ms,us,eu,in\nus,,68,191\neu,68,0,122.6\nin,191,122.6,-\n", {}, SQUARE),
     "square matrix, told": ("Region;us;eu;in\nus;;68;191\neu;68;;122,6\nin;191;122,6;0\n", {"latency": "rtt_ms"}, SQUARE),
+    "CloudPing": (
+        json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "milliseconds"},
+                    "data": {"us": {"in": 191}, "eu": {"us": 68.0, "in": 122.6}}}), {}, PAIRS
+    ),
     "records": (
         json.dumps([{"from": i, "to": j, "one_way_ms": 1e3 * value} for (i, j), value in PAIRS.items()]), {}, PAIRS
     ),

@@ -157,7 +157,7 @@ def run_fleets(options: argparse.Namespace) -> None:
                 if k:
                     show("\n")
                 job.run(told, show)
-                if options.export:
+                if options.export and job.comparison is not None:
                     show("\n".join(rounding_costs(job.comparison, options.export)))
         except KeyboardInterrupt:
             interrupt_heard()

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dgdlb_jax.experiments.exporters import EXPORTERS, ByName, slugs
-from dgdlb_jax.experiments.exporters.istio import regions
+from dgdlb_jax.experiments.exporters import EXPORTERS, ByName, Names, slugs
+from dgdlb_jax.experiments.exporters.istio import places
 from dgdlb_jax.experiments.exporters.tables import COLUMNS
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
 from dgdlb_jax.model.network import Network
@@ -88,14 +88,15 @@ def _from_document(path: Path, chosen: str | None, text: str, network: Network) 
         raise InputError(f"{path}: not valid JSON ({error}); correct it.") from error
     found = _recognised(path, _pick(path, chosen, document))
     frontends, backends = frontend_names(network), backend_names(network)
+    labels = places(Names(frontends, backends))
     mask, shares, seen = np.asarray(network.mask), np.zeros((len(frontends), len(backends))), set()
     for origin, row in found.items():
-        i = _named(path, "frontend", origin, frontends)
+        i = _named(path, "frontend", origin, frontends, labels[0])
         if i in seen:
             raise InputError(f"{path}: frontend {frontends[i]} occurs twice; keep one of them.")
         seen.add(i)
         for target, share in row.items():
-            j = _named(path, "backend", target, backends)
+            j = _named(path, "backend", target, backends, labels[1])
             if not 0 <= share <= 1 + _ROUNDING:
                 raise InputError(f"{path}: {origin} has the share {share!r} for {target}; shares lie between 0 and 1.")
             if share > 0 and not mask[i, j]:
@@ -132,9 +133,9 @@ def _recognised(path: Path, document: Any) -> ByName:
     )
 
 
-def _named(path: Path, what: str, name: str, known: tuple[str, ...]) -> int:
+def _named(path: Path, what: str, name: str, known: tuple[str, ...], labels: list[str]) -> int:
     """The place of a name, as it is or as a format had to write it."""
-    for spelled in (list(known), slugs(known), regions(known)):
+    for spelled in (list(known), slugs(known), labels):
         if name in spelled:
             return spelled.index(name)
     close = get_close_matches(name, known, n=1)

@@ -22,14 +22,21 @@ def regions(names: Sequence[str]) -> list[str]:
     return list(names) if all(map(_LABEL.fullmatch, names)) else slugs(names)
 
 
+def places(names: Names) -> tuple[list[str], list[str]]:
+    """Frontends and backends as labels, one region with one name in both."""
+    every = tuple(dict.fromkeys((*names.frontends, *names.backends)))
+    label = dict(zip(every, regions(every), strict=True))
+    return [label[name] for name in names.frontends], [label[name] for name in names.backends]
+
+
 def _document(shares: Shares, names: Names) -> dict[str, Any]:
-    backends = regions(names.backends)
+    frontends, backends = places(names)
     distribute = [
         {
             "from": f"{origin}/*",
             "to": {f"{region}/*": weight for region, weight in weights_of(row, _TOTAL, backends).items()},
         }
-        for origin, row in zip(regions(names.frontends), shares, strict=True)
+        for origin, row in zip(frontends, shares, strict=True)
     ]
     outliers = {"consecutive5xxErrors": 5, "interval": "10s", "baseEjectionTime": "30s"}
     balancer = {"localityLbSetting": {"enabled": True, "distribute": distribute}}

@@ -18,8 +18,8 @@ def curve_csv(found: Curve) -> str:
     if any(point.samples > 1 for point in found.points):
         columns += ["throughput_low", "throughput_high", "samples"]
         for row, point in zip(rows, found.points, strict=True):
-            known = point.low is not None and point.high is not None
-            row += [point.low, point.high, point.samples] if known else [point.throughput, point.throughput, 1]  # type: ignore[list-item]
+            low, high = (point.throughput if value is None else value for value in (point.low, point.high))
+            row += [low, high, point.samples]
     return _table(found, columns, rows)
 
 

@@ -61,11 +61,14 @@ def _gpus(place: str, row: Mapping[str, Any]) -> float:
 def _point(place: str, row: Mapping[str, Any]) -> tuple[Point, bool]:
     """A row, and whether its tokens per request are only those that were asked for."""
     first, token, latency = (figure(place, row, f"mean_{name}") for name in ("ttft", "tpot", "e2el"))
-    asked = needed(place, row, "osl")
-    measured = first is not None and token and latency is not None
-    tokens = 1 + (latency - first) / token if measured else asked
-    if latency is None and first is not None and token is not None:
-        latency = first + token * (tokens - 1)
+    tokens, measured = needed(place, row, "osl"), False
+    if first is not None and token:
+        if latency is None:
+            latency = first + token * (tokens - 1)
+        else:
+            tokens, measured = 1 + (latency - first) / token, True
+    if not tokens > 0:
+        raise InputError(f"{place}: mean_e2el is shorter than mean_ttft: leave this row out.")
     rate = needed(place, row, "output_tput_per_gpu") * _gpus(place, row) / tokens
     cap = needed(place, row, "conc")
     return Point(rate, cap=cap, latency=latency, setting=f"{cap:g} at once"), not measured

@@ -53,7 +53,9 @@ def read_requests(table: Table, options: Options) -> Demand:
             f"{table.name}: its requests span {times.seconds.max():.4g} s, less than two bins: give a longer trace, or narrower bins."
         )
     if bins > _MOST_BINS:
-        raise InputError(f"{table.name}: bins of {width:g} s would be {bins:.2g}: give wider ones with bin_s (dgdlb import: --bin).")
+        raise InputError(
+            f"{table.name}: bins of {width:g} s would be {bins:.2g}: give wider ones with bin_s (dgdlb import: --bin)."
+        )
     names = () if by is None else tuple(dict.fromkeys(row.cells[by] for row in table.rows))
     column_of = [0] * len(table.rows) if by is None else [names.index(row.cells[by]) for row in table.rows]
     index = np.floor(times.seconds / width).astype(int)
