@@ -240,6 +240,8 @@ def test_the_command_writes_them(tmp_path, capsys):
     assert main([*options, "--export", "envoy", "--report"]) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"envoy-optimum.json", "envoy-dgd-lb.json", "report.html", "run.nc"} <= names
-    assert "report.html, routing" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "report.html, routing" in said
+    assert "envoy: weights of dgd-lb in whole numbers that sum to 10,000 cost" in said
     assert main([*options, "--export", "csv", "--no-files"]) == 2
     assert "--no-files contradicts" in capsys.readouterr().err

@@ -244,6 +244,33 @@ def test_a_curve_says_what_it_made_of_the_runs(tmp_path):
     )
 
 
+def test_kinds_of_requests_are_told_apart(tmp_path):
+    runs = [
+        vllm(c, r * f, random_output_len=n, total_output_tokens=100 * n)
+        for n, f in ((101, 1), (500, 0.3))
+        for c, r in RATES.items()
+    ]
+    found, _ = read(tmp_path / "a", {"a.jsonl": "\n".join(map(json.dumps, runs))})
+    assert [curve.name for curve in found] == ["GLM-4.7-random_output_len-101", "GLM-4.7-random_output_len-500"]
+    mixed = only(
+        read(
+            tmp_path / "b",
+            {"a.jsonl": "\n".join(json.dumps(without(run, "random_output_len")) for run in runs[:2] + runs[-1:])},
+        )
+    )
+    assert any("not alike: 101 to 500 tokens" in note for note in mixed.notes)
+    rows = [inferencex(c, r, date="2026-02-01") for c, r in RATES.items()] + [
+        inferencex(8, 1.0, date="2025-10-01"),
+        inferencex(1, 1.0, hw="x"),
+    ]
+    found, _ = read(tmp_path / "c", {"a.json": json.dumps(rows)})
+    assert [(curve.name, len(curve.points), curve.points[1].throughput) for curve in found] == [
+        ("mi355x", 3, pytest.approx(3.2))
+    ]
+    assert any("left out, as one point is no curve: x" in note for note in found[0].notes)
+    assert any("the latest is taken" in note for note in found[0].notes)
+
+
 def test_a_table_of_several_servers_gives_several_curves(tmp_path):
     text = "model,gpu,date,tp,workload,throughput\n"
     for gpu, factor in (("a100", 1), ("h100", 2)):

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class _Page:
         self.lines += ["", f"[{name}]" + (f"  # {_plain(comment)}" if comment else "")]
 
     def put(self, key: str, value: Any, comment: str) -> None:
-        self.lines += [f"# {_plain(comment)}", f"{key} = {toml_value(value)}"]
+        wrapped = textwrap.wrap(_plain(comment), 118, break_long_words=False)
+        self.lines += [*(f"# {line}" for line in wrapped), f"{key} = {toml_value(value)}"]
 
     @property
     def text(self) -> str:

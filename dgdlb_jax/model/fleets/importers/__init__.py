@@ -6,7 +6,7 @@ such files as tables, and `dgdlb import` turns them into tidy ones.
 
 from collections.abc import Iterable
 
-from dgdlb_jax.model.fleets.document import Folder, clipped
+from dgdlb_jax.model.fleets.document import Folder, clipped, listed
 from dgdlb_jax.model.fleets.importers import (
     aiperf,
     cloudping,
@@ -76,11 +76,20 @@ def gathered(findings: Iterable[Finding]) -> list[Finding]:
             series.append(finding)
         else:
             found.append(finding)
-    found += [settled(curve) for curve in curves.values()]
+    found += [settled(curve) for curve in _without_single_points(list(curves.values()))]
     found += [prometheus.demand(one) for one in series if one.role == "arrivals"]
     rest = [one for one in series if one.role != "arrivals"]
     found += [settled(curve) for curve in prometheus.curves(rest)] if rest else []
     return found
+
+
+def _without_single_points(curves: list[Curve]) -> list[Curve]:
+    """The curves with two points or more, where there are any: in a large table many servers were measured only once."""
+    single = [curve for curve in curves if len(curve.points) < 2]
+    if not single or len(single) == len(curves):
+        return curves
+    note = f"left out, as one point is no curve: {listed([curve.name for curve in single])}"
+    return [curve._replace(notes=(*curve.notes, note)) for curve in curves if len(curve.points) > 1]
 
 
 def _check_once(new: Series, known: Iterable[Series]) -> None:

@@ -55,6 +55,7 @@ class Point(NamedTuple):
 
     - `throughput`: requests/s. `latency`: mean end-to-end time, seconds, where measured.
     - `held`: mean number of requests in the server, where measured; `cap`: the most that there could be.
+    - `tokens`: mean number of tokens that a request generated, where known.
     - `setting`: what was set in this run; runs with equal settings are repetitions of one measurement.
     - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several.
     """
@@ -63,6 +64,7 @@ class Point(NamedTuple):
     held: float | None = None
     cap: float | None = None
     latency: float | None = None
+    tokens: float | None = None
     setting: str = ""
     low: float | None = None
     high: float | None = None

@@ -16,18 +16,13 @@ from dgdlb_jax.numerics.results import InputError
 
 # What tells servers apart, in the order of a curve's name.
 _SERVER = (
-    "model",
-    "hardware",
-    "hw",
-    "framework",
-    "precision",
-    "spec_decoding",
-    "spec_method",
-    "tp",
-    "isl",
-    "osl",
-    "date",
-)
+    "model", "hardware", "hw", "framework", "precision", "spec_decoding", "spec_method", "disagg", "tp", "ep", "dp_attention",
+    "num_decode_gpu", "decode_tp", "decode_ep", "isl", "osl",
+)  # fmt: skip
+
+
+_TOLD = "tokens/s divided by the tokens that a request really had: 1 + (end-to-end time - first token) / time per token"
+_ASKED = "tokens/s divided by the tokens that were asked for (osl), as no end-to-end time tells how many there were"
 
 
 def _rows(source: Source) -> list[dict[str, Any]]:
@@ -86,23 +81,20 @@ def _read(source: Source, options: Options) -> tuple[Curve, ...]:
         rows = [row for row in rows if str(row.get(key)) == value]
         if not rows:
             raise InputError(f'{source.name}: no row has {clipped(key)} "{clipped(value)}": {nearest(value, known)}')
-    differing = [key for key in _SERVER if len({str(row.get(key)) for row in rows}) > 1]
+    differing = [key for key in _SERVER if len({str(row.get(key)) for row in rows}) > 1] or ["model"]
+    latest: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: str(row.get("date", ""))):
+        name = "-".join(str(row[key]).rpartition("/")[2] for key in differing if row.get(key) not in (None, ""))
+        latest[name or "inferencex", str(row["conc"])] = row
+    notes = () if len(latest) == len(rows) else ("of several rows for one concurrency the latest is taken",)
     curves: dict[str, list[Point]] = {}
     guessed: set[str] = set()
-    for number, row in enumerate(rows, start=1):
-        point, asked = _point(f"{source.name}, row {number}", row)
-        shown = differing or ["model"]
-        name = "-".join(str(row[key]).rpartition("/")[2] for key in shown if row.get(key) not in (None, ""))
-        curves.setdefault(name or "inferencex", []).append(point)
-        guessed |= {name or "inferencex"} if asked else set()
-    told = (
-        "tokens/s divided by the tokens that a request really had: 1 + (end-to-end time - first token) / time per token",
-    )
-    asked_for = (
-        "tokens/s divided by the tokens that were asked for (osl), as no end-to-end time tells how many there were",
-    )
+    for (name, concurrency), row in latest.items():
+        point, asked = _point(f"{source.name}, {clipped(name)} at {clipped(concurrency)}", row)
+        curves.setdefault(name, []).append(point)
+        guessed |= {name} if asked else set()
     return tuple(
-        Curve(name, tuple(points), source.name, asked_for if name in guessed else told)
+        Curve(name, tuple(points), source.name, (*notes, _ASKED if name in guessed else _TOLD))
         for name, points in curves.items()
     )
 

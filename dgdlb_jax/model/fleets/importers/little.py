@@ -9,6 +9,8 @@ from dgdlb_jax.numerics.results import InputError
 
 # Beyond this relative difference between what was set and what Little's law gives, somebody should look.
 _DIFFERENT = 0.1
+# Requests whose numbers of tokens differ by more than this factor are of different kinds; sampled lengths differ by less.
+_UNLIKE = 1.5
 
 
 def workload(point: Point) -> float | None:
@@ -38,7 +40,7 @@ def settled(curve: Curve) -> Curve:
         raise InputError(
             f"{curve.origin}: one point is no curve, which takes at least two points: give runs at several concurrencies or rates together."
         )
-    notes = (*curve.notes, *_repeated(len(merged), len(curve.points)), *_compared(merged))
+    notes = (*curve.notes, *_repeated(len(merged), len(curve.points)), *_unlike(merged), *_compared(merged))
     return Curve(curve.name, tuple(sorted(merged, key=lambda point: workload(point) or 0.0)), curve.origin, notes)
 
 
@@ -64,6 +66,16 @@ def _median(points: Sequence[Point]) -> Point:
 def _repeated(kept: int, given: int) -> tuple[str, ...]:
     return (
         (f"{counted(given, 'run', 'runs')} of {counted(kept, 'setting', 'settings')}: medians",) if given > kept else ()
+    )
+
+
+def _unlike(points: Sequence[Point]) -> tuple[str, ...]:
+    """That a curve mixes short and long requests, where it does: it then is that of no kind of request."""
+    tokens = [point.tokens for point in points if point.tokens]
+    if not tokens or max(tokens) <= _UNLIKE * min(tokens):
+        return ()
+    return (
+        f"its requests are not alike: {min(tokens):.4g} to {max(tokens):.4g} tokens each; import runs of one kind at a time",
     )
 
 

@@ -1,7 +1,7 @@
 """Results of vLLM's serving benchmark: `vllm bench serve --save-result`, and folders of `vllm bench sweep serve`.
 
-Read from `vllm/benchmarks/serve.py` and `vllm/benchmarks/sweep/serve.py` (vLLM 0.11 to 0.20): a JSON object per run, JSON lines of
-`--append-result`, `summary.json` (a list of runs), `summary.csv` of a sweep, and its folders `SERVE-...-BENCH-...` with
+Read from `vllm/benchmarks/sweep/serve.py` of vLLM at commit 0031557f (2026) and from results of 2026-03: a JSON object per run, JSON
+lines of `--append-result`, `summary.json` (a list of runs), `summary.csv` of a sweep, and its folders `SERVE-...-BENCH-...` with
 `run=N.json`.
 """
 
@@ -15,6 +15,8 @@ from dgdlb_jax.model.fleets.importers.fields import figure, needed
 from dgdlb_jax.model.fleets.importers.source import Source
 
 _SERVE = re.compile(r"SERVE-+(.*?)(?:-BENCH-|/|$)")
+# What tells kinds of requests apart, where runs of one folder differ in it.
+_KINDS = ("dataset_name", "random_input_len", "random_output_len", "sharegpt_output_len", "input_len", "output_len")
 
 Run = Mapping[str, Any]
 
@@ -48,7 +50,11 @@ def _point(place: str, run: Run) -> tuple[Point, str]:
     cap, rate = figure(place, run, "max_concurrency"), run.get("request_rate")
     latency, origin = _latency(place, run)
     setting = f"{cap} at once, {rate} requests/s, {run.get('num_prompts', '')}"
-    return Point(needed(place, run, "request_throughput"), cap=cap, latency=latency, setting=setting), origin
+    generated, requests = figure(place, run, "total_output_tokens"), figure(place, run, "completed")
+    tokens = generated / requests if generated and requests else None
+    return Point(
+        needed(place, run, "request_throughput"), cap=cap, latency=latency, tokens=tokens, setting=setting
+    ), origin
 
 
 def _latency(place: str, run: Run) -> tuple[float | None, str]:
@@ -77,15 +83,18 @@ def _recognises(source: Source, options: Options) -> bool:
 
 
 def _read(source: Source, options: Options) -> tuple[Curve, ...]:
-    """A curve per model and setting of the server."""
+    """A curve for each model, setting of the server and kind of request."""
     del options
     curves: dict[str, list[Point]] = {}
     origins = set()
-    for place, run in _runs(source):
+    runs = _runs(source)
+    kinds = [key for key in _KINDS if len({str(run.get(key)) for _, run in runs}) > 1]
+    for place, run in runs:
         point, origin = _point(place, run)
         origins.add(origin)
         served = _SERVE.search(place)
-        name = "-".join(filter(None, (str(run.get("model_id") or "vllm").rpartition("/")[2], served and served[1])))
+        parts = [str(run.get("model_id") or "vllm").rpartition("/")[2], *([served[1]] if served else [])]
+        name = "-".join([*parts, *(f"{key}-{run.get(key)}" for key in kinds)])
         curves.setdefault(name, []).append(point)
     notes = tuple(f"end-to-end time from {origin}, as the runs report none" for origin in sorted(origins) if origin)
     return tuple(Curve(name, tuple(points), source.name, notes) for name, points in curves.items())
