@@ -155,6 +155,12 @@ def test_bad_documents_are_refused_in_one_sentence(text, fleet, tmp_path):
         read_routing(tmp_path / "now.json", fleet)
 
 
+def test_yaml_is_refused_with_the_command_that_gives_json(fleet, tmp_path):
+    (tmp_path / "now.yaml").write_text("kind: HTTPRoute\n")
+    with pytest.raises(InputError, match=r"kubectl get .* -o json"):
+        read_routing(tmp_path / "now.yaml", fleet)
+
+
 def test_one_of_several_routings_is_chosen(comparison, tmp_path):
     (path,) = write_export(tmp_path, comparison, "json")
     for name, shares in routings(comparison).items():

@@ -433,6 +433,43 @@ def test_prometheus_gives_arrivals(tmp_path):
     assert sorted(set(found.counts.ravel().tolist())) == [0, 30]
 
 
+def saved_otherwise(text, rng):
+    """The same table with its columns in another order (but for the names of a matrix), BOM, CRLF, all cells quoted."""
+    separator = max(",;\t", key=text.partition("\n")[0].count)
+    rows = list(csv.reader(io.StringIO(text), delimiter=separator))
+    first = [0] if rows[0][0] in ("rtt_ms", "Region") else []
+    order = [*first, *rng.sample(range(len(first), len(rows[0])), len(rows[0]) - len(first))]
+    saved = io.StringIO()
+    writer = csv.writer(saved, delimiter=separator, lineterminator="\r\n", quoting=csv.QUOTE_ALL)
+    writer.writerows([[row[k] for k in order] for row in rows])
+    return "\ufeff" + saved.getvalue()
+
+
+TABLES = {
+    **{
+        f"latency, {case}": ({"a.csv": text}, told)
+        for case, (text, told, _) in LATENCY_FILES.items()
+        if text[:1] not in "[{"
+    },
+    **{f"throughput, {case}": (files, told) for case, (files, told) in CURVE_FILES.items() if list(files) == ["a.csv"]},
+    **{
+        f"demand, {case}": ({name: text}, told) for case, (name, text, told) in REQUEST_FILES.items() if name == "a.csv"
+    },
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_spreadsheet_may_save_it_otherwise(case, tmp_path):
+    files, told = TABLES[case]
+    plain = only(read(tmp_path / "plain", files, **told))
+    other = {name: saved_otherwise(text, random.Random(case)) for name, text in files.items()}
+    again = only(read(tmp_path / "other", other, **told))
+    if isinstance(plain, Demand):
+        np.testing.assert_array_equal(again.counts, plain.counts)
+    else:
+        assert again[:2] == plain[:2]
+
+
 @st.composite
 def mutations(draw):
     """How a person's spreadsheet might have saved the same table."""

@@ -34,6 +34,8 @@ def read_routing(path: str | Path, network: Network) -> FixedRouting:
     **Raises:** `InputError`, naming file and line, for anything else.
     """
     path, chosen = _chosen(Path(path))
+    if path.suffix in (".yaml", ".yml"):
+        raise InputError(f"{path}: YAML is not read; give the same as JSON (kubectl get ... -o json).")
     text = _json_text(path)
     if text is not None:
         return _from_document(path, chosen, text, network)

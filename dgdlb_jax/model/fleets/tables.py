@@ -4,18 +4,36 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dgdlb_jax.model.fleets.document import Folder, clipped, counted, nearest, read_text, rule_for, shown
 from dgdlb_jax.numerics.results import InputError
 
 
+class Cells(Mapping[str, str]):
+    """The cells of a line by column. All lines share the places of the columns: logs have millions of lines."""
+
+    __slots__ = ("_places", "_texts")
+
+    def __init__(self, places: dict[str, int], texts: Sequence[str]):
+        self._places, self._texts = places, texts
+
+    def __getitem__(self, column: str) -> str:
+        return self._texts[self._places[column]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 class Row(NamedTuple):
     """One line of a table: its number in the file and its cells by column."""
 
     line: int
-    cells: dict[str, str]
+    cells: Mapping[str, str]
 
 
 # Whole cells that are numbers with a decimal comma, and with a decimal point.
@@ -34,6 +52,7 @@ class Table:
         lines, cells = self._cells(text.removeprefix("\ufeff"))
         self.columns = cells[0]
         self._check_header(lines[0])
+        self._places = {column: k for k, column in enumerate(self.columns)}
         self.rows = [self._row(line, row) for line, row in zip(lines[1:], cells[1:], strict=True)]
         self.decimal_commas = self.separator != "," and any(
             _COMMA.fullmatch(cell) for row in self.rows for cell in row.cells.values()
@@ -80,7 +99,7 @@ class Table:
                 f"{self.name}:{line}: the line has {counted(len(cells), 'cell', 'cells')}, but the table has "
                 f"{counted(len(self.columns), 'column', 'columns')}: complete or correct the line."
             )
-        return Row(line, dict(zip(self.columns, cells, strict=True)))
+        return Row(line, Cells(self._places, cells))
 
     def column(self, *known: str) -> str:
         """Whichever of the known spellings of a column the table has."""

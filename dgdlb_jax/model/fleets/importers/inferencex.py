@@ -27,12 +27,10 @@ _ASKED = "tokens/s divided by the tokens that were asked for (osl), as no end-to
 
 def _rows(source: Source) -> list[dict[str, Any]]:
     """The rows with their metrics as fields, values as they are; none for other files."""
-    if source.table is None and not isinstance(source.document, dict):
-        return []
     records: list[dict[str, Any]] = source.records or []
-    if not records and isinstance(source.document, dict):
+    if isinstance(source.document, dict):
         records = [source.document]
-    if not records and source.table is not None:
+    elif not records and source.table is not None and "conc" in source.table.columns:
         records = [dict(row.cells) for row in source.table.rows]
     flat = [row | row["metrics"] if isinstance(row.get("metrics"), dict) else row for row in records]
     return [row for row in flat if "conc" in row and ("output_tput_per_gpu" in row or "tput_per_gpu" in row)]

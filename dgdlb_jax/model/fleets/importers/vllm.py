@@ -30,13 +30,9 @@ def _runs(source: Source) -> list[tuple[str, Run]]:
         if last == "warmup.json" or last.endswith(".failure.json") or (whole and last.startswith("summary.")):
             continue
         documents: Sequence[Any] = [file.document] if isinstance(file.document, dict) else file.records or []
-        if (
-            not documents
-            and last.endswith(".csv")
-            and (file is source or last == "summary.csv")
-            and file.table is not None
-        ):
-            documents = [row.cells for row in file.table.rows]
+        if not documents and last.endswith(".csv") and (file is source or last == "summary.csv"):
+            table = file.table
+            documents = [row.cells for row in table.rows] if table and "request_throughput" in table.columns else []
         found += [(file.name, run) for run in documents if _is_run(run)]
     return found
 
