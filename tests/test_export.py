@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dgdlb_jax.cli import main
+from dgdlb_jax.cli import build_parser, main
 from dgdlb_jax.experiments.compare import compare
 from dgdlb_jax.experiments.export import mean_latency, rounding_costs, routings, write_export
 from dgdlb_jax.experiments.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
@@ -168,6 +168,14 @@ def test_one_of_several_routings_is_chosen(comparison, tmp_path):
         np.testing.assert_allclose(found, shares, atol=1e-8)
     with pytest.raises(InputError, match="no routing called 'now'; it has optimum, dgd-lb"):
         read_routing(f"{path}#now", comparison.network)
+
+
+def test_the_command_line_knows_every_format():
+    """It names them itself, so that help needs no imports."""
+    for form in EXPORTERS:
+        assert build_parser().parse_args(["run", "--export", form]).export == form
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["run", "--export", "nginx"])
 
 
 @given(st.lists(st.text(max_size=80), max_size=6, unique=True))

@@ -27,15 +27,15 @@ class Names(NamedTuple):
 class Exporter(NamedTuple):
     """One format.
 
-    - `name`: what `--export` takes. `about`: one line for the help.
+    - `name`: what `--export` takes. `suffix` of its files.
     - `total`: what the whole-number weights of a frontend sum to; None where shares are written as they are.
+    - `write(shares, names)`: the text of a file, from shares that `rounded` has made whole weights over `total`.
+    - `read(document)`: the shares in a JSON document of this format, None for any other document; `read` is None where the format
+      is no JSON.
     - `most`: the most backends that a frontend can have.
-    - `write(shares, names)`: the text of a file. For formats with weights the shares are `total` times whole numbers already.
-    - `read(document)`: what a JSON document of this format says, None for any other; None in place of it where it is no JSON.
     """
 
     name: str
-    about: str
     suffix: str
     total: int | None
     write: Callable[[Shares, Names], str]

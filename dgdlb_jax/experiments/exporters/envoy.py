@@ -90,7 +90,6 @@ def _read(document: Any) -> ByName | None:
 
 EXPORTER = Exporter(
     name="envoy",
-    about="Envoy bootstrap: a listener for each frontend, weighted clusters behind it",
     suffix=".json",
     total=TOTAL_WEIGHT,
     write=lambda shares, names: json.dumps(envoy_bootstrap(shares, names), indent=2),

@@ -62,7 +62,6 @@ def _read(document: Any) -> ByName | None:
 
 EXPORTER = Exporter(
     name="envoy-eds",
-    about="Envoy endpoint discovery: locality weights for the cluster of each frontend",
     suffix=".json",
     total=TOTAL_WEIGHT,
     write=lambda shares, names: json.dumps(_document(shares, names), indent=2),

@@ -56,7 +56,6 @@ def _read(document: Any) -> ByName | None:
 
 EXPORTER = Exporter(
     name="gateway-api",
-    about="Kubernetes Gateway API: an HTTPRoute with weighted backends for each frontend",
     suffix=".json",
     total=TOTAL_WEIGHT,
     write=lambda shares, names: json.dumps(_document(shares, names), indent=2),

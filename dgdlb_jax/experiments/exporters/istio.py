@@ -65,7 +65,6 @@ def _read(document: Any) -> ByName | None:
 
 EXPORTER = Exporter(
     name="istio",
-    about="Istio DestinationRule: percentages by locality (localityLbSetting.distribute)",
     suffix=".json",
     total=_TOTAL,
     write=lambda shares, names: json.dumps(_document(shares, names), indent=2),

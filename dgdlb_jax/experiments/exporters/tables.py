@@ -45,10 +45,9 @@ def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-CSV = Exporter("csv", "columns frontend,backend,share", ".csv", None, _csv, None)
+CSV = Exporter("csv", ".csv", None, _csv, None)
 JSON = Exporter(
     "json",
-    "frontend -> backend -> share, one object for each routing",
     ".json",
     None,
     lambda shares, names: json.dumps(as_shares(shares, names), indent=2, ensure_ascii=False),

@@ -26,18 +26,9 @@ from dgdlb_jax.model.fleets.importers.words import LATENCIES
 from dgdlb_jax.numerics.results import InputError
 
 __all__ = [
-    "IMPORTERS",
-    "LATENCIES",
-    "Curve",
-    "Demand",
-    "Finding",
-    "Importer",
-    "Latencies",
-    "Options",
-    "Point",
-    "Series",
-]
-__all__ += ["Source", "find_importer", "gathered", "read_curve", "settled", "workload"]
+    "IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series", "Source",
+    "find_importer", "gathered", "read_curve", "settled", "workload",
+]  # fmt: skip
 
 IMPORTERS: tuple[Importer, ...] = tuple(
     module.IMPORTER
