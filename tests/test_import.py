@@ -149,6 +149,7 @@ WRONG = {
     "too few weights": (["rtt.csv", "runs", "--fleet", "f.toml", "--weights", "1,2"], "2 weights for 3 places"),
     "unknown curve": (["rtt.csv", "runs", "--fleet", "f.toml", "--curves", "h100"], 'There is no curve "h100" (GLM-4-7 were read)'),
     "unknown backend": (["rtt.csv", "runs", "--fleet", "f.toml", "--backends", "us,jp"], '"jp" does not occur in the table'),
+    "a table with holes": (["in.latency.csv", "holes.csv", "runs", "--fleet", "f.toml"], "has no latency for eu -> jp: choose regions"),
     "unknown unit": (["rtt.csv", "--latency", "ms"], '"ms" is no latency: it is one of one_way_s'),
     "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),
 }  # fmt: skip
@@ -157,6 +158,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     (raw / "in.latency.csv").write_text("from,to,rtt_ms\nus,eu,68\n")
+    (raw / "holes.csv").write_text("from,to,rtt_ms\neu,us,68\nus,jp,150\n")
     before = {path.name for path in raw.iterdir()}
     assert main(["import", *WRONG[case][0]]) == 2
     message = capsys.readouterr().err

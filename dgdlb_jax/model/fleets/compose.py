@@ -255,12 +255,31 @@ def _latency(
     page.put("table", table, _said(latencies))
     both = set(frontends) & set(backends)
     pairs = latencies.seconds
+    _check_complete(latencies, frontends, backends)
     if choices.inside_ms is not None:
         page.put("inside_ms", choices.inside_ms, "one way inside a region, as told")
     elif any((name, name) not in pairs for name in both):
         page.put("inside_ms", 0.5, "assumed: one way inside a region, which was not measured")
     if any((i, j) not in pairs and (j, i) in pairs for i in frontends for j in backends):
         page.put("symmetric", True, "assumed: pairs that are listed one way round only take the same time in both")
+
+
+def _check_complete(latencies: Latencies, frontends: Iterable[str], backends: Iterable[str]) -> None:
+    """Large tables have holes; which regions matter is for the user to say."""
+    pairs = latencies.seconds
+    known = {region for pair in pairs for region in pair}
+    missing = [
+        (i, j)
+        for i in frontends
+        for j in backends
+        if i != j and {i, j} <= known and (i, j) not in pairs and (j, i) not in pairs
+    ]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{latencies.origin} has no latency for {' -> '.join(map(clipped, missing[0]))}{more}: choose regions that have all of them "
+            "with --frontends and --backends, or add the lines."
+        )
 
 
 def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends: tuple[str, ...]) -> None:
