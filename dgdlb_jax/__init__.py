@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.model.demand import DailyCycle as DailyCycle
     from dgdlb_jax.model.demand import Jumps as Jumps
     from dgdlb_jax.model.demand import Trace as Trace
+    from dgdlb_jax.model.demand_kinds import register_demand as register_demand
     from dgdlb_jax.model.fleets import list_fleets as list_fleets
     from dgdlb_jax.model.fleets import load_fleet as load_fleet
     from dgdlb_jax.model.network import Network as Network
@@ -59,6 +60,9 @@ if TYPE_CHECKING:
     from dgdlb_jax.model.service import Tabulated as Tabulated
     from dgdlb_jax.model.service import concatenate as concatenate
     from dgdlb_jax.model.service import fit_service as fit_service
+    from dgdlb_jax.model.service import register_curve as register_curve
+    from dgdlb_jax.model.topologies import register_topology as register_topology
+    from dgdlb_jax.numerics.results import ConvergenceError as ConvergenceError
     from dgdlb_jax.numerics.results import InputError as InputError
     from dgdlb_jax.numerics.results import Result as Result
     from dgdlb_jax.numerics.simplex import project_simplex as project_simplex
@@ -88,6 +92,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies import register_policy as register_policy
     from dgdlb_jax.policies import spillover as spillover
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
@@ -113,19 +118,21 @@ _HOME = {
     "experiments.sweep": ("open_sweep", "sweep"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "model.fleets": ("list_fleets", "load_fleet"),
+    "model.demand_kinds": ("register_demand",),
     "model.network": ("Network", "stack"),
     "model.service": (
         "AbstractService", "Exponential", "Hyperbolic", "Logarithmic", "ManyServer", "PerBackend", "Power", "Replicas",
-        "ServiceFit", "Tabulated", "concatenate", "fit_service",
+        "ServiceFit", "Tabulated", "concatenate", "fit_service", "register_curve",
     ),
-    "numerics.results": ("InputError", "Result"),
+    "model.topologies": ("register_topology",),
+    "numerics.results": ("ConvergenceError", "InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
         "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting",
         "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
         "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity",
         "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest",
-        "spillover",
+        "register_policy", "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "simulation.memory": ("Checkpoints", "FullStorage"),

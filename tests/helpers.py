@@ -11,20 +11,20 @@ import pytest
 from dgdlb_jax.analysis import conditions
 from dgdlb_jax.model import service as curves
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.policies.gradient import DGDLB
-from dgdlb_jax.policies.greedy import (
-    GreatestMarginalRate,
-    LeastMarginalLatency,
-    LeastWorkload,
+from dgdlb_jax.policies import (
+    CappedDGDLB,
+    CurvatureDGDLB,
+    FixedRouting,
+    HotCold,
+    LeastRequest,
+    MirrorDescent,
+    PeakEWMA,
     PowerOfChoices,
-    ShortestExpectedDelay,
+    SampledDGDLB,
+    Softmin,
+    WeightedLeastRequest,
 )
-from dgdlb_jax.policies.latency import HotCold, LeastLatency
-from dgdlb_jax.policies.requests import LeastRequest, PeakEWMA, WeightedLeastRequest
-from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
-from dgdlb_jax.policies.sampled import SampledDGDLB
-from dgdlb_jax.policies.smooth import MirrorDescent, Softmin
-from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
+from dgdlb_jax.policies.registry import POLICIES as KNOWN_POLICIES
 from oracles import service, workload_serving
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,31 +63,30 @@ def routing_table(network) -> np.ndarray:
     return weight / weight.sum(1, keepdims=True)
 
 
-# name -> policy for a network; parameters differ between frontends where they may
-POLICIES = {
-    "DGDLB": lambda network: DGDLB(0.05 * (1 + np.arange(network.frontends) / 4)),
-    "Uniform": lambda network: Uniform(),
-    "ProportionalToCapacity": lambda network: ProportionalToCapacity(),
-    "Nearest": lambda network: Nearest(),
-    "LeastWorkload": lambda network: LeastWorkload(),
-    "LeastLatency": lambda network: LeastLatency(),
-    "GreatestMarginalRate": lambda network: GreatestMarginalRate(),
+# class name -> policy for a network; parameters differ between frontends where they may
+_WITH_PARAMETERS = {
     "FixedRouting": lambda network: FixedRouting(routing_table(network)),
-    "ShortestExpectedDelay": lambda network: ShortestExpectedDelay(),
     "PowerOfChoices": lambda network: PowerOfChoices(2.0 + np.arange(network.frontends) % 2),
-    "LeastMarginalLatency": lambda network: LeastMarginalLatency(),
     "HotCold": lambda network: HotCold(0.5 + 0.1 * np.arange(network.frontends)),
     "LeastRequest": lambda network: LeastRequest(2.0),
     "WeightedLeastRequest": lambda network: WeightedLeastRequest(0.7 + 0.2 * np.arange(network.frontends)),
     "PeakEWMA": lambda network: PeakEWMA(0.5 * (1 + np.arange(network.frontends))),
     "MirrorDescent": lambda network: MirrorDescent(0.2 * (1 + np.arange(network.frontends) / 4), 0.01),
     "SampledDGDLB": lambda network: SampledDGDLB(0.05 * (1 + np.arange(network.frontends) / 4), 0.3),
-    "LogDGDLB": lambda network: LogDGDLB(0.05 * (1 + np.arange(network.frontends) / 4)),
-    "ReciprocalDGDLB": lambda network: ReciprocalDGDLB(0.05 * (1 + np.arange(network.frontends) / 4)),
     "CurvatureDGDLB": lambda network: CurvatureDGDLB(0.05, 2.0 * (1 + np.arange(network.frontends) / 4)),
     "CappedDGDLB": lambda network: CappedDGDLB(0.2, 0.1 * (1 + np.arange(network.frontends) / 4)),
     "Softmin": lambda network: Softmin(0.3 + 0.1 * np.arange(network.frontends), 2.0),
 }
+
+
+def _example(policy, recipe):
+    """A new policy of the registry is tested as the others are; one with parameters of its own is entered above."""
+    if recipe == "step size":
+        return lambda network: policy(0.05 * (1 + np.arange(network.frontends) / 4))
+    return _WITH_PARAMETERS.get(policy.__name__, lambda network: policy())
+
+
+POLICIES = {entry.load().__name__: _example(entry.load(), entry.recipe) for entry in KNOWN_POLICIES.values()}
 
 # Conditions that give a factor for any direction of step sizes.
 SCALAR_CONDITIONS = (

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.analysis import gradients
+from dgdlb_jax.analysis.operating_point import slope_and_gain
 from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.analysis.step_size import default_step_size, gains_at, suggest_dt, suggest_duration
+from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
 from dgdlb_jax.experiments.balancers import calm_softmin, follow_curvature
-from dgdlb_jax.experiments.compare import STARTS, Comparison, start_state
+from dgdlb_jax.experiments.compare import Comparison
 from dgdlb_jax.experiments.stability import coarsest_step
+from dgdlb_jax.experiments.starts import STARTS, start_state
 from dgdlb_jax.experiments.sweep.gradient_error import largest_gradient_error
 from dgdlb_jax.model.demand import Constant, Jumps
 from dgdlb_jax.model.network import Network, stack
@@ -39,7 +41,7 @@ WITH_CURVE = network(FACTOR * MAX_RATE)
 SAME_NOMINAL = Network([5.0, 2.0], LATENCY, Hyperbolic(FACTOR * MAX_RATE, HALF_LOAD, capacity=MAX_RATE / 2))
 WORKLOADS = jnp.array([[1.0, 2.0], [4.0, 3.0], [2.0, 6.0], [5.0, 1.0]])  # over time
 ASKED = {
-    "gains_at": lambda n: gains_at(n, jnp.array([3.0, 4.0])),
+    "slope_and_gain": lambda n: slope_and_gain(n, jnp.array([3.0, 4.0])),
     "default_step_size": default_step_size,
     "suggest_dt": suggest_dt,
     "suggest_duration": suggest_duration,

@@ -12,10 +12,11 @@ import pytest
 from dgdlb_jax.analysis.optimum import solve_optimum
 from dgdlb_jax.cli import run as run_help
 from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT
-from dgdlb_jax.experiments.compare import DGD, compare, start_state
+from dgdlb_jax.experiments.compare import DGD, compare
 from dgdlb_jax.experiments.reference import quasi_static_optimum
 from dgdlb_jax.experiments.results import to_json, whole_folder, write_dataset
 from dgdlb_jax.experiments.routing_csv import read_routing
+from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.experiments.text_table import columns
 from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.experiments.words import percent, report, seconds, verdict
@@ -133,7 +134,7 @@ def test_words_for_every_verdict(comparison):
         "oscillating (12 %)": {"verdict": Verdict.oscillating, "swing": 0.12},
         "chatter below the time step (12 %)": {"verdict": Verdict.oscillating, "swing": 0.12, "resolved": False},
         "moving (drift 3.0 %)": {"verdict": Verdict.moving, "drift": 0.03},
-        "moving (swing 12 %, dying out)": {"verdict": Verdict.moving, "swing": 0.12, "drift": 0.0},
+        "moving (swing 12 %, getting smaller)": {"verdict": Verdict.moving, "swing": 0.12, "drift": 0.0},
         "too short to judge": {"verdict": Verdict.too_short},
         "varying inputs": {"verdict": Verdict.varying_inputs},
         "diverging": {"verdict": Verdict.diverging},

@@ -128,3 +128,8 @@ def test_theorem_c_is_false_for_round_trips_and_refused():
         conditions.two_parameters,
     ):
         assert 0 < float(dgd.sufficient_step_size(network, optimum, condition=condition)[0]) <= limit * (1 + 1e-9)
+
+
+def test_the_old_name_of_the_operating_point():
+    with pytest.warns(DeprecationWarning, match=r"conditions\.Setting is now called OperatingPoint"):
+        assert dgd.conditions.Setting is dgd.conditions.OperatingPoint

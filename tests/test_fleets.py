@@ -412,7 +412,7 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
         (stack([network, network]), "a.toml", "batch of 2"),
         (network, "a.csv", r"ends in \.toml"),
         (network.with_names(("a", "a"), None), "a.toml", "repeated"),
-        (network, "missing/a.toml", "cannot be written to"),
+        (network, "missing/a.toml", "cannot be written"),
     ]
     for one, path, message in cases:
         with pytest.raises(InputError, match=message):
@@ -422,7 +422,7 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path):
 
 def test_a_failure_half_way_leaves_nothing_half_written(tmp_path):
     (tmp_path / "a.toml").mkdir()  # the last rename fails: a folder is in the way
-    with pytest.raises(InputError, match="cannot be written to"):
+    with pytest.raises(InputError, match="cannot be written"):
         a_network(CURVES["hyperbolic"]).to_toml(tmp_path / "a.toml")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 

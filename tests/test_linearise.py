@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
-from dgdlb_jax.analysis.linearise import depends_on
 from dgdlb_jax.analysis.loop import Loop
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
 from helpers import CURVES
@@ -128,15 +127,3 @@ def test_near_ties_are_flagged():
         gain = 2 * (8 + workload) / 80
         assert float(linear.linear_region) == pytest.approx(beyond / (gain * workload), rel=1e-4)
         assert bool(linear.near_tie[0, 1]) == near
-
-
-def test_depends_on():
-    assert depends_on(lambda x: x * 2, jnp.ones(2))
-    assert not depends_on(lambda x: jnp.where(x.shape[0] > 1, jnp.ones(2), 0), jnp.ones(2))
-    assert not depends_on(lambda x: (jnp.sin(x), jnp.zeros(2))[1], jnp.ones(2))
-
-
-def test_policies_with_memory_are_refused():
-    network = dgd.Network([4.0], [[0.1, 0.2]], dgd.Hyperbolic([5.0, 5.0], [3.0, 3.0]))
-    with pytest.raises(dgd.InputError, match="has memory"):
-        dgd.linearise(network, dgd.SampledDGDLB(0.1, 1.0))

@@ -1,4 +1,8 @@
-"""Fleets of all kinds end in a verdict that a run four times as long with half the step confirms; how long each took is printed."""
+"""Fleets of all kinds end in a verdict that a run four times as long with half the step confirms; how long each took is printed.
+
+A comparison ends after a fixed amount of work. Where a large fleet has not come to rest by then it says *moving* or *too short to
+judge*, which is no verdict: these are counted apart.
+"""
 
 import time
 import warnings
@@ -15,9 +19,12 @@ from random_fleets import LARGE, SIZES, random_fleet
 POLICIES = ("dgd-lb", "least-latency")
 
 
+UNDECIDED = (Verdict.moving, Verdict.too_short)
+
+
 def confirmed(short: Outcome, long: Outcome) -> bool:
-    """The same word; chatter that the step does not resolve says so, and may fall below 2 % with a finer one."""
-    return short.verdict is long.verdict or (not short.resolved and long.verdict is Verdict.settled)
+    """The same word; chatter that the step does not resolve says so, and may be anything below 2 % or undecided with a finer one."""
+    return short.verdict is long.verdict or (not short.resolved and long.verdict in (Verdict.settled, *UNDECIDED))
 
 
 def longer(found: Comparison, key: str) -> Outcome:
@@ -26,9 +33,9 @@ def longer(found: Comparison, key: str) -> Outcome:
     return again.outcomes[name]
 
 
-def check(seeds: range, sizes: tuple) -> tuple[list[str], list[float]]:
-    """What is not confirmed, and how long each comparison took, compilation included."""
-    failures, taken = [], []
+def check(seeds: range, sizes: tuple) -> tuple[list[str], list[str], list[float]]:
+    """Verdicts that are not confirmed, runs without a verdict, and how long each comparison took, compilation included."""
+    failures, undecided, taken = [], [], []
     for seed in seeds:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # tables that are measured so and so
@@ -37,20 +44,25 @@ def check(seeds: range, sizes: tuple) -> tuple[list[str], list[float]]:
         found = compare(network, POLICIES)
         taken.append(time.perf_counter() - began)
         for key in POLICIES:
-            short, long = found.outcomes[BALANCERS[key].label], longer(found, key)
-            if not confirmed(short, long):
+            short = found.outcomes[BALANCERS[key].label]
+            if short.verdict in UNDECIDED:
+                undecided.append(f"fleet {seed} of {network.frontends}x{network.backends}, {key}: {verdict(short)}")
+            elif not confirmed(short, long := longer(found, key)):
                 failures.append(f"fleet {seed}, {key}: {verdict(short)}, then {verdict(long)}")
-    return failures, taken
+    return failures, undecided, taken
 
 
 @pytest.mark.parametrize(
-    ("seeds", "sizes"),
+    ("seeds", "sizes", "most_undecided"),
     [
-        pytest.param(range(20), SIZES, id="20"),
-        pytest.param(range(1000, 1200), LARGE, id="200", marks=pytest.mark.full),
+        pytest.param(range(20), SIZES, 0.0, id="20"),
+        pytest.param(range(1000, 1200), LARGE, 0.1, id="200", marks=pytest.mark.full),
     ],
 )
-def test_verdicts_are_confirmed(seeds, sizes):
-    failures, taken = check(seeds, sizes)
-    print(f"{len(seeds)} fleets, {max(taken):.1f} s at most; not confirmed:", *failures, sep="\n  ")
+def test_verdicts_are_confirmed(seeds, sizes, most_undecided):
+    failures, undecided, taken = check(seeds, sizes)
+    print(f"{len(seeds)} fleets, {max(taken):.1f} s at most")
+    print("not confirmed:", *failures, sep="\n  ")
+    print("no verdict:", *undecided, sep="\n  ")
     assert len(failures) <= 0.02 * len(seeds) * len(POLICIES)
+    assert len(undecided) <= most_undecided * len(seeds) * len(POLICIES)

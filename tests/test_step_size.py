@@ -9,7 +9,7 @@ import pytest
 
 from dgdlb_jax.analysis.optimum import solve_optimum
 from dgdlb_jax.analysis.step_size import default_step_size, drain_time, slowest_decay_rate, suggest_dt, suggest_duration
-from dgdlb_jax.experiments.compare import start_state
+from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.model import topologies
 from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.model.network import Network, stack

@@ -7,7 +7,8 @@ import pytest
 from dgdlb_jax.analysis.optimum import solve_optimum
 from dgdlb_jax.experiments import compare as comparing
 from dgdlb_jax.experiments.balancers import DGD
-from dgdlb_jax.experiments.compare import ComparisonInProgress, compare, start_state
+from dgdlb_jax.experiments.compare import ComparisonInProgress, compare
+from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.experiments.time_steps import ACCURATE, Grid, ResolvedRun, time_step
 from dgdlb_jax.experiments.words import resolution, run_facts
 from dgdlb_jax.model.network import Network, stack

@@ -22,6 +22,7 @@ Without these ties the conditions are false, not only unproven (there are counte
 **Source:** own derivations.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -30,13 +31,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dgdlb_jax.analysis.setting import Setting, reciprocal
+from dgdlb_jax.analysis.loop import quarter_turn
+from dgdlb_jax.analysis.operating_point import OperatingPoint
 from dgdlb_jax.analysis.step_size import slowest_decay_rate_of
 from dgdlb_jax.numerics.eigenvalues import in_turn
+from dgdlb_jax.numerics.graph import connected
 
-Condition = Callable[[Setting, Float[Array, " frontends"]], Float[Array, ""]]
-"""From a setting and a direction to the factor by which the direction may be multiplied; or a `Rule`."""
-Rule = Callable[[Setting], Float[Array, " frontends"]]
+Condition = Callable[[OperatingPoint, Float[Array, " frontends"]], Float[Array, ""]]
+"""From an operating point and a direction to the factor by which the direction may be multiplied; or a `Rule`."""
+Rule = Callable[[OperatingPoint], Float[Array, " frontends"]]
 
 NEEDS: dict[Callable, str] = {}
 RULES: set[Callable] = set()
@@ -56,17 +59,17 @@ def _rule(function):
 
 
 @_needs("feedback")
-def theorem_a_largest(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def theorem_a_largest(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$c_j \sum_i s_i (\bar\tau_i + \tau_{ij}^2/\bar\tau_i) < a_j$ for every backend, $\bar\tau_i = \max_k \tau_{ik}$.
 
     Theorem A with the largest latency; weaker than `theorem_a`. Needs forward = feedback latency only.
     """
-    largest = setting.latency.max(1, where=setting.support, initial=0)[:, None]
-    return _theorem_a(setting, direction, jnp.broadcast_to(largest, setting.latency.shape)[:, 0])
+    largest = point.latency.max(1, where=point.support, initial=0)[:, None]
+    return _theorem_a(point, direction, jnp.broadcast_to(largest, point.latency.shape)[:, 0])
 
 
 @_needs("feedback")
-def theorem_a(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def theorem_a(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$c_j \sum_i s_i (b_i + \tau_{ij}^2/b_i) < a_j$ for every backend, with the best $b_i > 0$.
 
     *Proof.* With $v = Cu$ the imaginary part of $v^* (1)$ is
@@ -74,8 +77,8 @@ def theorem_a(setting: Setting, direction: Float[Array, " frontends"]) -> Float[
     $w \tau_{ij}$. The left side is at most $\sum_i s_i\, 2 |S_i v| |C_i v| \le w \sum_i s_i \sum_j (b_i + \tau_{ij}^2 / b_i) |v_j|^2$:
     less than the right one. Needs forward = feedback latency only; holds at any equilibrium.
     """
-    gain, tau = setting.gain / setting.slope, setting.latency
-    strength = setting.strength(direction)
+    gain, tau = point.gain / point.slope, point.latency
+    strength = point.strength(direction)
 
     def load(b):
         return gain * (strength * (b + _over(tau**2, b))).sum(0)
@@ -88,32 +91,32 @@ def theorem_a(setting: Setting, direction: Float[Array, " frontends"]) -> Float[
         now = load(b)
         worst = now.max()
         weights = weights * jnp.exp(_over(now, worst) - 1)
-        return (weights / weights.sum(), jnp.maximum(best, reciprocal(worst))), None
+        return (weights / weights.sum(), jnp.maximum(best, _reciprocal(worst))), None
 
-    start = jnp.where(setting.support.any(0), 1.0, 0.0)
-    first = theorem_a_largest(setting, direction)
+    start = jnp.where(point.support.any(0), 1.0, 0.0)
+    first = theorem_a_largest(point, direction)
     (_, best), _ = jax.lax.scan(improve, (start / jnp.maximum(start.sum(), 1), first), length=200)
     return best
 
 
-def _theorem_a(setting: Setting, direction, b: Float[Array, " frontends"]) -> Float[Array, ""]:
-    strength = setting.strength(direction)
-    both = b[:, None] + _over(setting.latency**2, b[:, None])
-    return setting.smallest(setting.gain / setting.slope * (strength * both).sum(0))
+def _theorem_a(point: OperatingPoint, direction, b: Float[Array, " frontends"]) -> Float[Array, ""]:
+    strength = point.strength(direction)
+    both = b[:, None] + _over(point.latency**2, b[:, None])
+    return _smallest(point, point.gain / point.slope * (strength * both).sum(0))
 
 
 @_needs("per frontend")
-def latency_per_frontend(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def latency_per_frontend(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$\rho(A^{-1} C \sum_i 2 s_i \tau_i P_i) < 1$ when all arcs of a frontend are equally long.
 
     *Proof.* Then $S_i P_i C_i + C_i P_i S_i = \sin(2 w \tau_i) P_i \le 2 w \tau_i P_i$ in the proof of `theorem_a`.
     """
-    tau = setting.latency.max(1, where=setting.support, initial=0)[:, None]
-    return reciprocal(setting.radius(2 * tau * setting.strength(direction), setting.gain / setting.slope))
+    tau = point.latency.max(1, where=point.support, initial=0)[:, None]
+    return _reciprocal(point.radius(2 * tau * point.strength(direction), point.gain / point.slope))
 
 
 @_needs("optimum or round trip")
-def theorem_b(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def theorem_b(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$\rho(\mathrm{diag}(|h_j|) \sum_i s_i P_i) < 1$, $|h_j| = c_j / (w^* \sqrt{w^{*2} + a_j^2})$: exact for equal latencies.
 
     $w^* = \min_j w_j$ with $2 w_j (\max_i \nu_i - 1/a_j) + \arctan(w_j / a_j) = \pi/2$, part by part of the support.
@@ -122,17 +125,17 @@ def theorem_b(setting: Setting, direction: Float[Array, " frontends"]) -> Float[
     Multiply by $u^* e^{j\phi}$ with $\phi = \pi/2 + 2w \max_i \nu_i$: the real part of the left side is not positive, that of the right
     one is positive for $w < w^*$. For $w \ge w^*$, $|h_j|$ falls and phases cannot make the sum larger than with all phases equal.
     """
-    return reciprocal(setting.radius(setting.strength(direction), _size(setting, setting.lowest_frequency())))
+    return _reciprocal(point.radius(point.strength(direction), _size(point, _lowest_frequency(point))))
 
 
 @_needs("optimum or round trip")
-def theorem_b_diagonal(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def theorem_b_diagonal(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$c_j \sum_i s_i < w^* \sqrt{w^{*2} + a_j^2}$ for every backend; from `theorem_b` since $P_i \le I$."""
-    return setting.smallest(_size(setting, setting.lowest_frequency()) * setting.strength(direction).sum(0))
+    return _smallest(point, _size(point, _lowest_frequency(point)) * point.strength(direction).sum(0))
 
 
 @_needs("optimum")
-def theorem_c(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def theorem_c(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$c_j [\sum_i s_i \tau_{ij} + \sqrt{\sum_i s_i \cdot \sum_i s_i \tau_{ij}^2}] \le a_j$ for every backend: own round trips only.
 
     *Proof.* Multiply $jw x_i = -\epsilon \eta_i P_i (e^{-jw\tau_{ij}} c_j N_j)_j$ by
@@ -144,32 +147,32 @@ def theorem_c(setting: Setting, direction: Float[Array, " frontends"]) -> Float[
     $|\sum_i \tau_{ij} \rho_{ij} p_i w_{ij}^* S_j| < 2 (\sum_i \tau_{ij} p_i |w_{ij}|)(\sum_k p_k |w_{kj}|)
     \le (\sum_i s_i \tau_{ij} + \sqrt{\sum s_i \sum s_i \tau_{ij}^2}) \sum_i |w_{ij}|^2$.
     """
-    strength, tau = setting.strength(direction), setting.latency
+    strength, tau = point.strength(direction), point.latency
     square = jnp.sqrt(strength.sum(0) * (strength * tau**2).sum(0))
-    return setting.smallest(setting.gain / setting.slope * ((strength * tau).sum(0) + square))
+    return _smallest(point, point.gain / point.slope * ((strength * tau).sum(0) + square))
 
 
 @_needs("optimum")
-def theorem_c_largest(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def theorem_c_largest(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$2 c_j \max_i \tau_{ij} \sum_i s_i \le a_j$ for every backend; weaker than `theorem_c`."""
-    largest = setting.latency.max(0, where=setting.support, initial=0)
-    return setting.smallest(2 * largest * setting.gain / setting.slope * setting.strength(direction).sum(0))
+    largest = point.latency.max(0, where=point.support, initial=0)
+    return _smallest(point, 2 * largest * point.gain / point.slope * point.strength(direction).sum(0))
 
 
 @_needs("optimum")
-def theorem_c_spectral(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def theorem_c_spectral(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$4 \rho(D \sum_i s_i P_i) \le 1$, $D_j = (c_j/a_j)^2 \sum_i s_i \tau_{ij}^2$.
 
     *Proof.* In the proof of `theorem_c` use the inequality of Cauchy and Schwarz over the backends, and
     $\sum_j D_j |S_j|^2 \le \rho(D \sum_i s_i P_i) \sum |w_{ij}|^2$, since $(x_{ij})_j$ has mean 0 for every i.
     """
-    strength = setting.strength(direction)
-    weight = (setting.gain / setting.slope) ** 2 * (strength * setting.latency**2).sum(0)
-    return reciprocal(2 * jnp.sqrt(setting.radius(strength, weight)))
+    strength = point.strength(direction)
+    weight = (point.gain / point.slope) ** 2 * (strength * point.latency**2).sum(0)
+    return _reciprocal(2 * jnp.sqrt(point.radius(strength, weight)))
 
 
 @_needs("optimum or round trip")
-def two_parameters(setting: Setting, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
+def two_parameters(point: OperatingPoint, direction: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""The best of a grid of certificates between the low-frequency and the small-gain argument; the strongest for many networks.
 
     For some $\nu_0$ and $w_1 > 0$, with $b_j = \nu_0 - 1/a_j$, $2 w_1 |b_j| \le \pi$, $2 w_1 (\nu_0 - \nu_i) \le \pi$ and
@@ -180,43 +183,41 @@ def two_parameters(setting: Setting, direction: Float[Array, " frontends"]) -> F
     $w \sum_j \rho_j |u_j|^2 / c_j$, since $a \cos 2wb - w \sin 2wb$ has its minimum at an end of $[0, w_1]$; small gain for $w \ge w_1$.
     `theorem_b` is its limit for $\nu_0 = \max_i \nu_i$, $w_1 \to w^*$.
     """
-    strength, nu, inverse = setting.strength(direction), setting.multiplier, setting.inverse_slope
-    moving, active = setting.support.any(1), setting.support.any(0)
-    own = jnp.where(setting.together, nu[:, None], 0).max(0)  # the largest multiplier of the part
-    highest = jnp.where(setting.together, own[None], 0).max(1)
-    lowest_frequency = setting.lowest_frequency()
+    strength, nu, inverse = point.strength(direction), point.multiplier, point.inverse_slope
+    moving, active = point.support.any(1), point.support.any(0)
+    own = jnp.where(point.same_part, nu[:, None], 0).max(0)  # the largest multiplier of the part
+    highest = jnp.where(point.same_part, own[None], 0).max(1)
+    lowest_frequency = _lowest_frequency(point)
 
-    def certificate(point):
-        back, forward = point
+    def certificate(shape):
+        back, forward = shape
         # The same shift of nu_0 below the largest multiplier, and the same multiple of w*, in all parts.
         spread = jnp.where(moving, highest - nu, 0).max()
         shift = back * jnp.maximum(spread, jnp.where(active, own - inverse, 0).max())
         w = forward * lowest_frequency
         b = own - shift - inverse
-        turned = setting.slope * jnp.cos(2 * w * b) - w * jnp.sin(2 * w * b)
-        rho = jnp.minimum(setting.slope, turned)
-        w_front = jnp.where(setting.together, w[None], 0).max(1)
+        turned = point.slope * jnp.cos(2 * w * b) - w * jnp.sin(2 * w * b)
+        rho = jnp.minimum(point.slope, turned)
+        w_front = jnp.where(point.same_part, w[None], 0).max(1)
         below = highest - shift - nu
         valid = jnp.where(active, (2 * w * jnp.abs(b) <= jnp.pi) & (rho > 0), True).all()
         valid &= jnp.where(moving, 2 * w_front * below <= jnp.pi, True).all()
         late = jnp.maximum(-below, 0)[:, None]
-        weight = jnp.where(active, setting.gain / jnp.where(rho > 0, rho, 1), 0)
+        weight = jnp.where(active, point.gain / jnp.where(rho > 0, rho, 1), 0)
         # In one call: two of them side by side can block each other (see numerics.eigenvalues).
-        both = jax.vmap(setting.radius)(
-            jnp.stack([2 * late * strength, strength]), jnp.stack([weight, _size(setting, w)])
-        )
-        return jnp.where(valid, reciprocal(both.max()), 0)
+        both = jax.vmap(point.radius)(jnp.stack([2 * late * strength, strength]), jnp.stack([weight, _size(point, w)]))
+        return jnp.where(valid, _reciprocal(both.max()), 0)
 
     back = np.concatenate([[0.0], np.geomspace(0.02, 1, 9)])
     forward = np.concatenate([[1.0], 1 + np.geomspace(0.05, 60, 15)])
     grid = jnp.asarray(np.stack(np.meshgrid(back, forward), -1).reshape(-1, 2), strength.dtype)
     best = jax.vmap(certificate)(grid).max()
-    return jnp.maximum(best, theorem_b(setting, in_turn(best, direction)))
+    return jnp.maximum(best, theorem_b(point, in_turn(best, direction)))
 
 
 @_rule
 @_needs("optimum")
-def distributed(setting: Setting) -> Float[Array, " frontends"]:
+def distributed(point: OperatingPoint) -> Float[Array, " frontends"]:
     r"""$\eta_i = \min_{j \in S_i} \frac{a_j}{c_j \Lambda_j [\tau_{ij} + \tau_{ij}^2/(2 T_j) + T_j/2]}$.
 
     What a frontend can work out by itself.
@@ -226,40 +227,40 @@ def distributed(setting: Setting) -> Float[Array, " frontends"]:
     *Proof.* From `theorem_c` by $\sqrt{xy} \le x T_j/2 + y/(2 T_j)$. It is a vector as a whole: the larger, entry by entry, of this
     and of another condition's vector is not proven.
     """
-    tau, on = setting.latency, setting.used
-    strength = setting.strength(jnp.ones_like(setting.arrival_rate))
+    tau, on = point.latency, point.used
+    strength = point.strength(jnp.ones_like(point.arrival_rate))
     rms = jnp.sqrt(_over((strength * tau**2).sum(0), strength.sum(0)))
     bracket = tau + _over(tau**2, 2 * rms) + rms / 2
-    return jnp.where(on, reciprocal(setting.gain / setting.slope * _rate(setting) * bracket), jnp.inf).min(1)
+    return jnp.where(on, _reciprocal(point.gain / point.slope * _rate(point) * bracket), jnp.inf).min(1)
 
 
 @_rule
 @_needs("feedback")
-def distributed_a(setting: Setting) -> Float[Array, " frontends"]:
+def distributed_a(point: OperatingPoint) -> Float[Array, " frontends"]:
     r"""$\eta_i = \frac{1}{2 \max_k \tau_{ik}} \min_{j \in S_i} \frac{a_j}{c_j \Lambda_j}$: from `theorem_a_largest`.
 
     Backends publish $a_j / (c_j \Lambda_j)$. Needs forward = feedback latency only.
     """
-    on = setting.used
-    allowed = jnp.where(on, reciprocal(setting.gain / setting.slope * _rate(setting)), jnp.inf).min(1)
-    return allowed * reciprocal(2 * setting.latency.max(1, where=on, initial=0))
+    on = point.used
+    allowed = jnp.where(on, _reciprocal(point.gain / point.slope * _rate(point)), jnp.inf).min(1)
+    return allowed * _reciprocal(2 * point.latency.max(1, where=on, initial=0))
 
 
 @_rule
 @_needs("optimum")
-def best_proven(setting: Setting) -> Float[Array, " frontends"]:
+def best_proven(point: OperatingPoint) -> Float[Array, " frontends"]:
     r"""The proven vector with which the slowest mode of routing settles fastest.
 
     Candidates: the two distributed rules and equal step sizes, each made as large as the best of all conditions allows.
     """
-    directions = jnp.stack([distributed(setting), distributed_a(setting), jnp.ones_like(setting.arrival_rate)])
+    directions = jnp.stack([distributed(point), distributed_a(point), jnp.ones_like(point.arrival_rate)])
     every = (theorem_a, theorem_b, theorem_c, theorem_c_spectral, two_parameters)
 
     def largest(direction):
         finite = jnp.where(jnp.isfinite(direction), direction, 1.0)
-        one = lambda number: jax.lax.switch(number, [partial(condition, setting) for condition in every], finite)
+        one = lambda number: jax.lax.switch(number, [partial(condition, point) for condition in every], finite)
         vector = finite * jax.lax.map(one, jnp.arange(len(every))).max()
-        rate = slowest_decay_rate_of(setting.slope, setting.gain, setting.arrival_rate * vector, setting.used)
+        rate = slowest_decay_rate_of(point, vector)
         return vector, jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf)
 
     # One after the other (see numerics.eigenvalues).
@@ -267,19 +268,45 @@ def best_proven(setting: Setting) -> Float[Array, " frontends"]:
     return vectors[jnp.argmax(rates)]
 
 
-def _rate(setting: Setting) -> Float[Array, "frontends backends"]:
+def _rate(point: OperatingPoint) -> Float[Array, "frontends backends"]:
     r"""$\Lambda_j$, plus the frontend's own rate where it has no choice but wants a number all the same."""
-    rate = setting.arrival_rate[:, None]
-    alone = setting.used & ~setting.support
-    return jnp.where(setting.support, rate, 0).sum(0) + jnp.where(alone, rate, 0)
+    rate = point.arrival_rate[:, None]
+    alone = point.used & ~point.support
+    return jnp.where(point.support, rate, 0).sum(0) + jnp.where(alone, rate, 0)
 
 
-def _size(setting: Setting, w: Float[Array, " backends"]) -> Float[Array, " backends"]:
+def _size(point: OperatingPoint, w: Float[Array, " backends"]) -> Float[Array, " backends"]:
     r"""$|h_j(w)|$; 0 for idle backends."""
-    size = setting.gain / (w * jnp.sqrt(w**2 + setting.slope**2))
-    return jnp.where(setting.support.any(0), size, 0)
+    size = point.gain / (w * jnp.sqrt(w**2 + point.slope**2))
+    return jnp.where(point.support.any(0), size, 0)
 
 
 def _over(numerator, denominator):
     """The quotient, 0 where the denominator is 0."""
     return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
+
+
+def _lowest_frequency(point: OperatingPoint) -> Float[Array, " backends"]:
+    r"""$w^*$ of theorem B, part by part: no root crosses below it, whatever the step sizes."""
+    active = point.support.any(0)
+    highest = jnp.where(point.same_part, point.multiplier[:, None], 0).max(0)
+    own = quarter_turn(2 * jnp.maximum(highest - point.inverse_slope, 0), point.slope)
+    reach = connected(point.support)
+    return jnp.where(active, jnp.where(reach & active[None], own[None], jnp.inf).min(1), 1.0)
+
+
+def _smallest(point: OperatingPoint, load: Float[Array, " backends"]) -> Float[Array, ""]:
+    """One over the largest load of an active backend; inf without any."""
+    return _reciprocal(jnp.where(point.support.any(0), load, 0).max())
+
+
+def _reciprocal(value):
+    """1 / value; inf at 0."""
+    return jnp.where(value > 0, 1 / jnp.where(value > 0, value, 1), jnp.inf)
+
+
+def __getattr__(name: str):
+    if name == "Setting":
+        warnings.warn("conditions.Setting is now called OperatingPoint.", DeprecationWarning, stacklevel=2)
+        return OperatingPoint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

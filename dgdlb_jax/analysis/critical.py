@@ -138,12 +138,8 @@ def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
     crossing = largest_crossing(matrix, bound, fixed.stride, first, jnp.where(some, fixed.last, first))
     found = crossing.size > 0
     at = jnp.where(found, crossing.frequency, 1.0)
-    # To first order in the inputs the eigenvalue moves with the matrix; the frequency follows so that it stays real.
-    moved = eigenvalue_near(loop.matrix(at), crossing.right, crossing.left)
-    along = crossing.left.conj() @ slope_of(fixed.matrix, at) @ crossing.right
-    drift = -moved.imag / jnp.where(along.imag == 0, 1, along.imag)
-    size = jnp.where(found, -(moved.real + along.real * drift), 1)
-    limit = jnp.where(found, 1 / size, jnp.inf)
+    limit, drift = limit_near(loop, at, crossing.right, crossing.left, found)
+    limit = jnp.where(found, limit, jnp.inf)
     s = 1j * at
     shape = fixed.workload(s, crossing.right)
     largest = shape[jnp.argmax(jnp.abs(shape))]
@@ -156,9 +152,28 @@ def critical_mode_of(loop: Loop | SampledLoop) -> CriticalMode:
         workload=fixed.workload(s, unit),
         routing=fixed.routing(s, unit) * jnp.where(found, limit, 0),
         result=first_failure(
-            crossing.result, jnp.where(jnp.isnan(size), code(Result.not_finite), code(Result.successful))
+            crossing.result, jnp.where(jnp.isnan(limit), code(Result.not_finite), code(Result.successful))
         ),
     )
+
+
+def limit_near(
+    loop: Loop | SampledLoop,
+    at: Frequency,
+    right: Complex[Array, " n"],
+    left: Complex[Array, " n"],
+    found: ArrayLike = True,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The limit 1 / |mu| at a crossing that is known, and how far its frequency moves: exact to first order in the loop.
+
+    **Arguments:** `at`: the frequency of the crossing, rad/s; `right`, `left`: eigenvectors there whose product is 1; `found`: whether
+    there is a crossing at all (else 1 and 0).
+    """
+    # The eigenvalue moves with the matrix; the frequency follows so that it stays real.
+    moved = eigenvalue_near(loop.matrix(at), right, left)
+    along = left.conj() @ slope_of(stop_gradient(loop).matrix, at) @ right
+    drift = -moved.imag / jnp.where(along.imag == 0, 1, along.imag)
+    return 1 / jnp.where(found, -(moved.real + along.real * drift), 1), jnp.where(found, drift, 0)
 
 
 def _critical_mode(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> CriticalMode:
@@ -204,7 +219,7 @@ def count_unstable_roots(
 
     **Returns:** the count; 0 below the critical step size, 2 just above it.
 
-    **Raises:** `InputError` when a root lies too close to the axis to be counted.
+    **Raises:** `ConvergenceError` when a root lies too close to the axis to be counted.
 
     **Source:** own derivation; the argument principle.
     """

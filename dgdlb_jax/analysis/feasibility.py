@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.numerics.results import ConvergenceError, InputError, Result
 
 _MOST_NAMED = 6
 _SATURATED = 3e-6  # of capacity: closer to it the slope of a hyperbolic curve is below its floor (SMALLEST_SLOPE)
@@ -93,6 +93,11 @@ def _bottleneck(
     scale = max(rate.sum(), 1e-300)
     objective = np.concatenate([-rate * (1 + 1e-9), most]) / scale
     solution = linprog(objective, A_ub=arcs.tocsr(), b_ub=np.zeros(i.size), bounds=(0, 1), method="highs-ds")
+    if solution.x is None:
+        raise ConvergenceError(
+            f"Which part of the network is short of capacity could not be found ({solution.message}): rescale the arrival rates and "
+            "capacities to be of the order of 1."
+        )
     chosen = solution.x > 0.5
     senders = chosen[:frontends] & (rate > 0)
     return senders, np.asarray(mask[senders].any(axis=0))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.analysis.step_size import suggest_duration
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import InputError, Result, first_failure, raise_on_failure
+from dgdlb_jax.numerics.results import ConvergenceError, InputError, Result, first_failure, raise_on_failure
 from dgdlb_jax.numerics.simplex import project_tangent_cone
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State
@@ -271,5 +271,5 @@ def _roomy_latency(networks: Network, dt: float) -> float:
 def _run_on(network: Network, policy: AbstractFlowPolicy, duration: float) -> float:
     try:
         return float(suggest_duration(network, getattr(policy, "step_size", None)))
-    except InputError:  # there is no optimum to come to rest at
+    except (InputError, ConvergenceError):  # there is no optimum to come to rest at
         return duration

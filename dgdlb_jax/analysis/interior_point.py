@@ -26,8 +26,11 @@ from dgdlb_jax.analysis.flow_problem import (
     start,
 )
 
-_FAST_STEPS = 60  # nearly all networks take 8 to 15
-_BOLD_STEPS = 18  # near-ties can make bold steps go in circles; after so many, complementarity falls by less at a time
+_FAST_STEPS = 100  # nearly all networks take 8 to 18
+# Near-ties, as where latencies are a thousandth of the time in service, can make bold steps go in circles. After so many,
+# complementarity falls by less at a time, and flows and prices move by the same part of their step: where they do not, workloads
+# no longer carry the flows, and what is unserved drives complementarity up again.
+_BOLD_STEPS = 18
 _SAFE_STEPS = 400
 _TRUST = 1.0
 _BOLD, _CAREFUL = 1e-4, 0.2  # the smallest part of the complementarity that a step may aim at
@@ -114,6 +117,8 @@ def _fast_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
     keep = jnp.clip(product / divisor(seen.objective), 1e-3, 0.1)
     flow_step = jnp.minimum((1 - keep) * reach(arcs, flow, change), 1)
     price_step = jnp.minimum(jnp.minimum((1 - keep) * reach(arcs, slack, opening), 1), longest_rise(price, rise))
+    together, bold = jnp.minimum(flow_step, price_step), k < _BOLD_STEPS
+    flow_step, price_step = jnp.where(bold, flow_step, together), jnp.where(bold, price_step, together)
     ahead = jnp.where(arcs, slack + price_step * opening, jnp.inf).min(0)
     workload = move_workload(problem, point.workload, price_step * rise, _TRUST * ahead)
     moved = Point(flow + flow_step * change, workload, point.multiplier + price_step * lift, aim)

@@ -7,10 +7,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.analysis.arguments import policy_and_optimum
 from dgdlb_jax.analysis.batch import each_network
+from dgdlb_jax.analysis.operating_point import OperatingPoint
 from dgdlb_jax.analysis.optimum import Optimum
-from dgdlb_jax.analysis.step_size import arcs_in_use
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.dependence import depends_on
 from dgdlb_jax.numerics.graph import connected, count_parts
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import zero_mean
@@ -29,31 +30,57 @@ class Linearisation(eqx.Module):
 
     on the support: arcs with traffic, of frontends that have two of them. $P_i$ takes the mean off.
 
-    - `arrival_rate` $\lambda$ `(frontends,)`: requests/s. `slope` $a$ `(backends,)`: 1/s.
-    - `gain` $c$ `(backends,)`: seconds per request, how the marginal latency rises with the workload.
+    - `point`: the equilibrium; its $\lambda$, $a$, $c$, latencies and support can be read from here as well.
     - `response` $P V$ `(frontends, backends, backends)`: change of the projected velocity per request seen, 1/(s request).
     - `self_response` $P W P$ `(frontends, backends, backends)`: per change of its own routing, 1/s. None when
       the policy does not look at its own routing.
-    - `latency`, `feedback_latency`, `cost_latency` `(frontends, backends)`: seconds.
-    - `support` `(frontends, backends)`: the arcs that move. Frontends with one active backend have none.
     - `neutral`: how many directions move routing without changing any backend's flow (the cyclomatic number of the support).
     - `near_tie` `(frontends, backends)`: idle arcs that a change of a workload by less than 0.1 % brings into use; there
       the equations above hold in a tiny neighbourhood only.
     - `linear_region`: the smallest such change, as a part of the workload. Within it the equations hold; inf when no arc is idle.
     """
 
-    arrival_rate: Float[Array, "*batch frontends"]
-    slope: Float[Array, "*batch backends"]
-    gain: Float[Array, "*batch backends"]
+    point: OperatingPoint
     response: Float[Array, "*batch frontends backends backends"]
     self_response: Float[Array, "*batch frontends backends backends"] | None
-    latency: Float[Array, "*batch frontends backends"]
-    feedback_latency: Float[Array, "*batch frontends backends"]
-    cost_latency: Float[Array, "*batch frontends backends"]
-    support: Bool[Array, "*batch frontends backends"]
     neutral: Int[Array, "*batch"]
     near_tie: Bool[Array, "*batch frontends backends"]
     linear_region: Float[Array, "*batch"]
+
+    @property
+    def arrival_rate(self) -> Float[Array, "*batch frontends"]:
+        """Requests/s."""
+        return self.point.arrival_rate
+
+    @property
+    def slope(self) -> Float[Array, "*batch backends"]:
+        """1/s: how the service rate of a backend rises with its workload."""
+        return self.point.slope
+
+    @property
+    def gain(self) -> Float[Array, "*batch backends"]:
+        """Seconds per request: how the marginal latency of a backend rises with its workload."""
+        return self.point.gain
+
+    @property
+    def latency(self) -> Float[Array, "*batch frontends backends"]:
+        """Of requests, seconds."""
+        return self.point.latency
+
+    @property
+    def feedback_latency(self) -> Float[Array, "*batch frontends backends"]:
+        """Of news, seconds."""
+        return self.point.feedback_latency
+
+    @property
+    def cost_latency(self) -> Float[Array, "*batch frontends backends"]:
+        """Charged to a request, seconds."""
+        return self.point.cost_latency
+
+    @property
+    def support(self) -> Bool[Array, "*batch frontends backends"]:
+        """The arcs that move. Frontends with one active backend have none."""
+        return self.point.support
 
 
 def linearise(
@@ -114,28 +141,18 @@ def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) ->
         # Frontends see nothing of each other, so one change per backend, the same for all of them, gives all Jacobians at once.
         return field.velocity(t, x + moved[:, None], observation(change, moved), state)[0]
 
-    still = jnp.zeros_like(n)
-    used = arcs_in_use(network, optimum)
-    support = used & (used.sum(1) > 1)[:, None]
-    response = _project(jax.jacfwd(velocity)(still, still), support)
+    point, still = OperatingPoint(network, optimum), jnp.zeros_like(n)
+    response = _project(jax.jacfwd(velocity)(still, still), point.support)
     self_response = None
     if depends_on(lambda moved: velocity(still, moved), still):
-        jacobian = _project(jax.jacfwd(velocity, argnums=1)(still, still), support)
-        self_response = jnp.where(support[:, None], jacobian, 0)
-    slope = jax.jvp(lambda workload: field.service_rate(still, workload), (n,), (jnp.ones_like(n),))[1]
-    gain = jax.jvp(lambda change: observation(change, still).marginal_latency, (still,), (jnp.ones_like(n),))[1][:, 0]
-    region = _idle_arcs(network, optimum, slope, gain, used)
+        jacobian = _project(jax.jacfwd(velocity, argnums=1)(still, still), point.support)
+        self_response = jnp.where(point.support[:, None], jacobian, 0)
+    region = _idle_arcs(network, optimum, point)
     return Linearisation(
-        arrival_rate=rate,
-        slope=slope,
-        gain=gain,
+        point=point,
         response=response,
         self_response=self_response,
-        latency=network.latency,
-        feedback_latency=network.feedback_latency,
-        cost_latency=network.cost_latency,
-        support=support,
-        neutral=_cycles(support),
+        neutral=_cycles(point.support),
         near_tie=region < _NEAR_TIE,
         linear_region=region.min(),
     )
@@ -162,26 +179,16 @@ def _cycles(support: Bool[Array, "frontends backends"]) -> Int[Array, ""]:
     return support.sum() - nodes + count_parts(connected(support))
 
 
-def _idle_arcs(network: Network, optimum: Optimum, slope, gain, used) -> Float[Array, "frontends backends"]:
+def _idle_arcs(network: Network, optimum: Optimum, point: OperatingPoint) -> Float[Array, "frontends backends"]:
     """By which part a workload has to change until an idle arc comes into use; inf for arcs in use and those that are not there.
 
     Either the arc's own backend empties, or one that the frontend uses fills.
     """
     n = optimum.workload
-    slack = 1 / slope + network.cost_latency - optimum.multiplier[:, None]
-    per_part = gain * n  # change of the marginal latency per part of the workload
-    others = jnp.max(jnp.where(used, per_part, 0), axis=1)
-    idle = network.mask & ~used & (network.arrival_rate > 0)[:, None]
+    slack = 1 / point.slope + network.cost_latency - optimum.multiplier[:, None]
+    per_part = point.gain * n  # change of the marginal latency per part of the workload
+    others = jnp.max(jnp.where(point.used, per_part, 0), axis=1)
+    idle = network.mask & ~point.used & (network.arrival_rate > 0)[:, None]
     stiffest = jnp.maximum(per_part[None], others[:, None])
     width = jnp.maximum(slack, 0) / jnp.where(stiffest > 0, stiffest, 1)
     return jnp.where(idle & (stiffest > 0), width, jnp.inf)
-
-
-def depends_on(function, argument: Array) -> bool:
-    """Whether the output of a function is computed from its argument at all (it may still come out constant)."""
-    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
-    needed = {var for var in jaxpr.outvars if not hasattr(var, "val")}
-    for equation in reversed(jaxpr.eqns):
-        if any(var in needed for var in equation.outvars):
-            needed |= {var for var in equation.invars if not hasattr(var, "val")}
-    return any(var in needed for var in jaxpr.invars)

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
 from dgdlb_jax.analysis.linearise import Linearisation
-from dgdlb_jax.numerics.graph import connected
 
 _PHASE = 0.2  # radians per stride along the axis of frequencies
 _GROWTH = 0.1  # relative growth of the frequency per stride
@@ -107,11 +106,7 @@ class Loop(eqx.Module):
     def _tied_bound(self, size) -> Float[Array, ""]:
         """The spectral radius of $|H| \\sum_i \\lambda_i \\eta_i P_i$: an upper bound at an optimum (theorem B), times the frequency."""
         lin = self.linear
-        weight = jnp.sqrt(size * lin.gain)
-        strength = jnp.where(lin.support, lin.arrival_rate[:, None] * self.step_size[:, None], 0)
-        count = jnp.maximum(lin.support.sum(1), 1)[:, None]
-        modes = jnp.diag(strength.sum(0)) - (strength / count).T @ lin.support.astype(size.dtype)
-        return jnp.linalg.eigvalsh(weight[:, None] * modes * weight).max()
+        return lin.point.rates(lin.point.strength(self.step_size), size * lin.gain).max()
 
     @property
     def step_size(self) -> Float[Array, " frontends"]:
@@ -149,9 +144,7 @@ class Loop(eqx.Module):
         lin = self.linear
         active = lin.support.any(0)
         level = jnp.where(lin.support, lin.latency + 1 / lin.slope, 0).max(1)  # nu_i
-        reach = connected(lin.support)
-        mine = (lin.support[:, :, None] & reach[None]).any(1)  # frontends of the part that a backend belongs to
-        highest = jnp.where(mine, level[:, None], 0).max(0)
+        highest = jnp.where(lin.point.same_part, level[:, None], 0).max(0)
         ahead = jnp.where(active, jnp.maximum(highest - 1 / lin.slope, 0), 0)
         by_theorem = quarter_turn(2 * ahead, lin.slope)
         safe = _SAFETY * quarter_turn(jnp.broadcast_to(self.delay, lin.slope.shape), lin.slope)

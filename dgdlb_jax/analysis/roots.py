@@ -11,7 +11,6 @@ from dgdlb_jax.analysis.batch import require_double
 from dgdlb_jax.analysis.linearise import Linearisation, linearise
 from dgdlb_jax.analysis.loop import Loop
 from dgdlb_jax.analysis.optimum import Optimum
-from dgdlb_jax.analysis.step_size import arcs_in_use
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
 from dgdlb_jax.numerics.device import on_host
@@ -100,14 +99,13 @@ def characteristic_roots(
     policy, optimum = policy_and_optimum("characteristic_roots", network, policy, optimum)
     linear = linearise(network, policy, optimum)
     if network.batch is None:
-        one = _spectra(jax.tree.map(lambda leaf: leaf[None], (linear, network.anonymous(), optimum)), count, degree)
+        one = _spectra(jax.tree.map(lambda leaf: leaf[None], linear), count, degree)
         return jax.tree.map(lambda leaf: leaf[0], one)
-    return _spectra((linear, network.anonymous(), optimum), count, degree)
+    return _spectra(linear, count, degree)
 
 
-def _spectra(batch: tuple[Linearisation, Network, Optimum], count: int, degree: int | None) -> Spectrum:
-    linear, networks, optima = batch
-    used = np.asarray(jax.vmap(arcs_in_use)(networks, optima).any(-2))
+def _spectra(linear: Linearisation, count: int, degree: int | None) -> Spectrum:
+    used = np.asarray(linear.point.used.any(-2))
     reach = np.asarray(_fastest(linear))
     host = jax.tree.map(np.asarray, linear)
     starts = np.full((used.shape[0], count), -np.inf + 0j)
@@ -123,15 +121,16 @@ def _spectra(batch: tuple[Linearisation, Network, Optimum], count: int, degree: 
 
 def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: int | None) -> np.ndarray:
     """Collocation for one network: workloads in use, and the routing of each frontend in a basis of its zero-sum directions."""
-    moving = np.flatnonzero(linear.support.any(1))
+    point = linear.point
+    moving = np.flatnonzero(point.support.any(1))
     backends = np.flatnonzero(used)
     place = {j: k for k, j in enumerate(backends)}
-    bases = [_zero_sum(np.asarray(linear.support[i])) for i in moving]
+    bases = [_zero_sum(np.asarray(point.support[i])) for i in moving]
     size = backends.size + sum(basis.shape[1] for basis in bases)
     if size == 0:
         return np.zeros(0, complex)
     still = np.zeros((size, size))
-    still[range(backends.size), range(backends.size)] = -linear.slope[backends]
+    still[range(backends.size), range(backends.size)] = -point.slope[backends]
     terms, delays, at = [still], [0.0], backends.size
     for i, basis in zip(moving, bases, strict=True):
         own = slice(at, at + basis.shape[1])
@@ -140,16 +139,16 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
             still[own, own] = basis.T @ linear.self_response[i] @ basis
         for j in backends:
             sent, seen = np.zeros((2, size, size))
-            sent[place[j], own] = linear.arrival_rate[i] * basis[j]
+            sent[place[j], own] = point.arrival_rate[i] * basis[j]
             seen[own, place[j]] = basis.T @ linear.response[i, :, j]
-            for term, delay in ((sent, linear.latency[i, j]), (seen, linear.feedback_latency[i, j])):
+            for term, delay in ((sent, point.latency[i, j]), (seen, point.feedback_latency[i, j])):
                 if term.any():
                     terms.append(term)
                     delays.append(float(delay))
     chosen = degree or max(_LEAST_DEGREE, 12 + int(np.ceil(0.7 * reach * max(delays))))
     chosen = max(min(chosen, _LARGEST_MATRIX // size - 1), 4)
     found = np.linalg.eigvals(generator(np.stack(terms), np.array(delays), chosen))
-    scale = max(linear.slope[backends].max(), reach)
+    scale = max(point.slope[backends].max(), reach)
     return found[np.abs(found) > _NEUTRAL * scale]
 
 

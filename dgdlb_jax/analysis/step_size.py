@@ -1,12 +1,12 @@
 """How large a step size, how small a time step, how long a run: defaults from the optimum."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dgdlb_jax.analysis.arguments import known_optimum, step_and_optimum
 from dgdlb_jax.analysis.batch import each_network
+from dgdlb_jax.analysis.operating_point import OperatingPoint, slope_and_gain
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import is_concrete
@@ -18,33 +18,10 @@ StepSize = ArrayLike | AbstractPolicy
 """1/s^2: a scalar, one number per frontend (in a batch also one per network), or a policy that has such a `step_size`."""
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
-_SHARE_IN_USE = 1e-9  # smaller shares of a frontend's traffic are rounding
 _MATTERS = 1e-3  # of all traffic: what a backend has to receive for its chatter to be worth resolving
 _TIE = 1e-6  # of a marginal latency, which an optimum knows to about 1e-9: no rounding decides which of two equals is the second
 _FAR_ABOVE = 10.0  # times the least marginal latency
 _DEAD = 1e-3  # of what the best backend of a frontend takes from it; a thousandth is also what a verdict looks at
-
-
-class Gains(eqx.Module):
-    r"""What the dynamics near a workload depend on, per backend.
-
-    - `slope`: $a = \ell'$, 1/s.
-    - `gain`: $c = -\ell''/\ell'^2$, seconds per request: how the marginal latency rises with the workload; 0 where nothing is served.
-    - `initial_slope`: $\ell'(0)$, 1/s, at the largest capacity of all times; 0 where no frontend can reach.
-    """
-
-    slope: Float[Array, "*batch backends"]
-    gain: Float[Array, "*batch backends"]
-    initial_slope: Float[Array, "*batch backends"]
-
-
-def gains_at(network: Network, workload: Float[Array, " backends"]) -> Gains:
-    """The gains of one network at a workload; of a capacity that changes in time its mean, and its largest for the initial slope."""
-    slope, curvature = network.mean_service.slope(workload), network.mean_service.curvature(workload)
-    initial = jnp.where(network.backend_mask, network.fastest_service.initial_slope, 0)
-    served = slope > 0
-    divisor = jnp.where(served, slope, 1)
-    return Gains(slope, jnp.where(served, -curvature / divisor / divisor, 0), initial)
 
 
 def default_step_size(
@@ -185,53 +162,45 @@ def suggest_duration(
 
 
 def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array, ""]) -> Float[Array, " frontends"]:
-    gains, choices = gains_at(network, optimum.workload), _choices(network, optimum)
+    point = OperatingPoint(network, optimum)
+    choices = _choices(network, point)
     rate = network.arrival_rate
     shared = (rate[:, None] * choices).sum(0)
-    fastest = 1e-3 * _ratio(1.0, gains.initial_slope.max())
+    fastest = 1e-3 * _ratio(1.0, _steepest_slope(network))
     delay = jnp.maximum(0.5 * (network.latency + network.feedback_latency), jnp.maximum(interval, fastest))
     longest = jnp.where(choices, delay, 0).max(1)
-    smallest = jnp.where(choices, _ratio(gains.slope, 2 * gains.gain * shared), jnp.inf).min(1)
+    smallest = jnp.where(choices, _ratio(point.slope, 2 * point.gain * shared), jnp.inf).min(1)
     step = _SAFETY * smallest / longest
     moving = (network.mask.sum(1) > 1) & (rate > 0) & jnp.isfinite(step)
     return jnp.where(moving, step, 0)
 
 
 def _slowest_decay_rate(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
-    gains, used = gains_at(network, optimum.workload), arcs_in_use(network, optimum)
-    return slowest_decay_rate_of(gains.slope, gains.gain, network.arrival_rate * step_size, used)
+    return slowest_decay_rate_of(OperatingPoint(network, optimum), step_size)
 
 
-def slowest_decay_rate_of(
-    slope: Float[Array, " backends"],
-    gain: Float[Array, " backends"],
-    strength: Float[Array, " frontends"],
-    used: Bool[Array, "frontends backends"],
-) -> Float[Array, ""]:
-    r"""`slowest_decay_rate` from $a$, $c$, $\lambda_i \eta_i$ and the arcs in use."""
-    slowest_service = jnp.where(used.any(0), slope, jnp.inf).min()
-    weight = jnp.sqrt(jnp.where(used.any(0), gain / slope, 0))
-    count = jnp.maximum(used.sum(1), 1)
-    spread = used * (strength / count)[:, None]
-    modes = jnp.diag((used * strength[:, None]).sum(0)) - spread.T @ used.astype(spread.dtype)
-    rates = jnp.linalg.eigvalsh(weight[:, None] * modes * weight)
-    structural = rates <= 1e3 * slope.shape[0] * jnp.finfo(rates.dtype).eps * rates.max()
+def slowest_decay_rate_of(point: OperatingPoint, step_size: Float[Array, " frontends"]) -> Float[Array, ""]:
+    """`slowest_decay_rate` at an operating point."""
+    active = point.used.any(0)
+    slowest_service = jnp.where(active, point.slope, jnp.inf).min()
+    rates = point.rates(point.strength(step_size), jnp.where(active, point.gain / point.slope, 0))
+    structural = rates <= 1e3 * rates.size * jnp.finfo(rates.dtype).eps * rates.max()
     return jnp.minimum(slowest_service, jnp.where(structural, jnp.inf, rates).min())
 
 
 def _dt_of_loop(
     network: Network, step_size: Float[Array, " frontends"], optimum: Optimum, start: Float[Array, " backends"]
 ) -> Float[Array, ""]:
-    choices = _choices(network, optimum)
+    choices = _choices(network, OperatingPoint(network, optimum))
     strength = jnp.where(choices.sum(1) > 1, network.arrival_rate * step_size, 0)
     strength = (choices * strength[:, None]).sum(0)
 
     def frequency(workload):
-        gains = gains_at(network, workload)
-        return jnp.where(strength > 0, _crossing(gains.slope, gains.gain * strength), 0).max()
+        slope, gain = slope_and_gain(network, workload)
+        return jnp.where(strength > 0, _crossing(slope, gain * strength), 0).max()
 
     steepest = jnp.maximum(frequency(start), frequency(optimum.workload))
-    return jnp.minimum(_dt_of_service(network, optimum), _ratio(0.05, steepest))
+    return jnp.minimum(_dt_of_service(network), _ratio(0.05, steepest))
 
 
 def _dt_of_jumps(network: Network, optimum: Optimum) -> Float[Array, ""]:
@@ -239,16 +208,16 @@ def _dt_of_jumps(network: Network, optimum: Optimum) -> Float[Array, ""]:
     in_use = inflow > _MATTERS * inflow.sum()
     service_time = jnp.where(in_use, optimum.workload / jnp.where(in_use, inflow, 1), jnp.inf).min()
     chatter = jnp.maximum(_largest_latency(network) / 20, jnp.where(jnp.isfinite(service_time), 4e-3 * service_time, 0))
-    return jnp.minimum(_dt_of_service(network, optimum), jnp.where(chatter > 0, chatter, jnp.inf))
+    return jnp.minimum(_dt_of_service(network), jnp.where(chatter > 0, chatter, jnp.inf))
 
 
-def _dt_of_service(network: Network, optimum: Optimum) -> Float[Array, ""]:
-    return _ratio(0.1, gains_at(network, optimum.workload).initial_slope.max())
+def _dt_of_service(network: Network) -> Float[Array, ""]:
+    return _ratio(0.1, _steepest_slope(network))
 
 
 def _suggest_duration(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
     slowest = _slowest_decay_rate(network, step_size, optimum)
-    slowest = jnp.where(jnp.isfinite(slowest), slowest, gains_at(network, optimum.workload).initial_slope.max())
+    slowest = jnp.where(jnp.isfinite(slowest), slowest, _steepest_slope(network))
     drained = _drain_time(network, step_size, optimum, jnp.asarray(1e-2, slowest.dtype))
     return jnp.maximum(20 / slowest + drained, 50 * _largest_latency(network))
 
@@ -256,13 +225,13 @@ def _suggest_duration(network: Network, step_size: Float[Array, " frontends"], o
 def _drain_time(
     network: Network, step_size: Float[Array, " frontends"], optimum: Optimum, negligible: Float[Array, ""]
 ) -> Float[Array, ""]:
-    seen = 1 / gains_at(network, optimum.workload).slope + network.cost_latency
-    slack = seen - optimum.multiplier[:, None]
+    point = OperatingPoint(network, optimum)
+    slack = 1 / point.slope + network.cost_latency - optimum.multiplier[:, None]
     cost = optimum.mean_latency * network.arrival_rate.sum()
-    counts = network.mask & ~arcs_in_use(network, optimum) & (network.arrival_rate[:, None] * slack > negligible * cost)
+    counts = network.mask & ~point.used & (network.arrival_rate[:, None] * slack > negligible * cost)
     speed = step_size[:, None] * slack / 2
     strength = network.arrival_rate * step_size
-    partner = (arcs_in_use(network, optimum).sum(1) > 1) & (strength > 0) & ~jnp.eye(network.frontends, dtype=bool)
+    partner = (point.used.sum(1) > 1) & (strength > 0) & ~jnp.eye(network.frontends, dtype=bool)
     wait = jnp.where(partner, strength[:, None] / jnp.where(partner, strength, 1), 0).max(1)
     return jnp.where(counts & (speed > 0), _ratio(1.0, speed) * (1 + wait[:, None]), 0).max()
 
@@ -272,21 +241,21 @@ def _crossing(slope: Float[Array, " backends"], loop: Float[Array, " backends"])
     return loop * jnp.sqrt(2 / (slope**2 + jnp.sqrt(slope**4 + 4 * loop**2)))
 
 
-def arcs_in_use(network: Network, optimum: Optimum) -> Bool[Array, "frontends backends"]:
-    """Arcs that carry traffic at the optimum."""
-    return network.mask & (optimum.routing > _SHARE_IN_USE) & (network.arrival_rate > 0)[:, None]
+def _steepest_slope(network: Network) -> Float[Array, ""]:
+    r"""$\max_j \ell_j'(0)$ at the largest capacity of all times, 1/s, of backends that a frontend can reach."""
+    return jnp.where(network.backend_mask, network.fastest_service.initial_slope, 0).max()
 
 
-def _choices(network: Network, optimum: Optimum) -> Bool[Array, "frontends backends"]:
+def _choices(network: Network, point: OperatingPoint) -> Bool[Array, "frontends backends"]:
     """$S^+$: the support, and the two cheapest arcs of a frontend that has two, dead backends apart."""
     factor = 1.0 if network.capacity is None else network.capacity.mean_rate
     most = jnp.where(jnp.asarray(factor) > 0, factor * network.service.supremum, 0)
     taken = jnp.where(network.mask, jnp.minimum(most, network.arrival_rate[:, None]), 0)
     alive = network.mask & (taken >= _DEAD * taken.max(1, keepdims=True)) & (most > 0)
-    seen = jnp.where(alive, 1 / gains_at(network, optimum.workload).slope + network.cost_latency, jnp.inf)
+    seen = jnp.where(alive, 1 / point.slope + network.cost_latency, jnp.inf)
     least, second = jnp.sort(seen, axis=1)[:, [0, min(1, network.backends - 1)]].T[..., None]
     cheapest = (seen <= (1 + _TIE) * second) & (seen <= _FAR_ABOVE * least)
-    return alive & (cheapest | arcs_in_use(network, optimum))
+    return alive & (cheapest | point.used)
 
 
 def _largest_latency(network: Network) -> Float[Array, ""]:

@@ -7,8 +7,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from dgdlb_jax.analysis.arguments import known_optimum
 from dgdlb_jax.analysis.batch import each_network, per_frontend
 from dgdlb_jax.analysis.conditions import NEEDS, RULES, Condition, Rule, distributed
+from dgdlb_jax.analysis.operating_point import SAME, OperatingPoint
 from dgdlb_jax.analysis.optimum import Optimum
-from dgdlb_jax.analysis.setting import SAME, Setting
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
@@ -51,28 +51,28 @@ def sufficient_step_size(
 
 
 def _sufficient(network: Network, optimum: Optimum, condition, direction):
-    setting = Setting(network, optimum)
+    point = OperatingPoint(network, optimum)
     if condition in RULES:
-        step = condition(setting)
+        step = condition(point)
         if direction is not None:
-            active = setting.support.any(1) & (direction > 0)
+            active = point.support.any(1) & (direction > 0)
             step = direction * jnp.where(active, step / jnp.where(direction > 0, direction, 1), jnp.inf).min()
     else:
-        along = jnp.ones_like(setting.arrival_rate) if direction is None else direction
-        step = along * condition(setting, along)
-    holds = _holds(setting, condition)
+        along = jnp.ones_like(point.arrival_rate) if direction is None else direction
+        step = along * condition(point, along)
+    holds = _holds(point, condition)
     return jnp.where(holds, step, 0), holds
 
 
-def _holds(setting: Setting, condition) -> Bool[Array, ""]:
-    tau, on = setting.latency, setting.support
+def _holds(point: OperatingPoint, condition) -> Bool[Array, ""]:
+    tau, on = point.latency, point.support
     largest = tau.max(1, where=on, initial=0)[:, None]
     level = jnp.where(on, largest - tau <= SAME * largest, True).all()
     return {
-        "feedback": setting.equal_feedback,
-        "per frontend": setting.equal_feedback & level,
-        "optimum": setting.trips == 1,
-        "optimum or round trip": setting.trips > 0,
+        "feedback": point.equal_feedback,
+        "per frontend": point.equal_feedback & level,
+        "optimum": point.trips == 1,
+        "optimum or round trip": point.trips > 0,
     }[NEEDS[condition]]
 
 

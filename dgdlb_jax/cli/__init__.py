@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from dgdlb_jax import __version__
-from dgdlb_jax.cli import fleets, importing, plot, report, reproduce, run, stability, sweep
+from dgdlb_jax.cli import fleets, importing, plot, plugins, report, reproduce, run, stability, sweep
 
 COMMANDS = (run, stability, sweep, reproduce, plot, report, fleets, importing)
 """Modules with `add(commands)`, which adds a parser whose default `command` is the function to call."""
@@ -27,8 +27,9 @@ _EXAMPLES = """examples:
   dgdlb plot quick-step-size.zarr            its pictures; dgdlb report makes one HTML file of them
   dgdlb reproduce                            the claims of the paper, shown or refuted
   dgdlb fleets                               what is built in
+  dgdlb --import mine.py run --policies dgd-lb,mine   with a balancer that mine.py registers
 
-exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
+exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="dgdlb", description=_ABOUT, epilog=_EXAMPLES, formatter_class=style)
     parser.add_argument("--version", action="version", version=f"dgdlb {__version__}")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        metavar="MODULE",
+        action="append",
+        default=[],
+        help="a Python module, or a .py file, that registers policies, service curves, topologies or demands of your own; may be repeated",
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add(commands)
@@ -79,11 +88,16 @@ def _interrupts_that_insist() -> Iterator[None]:
 
 
 def _answer(options: argparse.Namespace) -> int:
-    from dgdlb_jax.numerics.results import InputError
+    from dgdlb_jax.numerics.results import ConvergenceError, InputError
 
     try:
+        for name in options.imports:
+            plugins.load(name)
         options.command(options)
     except InputError as error:
         print(f"dgdlb: error: {error}", file=sys.stderr)
         return 2
+    except ConvergenceError as error:
+        print(f"dgdlb: error: {error}", file=sys.stderr)
+        return 1
     return 0

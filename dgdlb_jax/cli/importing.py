@@ -157,9 +157,9 @@ def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
 
 def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
     """A tidy table for everything that was found, named after its file."""
+    from dgdlb_jax.model.document import write_all
     from dgdlb_jax.model.fleets.importers import Curve, Demand, Latencies
     from dgdlb_jax.model.fleets.tidy import curve_csv, demand_csv, latency_csv
-    from dgdlb_jax.model.fleets.write import write_all
     from dgdlb_jax.numerics.results import InputError
 
     files: dict[str, str] = {}
@@ -176,7 +176,7 @@ def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
             raise InputError(f"Two of these files would both be written as {name}: import them one at a time.")
         files[name] = text
     _check_not_inputs([options.output / name for name in files], options.files)
-    write_all(options.output, files, create=True)
+    write_all(options.output, files)
     return [options.output / name for name in files]
 
 
@@ -198,7 +198,7 @@ def _fleet(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
 
 
 def _check_not_inputs(outputs: list[Path], inputs: list[str]) -> None:
-    from dgdlb_jax.model.fleets.write import check_not_inputs
+    from dgdlb_jax.model.document import check_not_inputs
 
     check_not_inputs(outputs, [Path(name.rpartition("=")[2]) for name in inputs])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgdlb_jax.cli.common import interrupt_heard, names, notes, positive, require_extra, set_up_jax
+from dgdlb_jax.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     from dgdlb_jax.experiments.job import Job
@@ -29,7 +30,7 @@ _EXAMPLES = """examples:
 words, about the last fifth of the run and the backends that get more than 0.1 % of the work:
   settled        no workload ranges over more than 2 % of its mean
   oscillating    one swings by more than that, up and down at least twice
-  moving         one still drifts by more than that, or swings that die out: run longer
+  moving         one still drifts by more than that, or swings that get smaller: run longer
   diverging      a backend is sent more than it can ever serve; "short by" is what it lacks
   too short to judge   the run is too short to tell; a note below the table says what would do
   varying inputs       demand or capacity changes there, so nothing can settle
@@ -42,7 +43,7 @@ words, about the last fifth of the run and the backends that get more than 0.1 %
   westeurope,uksouth,0.3
 or a file in any format of --export, as JSON (kubectl get -o json); routing.json#optimum is one of several in a file
 
-exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted; nothing
+exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with the input (one sentence says what), 130 interrupted; nothing
 is ever half-written. Compiled code is kept in $JAX_COMPILATION_CACHE_DIR, by default the user's cache folder."""
 
 
@@ -61,6 +62,8 @@ def add(commands) -> None:
 
 def _add_options(run: argparse.ArgumentParser) -> None:
     add = run.add_argument
+    usual = [key for key, entry in POLICIES.items() if entry.usual]
+    others = [key for key in POLICIES if key not in usual]
     add(
         "fleets",
         nargs="*",
@@ -78,10 +81,7 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         "--policies",
         metavar="A,B,...",
         type=names,
-        help="which balancers: dgd-lb, least-latency, gmsr, least-workload, proportional, uniform, nearest (these by default), "
-        "sampled-dgd-lb, log-dgd-lb, reciprocal-dgd-lb, curvature-dgd-lb, capped-dgd-lb, "
-        "mirror-descent, softmin, gmsr-network, peak-ewma, prequal, shortest-delay, two-choices, least-request, "
-        "weighted-least-request, spillover, oracle",
+        help=f"which balancers: {', '.join(usual)} (these by default), {', '.join(others)}, or one of your own (--import)",
     )
     add(
         "--current",

@@ -22,7 +22,7 @@ words:
   critical     exact: just above it small deviations grow; all frontends sped up in proportion to recommended
   limit        critical over recommended
 
-exit codes: 0 done, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
+exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
 
 
 def add(commands) -> None:

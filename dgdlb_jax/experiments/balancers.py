@@ -1,8 +1,8 @@
 """The balancers by name: what a command line or a sweep can ask for, with parameters chosen for the network at hand."""
 
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +11,20 @@ from jaxtyping import Array, Float
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.step_size import default_step_size
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.checks import did_you_mean
+from dgdlb_jax.numerics.registry import View
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies import (
-    DGDLB,
-    AbstractPolicy,
-    CappedDGDLB,
-    CurvatureDGDLB,
-    FixedRouting,
-    GreatestMarginalRate,
-    HotCold,
-    LeastLatency,
-    LeastMarginalLatency,
-    LeastRequest,
-    LeastWorkload,
-    LogDGDLB,
-    MirrorDescent,
-    Nearest,
-    PeakEWMA,
-    PowerOfChoices,
-    ProportionalToCapacity,
-    ReciprocalDGDLB,
-    SampledDGDLB,
-    ShortestExpectedDelay,
-    Softmin,
-    Uniform,
-    WeightedLeastRequest,
-    spillover,
-)
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.registry import POLICIES, Entry
+from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB
+from dgdlb_jax.policies.sampled import SampledDGDLB
+from dgdlb_jax.policies.smooth import Softmin
+from dgdlb_jax.policies.static import spillover
 
-DGD = "DGD-LB"
-ORACLE = "optimum (oracle)"
+DGD, ORACLE = POLICIES["dgd-lb"].label, POLICIES["oracle"].label
 """Names of DGD-LB and of the optimum as a routing table in tables and pictures."""
+CURRENT = "current routing"
+"""Name of the user's own routing table there."""
 
 StepSize = Float[Array, "*batch"]
 Make = Callable[[Network, Optimum, StepSize], AbstractPolicy]
@@ -52,10 +35,6 @@ class Balancer(NamedTuple):
 
     label: str
     make: Make
-
-
-def _plain(policy: Callable[[], AbstractPolicy]) -> Make:
-    return lambda network, optimum, step_size: policy()
 
 
 def calm_softmin(network: Network) -> Softmin:
@@ -95,33 +74,28 @@ def cap_speed(network: Network, optimum: Optimum, step_size: StepSize) -> Capped
     return CappedDGDLB(step_size, 0.1 / jnp.maximum(longest, 1e-9))
 
 
-BALANCERS: dict[str, Balancer] = {
-    "dgd-lb": Balancer(DGD, lambda network, optimum, step: DGDLB(step)),
-    "least-latency": Balancer("least latency", _plain(LeastLatency)),
-    "gmsr": Balancer("GMSR", _plain(GreatestMarginalRate)),
-    "least-workload": Balancer("least workload", _plain(LeastWorkload)),
-    "proportional": Balancer("proportional", _plain(ProportionalToCapacity)),
-    "uniform": Balancer("uniform", _plain(Uniform)),
-    "nearest": Balancer("nearest", _plain(Nearest)),
-    "mirror-descent": Balancer("mirror descent", lambda network, optimum, step: MirrorDescent(2 * step)),
-    "sampled-dgd-lb": Balancer("DGD-LB every second", sampled_every_second),
-    "log-dgd-lb": Balancer("DGD-LB, log", lambda network, optimum, step: LogDGDLB(step)),
-    "reciprocal-dgd-lb": Balancer("DGD-LB, reciprocal", lambda network, optimum, step: ReciprocalDGDLB(step)),
-    "curvature-dgd-lb": Balancer("DGD-LB, curvature", follow_curvature),
-    "capped-dgd-lb": Balancer("DGD-LB, capped speed", cap_speed),
-    "softmin": Balancer("softmin", lambda network, optimum, step: calm_softmin(network)),
-    "gmsr-network": Balancer("GMSR + network", _plain(LeastMarginalLatency)),
-    "peak-ewma": Balancer("peak EWMA", _plain(PeakEWMA)),
-    "prequal": Balancer("Prequal hot-cold", _plain(HotCold)),
-    "shortest-delay": Balancer("shortest expected delay", _plain(ShortestExpectedDelay)),
-    "two-choices": Balancer("two choices", _plain(PowerOfChoices)),
-    "least-request": Balancer("least request", _plain(LeastRequest)),
-    "weighted-least-request": Balancer("weighted least request", _plain(WeightedLeastRequest)),
-    "spillover": Balancer("spillover", lambda network, optimum, step: spillover(network)),
-    "oracle": Balancer(ORACLE, lambda network, optimum, step: FixedRouting(optimum.routing)),
+_RECIPES: dict[str, Callable[[Any, Network, Optimum, StepSize], AbstractPolicy]] = {
+    "no parameters": lambda policy, network, optimum, step: policy(),
+    "step size": lambda policy, network, optimum, step: policy(step),
+    "twice the step size": lambda policy, network, optimum, step: policy(2 * step),
+    "every second": lambda policy, network, optimum, step: sampled_every_second(network, optimum, step),
+    "curvature": lambda policy, network, optimum, step: follow_curvature(network, optimum, step),
+    "capped speed": lambda policy, network, optimum, step: cap_speed(network, optimum, step),
+    "softmin": lambda policy, network, optimum, step: calm_softmin(network),
+    "spillover": lambda policy, network, optimum, step: spillover(network),
+    "optimum": lambda policy, network, optimum, step: policy(optimum.routing),
 }
+"""Policies for a network, by the names in `registry.RECIPES`: from the class, the network, its optimum and a step size in 1/s^2."""
+
+
+def _balancer(entry: Entry) -> Balancer:
+    recipe = entry.recipe
+    return Balancer(entry.label, partial(_RECIPES[recipe], entry.load()) if isinstance(recipe, str) else recipe)
+
+
+BALANCERS: Mapping[str, Balancer] = View(POLICIES, _balancer)
 """Every balancer by its key on the command line."""
-DEFAULT = ("dgd-lb", "least-latency", "gmsr", "least-workload", "proportional", "uniform", "nearest")
+DEFAULT = tuple(key for key, entry in POLICIES.items() if entry.usual)
 """What a comparison runs when nothing else is asked for: DGD-LB, its rivals in use today, and three static routings."""
 
 
@@ -141,6 +115,5 @@ def check_keys(keys: Sequence[str]) -> None:
     """Raise `InputError` for an unknown key of `BALANCERS`, with the nearest known one."""
     for key in keys:
         if key not in BALANCERS:
-            close = get_close_matches(key, list(BALANCERS), n=1)
-            hint = f"; did you mean {close[0]}?" if close else "."
+            hint = did_you_mean(key, BALANCERS, ".")
             raise InputError(f"No balancer is called {key!r}: choose from {', '.join(BALANCERS)}{hint}")

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,11 +15,14 @@ from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.shadow_prices import ShadowPrices, shadow_prices
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_duration
+from dgdlb_jax.experiments import results, words
 from dgdlb_jax.experiments.balancers import BALANCERS as BALANCERS
+from dgdlb_jax.experiments.balancers import CURRENT as CURRENT
 from dgdlb_jax.experiments.balancers import DGD as DGD
 from dgdlb_jax.experiments.balancers import balancers
 from dgdlb_jax.experiments.outcome import Outcome, outcome
 from dgdlb_jax.experiments.reference import QuasiStatic, quasi_static_optimum
+from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.experiments.time_steps import Grid, ResolvedRun, time_step
 from dgdlb_jax.experiments.verdict import LAST_PART
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
@@ -29,19 +31,13 @@ from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.rounding import round_down, round_up
-from dgdlb_jax.policies.base import AbstractPolicy, least, share_equally
-from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
-from dgdlb_jax.simulation.start import workload_carrying
 from dgdlb_jax.simulation.trajectory import Trajectory
 
 Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
 
-CURRENT = "current routing"
-"""Name of the user's own routing table in tables and pictures."""
-STARTS = ("proportional", "nearest", "uniform")
-"""The routings a comparison can start from."""
 PATIENCE, CORES = 15.0, 2
 """Seconds that the runs of a comparison may take by default on so many cores; where settling takes longer, they end before."""
 _MOST_STEPS = 1e9  # of a run
@@ -122,15 +118,11 @@ class Comparison:
     @property
     def conclusion(self) -> str:
         """One or two sentences that say what these numbers mean for the network."""
-        from dgdlb_jax.experiments.words import conclusion
-
-        return conclusion(self)
+        return words.conclusion(self)
 
     def to_xarray(self):
         """All of it as an `xarray.Dataset`, with inputs, units and versions."""
-        from dgdlb_jax.experiments.results import to_dataset
-
-        return to_dataset(self)
+        return results.to_dataset(self)
 
 
 def compare(
@@ -181,6 +173,7 @@ class ComparisonInProgress:
     - `start`: one of `STARTS`, with the workloads that carry that routing, or `(routing, workload)`.
     - `instants`: about how many instants to keep of every run (fewer in very large networks).
     - `workers`: how many balancers run at the same time; the number of cores by default, at most 4.
+    - `alike`: the same network under a trace, which is compared as well: both share compiled code.
 
     All of it runs on the host's processor: one network leaves an accelerator idle. An entry of `jax.default_device` is obeyed.
 
@@ -199,6 +192,7 @@ class ComparisonInProgress:
         start: str | tuple[ArrayLike, ArrayLike] = "proportional",
         instants: int = 1500,
         workers: int | None = None,
+        alike: Network | None = None,
     ):
         if network.batch is not None:
             raise InputError("compare takes a single network: network[k] picks one out of a batch.")
@@ -216,6 +210,7 @@ class ComparisonInProgress:
             chosen = policies if isinstance(policies, Mapping) else balancers(network, optimum, step, policies)
             self.policies = {**chosen, **(also or {})}
             self.settling = float(suggest_duration(network, self.step_size, optimum))
+            self._running = network if alike is None else _under_flat_trace(network, alike)
             self.grid = self._first_grid(dt, duration)
             self._runs = self._resolved(dt)
             if duration is None and not self.moving:
@@ -314,7 +309,9 @@ class ComparisonInProgress:
             suggested = float(time_step(network, policy, self.step_size, self.optimum, self._initial[1]))
             dt = self.grid.interval / self.grid.steps_per_interval(suggested)
             finest = _largest_latency(network) / 20
-        return ResolvedRun(network, policy, self._initial, dt=dt, finest=finest or dt, reference=self.optimum.workload)
+        return ResolvedRun(
+            self._running, policy, self._initial, dt=dt, finest=finest or dt, reference=self.optimum.workload
+        )
 
     def _first_grid(self, dt: float | None, duration: float | None) -> Grid:
         return self._grid(_natural_duration(self.network, self.settling) if duration is None else duration, dt)
@@ -325,31 +322,6 @@ class ComparisonInProgress:
             steps = _steps(duration, dt)
             interval = dt * max(1, round(steps / self._kept))
         return Grid(duration, interval, after=0.0 if self.moving else (1 - LAST_PART) * duration)
-
-
-def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
-    """The start of a comparison: a routing `(frontends, backends)` and the workload `(backends,)` that carries it at time 0.
-
-    Where a backend cannot carry what the routing sends it, its workload starts at 0.
-
-    **Arguments:** `start`: one of `STARTS`, or `(routing, workload)`, which is returned as it is.
-    """
-    if not isinstance(start, str):
-        return start
-    if start not in STARTS:
-        raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{_did_you_mean(start, STARTS)}")
-    rule = {
-        "proportional": lambda mask, _: proportional(network.nominal_capacity, mask),
-        "nearest": lambda mask, latency: least(latency, mask),
-        "uniform": lambda mask, latency: share_equally(mask, latency.dtype),
-    }[start]
-    routing = jax.vmap(rule)(network.mask, network.cost_latency)
-    return routing, workload_carrying(network, routing)
-
-
-def _did_you_mean(word: str, known) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else "."
 
 
 def check_times(network: Network, dt: float | None, duration: float | None) -> None:
@@ -372,6 +344,15 @@ def _steps(duration: float, dt: float) -> float:
             f"use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
         )
     return steps
+
+
+def _under_flat_trace(network: Network, alike: Network) -> Network:
+    """The same constant rates, written as a trace of the same shape as another network's."""
+    trace = alike.demand
+    if network.varies or not isinstance(trace, Trace):
+        return network
+    rates = jnp.broadcast_to(network.arrival_rate, trace.rates.shape)
+    return network.with_arrival_rate(Trace(trace.bin_width, rates))
 
 
 def _largest_latency(network: Network) -> float:

@@ -139,9 +139,7 @@ class Evidence:
         values = np.where(self.late[..., None], self.workload, start)[:, first:].swapaxes(0, 1)
         values = np.where(np.isfinite(values), values, 0)
         wide, size = self.range > SWING_LIMIT, np.maximum(self.high - self.low, 0)
-        seen = values.max(0) - values.min(
-            0
-        )  # turns are those of the instants, so they are held against the range of the instants
+        seen = np.ptp(values, 0)  # turns are those of the instants, so they are held against the range of the instants
         found = turns(values, SWING_LIMIT / 2 * np.maximum(self.mean, 0))
         fast = self._faster_than_instants(values)
         straight = np.where(fast, self._fast_drift(size), one_way(values) | _mostly_drift(found, seen, self.mean))

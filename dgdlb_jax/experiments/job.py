@@ -116,7 +116,7 @@ class Job:
         status.phase(f"{name}: optimum")
         work = ComparisonInProgress(
             network, chosen.policies, also=self.also, step_size=chosen.step_size, dt=chosen.dt, start=chosen.start,
-            duration=chosen.duration,
+            duration=chosen.duration, alike=self.traced,
         )  # fmt: skip
         count = len(work.policies)
         status.phase(f"{name}: compiling {count} balancers")

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dgdlb_jax.experiments.balancers import BALANCERS, DGD
+from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT, DGD
 from dgdlb_jax.experiments.compare import CURRENT, Comparison
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names, smooth_latency, statistics_of
 from dgdlb_jax.experiments.words import excess, number, seconds, verdict
@@ -19,16 +19,9 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8
 STYLES = ("-", "--", ":", "-.")
 _HATCHES = ("", "///", "...", "xxx")
 _FAR_ABOVE = 5.0  # excess of those that may leave a picture at the top
-_BALANCER_COLOURS = {
-    DGD: "#0072B2",
-    "least latency": "#E69F00",
-    "GMSR": "#009E73",
-    "least workload": "#D55E00",
-    "proportional": "#CC79A7",
-    "uniform": "#56B4E9",
-    "nearest": "#7F7F7F",
-    CURRENT: "#000000",
-}
+_USUAL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F")
+_BALANCER_COLOURS = {BALANCERS[key].label: colour for key, colour in zip(DEFAULT, _USUAL_COLOURS, strict=True)}
+_BALANCER_COLOURS[CURRENT] = "#000000"
 
 
 def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes:

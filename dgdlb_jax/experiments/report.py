@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from dgdlb_jax.experiments import words
 from dgdlb_jax.experiments.compare import Comparison
 from dgdlb_jax.experiments.plots import latency_over_time, routing_by_frontend, workloads_of_all
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.files import disk_errors, write_text
 from dgdlb_jax.numerics.versions import versions
 
 _STYLE = """
@@ -91,13 +90,8 @@ def picture(figure: Figure, meaning: str) -> str:
 
 def write_page(path: Path, text: str) -> Path:
     """Write a page, whole or not at all. **Returns:** its path. **Raises:** `InputError` when the disk refuses."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error
+    with disk_errors(str(path)):
+        write_text(path, text)
     return path
 
 

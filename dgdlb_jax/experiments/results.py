@@ -3,8 +3,6 @@
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -16,22 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.experiments.compare import Comparison
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
 from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.experiments.worth import worth_json
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import files
+from dgdlb_jax.numerics.files import disk_errors
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
 
 if TYPE_CHECKING:
     import xarray
 
+    from dgdlb_jax.experiments.compare import Comparison
+
 _ARC, _FRONT, _BACK = ("frontend", "backend"), ("frontend",), ("backend",)
 _CURVE_POINTS = 200
 
 
-def to_dataset(comparison: Comparison) -> "xarray.Dataset":
+def to_dataset(comparison: "Comparison") -> "xarray.Dataset":
     """A comparison as an `xarray.Dataset`.
 
     Dimensions `balancer`, `time` (s), `frontend`, `backend`, `curve_point`. Runs, figures of the table, optimum and
@@ -85,7 +86,7 @@ def to_dataset(comparison: Comparison) -> "xarray.Dataset":
     )
 
 
-def to_json(comparison: Comparison) -> dict[str, Any]:
+def to_json(comparison: "Comparison") -> dict[str, Any]:
     """The figures of a comparison as plain numbers and strings; infinite and NaN are None, with a reason beside."""
     network, best = comparison.network, comparison.optimum
     names = frontend_names(network)
@@ -125,7 +126,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return found
 
 
-def write_dataset(path: Path, comparison: Comparison, trace: Comparison | None = None) -> None:
+def write_dataset(path: Path, comparison: "Comparison", trace: "Comparison | None" = None) -> None:
     """Write a comparison as netCDF; the one under a trace goes into the group `trace` of the same file."""
     for group, found in ((None, comparison), ("trace", trace)):
         if found is not None:
@@ -147,48 +148,19 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to `folder` when the block ends well; otherwise nothing is left behind.
-
-    Files of the same name are replaced, other files in an existing folder stay.
+    """`files.whole_folder` for the option `--output`.
 
     **Raises:** `InputError` when the disk refuses.
     """
-    folder = folder.absolute()
-    new_parents = [parent for parent in folder.parents if not parent.exists()]
-    draft = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with disk_errors(f"--output {folder}", "name another folder or make room"), files.whole_folder(folder) as draft:
         yield draft
-        _publish(draft, folder)
-    except OSError as error:
-        raise InputError(f"--output {folder}: {error.strerror or error}; name another folder or make room.") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)
-        for parent in new_parents:
-            _remove_empty(parent)
-
-
-def _publish(draft: Path, folder: Path) -> None:
-    draft.chmod(0o755)
-    if not folder.exists():
-        draft.rename(folder)
-        return
-    for file in draft.iterdir():
-        file.replace(folder / file.name)
-
-
-def _remove_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _attributes(units: str, meaning: str) -> dict[str, str]:
     return {"units": units, "long_name": meaning}
 
 
-def _series(comparison: Comparison) -> dict[str, tuple]:
+def _series(comparison: "Comparison") -> dict[str, tuple]:
     runs = list(comparison.runs.values())
 
     def stacked(get: Callable) -> np.ndarray:
@@ -219,7 +191,7 @@ def _series(comparison: Comparison) -> dict[str, tuple]:
     }
 
 
-def _figures(comparison: Comparison) -> dict[str, tuple]:
+def _figures(comparison: "Comparison") -> dict[str, tuple]:
     rows = [comparison.outcomes[name] for name in comparison.runs]
     table = (
         ("final_latency", "mean_latency", "s", "mean latency over the window of the statistics; inf when diverging"),
@@ -265,7 +237,7 @@ def _verdicts() -> str:
     return "; ".join(f"{verdict.name}: {verdict.meaning}" for verdict in Verdict)
 
 
-def _optimum(comparison: Comparison) -> dict[str, tuple]:
+def _optimum(comparison: "Comparison") -> dict[str, tuple]:
     best, prices = comparison.optimum, comparison.prices
     found = {
         "optimum_routing": (_ARC, best.routing, "1", "share of a frontend's requests at the optimum"),
@@ -293,7 +265,7 @@ def _optimum(comparison: Comparison) -> dict[str, tuple]:
     return found
 
 
-def _inputs(comparison: Comparison) -> dict[str, tuple]:
+def _inputs(comparison: "Comparison") -> dict[str, tuple]:
     network = comparison.network
     highest = np.max([np.asarray(statistics_of(run).peak_workload) for run in comparison.runs.values()], axis=0)
     top = np.maximum(2 * np.asarray(comparison.optimum.workload), np.where(np.isfinite(highest), highest, 0)) + 1e-9
@@ -329,7 +301,7 @@ def _routing(network: Network, shares) -> dict[str, dict[str, float]]:
     return {frontend: {names[j]: float(row[j]) for j in np.flatnonzero(row > 1e-9)} for frontend, row in rows}
 
 
-def _row(comparison: Comparison, row: Outcome) -> dict[str, Any]:
+def _row(comparison: "Comparison", row: Outcome) -> dict[str, Any]:
     name = row.balancer
     found = asdict(row) | {
         "time_step": comparison.time_steps.get(name, comparison.dt),

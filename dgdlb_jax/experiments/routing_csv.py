@@ -4,7 +4,6 @@ import csv
 import json
 import math
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from dgdlb_jax.experiments.exporters.istio import places
 from dgdlb_jax.experiments.exporters.tables import COLUMNS
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.static import FixedRouting
 
@@ -140,9 +140,7 @@ def _named(path: Path, what: str, name: str, known: tuple[str, ...], labels: lis
     for spelled in (list(known), slugs(known), labels):
         if name in spelled:
             return spelled.index(name)
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"this fleet has {', '.join(known[:8])}."
-    raise InputError(f"{path}: no {what} is called {name!r}; {hint}")
+    raise InputError(f"{path}: no {what} is called {name!r}{_hint(name, known)}")
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -166,9 +164,8 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _check_header(path: Path, found: Sequence[str]) -> None:
     for column in found:
         if column not in COLUMNS:
-            close = get_close_matches(column, COLUMNS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the columns are {','.join(COLUMNS)}."
-            raise InputError(f"{path}:1: unknown column {column!r}; {hint}")
+            hint = did_you_mean(column, COLUMNS, f"; the columns are {','.join(COLUMNS)}.")
+            raise InputError(f"{path}:1: unknown column {column!r}{hint}")
     for column in COLUMNS:
         if column not in found:
             raise InputError(f"{path}:1: no column {column!r}; the columns are {','.join(COLUMNS)}.")
@@ -178,13 +175,11 @@ def _index(path: Path, line: int, what: str, name: str, known: tuple[str, ...]) 
     name = name.strip()
     if name in known:
         return known.index(name)
-    close = get_close_matches(name, known, n=1)
-    hint = (
-        f"did you mean {close[0]}?"
-        if close
-        else f"this fleet has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}."
-    )
-    raise InputError(f"{path}:{line}: no {what} is called {name!r}; {hint}")
+    raise InputError(f"{path}:{line}: no {what} is called {name!r}{_hint(name, known)}")
+
+
+def _hint(name: str, known: tuple[str, ...]) -> str:
+    return did_you_mean(name, known, f"; this fleet has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}.")
 
 
 def _share(path: Path, line: int, text: str) -> float:

@@ -10,20 +10,20 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.analysis import conditions
-from dgdlb_jax.analysis.critical import CriticalMode, critical_mode, critical_step_size
+from dgdlb_jax.analysis.critical import CriticalMode, critical_mode
 from dgdlb_jax.analysis.feasibility import require_traffic
 from dgdlb_jax.analysis.linearise import Linearisation, linearise
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.roots import Spectrum, characteristic_roots
+from dgdlb_jax.analysis.sensitivity import limit_elasticities
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
 from dgdlb_jax.analysis.sufficient import sufficient_step_size
-from dgdlb_jax.experiments.compare import start_state
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
+from dgdlb_jax.experiments.starts import start_state
 from dgdlb_jax.experiments.text_table import columns
 from dgdlb_jax.experiments.time_steps import usual_step
 from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, classify, look_every
 from dgdlb_jax.experiments.words import number, seconds
-from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB
@@ -114,7 +114,7 @@ def stability_report(
     mode = critical_mode(network, DGDLB(step), optimum)
     guaranteed, rule = _guaranteed(network, optimum)
     linear = linearise(network, DGDLB(step), optimum)
-    by_link, by_backend = _elasticities(network, step, float(mode.step_size))
+    by_link, by_backend = limit_elasticities(network, step, optimum, mode)
     return StabilityReport(
         network=network,
         optimum=optimum,
@@ -153,28 +153,6 @@ def _limiting(network: Network, linear: Linearisation) -> np.ndarray:
     gain, slope = (np.where(on.any(0), value, 1) for value in (linear.gain, linear.slope))  # a dead backend has neither
     load = np.where(on, trip * (gain / slope) * total, -1.0)
     return np.where(on.any(1), load.argmax(1), -1)
-
-
-def _elasticities(network: Network, step, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of the limit, at fixed recommended step sizes, with respect to link latencies and backend capacities."""
-    shape = network.latency.shape
-    if not math.isfinite(factor):
-        return np.zeros(shape), np.zeros(shape[1])
-
-    def limit(link, capacity):
-        def stretched(values):
-            return values * jnp.exp(link)
-
-        # A backend with exp(c) times the capacity serves ell(N) exp(c): the factor that capacity over time would be.
-        changed = Network(
-            network.arrival_rate, stretched(network.latency), network.service, mask=network.mask,
-            feedback_latency=stretched(network.feedback_latency), cost_latency=stretched(network.cost_latency),
-            capacity=Constant(jnp.exp(capacity) * (1.0 if network.capacity is None else network.capacity.mean_rate)),
-        )  # fmt: skip
-        return jnp.log(critical_step_size(changed, DGDLB(step), throw=False))
-
-    found = jax.grad(limit, argnums=(0, 1))(jnp.zeros(shape), jnp.zeros(shape[1]))
-    return np.asarray(found[0]), np.asarray(found[1])
 
 
 def _settled(network: Network, optimum: Optimum, step, factor: float, start: str) -> float:

@@ -72,7 +72,7 @@ _MEANINGS = {
     Verdict.diverging: "a backend is sent more than it can ever serve, so that its queue grows without end",
     Verdict.failed: "the computation failed",
     Verdict.too_short: "the last fifth of the run is too short to tell",
-    Verdict.moving: "a workload still drifts by more than 2 % in one direction, or swings that die out",
+    Verdict.moving: "a workload still drifts by more than 2 % in one direction, or swings that get smaller",
     Verdict.varying_inputs: "demand or capacity changes in the last fifth of the run, so nothing can settle there",
 }
 
@@ -122,7 +122,7 @@ class Assessment:
             case Verdict.moving if self.drift > 0:
                 return f"in {window} a workload drifts by {100 * self.drift:.2g} % of its mean: run longer"
             case Verdict.moving:
-                return f"in {window} swings of {100 * self.swing:.2g} % of the mean workload die out: run longer"
+                return f"in {window} swings of {100 * self.swing:.2g} % of the mean workload get smaller: run longer"
             case Verdict.varying_inputs:
                 return "demand or capacity changes in the last fifth of the run, so nothing can settle there"
         return None

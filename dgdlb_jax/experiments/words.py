@@ -3,11 +3,11 @@
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dgdlb_jax.experiments.balancers import DGD, ORACLE
-from dgdlb_jax.experiments.compare import CURRENT, Comparison
+from dgdlb_jax.experiments.balancers import CURRENT, DGD, ORACLE
 from dgdlb_jax.experiments.outcome import Outcome, backend_names, frontend_names, statistics_of
 from dgdlb_jax.experiments.text_table import GrowingTable, columns
 from dgdlb_jax.experiments.time_steps import ACCURATE
@@ -16,24 +16,27 @@ from dgdlb_jax.experiments.worth import worth_table
 from dgdlb_jax.model.fleets.load import FleetInfo
 from dgdlb_jax.model.network import Network
 
+if TYPE_CHECKING:
+    from dgdlb_jax.experiments.compare import Comparison
+
 _ARRIVED = 0.002  # excess below which DGD-LB counts as being there
 _SAME = 0.015  # difference of two shares that a table does not mention
 _WIDEST = (22, 8, 8, 24, 8)  # characters that a cell of the table may take, after the name
 _VISIBLE = 0.005  # smallest share of a frontend's traffic that a table shows
 
 
-def report(comparison: Comparison) -> str:
+def report(comparison: "Comparison") -> str:
     """Everything a person wants to see of a comparison: facts, table, routing, conclusion."""
     return "\n\n".join([facts(comparison), f"{table(comparison)}\n{resolution(comparison)}", *after_table(comparison)])
 
 
-def after_table(comparison: Comparison) -> list[str]:
+def after_table(comparison: "Comparison") -> list[str]:
     """What stands below the table of the balancers: routing, what changes are worth, conclusion."""
     parts = [] if comparison.moving else [routing(comparison), worth(comparison)]
     return [*parts, textwrap.fill(conclusion(comparison), 100)]
 
 
-def facts(comparison: Comparison) -> str:
+def facts(comparison: "Comparison") -> str:
     """Which world this network lives in, and with what the balancers ran."""
     return "\n".join([network_facts(comparison.network), *run_facts(comparison), *reference_facts(comparison)])
 
@@ -46,7 +49,7 @@ def network_facts(network: Network) -> str:
     )
 
 
-def run_facts(comparison: Comparison) -> list[str]:
+def run_facts(comparison: "Comparison") -> list[str]:
     """The optimum, and how long the balancers ran with which step size."""
     best = comparison.optimum
     which = "optimum at the mean rates" if comparison.moving else "optimum"
@@ -63,7 +66,7 @@ def run_facts(comparison: Comparison) -> list[str]:
     return lines
 
 
-def resolution(comparison: Comparison) -> str:
+def resolution(comparison: "Comparison") -> str:
     """Time steps, and how far the mean latencies can be trusted."""
     steps, changes = comparison.time_steps, comparison.accuracy
     shortest, longest = (seconds(of(steps.values(), default=comparison.dt)) for of in (min, max))
@@ -77,7 +80,7 @@ def resolution(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _trust(comparison: Comparison) -> str:
+def _trust(comparison: "Comparison") -> str:
     known = [change for change in comparison.accuracy.values() if math.isfinite(change)]
     fine = [change for change in known if change <= ACCURATE]
     if not fine:
@@ -87,12 +90,12 @@ def _trust(comparison: Comparison) -> str:
     return f"; twice as long ones change the mean latencies{others} by at most {percent(most)}"
 
 
-def table(comparison: Comparison) -> str:
+def table(comparison: "Comparison") -> str:
     """One line per balancer, below the optimum (or the reference)."""
     return "\n".join([columns(*table_cells(comparison)), *notes(comparison)])
 
 
-def table_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def table_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of the table: the optimum (or the reference) first."""
     rows = [row_cells(row, comparison.moving) for row in comparison.table()]
     return table_header(comparison.moving), [best_cells(comparison), *rows]
@@ -105,7 +108,7 @@ def table_header(moving: bool) -> tuple[str, ...]:
     return "balancer", "mean latency", "over optimum", "on the network", "verdict", "settled after"
 
 
-def best_cells(comparison: Comparison) -> tuple[str, ...]:
+def best_cells(comparison: "Comparison") -> tuple[str, ...]:
     """The row of the optimum, or of the reference."""
     best, moving = comparison.optimum, comparison.reference
     if moving is not None:
@@ -134,12 +137,12 @@ def growing_table(names: Sequence[str], moving: bool) -> GrowingTable:
     return GrowingTable(table_header(moving), [first, *_WIDEST[: len(table_header(moving)) - 1]])
 
 
-def routing(comparison: Comparison) -> str:
+def routing(comparison: "Comparison") -> str:
     """Where each frontend sends its traffic: at the optimum, and under DGD-LB at the end of its run."""
     return columns(*routing_cells(comparison), right=(1,))
 
 
-def routing_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[list[str]]]:
+def routing_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[list[str]]]:
     """Header and rows of the routing table."""
     network, best = comparison.network, np.asarray(comparison.optimum.routing)
     run = comparison.runs.get(DGD)
@@ -156,7 +159,7 @@ def routing_cells(comparison: Comparison) -> tuple[tuple[str, ...], list[list[st
     return header, rows
 
 
-def worth(comparison: Comparison) -> str:
+def worth(comparison: "Comparison") -> str:
     """What a little more of this or less of that would change in the optimal mean latency."""
     rows = [
         (what, where, f"{seconds(change)}")
@@ -166,7 +169,7 @@ def worth(comparison: Comparison) -> str:
     return columns(("what it would be worth", "where", "mean latency"), shown, right=(2,))
 
 
-def conclusion(comparison: Comparison) -> str:
+def conclusion(comparison: "Comparison") -> str:
     """One or two sentences, computed from the figures."""
     rows = comparison.outcomes
     sentences = [_about_dgd(comparison, rows[DGD])] if DGD in rows else []
@@ -176,7 +179,7 @@ def conclusion(comparison: Comparison) -> str:
     return " ".join(filter(None, sentences))
 
 
-def side_by_side(comparisons: Sequence[Comparison]) -> str:
+def side_by_side(comparisons: "Sequence[Comparison]") -> str:
     """Mean latency over the optimum, balancers down, networks across."""
     names = list(dict.fromkeys(row.balancer for comparison in comparisons for row in comparison.table()))
     header = ("over optimum", *(comparison.network.name or f"network {k}" for k, comparison in enumerate(comparisons)))
@@ -256,7 +259,7 @@ def verdict(row: Outcome) -> str:
         case Verdict.moving if row.drift > 0:
             return f"moving (drift {percent(row.drift)})"
         case Verdict.moving:
-            return f"moving (swing {percent(row.swing)}, dying out)"
+            return f"moving (swing {percent(row.swing)}, getting smaller)"
     return row.verdict.words
 
 
@@ -276,7 +279,7 @@ def _list(names: Sequence[str], most: int = 4) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def notes(comparison: Comparison) -> list[str]:
+def notes(comparison: "Comparison") -> list[str]:
     """What has to be said of single rows."""
     found = []
     for row in comparison.table():
@@ -299,7 +302,7 @@ def notes(comparison: Comparison) -> list[str]:
     return [f"  {note}" for note in found]
 
 
-def reference_facts(comparison: Comparison) -> list[str]:
+def reference_facts(comparison: "Comparison") -> list[str]:
     """What a demand that moves is held against; nothing under a constant one."""
     best = comparison.reference
     if best is None:
@@ -313,14 +316,14 @@ def reference_facts(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _step_sizes(comparison: Comparison) -> str:
+def _step_sizes(comparison: "Comparison") -> str:
     steps = np.asarray(comparison.step_size)
     steps = steps[steps > 0] if (steps > 0).any() else steps
     low, high = number(steps.min()), number(steps.max())
     return low if low == high else f"{low} to {high}"
 
 
-def _about_dgd(comparison: Comparison, row: Outcome) -> str:
+def _about_dgd(comparison: "Comparison", row: Outcome) -> str:
     target = "the quasi-static reference" if comparison.moving else "the optimum"
     reached = f"{seconds(row.mean_latency)}, {excess(row)} against {target} of {seconds(comparison.best_latency)}"
     if row.verdict is Verdict.diverging:

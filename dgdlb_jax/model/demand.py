@@ -1,7 +1,7 @@
 """Demand over time: arrival rates of frontends, or a factor on the capacity of backends."""
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 import equinox as eqx
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from dgdlb_jax.numerics.checks import Allowed, check_entries, floating, not_negative, positive
 from dgdlb_jax.numerics.knots import mean_of_steps, pick, places_within
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
@@ -139,7 +140,7 @@ class Trace(AbstractDemand):
     def __init__(self, bin_width: Numbers, rates: Table):
         self.rates = _table("Trace", "rates", rates)
         width = _floating("Trace", "bin_width", bin_width).astype(self.rates.dtype)
-        _check("Trace", "bin_width", width, _positive, "positive and finite, in seconds")
+        _check("Trace", "bin_width", width, positive, "positive and finite, in seconds")
         self.bin_width = _per_frontend("Trace", "bin_width", width, self.rates)
 
     @classmethod
@@ -147,7 +148,7 @@ class Trace(AbstractDemand):
         """From requests per bin, `(bins, frontends)`."""
         rates = _table("Trace", "counts", counts)
         width = _floating("Trace", "bin_width", bin_width).astype(rates.dtype)
-        _check("Trace", "bin_width", width, _positive, "positive and finite, in seconds")
+        _check("Trace", "bin_width", width, positive, "positive and finite, in seconds")
         return cls(width, rates / (width[..., None, :] if width.ndim else width))
 
     def rate(self, t: ArrayLike) -> Float[Array, "..."]:
@@ -203,7 +204,7 @@ class Jumps(AbstractJumpingDemand):
     def __init__(self, times: Numbers | Table, rates: Table):
         self.rates = _table("Jumps", "rates", rates)
         times = _floating("Jumps", "times", times).astype(self.rates.dtype)
-        _check("Jumps", "times", times, lambda value: value >= 0, "finite, not negative, in seconds")
+        _check("Jumps", "times", times, not_negative, "finite, not negative, in seconds")
         times = times[:, None] if times.ndim == 1 else times
         if (
             times.ndim < 2
@@ -270,12 +271,10 @@ class DailyCycle(AbstractDemand):
         self.mean = jnp.atleast_1d(_floating("DailyCycle", "mean", mean))
         _check("DailyCycle", "mean", self.mean)
         self.amplitude = self._like_mean("amplitude", amplitude, lambda a: (a >= 0) & (a <= 1), "between 0 and 1")
-        self.phase = self._like_mean("phase", phase, lambda p: np.full(p.shape, True), "finite, in seconds")
-        self.period = self._like_mean("period", period, lambda p: p > 0, "positive and finite, in seconds")
+        self.phase = self._like_mean("phase", phase, np.isfinite, "finite, in seconds")
+        self.period = self._like_mean("period", period, positive, "positive and finite, in seconds")
 
-    def _like_mean(
-        self, name: str, value: Numbers, allowed: Callable[[np.ndarray], np.ndarray | np.bool], rule: str
-    ) -> Float[Array, "..."]:
+    def _like_mean(self, name: str, value: Numbers, allowed: Allowed, rule: str) -> Float[Array, "..."]:
         array = _floating("DailyCycle", name, value).astype(self.mean.dtype)
         _check("DailyCycle", name, array, allowed, rule)
         return _per_frontend("DailyCycle", name, array, self.mean[..., None, :])
@@ -312,14 +311,7 @@ def _edge(one: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, 
 
 
 def _floating(kind: str, name: str, value: Numbers | Table) -> Float[Array, "..."]:
-    """Lists and integers become arrays of the default float dtype; floating arrays keep theirs."""
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{kind}.{name} is not an array of numbers ({error}): give one number per frontend."
-        ) from error
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+    return floating(f"{kind}.{name}", value, "give one number per frontend")
 
 
 def _table(kind: str, name: str, value: Table) -> Float[Array, "..."]:
@@ -330,30 +322,20 @@ def _table(kind: str, name: str, value: Table) -> Float[Array, "..."]:
     return array
 
 
-def _not_negative(value: np.ndarray) -> np.ndarray | np.bool:
-    return value >= 0
-
-
-def _positive(value: np.ndarray) -> np.ndarray | np.bool:
-    return value > 0
-
-
 def _check(
     kind: str,
     name: str,
     array: Float[Array, "..."],
-    allowed: Callable[[np.ndarray], np.ndarray | np.bool] = _not_negative,
+    allowed: Allowed = not_negative,
     rule: str = "finite and not negative, in requests/s",
 ) -> None:
-    """Raise `InputError` for the first entry that is not finite or not allowed; traced values are not looked at."""
-    if not is_concrete(array):
-        return
-    values = np.asarray(array)
-    bad = np.argwhere(~(np.isfinite(values) & allowed(values)))
-    if len(bad):  # a scalar's place is of size 0
-        at = tuple(int(index) for index in bad[0])
+    """Raise `InputError` for the first entry that is not allowed; traced values are not looked at."""
+
+    def sentence(at: tuple[int, ...], value: float) -> str:
         place = f" (frontend {at[-1]})" if at else ""
-        raise InputError(f"{kind}.{name}{list(at) or ''}{place} is {values[at]:g}, but must be {rule}: correct it.")
+        return f"{kind}.{name}{list(at) or ''}{place} is {value:g}, but must be {rule}: correct it."
+
+    check_entries(array, allowed, sentence)
 
 
 def _per_frontend(kind: str, name: str, array: Float[Array, "..."], table: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dgdlb_jax.model.demand import AbstractDemand, Constant
+from dgdlb_jax.model.document import write_fleet
 from dgdlb_jax.model.magnitudes import check_magnitudes
 from dgdlb_jax.model.service import AbstractService, Scaled
+from dgdlb_jax.numerics.checks import check_entries, floating, not_negative
 from dgdlb_jax.numerics.precision import float_type, with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Numbers
@@ -95,15 +97,16 @@ class Network(eqx.Module):
     def _latency(self, field: str, values: Matrices) -> Float[Array, "..."]:
         matrix = _matrix(values, field)
         _check_shape(field, matrix.shape, self.mask.shape)
-        if is_concrete(matrix, self.mask):
-            bad = np.asarray(self.mask) & ~(np.isfinite(matrix) & (np.asarray(matrix) >= 0))
-            if bad.any():
-                at = tuple(int(n) for n in np.argwhere(bad)[0])
-                raise InputError(
-                    f"Network.{field}{list(at)} is {float(matrix[at])}: latencies are finite and not negative, in seconds; "
-                    "leave an arc out with mask=False."
-                )
-        return jnp.where(self.mask, matrix, 0)
+        latency = jnp.where(self.mask, matrix, 0)
+        check_entries(
+            latency,
+            not_negative,
+            lambda at, value: (
+                f"Network.{field}{list(at)} is {value}: latencies are finite and not negative, in seconds; "
+                "leave an arc out with mask=False."
+            ),
+        )
+        return latency
 
     def _check(self) -> None:
         frontends, backends = self.frontends, self.backends
@@ -196,10 +199,13 @@ class Network(eqx.Module):
 
     def with_load(self, load: Numbers) -> "Network":
         """Arrival rates scaled so that their sum is `load` times the total nominal capacity (a scalar, or one per network)."""
-        if is_concrete(load) and not (np.all(np.isfinite(load)) and np.all(np.asarray(load) >= 0)):
-            raise InputError(
+        check_entries(
+            load,
+            not_negative,
+            lambda at, value: (
                 f"with_load({load}): a load is a finite number that is not negative, 0.7 for 70 % of nominal capacity."
-            )
+            ),
+        )
         if is_concrete(self.load, load) and np.any((np.asarray(self.load) == 0) & (np.asarray(load) > 0)):
             raise InputError(
                 f"with_load({load}): no frontend sends anything, so there are no rates to scale: with_arrival_rate(...) sets them."
@@ -242,8 +248,11 @@ class Network(eqx.Module):
 
     def with_latency_scale(self, factor: Numbers) -> "Network":
         """All three latencies multiplied by `factor` (a scalar, or one per network)."""
-        if is_concrete(factor) and not (np.all(np.isfinite(factor)) and np.all(np.asarray(factor) >= 0)):
-            raise InputError(f"with_latency_scale({factor}): the factor is a finite number that is not negative.")
+        check_entries(
+            factor,
+            not_negative,
+            lambda at, value: f"with_latency_scale({factor}): the factor is a finite number that is not negative.",
+        )
         scale = jnp.asarray(factor, self.latency.dtype)
         scale = scale[..., None, None] if scale.ndim else scale
         fields = ("latency", "feedback_latency", "cost_latency")
@@ -260,8 +269,6 @@ class Network(eqx.Module):
 
     def to_toml(self, path: str | Path) -> Path:
         """Write the network as a fleet file that `load_fleet` reads back: one TOML file, CSV tables beside it."""
-        from dgdlb_jax.model.fleets import write_fleet
-
         return write_fleet(self, path)
 
     def __getitem__(self, index: int) -> "Network":
@@ -324,15 +331,10 @@ def _checked(network: Network) -> Network:
 
 
 def _matrix(values: Matrices, field: str) -> Float[Array, "..."]:
-    try:
-        matrix = jnp.asarray(values)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"Network.{field} is not a matrix of numbers ({error}): give seconds as frontends x backends."
-        ) from error
+    matrix = floating(f"Network.{field}", values, "give seconds as frontends x backends")
     if matrix.ndim not in (2, 3):
         raise InputError(f"Network.{field} has shape {matrix.shape}: give a matrix, frontends x backends, in seconds.")
-    return matrix if jnp.issubdtype(matrix.dtype, jnp.floating) else matrix.astype(float)
+    return matrix
 
 
 def _check_shape(field: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

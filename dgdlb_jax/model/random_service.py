@@ -4,22 +4,17 @@ All kinds share two numbers per backend, so that families differ in the shape of
 log-uniform in 5 to 20 requests/s, and the time a request takes alone, log-uniform within a factor of 2 of `service_time`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from dgdlb_jax.model.service import (
-    AbstractService,
-    Exponential,
-    Hyperbolic,
-    Logarithmic,
-    ManyServer,
-    PerBackend,
-    Power,
-)
+from dgdlb_jax.model.service import AbstractService, PerBackend
+from dgdlb_jax.model.service import registry as known
+from dgdlb_jax.model.service.registry import Curve
 
 RandomKey = Key[Array, ""] | UInt32[Array, "2"]
 Scalar = float | Float[Array, ""]
@@ -31,58 +26,44 @@ def log_uniform(key: RandomKey, shape: tuple[int, ...], low: float, high: float)
     return jnp.exp(jax.random.uniform(key, shape, minval=np.log(low), maxval=np.log(high)))
 
 
-def _backend_numbers(key: RandomKey, backends: int, service_time: Scalar) -> tuple[Float[Array, " backends"], ...]:
-    """Nominal capacity in requests/s and service time in seconds."""
+def random_curve(curve: Curve, key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> AbstractService:
+    """A curve of one kind with random nominal capacity and service time."""
+    assert curve.of_size is not None
     for_capacity, for_time = jax.random.split(key)
     capacity = log_uniform(for_capacity, (backends,), 5, 20)
-    return capacity, service_time * log_uniform(for_time, (backends,), 0.5, 2)
+    return curve.of_size(capacity, service_time * log_uniform(for_time, (backends,), 0.5, 2))
 
 
-def hyperbolic(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> Hyperbolic:
-    """`Hyperbolic` curves with random capacity and service time."""
-    capacity, alone = _backend_numbers(key, backends, service_time)
-    return Hyperbolic(capacity, capacity * alone)
-
-
-def exponential(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> Exponential:
-    """`Exponential` curves with random capacity and service time."""
-    capacity, alone = _backend_numbers(key, backends, service_time)
-    return Exponential(capacity, capacity * alone)
-
-
-def power(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> Power:
-    """`Power` curves of exponent 1/2 with random nominal capacity and service time."""
-    capacity, alone = _backend_numbers(key, backends, service_time)
-    unit_rate = capacity / 9  # the nominal capacity of exponent 1/2 is (10 - 1) times the unit rate
-    return Power(unit_rate, unit_rate * alone / 2, 0.5)
-
-
-def logarithmic(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> Logarithmic:
-    """`Logarithmic` curves with random nominal capacity and service time."""
-    capacity, alone = _backend_numbers(key, backends, service_time)
-    unit_rate = capacity / np.log(10).item()
-    return Logarithmic(unit_rate, unit_rate * alone)
-
-
-def many_server(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> ManyServer:
-    """`ManyServer` curves of sharpness 2 with random capacity and service time."""
-    capacity, alone = _backend_numbers(key, backends, service_time)
-    return ManyServer(capacity * alone, alone)
+hyperbolic = partial(random_curve, known.CURVES["hyperbolic"])
 
 
 def mixed(key: RandomKey, backends: int, *, service_time: Scalar = 1.0) -> PerBackend:
     """Hyperbolic, exponential and many-server backends side by side, a random kind each."""
     *keys, for_kind = jax.random.split(key, 4)
-    kinds = (hyperbolic, exponential, many_server)
-    curves = [kind(k, backends, service_time=service_time) for kind, k in zip(kinds, keys, strict=True)]
+    kinds = ("hyperbolic", "exponential", "many-server")
+    curves = [
+        random_curve(known.CURVES[kind], k, backends, service_time=service_time)
+        for kind, k in zip(kinds, keys, strict=True)
+    ]
     return PerBackend(curves, jax.random.randint(for_kind, (backends,), 0, len(kinds)))
 
 
-CURVES: dict[str, RandomService] = {
-    "hyperbolic": hyperbolic,
-    "exponential": exponential,
-    "power": power,
-    "logarithmic": logarithmic,
-    "many_server": many_server,
-    "mixed": mixed,
-}
+class _RandomCurves(Mapping[str, RandomService]):
+    """What of the registry of curves random topologies can have, registered later included; and `mixed`."""
+
+    def _known(self) -> Mapping[str, RandomService]:
+        curves = {key.replace("-", "_"): curve for key, curve in known.CURVES.items() if curve.of_size is not None}
+        return {key: partial(random_curve, curve) for key, curve in curves.items()} | {"mixed": mixed}
+
+    def __getitem__(self, key: str) -> RandomService:
+        return self._known()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+
+CURVES: Mapping[str, RandomService] = _RandomCurves()
+"""`service(key, backends)` for every kind of curve, by its key with `_` for `-`."""

@@ -14,6 +14,10 @@ class InputError(ValueError):
     """A user's input is at fault; the message names the value, the place and the remedy in one sentence."""
 
 
+class ConvergenceError(RuntimeError):
+    """A solver stopped before it reached its tolerance, on inputs that look sound; the message says what to try."""
+
+
 class Result(enum.IntEnum):
     """Result codes. Arrays of them (int32) travel through `jit` and `vmap`; the failure of one element never stops a batch."""
 
@@ -69,7 +73,10 @@ def is_concrete(*trees) -> bool:
 
 
 def raise_on_failure(results: Int[Array, "..."], what: str) -> None:
-    """Raise `InputError` with the sentence of the first failure, and where in a batch it is. Does nothing under tracing."""
+    """Raise the error that fits the first failure, with its sentence and its place in a batch. Does nothing under tracing.
+
+    **Raises:** `ConvergenceError` where a solver did not reach its tolerance, `InputError` for every other failure.
+    """
     if not is_concrete(results):
         return
     codes = np.asarray(results)
@@ -81,4 +88,6 @@ def raise_on_failure(results: Int[Array, "..."], what: str) -> None:
         if codes.ndim == 0
         else f", element {failed[0]} ({failed.size} of {codes.size} failed; throw=False keeps the others)"
     )
-    raise InputError(f"{what}{place}: {Result(int(codes.flat[failed[0]])).sentence}")
+    result = Result(int(codes.flat[failed[0]]))
+    error = ConvergenceError if result == Result.not_converged else InputError
+    raise error(f"{what}{place}: {result.sentence}")

@@ -5,9 +5,10 @@ import jax
 import jaxlib
 import numpy
 
-import dgdlb_jax
+from dgdlb_jax import __version__
 
 
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that it computes with, by name; also where it is not installed but lies on the path."""
-    return {module.__name__: module.__version__ for module in (dgdlb_jax, jax, jaxlib, equinox, numpy)}
+    libraries = {module.__name__: module.__version__ for module in (jax, jaxlib, equinox, numpy)}
+    return {"dgdlb_jax": __version__} | libraries

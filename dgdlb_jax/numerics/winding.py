@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.results import ConvergenceError
 
 _LARGEST_TURN = 0.6  # radians between neighbours
 _LARGEST_SURPRISE = 0.3  # radians between the turn seen and the one that the derivatives at both ends predict
@@ -19,7 +19,7 @@ def turn(phase: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], first: fl
 
     **Arguments:** `phase(points)` gives the phase modulo a full circle and its derivative, at sorted points.
 
-    **Raises:** `InputError` when the curve passes too close to 0 to be counted.
+    **Raises:** `ConvergenceError` when the curve passes too close to 0 to be counted.
     """
     points = np.geomspace(first, last, 65)
     value, slope = phase(points)
@@ -32,7 +32,7 @@ def turn(phase: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], first: fl
         if not rough.any():
             return float(seen.sum())
         if points.size > _MOST_POINTS:
-            raise InputError(
+            raise ConvergenceError(
                 "A root lies too close to the imaginary axis to be counted: move the step size by a little."
             )
         new = (points[:-1] + step / 2)[rough]

@@ -1,29 +1,47 @@
-"""How frontends route: one interface, many members."""
+"""How frontends route: one interface, many members. Classes are loaded on first use; `registry` knows them by name."""
 
-from dgdlb_jax.policies.base import AbstractFlowPolicy as AbstractFlowPolicy
-from dgdlb_jax.policies.base import AbstractInstantPolicy as AbstractInstantPolicy
-from dgdlb_jax.policies.base import AbstractPolicy as AbstractPolicy
-from dgdlb_jax.policies.base import Observation as Observation
-from dgdlb_jax.policies.gradient import DGDLB as DGDLB
-from dgdlb_jax.policies.greedy import GreatestMarginalRate as GreatestMarginalRate
-from dgdlb_jax.policies.greedy import LeastMarginalLatency as LeastMarginalLatency
-from dgdlb_jax.policies.greedy import LeastWorkload as LeastWorkload
-from dgdlb_jax.policies.greedy import PowerOfChoices as PowerOfChoices
-from dgdlb_jax.policies.greedy import ShortestExpectedDelay as ShortestExpectedDelay
-from dgdlb_jax.policies.latency import HotCold as HotCold
-from dgdlb_jax.policies.latency import LeastLatency as LeastLatency
-from dgdlb_jax.policies.requests import LeastRequest as LeastRequest
-from dgdlb_jax.policies.requests import PeakEWMA as PeakEWMA
-from dgdlb_jax.policies.requests import WeightedLeastRequest as WeightedLeastRequest
-from dgdlb_jax.policies.safe import CappedDGDLB as CappedDGDLB
-from dgdlb_jax.policies.safe import CurvatureDGDLB as CurvatureDGDLB
-from dgdlb_jax.policies.safe import LogDGDLB as LogDGDLB
-from dgdlb_jax.policies.safe import ReciprocalDGDLB as ReciprocalDGDLB
-from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
-from dgdlb_jax.policies.smooth import MirrorDescent as MirrorDescent
-from dgdlb_jax.policies.smooth import Softmin as Softmin
-from dgdlb_jax.policies.static import FixedRouting as FixedRouting
-from dgdlb_jax.policies.static import Nearest as Nearest
-from dgdlb_jax.policies.static import ProportionalToCapacity as ProportionalToCapacity
-from dgdlb_jax.policies.static import Uniform as Uniform
-from dgdlb_jax.policies.static import spillover as spillover
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dgdlb_jax.policies.registry import POLICIES as POLICIES
+from dgdlb_jax.policies.registry import register_policy as register_policy
+
+if TYPE_CHECKING:
+    from dgdlb_jax.policies.base import AbstractFlowPolicy as AbstractFlowPolicy
+    from dgdlb_jax.policies.base import AbstractInstantPolicy as AbstractInstantPolicy
+    from dgdlb_jax.policies.base import AbstractPolicy as AbstractPolicy
+    from dgdlb_jax.policies.base import Observation as Observation
+    from dgdlb_jax.policies.gradient import DGDLB as DGDLB
+    from dgdlb_jax.policies.greedy import GreatestMarginalRate as GreatestMarginalRate
+    from dgdlb_jax.policies.greedy import LeastMarginalLatency as LeastMarginalLatency
+    from dgdlb_jax.policies.greedy import LeastWorkload as LeastWorkload
+    from dgdlb_jax.policies.greedy import PowerOfChoices as PowerOfChoices
+    from dgdlb_jax.policies.greedy import ShortestExpectedDelay as ShortestExpectedDelay
+    from dgdlb_jax.policies.latency import HotCold as HotCold
+    from dgdlb_jax.policies.latency import LeastLatency as LeastLatency
+    from dgdlb_jax.policies.requests import LeastRequest as LeastRequest
+    from dgdlb_jax.policies.requests import PeakEWMA as PeakEWMA
+    from dgdlb_jax.policies.requests import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies.safe import CappedDGDLB as CappedDGDLB
+    from dgdlb_jax.policies.safe import CurvatureDGDLB as CurvatureDGDLB
+    from dgdlb_jax.policies.safe import LogDGDLB as LogDGDLB
+    from dgdlb_jax.policies.safe import ReciprocalDGDLB as ReciprocalDGDLB
+    from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
+    from dgdlb_jax.policies.smooth import MirrorDescent as MirrorDescent
+    from dgdlb_jax.policies.smooth import Softmin as Softmin
+    from dgdlb_jax.policies.static import FixedRouting as FixedRouting
+    from dgdlb_jax.policies.static import Nearest as Nearest
+    from dgdlb_jax.policies.static import ProportionalToCapacity as ProportionalToCapacity
+    from dgdlb_jax.policies.static import Uniform as Uniform
+    from dgdlb_jax.policies.static import spillover as spillover
+
+_HOME = {"AbstractFlowPolicy": "base", "AbstractInstantPolicy": "base", "AbstractPolicy": "base", "Observation": "base"}
+_HOME |= {"spillover": "static"}
+_HOME |= {name: module for module, name in (str(entry.policy).split(":") for entry in POLICIES.values())}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return value

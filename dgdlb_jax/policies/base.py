@@ -5,19 +5,19 @@ simulator maps it over frontends and networks. Its parameters are scalars, or ar
 or one vector per frontend); inside the rule that axis is gone.
 
 To add one, derive from `AbstractFlowPolicy` (routing moves with a velocity; can be linearised and differentiated) or from
-`AbstractInstantPolicy` (routing jumps to where the rule says), and write one method.
+`AbstractInstantPolicy` (routing jumps to where the rule says), and write one method; `register_policy` gives it a name for sweeps and
+the command line. One of this package is entered in `registry`.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.checks import Allowed, first_refused, not_negative
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.types import Matrix
 
 _ROUNDING = 8  # units in the last place by which scores may differ and still be equal
@@ -113,19 +113,17 @@ def parameter(value: Matrix) -> Float[Array, "..."]:
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
-def checked(name: str, value: Matrix, allowed: Callable[[np.ndarray], np.ndarray], rule: str) -> Float[Array, "..."]:
+def checked(name: str, value: Matrix, allowed: Allowed, rule: str) -> Float[Array, "..."]:
     """A policy's parameter, every entry of it allowed; traced values are not looked at.
 
     **Raises:** `InputError` with the name, the index and the value of the first entry that is not allowed, and the rule.
     """
     array = parameter(value)
-    if is_concrete(array):
-        values = np.asarray(array)
-        bad = np.argwhere(~allowed(values))
-        if len(bad):
-            at = tuple(int(index) for index in bad[0])
-            more = f" ({len(bad)} of {values.size} entries are not)" if len(bad) > 1 else ""
-            raise InputError(f"{name}{list(at) if at else ''} is {values[at]:g}, but must be {rule}{more}.")
+    refused = first_refused(array, allowed)
+    if refused is not None:
+        at, found, count = refused
+        more = f" ({count} of {array.size} entries are not)" if count > 1 else ""
+        raise InputError(f"{name}{list(at) if at else ''} is {found:g}, but must be {rule}{more}.")
     return array
 
 
@@ -134,7 +132,7 @@ def checked_step_size(policy: str, value: Matrix) -> Float[Array, "..."]:
     return checked(
         f"{policy}.step_size",
         value,
-        lambda step: np.isfinite(step) & (step >= 0),
+        not_negative,
         "finite and not negative (1/s^2): default_step_size(network) proposes one, and where the limit of a network is inf "
         "(nothing in it can oscillate) jnp.where(jnp.isfinite(limit), limit, ...) puts a number there",
     )

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, best_of, better_of_two, checked
 from dgdlb_jax.policies.latency import latency_as_seen
@@ -91,9 +92,7 @@ class WeightedLeastRequest(AbstractInstantPolicy):
     bias: Float[Array, "*frontends"]
 
     def __init__(self, bias: Numbers = 1.0):
-        self.bias = checked(
-            "WeightedLeastRequest.bias", bias, lambda b: (b >= 0) & (b < jnp.inf), "finite and not negative"
-        )
+        self.bias = checked("WeightedLeastRequest.bias", bias, not_negative, "finite and not negative")
 
     def init(self, observation: Observation) -> Active:
         """Wires are full at the start."""
@@ -130,7 +129,7 @@ class PeakEWMA(AbstractInstantPolicy):
     decay: Float[Array, "*frontends"]
 
     def __init__(self, decay: Numbers = 10.0):
-        self.decay = checked("PeakEWMA.decay", decay, lambda T: (T > 0) & (jnp.inf > T), "positive and finite, seconds")
+        self.decay = checked("PeakEWMA.decay", decay, positive, "positive and finite, seconds")
 
     @property
     def time_scale(self) -> Float[Array, "*parameters"]:

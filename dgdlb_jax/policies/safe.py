@@ -9,6 +9,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgdlb_jax.numerics.checks import not_negative
 from dgdlb_jax.numerics.simplex import zero_mean
 from dgdlb_jax.numerics.types import Matrix
 from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size
@@ -137,4 +138,4 @@ def _seen(observation: Observation):
 
 
 def _not_negative(name: str, value: Matrix) -> Float[Array, "..."]:
-    return checked(name, value, lambda number: (number >= 0) & (number < jnp.inf), "finite and not negative")
+    return checked(name, value, not_negative, "finite and not negative")

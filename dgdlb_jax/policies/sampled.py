@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgdlb_jax.numerics.checks import positive
 from dgdlb_jax.numerics.types import Matrix
 from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size
 
@@ -37,7 +38,7 @@ class SampledDGDLB(AbstractFlowPolicy):
         self.interval = checked(
             "SampledDGDLB.interval",
             interval,
-            lambda time: (time > 0) & (time < jnp.inf),
+            positive,
             "positive and finite, seconds",
         )
 

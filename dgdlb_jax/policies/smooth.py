@@ -5,6 +5,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size
 from dgdlb_jax.policies.static import proportional
@@ -37,11 +38,8 @@ class MirrorDescent(AbstractFlowPolicy):
     floor: Float[Array, "*frontends"]
 
     def __init__(self, step_size: Numbers, floor: Numbers = 1e-3):
-        def allowed(values):
-            return (values >= 0) & (values < jnp.inf)
-
         self.step_size = checked_step_size("MirrorDescent", step_size)
-        self.floor = checked("MirrorDescent.floor", floor, allowed, "finite and not negative")
+        self.floor = checked("MirrorDescent.floor", floor, not_negative, "finite and not negative")
 
     def velocity(self, t, routing, observation: Observation, state: State):
         """Every share in proportion to itself."""
@@ -77,11 +75,8 @@ class Softmin(AbstractFlowPolicy):
     rate: Float[Array, "*frontends"]
 
     def __init__(self, temperature: Numbers, rate: Numbers):
-        def allowed(values):
-            return (values > 0) & (values < jnp.inf)
-
-        self.temperature = checked("Softmin.temperature", temperature, allowed, "positive and finite, seconds")
-        self.rate = checked("Softmin.rate", rate, allowed, "positive and finite (1/s)")
+        self.temperature = checked("Softmin.temperature", temperature, positive, "positive and finite, seconds")
+        self.rate = checked("Softmin.rate", rate, positive, "positive and finite (1/s)")
 
     @property
     def time_scale(self) -> Float[Array, "*parameters"]:

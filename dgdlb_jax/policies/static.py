@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.checks import check_entries, in_range, not_negative
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix
 from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, State, least, parameter, share_equally
@@ -65,12 +66,15 @@ class FixedRouting(AbstractInstantPolicy):
 
     def __init__(self, routing: Matrix):
         self.routing = parameter(routing)
+        check_entries(
+            self.routing,
+            not_negative,
+            lambda at, value: (
+                f"FixedRouting.routing has a share that is negative or not finite ({list(at)} is {value:g}): shares lie between 0 and 1."
+            ),
+        )
         if is_concrete(self.routing):
             table = np.asarray(self.routing)
-            if not np.all(np.isfinite(table) & (table >= 0)):
-                raise InputError(
-                    "FixedRouting.routing has a share that is negative or not finite: shares lie between 0 and 1."
-                )
             sums = table.sum(-1)
             sums = np.where((table == 0).all(-1), 1.0, sums)
             if not np.allclose(sums, 1, rtol=0, atol=1e-6):
@@ -102,7 +106,7 @@ def spillover(network: Network, cap: float = 0.8) -> FixedRouting:
     capacity before spilling over to other regions", documentation of service load balancing policies). There a control plane follows
     reported utilisation; the fluid version computes where that would end and loses the way there.
     """
-    if not (np.isfinite(cap) and cap > 0):
+    if not in_range(cap, 0, above=True):
         raise InputError(f"spillover(cap={cap}): the cap is a part of nominal capacity, 0.8 for 80 %.")
     fill = _spill if network.batch is None else jax.vmap(_spill, in_axes=(0, 0, 0, 0, None))
     capacity = jnp.where(network.backend_mask, network.mean_service.nominal_capacity, 0)

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
-from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, PyTree
 
+from dgdlb_jax.numerics.dependence import dependence
 from dgdlb_jax.numerics.linear_map import linear_map
 from dgdlb_jax.numerics.native import one_native_loop
 from dgdlb_jax.numerics.results import InputError
@@ -123,14 +123,12 @@ class _Derivative:
 
     def depends(self, leaves) -> tuple[bool, ...]:
         """Which outputs depend on a leaf that moves. (vmap wants to hear nothing of a slope where the output itself knows no batch.)"""
-        traced = jax.make_jaxpr(lambda leaves: self.task.run(*self._inputs(leaves)))(list(leaves)).jaxpr
-        real = [jnp.issubdtype(output.aval.dtype, jnp.inexact) for output in traced.outvars]
-
-        def moved(k: int) -> bool:
-            used = dce_jaxpr(traced, [n == k for n in range(len(real))])[1]
-            return any(used[m] for m in self.moving)
-
-        return tuple(is_real and moved(k) for k, is_real in enumerate(real))
+        run = lambda leaves: self.task.run(*self._inputs(leaves))
+        outputs = jax.tree.leaves(jax.eval_shape(run, list(leaves)))
+        return tuple(
+            jnp.issubdtype(output.dtype, jnp.inexact) and any(needed[m] for m in self.moving)
+            for output, needed in zip(outputs, dependence(run, list(leaves)), strict=True)
+        )
 
     def remember(self, leaves) -> tuple[tuple[Carry, PyTree], PyTree]:
         """The run, and a tape of it."""

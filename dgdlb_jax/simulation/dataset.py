@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dgdlb_jax.numerics.files import disk_errors, whole_file
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
-from dgdlb_jax.simulation.trajectory import FIELDS, Trajectory
 
 if TYPE_CHECKING:
     import xarray
+
+    from dgdlb_jax.simulation.trajectory import Trajectory
 
 _SERIES = {
     "routing": (("time", "frontend", "backend"), "1", "share of a frontend's requests"),
@@ -34,7 +36,7 @@ _STATISTICS = {
 }
 
 
-def to_dataset(run: Trajectory) -> "xarray.Dataset":
+def to_dataset(run: "Trajectory") -> "xarray.Dataset":
     """A run as an `xarray.Dataset` with dimensions (`batch`,) `time`, `frontend`, `backend`; statistics are `mean_of_window_...`.
 
     **Raises:** `InputError` when xarray is not installed.
@@ -42,7 +44,7 @@ def to_dataset(run: Trajectory) -> "xarray.Dataset":
     xarray = _xarray()
     batch = ("batch",) if np.ndim(run.result) else ()
     variables: dict[str, Any] = {"result": (batch, run.result, "1", "how the run ended, a Result code")}
-    for name in FIELDS:
+    for name in _SERIES:
         values, (dims, units, meaning) = getattr(run, name), _SERIES[name]
         if values is not None:
             variables[name] = ((*batch, *dims), values, units, meaning)
@@ -73,19 +75,15 @@ def to_dataset(run: Trajectory) -> "xarray.Dataset":
     )
 
 
-def write(run: Trajectory, path: str | Path) -> Path:
+def write(run: "Trajectory", path: str | Path) -> Path:
     """Write a run as netCDF: to a file beside it first, so that nothing is ever half-written.
 
     **Raises:** `InputError` when the folder cannot be written.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.part")
-    try:
-        to_dataset(run).to_netcdf(draft, engine="h5netcdf")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written ({error.strerror or error}): choose another place.") from error
+    dataset = to_dataset(run)
+    with disk_errors(str(path)), whole_file(path) as draft:
+        dataset.to_netcdf(draft, engine="h5netcdf")
     return path
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.interpreters.partial_eval import dce_jaxpr
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.numerics import bits, delay_line, pair
 from dgdlb_jax.numerics.delay_line import DelayLine
+from dgdlb_jax.numerics.dependence import needed_inputs
 from dgdlb_jax.numerics.pair import Pair
 from dgdlb_jax.simulation.dynamics import Arcs, Backends
 from dgdlb_jax.simulation.loop import (
@@ -401,8 +401,7 @@ class WayBack:
 
         now, count = self.carry.now, len(self.leaves)
         read = now.reading, now.reading
-        traced = jax.make_jaxpr(one_step)(self.leaves, now.workload, read, self.leaves, now.routing > 0).jaxpr
-        *used, support = dce_jaxpr(traced, [True] * len(traced.outvars))[1]
+        *used, support = needed_inputs(one_step, self.leaves, now.workload, read, self.leaves, now.routing > 0)
         nothing = jax.tree.map(lambda _: False, now)
         mark = lambda where: jax.tree.leaves(eqx.tree_at(where, nothing, replace_fn=lambda _: True))
         told, is_routing = mark(_told_by_the_past), mark(lambda now: now.routing)

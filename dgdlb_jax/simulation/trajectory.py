@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix, Numbers
+from dgdlb_jax.simulation import dataset
 
 if TYPE_CHECKING:
     import xarray
@@ -207,12 +208,8 @@ class Trajectory(eqx.Module):
 
     def to_xarray(self) -> "xarray.Dataset":
         """The run as an `xarray.Dataset` with labelled dimensions and units."""
-        from dgdlb_jax.simulation.dataset import to_dataset
-
-        return to_dataset(self)
+        return dataset.to_dataset(self)
 
     def save(self, path: str | Path) -> Path:
         """Write the run as a netCDF file that xarray opens; an existing file is replaced only by a complete one."""
-        from dgdlb_jax.simulation.dataset import write
-
-        return write(self, path)
+        return dataset.write(self, path)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.experiments.compare import STARTS
+from dgdlb_jax.experiments.starts import STARTS
 from dgdlb_jax.experiments.sweep.cases import prepare
 from dgdlb_jax.experiments.sweep.inputs import DEFAULTS, INPUTS
 from dgdlb_jax.model.network import Network

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dgdlb_jax.experiments import verdict as ends
+from dgdlb_jax.policies.registry import POLICIES
 
 if TYPE_CHECKING:
     import xarray
@@ -277,9 +278,7 @@ def gains(data: Data) -> Judgement:
     )
 
 
-OURS = (
-    "dgd-lb", "sampled-dgd-lb", "log-dgd-lb", "reciprocal-dgd-lb", "curvature-dgd-lb", "capped-dgd-lb", "mirror-descent",
-)  # fmt: skip
+OURS = tuple(key for key, entry in POLICIES.items() if entry.kind == "gradient")
 """The gradient rules: not rivals of DGD-LB but relatives."""
 
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import resources
 from typing import Any
 
 from dgdlb_jax.experiments.sweep import Spec, read_spec
 from dgdlb_jax.model.fleets.document import parse
+from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.results import InputError
 
 SIZES = ("quick", "full")
@@ -50,9 +50,9 @@ def _find(word: str, documents: Mapping[str, Mapping[str, Any]]) -> str:
     found = [key for title, key in titles.items() if word.lower() in title]
     if len(found) == 1:
         return found[0]
-    close = get_close_matches(word.lower(), list(titles), n=1)
+    close = closest(word.lower(), titles)
     known = ", ".join(f"{key} ({title})" for title, key in titles.items())
-    hint = f"; did you mean {titles[close[0]]}?" if close else "."
+    hint = "." if close is None else f"; did you mean {titles[close]}?"
     raise InputError(f"No claim is called {word!r}: choose from {known}{hint}")
 
 

@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from dgdlb_jax.analysis.optimum import Optimum, solve_optimum
 from dgdlb_jax.analysis.step_size import default_step_size, suggest_duration
 from dgdlb_jax.experiments.balancers import BALANCERS
-from dgdlb_jax.experiments.compare import STARTS, start_state
+from dgdlb_jax.experiments.starts import STARTS, start_state
 from dgdlb_jax.experiments.sweep import optional
-from dgdlb_jax.experiments.sweep.inputs import NEAR_OPTIMUM, STEP_SIZES
+from dgdlb_jax.experiments.sweep.inputs import NEAR_OPTIMUM, STEP_SIZES, takes
 from dgdlb_jax.experiments.sweep.measures import CRITICAL, DEFAULT, SUFFICIENT
 from dgdlb_jax.experiments.time_steps import time_step
 from dgdlb_jax.model.fleets import load_fleet
@@ -190,11 +190,11 @@ def _networks(columns: Columns) -> Network:
 
 def _random_networks(columns: Columns) -> Network:
     family = str(columns["family"][0])
-    settings: dict[str, Any] = {name: int(columns[name][0]) for name in ("frontends", "backends") if name in columns}
-    if family == "one_frontend":
-        settings.pop("frontends", None)
-    if family == "sparse" and "density" in columns:
-        settings["density"] = float(columns["density"][0])
+    settings: dict[str, Any] = {
+        name: kind(columns[name][0])
+        for name, kind in (("frontends", int), ("backends", int), ("density", float))
+        if name in columns and takes(family, name)
+    }
     draw = _drawer(family, tuple(settings.items()), str(columns["curve"][0]) if "curve" in columns else None)
     time = columns.get("service_time")
     return draw(jnp.asarray(columns["seed"], jnp.uint32), None if time is None else jnp.asarray(time))
@@ -205,7 +205,7 @@ def _drawer(family: str, settings: tuple[tuple[str, Any], ...], curve: str | Non
     """A compiled function from seeds and service times (None: the usual ones) to a padded batch of the family."""
     make = FAMILIES[family]
     usual: Any = inspect.signature(make).parameters["service"].default
-    chosen = CURVES[curve] if curve else getattr(usual, "func", usual)
+    chosen = CURVES[curve] if curve else usual
 
     def draw(seed: UInt32[Array, ""], service_time: Float[Array, ""] | None) -> Network:
         keywords = dict(getattr(usual, "keywords", {})) | (

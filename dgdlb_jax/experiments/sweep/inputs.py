@@ -1,5 +1,6 @@
 """What a case is made of: the inputs that a specification may fix or vary, and what values they take."""
 
+import inspect
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.experiments.balancers import BALANCERS
-from dgdlb_jax.experiments.compare import STARTS
+from dgdlb_jax.experiments.starts import STARTS
 from dgdlb_jax.model.fleets import fleet_names
 from dgdlb_jax.model.fleets.document import Section, nearest, rule_for, shown, to_float
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
+from dgdlb_jax.numerics.checks import in_range
 
 RANDOM_START, NEAR_OPTIMUM = "random", "near-optimum"
 ALL_STARTS = (*STARTS, RANDOM_START, NEAR_OPTIMUM)
@@ -121,7 +123,7 @@ def checked(section: Section, key: str, name: str, value: Any) -> Value:
     if isinstance(value, bool) or not isinstance(value, wanted):
         raise section.error(key, f"contains {shown(value)}", f"give {'whole ' if rule.kind is int else ''}numbers.")
     number = to_float(value)
-    if not math.isfinite(number) or number < rule.minimum or (rule.above and number <= rule.minimum):
+    if not in_range(number, rule.minimum, rule.above):
         raise section.error(key, f"contains {shown(value)}", f"give {rule_for(rule.minimum, rule.above)}.")
     if number > rule.below:
         raise section.error(key, f"contains {shown(value)}", f"give at most {rule.below:g}.")
@@ -144,14 +146,21 @@ def check_together(section: Section, given: Mapping[str, tuple[Value, ...]]) -> 
     for name in _ONLY_RANDOM if "fleet" in given else ():
         if name in given:
             raise section.error(name, "has no meaning with fleet", "remove it, or use family instead of fleet.")
-    families = set(given.get("family", ()))
-    if "frontends" in given and families == {"one_frontend"}:
-        raise section.error("frontends", "has no meaning with the family one_frontend", "remove it.")
-    if "density" in given and "sparse" not in families:
-        raise section.error("density", "has no meaning without the family sparse", "remove it.")
+    families = [str(family) for family in given.get("family", ())]
+    for name in ("frontends", "backends", "density"):
+        if name in given and families and not any(takes(family, name) for family in families):
+            having = [family for family in FAMILIES if takes(family, name)]
+            few = len(having) <= len(families)
+            which = f"without the family {' or '.join(having)}" if few else f"with the family {' or '.join(families)}"
+            raise section.error(name, f"has no meaning {which}", "remove it.")
     for name, starts in _NEEDS_START.items():
         if name in given and not set(given.get("start", (DEFAULTS["start"],))) & set(starts):
             raise section.error(name, "has no meaning with this start", f'use start = "{starts[0]}", or remove it.')
+
+
+def takes(family: str, parameter: str) -> bool:
+    """Whether a family of random topologies has a parameter."""
+    return parameter in inspect.signature(FAMILIES[family]).parameters
 
 
 def _is_fleet(name: str) -> bool:

@@ -1,7 +1,5 @@
 """Pictures of a sweep. Functions take a dataset and axes and return the axes; without axes they make a figure (`axes.figure`)."""
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +24,7 @@ from dgdlb_jax.experiments.sweep.selection import (
     varying,
 )
 from dgdlb_jax.experiments.verdict import Verdict
+from dgdlb_jax.numerics.files import disk_errors, whole_file
 from dgdlb_jax.numerics.results import InputError
 
 if TYPE_CHECKING:
@@ -237,18 +236,13 @@ def save_pictures(figures: dict[str, Figure], folder: Path) -> list[Path]:
 
     **Raises:** `InputError` when the folder cannot be written.
     """
-    paths = []
-    try:
+    paths = {name: folder / f"{name}.png" for name in figures}
+    with disk_errors(f"--output {folder}", "name another folder or make room"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            handle, draft = tempfile.mkstemp(suffix=".png", prefix=f".{name}-", dir=folder)
-            os.close(handle)
-            figure.savefig(draft, dpi=130)
-            os.chmod(draft, 0o644)
-            paths.append(Path(draft).replace(folder / f"{name}.png"))
-    except OSError as error:
-        raise InputError(f"--output {folder}: {error.strerror or error}; name another folder or make room.") from error
-    return paths
+            with whole_file(paths[name]) as draft:
+                figure.savefig(draft, dpi=130, format="png")
+    return list(paths.values())
 
 
 def _mark_step_sizes(ax: Axes, dataset: Dataset, x: str) -> None:

@@ -1,6 +1,5 @@
 """A finished sweep in a few lines, and as one netCDF file."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ import numpy as np
 from dgdlb_jax.experiments.sweep.measures import RESULTS
 from dgdlb_jax.experiments.sweep.store import open_dataset
 from dgdlb_jax.experiments.verdict import Verdict
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.files import disk_errors, whole_file
 
 if TYPE_CHECKING:
     import xarray
@@ -55,17 +54,12 @@ def write_netcdf(store: Path, file: Path) -> Path:
 
     **Raises:** `InputError` when the file cannot be written.
     """
-    draft = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        with open_dataset(store) as dataset:
-            plain = dataset.load().assign_coords(
-                {name: array.astype(object) for name, array in dataset.coords.items() if array.dtype.kind in "OT"}
-            )
-            plain.to_netcdf(draft, engine="h5netcdf")
-        draft.replace(file)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise InputError(f"{file} cannot be written ({error.strerror or error}): choose another place.") from error
+    with open_dataset(store) as dataset:
+        plain = dataset.load().assign_coords(
+            {name: array.astype(object) for name, array in dataset.coords.items() if array.dtype.kind in "OT"}
+        )
+    with disk_errors(str(file)), whole_file(file) as draft:
+        plain.to_netcdf(draft, engine="h5netcdf")
     return file
 
 

@@ -58,6 +58,7 @@ All keys:
     - `"hyperbolic"`: `max_rate`, `half_load`; `"exponential"`: `max_rate`, `scale`; `"power"`: `unit_rate`, `scale`,
       `exponent`; `"logarithmic"`: `unit_rate`, `scale`; `"many-server"`: `servers`, `service_time`, `sharpness`.
     - `"mixture"`: `weights`, `scales`, `measured_workload`: what a fitted table looks like when it is written.
+    - a kind of your own: `register_curve(kind, class, parameters)`, here one positive number for each parameter.
 - `[latency]`: `table` (columns `from,to` or `region_from,region_to`, and one of `one_way_s`, `one_way_ms`, `one_way_us`,
   `rtt_s`, `rtt_ms`, `rtt_us`; or a square matrix), `unit`, one of the same words, for a table that does not say; or
   one matrix called `one_way_ms`, ... with a row per frontend; `symmetric = true` looks a missing pair up the other way
@@ -73,6 +74,7 @@ All keys:
     - `"daily cycle"`: `amplitude`, `peak_s`, `period_s`; `mean` instead of the rates.
     - `"jumps"`: `times_s`; `factor` (times the rates) or `rate` (requests/s), one entry or row more than there are times.
     - `"constant"`: `factor`.
+    - a kind of your own: `register_demand(kind, class, parameters)`, here one number per frontend for each parameter.
 - `[capacity]`: the same kinds as a demand, here a factor on each backend's service rate over time.
 - `[sources.NAME]`: `title`, `licence`, `url`, `date`, `note`.
 
@@ -87,6 +89,7 @@ by content, and a `FleetWarning` says what was understood (`dgdlb import` does t
   Prometheus' `query_range`.
 """
 
+from dgdlb_jax.model.document import write_fleet as write_fleet
 from dgdlb_jax.model.fleets.load import FleetInfo as FleetInfo
 from dgdlb_jax.model.fleets.load import FleetWarning as FleetWarning
 from dgdlb_jax.model.fleets.load import Source as Source
@@ -94,4 +97,3 @@ from dgdlb_jax.model.fleets.load import describe_fleet as describe_fleet
 from dgdlb_jax.model.fleets.load import fleet_names as fleet_names
 from dgdlb_jax.model.fleets.load import list_fleets as list_fleets
 from dgdlb_jax.model.fleets.load import load_fleet as load_fleet
-from dgdlb_jax.model.fleets.write import write_fleet as write_fleet

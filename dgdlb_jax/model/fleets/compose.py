@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dgdlb_jax.model.document import check_not_inputs, toml_value, write_all
 from dgdlb_jax.model.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.model.fleets.importers import Curve, Demand, Finding, Latencies
 from dgdlb_jax.model.fleets.load import load_fleet
 from dgdlb_jax.model.fleets.tidy import curve_csv, demand_csv, latency_csv
-from dgdlb_jax.model.fleets.write import check_not_inputs, toml_value, write_all
 from dgdlb_jax.numerics.results import InputError
 
 _LOAD = 0.7  # of the highest measured throughput, where nobody says how many servers there are
@@ -107,7 +107,7 @@ def compose_fleet(
     files[path.name] = page.text
     _try(path.name, files, demand is not None)
     check_not_inputs([path.parent / name for name in files], keep)
-    write_all(path.parent, files, create=True)
+    write_all(path.parent, files)
     return [path.parent / name for name in files]
 
 

@@ -8,35 +8,14 @@ import numpy as np
 from dgdlb_jax.model.fleets.document import Folder, Section, nearest
 from dgdlb_jax.model.fleets.importers import Options, read_curve, workload
 from dgdlb_jax.model.service import (
+    CURVES,
     AbstractService,
-    Exponential,
-    Hyperbolic,
-    Logarithmic,
-    ManyServer,
-    Power,
     Replicas,
     ServiceFit,
     Tabulated,
     concatenate,
     fit_service,
 )
-
-
-class Formula(NamedTuple):
-    """A curve given by a formula: its class, its parameters in the file, and which of them may be left out."""
-
-    maker: type[AbstractService]
-    parameters: tuple[str, ...]
-    optional: tuple[str, ...] = ()
-
-
-FORMULAS = {
-    "hyperbolic": Formula(Hyperbolic, ("max_rate", "half_load")),
-    "exponential": Formula(Exponential, ("max_rate", "scale")),
-    "power": Formula(Power, ("unit_rate", "scale", "exponent")),
-    "logarithmic": Formula(Logarithmic, ("unit_rate", "scale")),
-    "many-server": Formula(ManyServer, ("servers", "service_time"), ("sharpness",)),
-}
 
 
 class Service(NamedTuple):
@@ -73,17 +52,17 @@ def _chosen_curves(backends: Section, names: tuple[str, ...], known: dict[str, S
 
 def _read_curve(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit | None]:
     kinds: Mapping[str, Callable[[Section, Folder], tuple[AbstractService, ServiceFit | None]]]
-    kinds = dict.fromkeys(FORMULAS, _formula) | {"measured": _measured, "mixture": _mixture}
+    kinds = dict.fromkeys(CURVES, _formula) | {"measured": _measured, "mixture": _mixture}
     return kinds[section.choice("kind", kinds)](section, folder)
 
 
 def _formula(section: Section, folder: Folder) -> tuple[AbstractService, None]:
     del folder
-    formula = FORMULAS[section.content["kind"]]
-    section.only("kind", *formula.parameters, *formula.optional, "capacity")
-    optional = [key for key in (*formula.optional, "capacity") if key in section]
-    values = {key: [section.number(key, above=True)] for key in (*formula.parameters, *optional)}
-    return section.build(formula.maker, **values), None
+    curve = CURVES[section.content["kind"]]
+    section.only("kind", *curve.parameters, *curve.may_be_left_out)
+    given = [key for key in curve.may_be_left_out if key in section]
+    values = {key: [section.number(key, above=True)] for key in (*curve.parameters, *given)}
+    return section.build(curve.maker, **values), None
 
 
 def _measured(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit]:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
+from dgdlb_jax.model.demand_kinds import DEMANDS, DemandKind
 from dgdlb_jax.model.fleets.document import Folder, Section, clipped, nearest
 from dgdlb_jax.model.fleets.importers import Demand, Options, Source, prometheus
 from dgdlb_jax.model.fleets.importers.counts import UNEVEN, bin_width, counted_columns
@@ -41,8 +43,8 @@ def read_demand(section: Section, key: str | None, base: Base, folder: Folder) -
 
 def read_pattern(section: Section, base: Base, folder: Folder) -> AbstractDemand:
     """One demand."""
-    kinds = {"constant": _constant, "trace": _trace, "jumps": _jumps, "daily cycle": _daily_cycle}
-    return kinds[section.choice("kind", kinds)](section, base, folder)
+    kind = DEMANDS[section.choice("kind", DEMANDS)]
+    return _READERS.get(kind.key, partial(_registered, kind))(section, base, folder)
 
 
 def _constant(section: Section, base: Base, folder: Folder) -> Constant:
@@ -159,3 +161,14 @@ def _shifted(section: Section, rates: np.ndarray, width: np.ndarray) -> np.ndarr
             raise section.error("shift_s", f"contains {shift:g}", f"give multiples of the bin width, {width[k]:g} s.")
         columns.append(np.roll(rates[:, k], round(bins)))
     return np.stack(columns, axis=1)
+
+
+def _registered(kind: DemandKind, section: Section, base: Base, folder: Folder) -> AbstractDemand:
+    """A demand of the user's own: numbers, one for each name or one for all."""
+    del folder
+    section.only("kind", *kind.parameters)
+    numbers = {name: section.numbers(name, len(base.names), minimum=-math.inf) for name in kind.parameters}
+    return section.build(kind.maker, **{name: np.array(values) for name, values in numbers.items()})
+
+
+_READERS = {"constant": _constant, "trace": _trace, "jumps": _jumps, "daily cycle": _daily_cycle}

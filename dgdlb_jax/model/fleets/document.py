@@ -1,6 +1,5 @@
 """Reading TOML with errors that a person can act on: file, line, field, value, remedy."""
 
-import difflib
 import math
 import re
 import tomllib
@@ -9,6 +8,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from dgdlb_jax.numerics.checks import closest, in_range
 from dgdlb_jax.numerics.results import InputError
 
 Folder = Path | Traversable
@@ -21,9 +21,9 @@ _LONGEST_PATH = 300
 
 def nearest(word: object, known: Collection[str]) -> str:
     """`did you mean "known"?`, or the list of what there is when nothing is near."""
-    close = difflib.get_close_matches(clipped(str(word)), [clipped(name) for name in known], n=1, cutoff=0.5)
-    if close:
-        return f'did you mean "{close[0]}"?'
+    close = closest(clipped(str(word)), map(clipped, known), cutoff=0.5)
+    if close is not None:
+        return f'did you mean "{close}"?'
     return f"known here: {listed(sorted(known))}." if known else "nothing is known here."
 
 
@@ -189,7 +189,7 @@ class Section:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"contains {shown(value)}", "give numbers, without quotes.")
         number = to_float(value)
-        if not (math.isfinite(number) and (number > minimum if above else number >= minimum)):
+        if not in_range(number, minimum, above):
             rule = rule_for(minimum, above)
             raise self.error(key, f"contains {shown(value)}", f"give {rule}.")
         return number

@@ -1,6 +1,5 @@
 """Loading fleets: built-in ones by name, a user's own by path."""
 
-import difflib
 import warnings
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +14,7 @@ from dgdlb_jax.model.fleets.demands import Base, read_demand, read_pattern
 from dgdlb_jax.model.fleets.document import Folder, Section, parse
 from dgdlb_jax.model.fleets.latencies import Places, read_latencies
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.results import InputError
 
 _SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "sources")
@@ -130,8 +130,8 @@ def _open(fleet: str | Path) -> tuple[Section, Folder]:
 
 
 def _unknown(name: str) -> InputError:
-    near = difflib.get_close_matches(name, fleet_names(), n=1, cutoff=0.4)
-    hint = f'did you mean "{near[0]}"? ' if near else ""
+    near = closest(name, fleet_names(), cutoff=0.4)
+    hint = "" if near is None else f'did you mean "{near}"? '
     return InputError(
         f'There is no built-in fleet and no file called "{name}": {hint}Built-in are {", ".join(fleet_names())}; '
         "your own fleet is the path of a .toml file."

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dgdlb_jax.model.fleets.document import Folder, clipped, counted, nearest, read_text, rule_for, shown
+from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError
 
 
@@ -122,7 +122,7 @@ class Table:
             value = float(cell.replace(",", ".") if self.decimal_commas and _COMMA.fullmatch(cell) else cell)
         except ValueError as error:
             raise self.error(row, column, "is not a number", "correct the cell.") from error
-        if not (math.isfinite(value) and (value > minimum if above else value >= minimum)):
+        if not in_range(value, minimum, above):
             raise self.error(row, column, "is out of range", f"give {rule_for(minimum, above)}.")
         return value
 

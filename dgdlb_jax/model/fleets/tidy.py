@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from dgdlb_jax.model.document import csv_text
 from dgdlb_jax.model.fleets.importers import Curve, Demand, Latencies, workload
-from dgdlb_jax.model.fleets.write import csv_text
 
 
 def latency_csv(found: Latencies) -> str:

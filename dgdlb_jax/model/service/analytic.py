@@ -13,6 +13,7 @@ from dgdlb_jax.model.service.base import (
     measurement,
     parameters,
 )
+from dgdlb_jax.numerics.checks import positive
 
 
 class AbstractAnalytic(AbstractService):
@@ -162,7 +163,7 @@ class Power(AbstractAnalytic):
             "Power",
             "capacity",
             self.capacity,
-            lambda value: value > 0,
+            positive,
             "finite (give it when exponent is near 1)",
         )
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from dgdlb_jax.numerics import checks
+from dgdlb_jax.numerics.checks import Allowed, check_entries, positive
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
 Numbers = ArrayLike | Sequence[float] | Sequence[Sequence[float]]
@@ -110,34 +112,22 @@ def parameters(curve: str, **values: Numbers) -> list[Float[Array, "..."]]:
             f"{curve}: the shapes {shapes} do not fit: give one number per backend, or one for all."
         ) from error
     for name, array in zip(values, arrays, strict=True):
-        check(curve, name, array, lambda value: value > 0, "positive and finite")
+        check(curve, name, array, positive, "positive and finite")
     return arrays
 
 
 def floating(curve: str, name: str, value: Numbers) -> Float[Array, "..."]:
-    """Lists and integers become arrays of the default float dtype; floating arrays keep theirs."""
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{curve}.{name} is not an array of numbers ({error}): give one number per backend."
-        ) from error
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+    """A parameter of a curve as a floating array."""
+    return checks.floating(f"{curve}.{name}", value, "give one number per backend")
 
 
-def check(
-    curve: str, name: str, array: Float[Array, "..."], allowed: Callable[[np.ndarray], np.ndarray], rule: str
-) -> None:
-    """Raise `InputError` for the first entry that is not finite or not allowed; traced values are not looked at."""
-    if not is_concrete(array):
-        return
-    values = np.asarray(array)
-    bad = np.argwhere(~(np.isfinite(values) & allowed(values)))
-    if bad.size:
-        at = tuple(int(index) for index in bad[0])
-        raise InputError(
-            f"{curve}.{name} of backend {at[-1]} is {values[at]:g}, but must be {rule}: correct {name}{list(at)}."
-        )
+def check(curve: str, name: str, array: Float[Array, "..."], allowed: Allowed, rule: str) -> None:
+    """Raise `InputError` for the first entry that is not allowed; traced values are not looked at."""
+
+    def sentence(at: tuple[int, ...], value: float) -> str:
+        return f"{curve}.{name} of backend {at[-1]} is {value:g}, but must be {rule}: correct {name}{list(at)}."
+
+    check_entries(array, allowed, sentence)
 
 
 def measurement(
@@ -154,7 +144,7 @@ def measurement(
     if array.shape not in ((), (1,), default.shape):
         raise InputError(f"{curve}.{name} has shape {array.shape}, not {default.shape}: give one number per backend.")
     array = jnp.broadcast_to(array, default.shape)
-    check(curve, name, array, lambda value: value > 0, "positive and finite")
+    check(curve, name, array, positive, "positive and finite")
     if supremum is not None:
         _check_reachable(curve, name, array, supremum)
     return array

@@ -8,7 +8,8 @@ import numpy as np
 
 from dgdlb_jax.model.service.base import Numbers
 from dgdlb_jax.model.service.tabulated import Tabulated
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.checks import check_entries, positive
+from dgdlb_jax.numerics.results import ConvergenceError, InputError
 
 # Curves of different tables get the same number of components where possible, so that their networks stack.
 _COMPONENTS = 6
@@ -158,7 +159,12 @@ def _weights(points: np.ndarray, rates: np.ndarray, scales: np.ndarray, falling:
     below, above = points[0] / rates[0] / scales, np.full_like(scales, 1 / rates[-1])
     weight = np.r_[np.ones_like(rates), _GUESS, falling]
     rows = np.vstack([_basis(points, scales) / rates[:, None], below, above])
-    return nnls(rows * weight[:, None], weight)[0]
+    try:
+        return nnls(rows * weight[:, None], weight)[0]
+    except RuntimeError as error:  # too many iterations
+        raise ConvergenceError(
+            f"The fit to {points.size} points did not converge: leave out points that lie close together."
+        ) from error
 
 
 def _basis(points: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -194,12 +200,13 @@ def _table(workload: Numbers, throughput: Numbers, name: str) -> tuple[np.ndarra
             "with at least two points."
         )
     for column, values in (("workload", points), ("throughput", rates)):
-        bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
-        if bad.size:
-            raise InputError(
-                f"{name}: {column} of row {bad[0]} is {values[bad[0]]:g}, but must be positive and finite: "
-                "correct or remove the row."
-            )
+        check_entries(
+            values,
+            positive,
+            lambda at, value, column=column: (
+                f"{name}: {column} of row {at[0]} is {value:g}, but must be positive and finite: correct or remove the row."
+            ),
+        )
     order = np.argsort(points)
     points, rates = points[order], rates[order]
     twice = np.flatnonzero(np.diff(points) == 0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.model.service.base import AbstractService, Numbers, below, check, floating, measurement
+from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.results import InputError
 
 # Newton's method below gains at least one component of the mixture every other step; nothing seen needed more than 12.
@@ -53,9 +54,9 @@ class Tabulated(AbstractService):
                 f"Tabulated: weights {self.weights.shape} and scales {self.scales.shape} need one shape, "
                 "components x backends."
             )
-        check("Tabulated", "weights", self.weights, lambda value: value >= 0, "finite and not negative")
-        check("Tabulated", "scales", self.scales, lambda value: value > 0, "positive and finite")
-        check("Tabulated", "sum of weights", self.supremum, lambda value: value > 0, "positive")
+        check("Tabulated", "weights", self.weights, not_negative, "finite and not negative")
+        check("Tabulated", "scales", self.scales, positive, "positive and finite")
+        check("Tabulated", "sum of weights", self.supremum, positive, "positive")
         self.capacity = measurement("Tabulated", "capacity", capacity, self.supremum, self.supremum)
         self.measured = measurement("Tabulated", "measured", measured, jnp.full_like(self.supremum, jnp.inf))
 

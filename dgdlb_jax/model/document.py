@@ -2,19 +2,20 @@
 
 import csv
 import io
-import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
-from dgdlb_jax.model.fleets.curves import FORMULAS
-from dgdlb_jax.model.network import Network
-from dgdlb_jax.model.service import AbstractService, PerBackend, Replicas, Tabulated
+from dgdlb_jax.model.demand import AbstractDemand, Constant, Jumps
+from dgdlb_jax.model.demand_kinds import DEMANDS
+from dgdlb_jax.model.service import CURVES, AbstractService, PerBackend, Replicas, Tabulated
+from dgdlb_jax.numerics.files import disk_errors, write_texts
 from dgdlb_jax.numerics.results import InputError, is_concrete
+
+if TYPE_CHECKING:
+    from dgdlb_jax.model.network import Network
 
 Fields = dict[str, Any]
 
@@ -25,7 +26,7 @@ class _Names(NamedTuple):
     backends: tuple[str, ...]
 
 
-def write_fleet(network: Network, path: str | Path) -> Path:
+def write_fleet(network: "Network", path: str | Path) -> Path:
     """Write `path` (a `.toml`) and its tables beside it, `<stem>.latency.csv` and so on; existing ones are replaced.
 
     Everything is composed before the first byte is written, and each file appears at once, the TOML file last.
@@ -49,7 +50,8 @@ def write_fleet(network: Network, path: str | Path) -> Path:
     files: dict[str, str] = {}
     document = _document(network, names, files)
     files[path.name] = "\n\n".join(_section(name, fields) for name, fields in document.items() if fields) + "\n"
-    write_all(path.parent, files)
+    with disk_errors(str(path.parent), "create the folder or choose another path"):
+        write_texts(path.parent, files)
     return path
 
 
@@ -62,7 +64,7 @@ def _check_names(names: _Names) -> None:
                 )
 
 
-def _document(network: Network, names: _Names, files: dict[str, str]) -> dict[str, Fields]:
+def _document(network: "Network", names: _Names, files: dict[str, str]) -> dict[str, Fields]:
     """All sections by name; tables are added to `files`."""
     chosen, count, curves = _curves(network.service)
     demand = _pattern(network.demand, names.frontends, f"{names.stem}.demand.csv", files)
@@ -83,7 +85,7 @@ def _document(network: Network, names: _Names, files: dict[str, str]) -> dict[st
     return document
 
 
-def _overload(network: Network) -> Fields:
+def _overload(network: "Network") -> Fields:
     most = np.where(network.backend_mask, network.service.supremum, 0).sum()
     return {"allow_overload": True} if float(network.arrival_rate.sum()) >= most else {}
 
@@ -116,17 +118,18 @@ def _describe(curve: AbstractService) -> Fields:
         bound = {"measured_workload": measured} if np.isfinite(measured) else {}
         weights, scales = (np.asarray(leaf)[:, 0].tolist() for leaf in (curve.weights, curve.scales))
         return {"kind": "mixture", "weights": weights, "scales": scales} | capacity | bound
-    for kind, formula in FORMULAS.items():
-        if type(curve) is formula.maker:
-            parameters = (*formula.parameters, *formula.optional)
-            return {"kind": kind} | {name: float(getattr(curve, name)[0]) for name in parameters} | capacity
+    for kind, known in CURVES.items():
+        if type(curve) is known.maker:
+            stated = capacity if "capacity" in known.may_be_left_out else {}
+            parameters = (*known.parameters, *known.optional)
+            return {"kind": kind} | {name: float(getattr(curve, name)[0]) for name in parameters} | stated
     raise InputError(
         f"to_toml cannot write a curve of the kind {type(curve).__name__}: "
-        f"a fleet file holds {', '.join(FORMULAS)}, mixtures (Tabulated) and replicas of these."
+        f"a fleet file holds {', '.join(CURVES)}, mixtures (Tabulated) and replicas of these."
     )
 
 
-def _latencies(network: Network, names: _Names, files: dict[str, str]) -> Fields:
+def _latencies(network: "Network", names: _Names, files: dict[str, str]) -> Fields:
     """The forward latency as a table, the others only where they differ from it."""
     matrices = {"table": network.latency, "feedback": network.feedback_latency, "cost": network.cost_latency}
     file_names = {"table": "latency", "feedback": "feedback", "cost": "cost"}
@@ -144,7 +147,7 @@ def _latencies(network: Network, names: _Names, files: dict[str, str]) -> Fields
     return fields
 
 
-def _arcs(network: Network, names: _Names, files: dict[str, str]) -> Fields:
+def _arcs(network: "Network", names: _Names, files: dict[str, str]) -> Fields:
     mask = np.asarray(network.mask)
     if mask.all():
         return {}
@@ -160,20 +163,17 @@ def _arc_rows(names: _Names, mask: np.ndarray) -> list[tuple[str, str, tuple[int
 def _pattern(demand: AbstractDemand, names: tuple[str, ...], table: str, files: dict[str, str]) -> Fields:
     """The section that describes a demand."""
     demand = _plain(demand)
-    if type(demand) is Constant:
-        return {"kind": "constant", "factor": demand.rates}
-    if type(demand) is DailyCycle:
-        shape = {"amplitude": demand.amplitude, "peak_s": demand.phase, "period_s": demand.period, "mean": demand.mean}
-        return {"kind": "daily cycle"} | shape
-    if type(demand) is Jumps:
-        return {"kind": "jumps", "times_s": demand.times, "rate": demand.rates}
-    if type(demand) is Trace:
-        files[table] = csv_text(list(names), np.asarray(demand.rates).tolist())
-        return {"kind": "trace", "table": table, "bin_width_s": demand.bin_width, "scaled": False}
-    raise InputError(
-        f"to_toml cannot write a demand of the kind {type(demand).__name__}: "
-        "a fleet file holds constant rates, traces, jumps and daily cycles."
-    )
+    known = next((entry for entry in DEMANDS.values() if type(demand) is entry.maker), None)
+    if known is None:
+        raise InputError(
+            f"to_toml cannot write a demand of the kind {type(demand).__name__}: "
+            f"a fleet file holds {', '.join(DEMANDS)} (register_demand adds one)."
+        )
+    fields = {"kind": known.key} | known.write(demand)
+    if "table" in fields:
+        files[table] = csv_text(list(names), np.asarray(fields["table"]).tolist())
+        fields["table"] = table
+    return fields
 
 
 def _plain(demand: AbstractDemand) -> AbstractDemand:
@@ -223,21 +223,8 @@ def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise InputError(f"{path} was read and would be replaced: write to another folder or name.")
 
 
-def write_all(folder: Path, files: dict[str, str], *, create: bool = False) -> None:
-    """First everything under temporary names, then renamed: a failure leaves nothing half-written. `create` makes the folder."""
-    token = secrets.token_hex(4)
-    temporary = {folder / f".{name}.{token}": folder / name for name in files}
-    try:
-        if create:
-            folder.mkdir(parents=True, exist_ok=True)
-        for (new, _), text in zip(temporary.items(), files.values(), strict=True):
-            new.write_text(text, encoding="utf-8", newline="\n")
-        for new, final in temporary.items():
-            os.replace(new, final)
-    except OSError as error:
-        raise InputError(
-            f"{folder} cannot be written to ({error}): create the folder or choose another path."
-        ) from error
-    finally:
-        for new in temporary:
-            new.unlink(missing_ok=True)
+def write_all(folder: Path, files: dict[str, str]) -> None:
+    """Texts by name into a folder, which is made where it is missing, all of them or none."""
+    with disk_errors(str(folder), "create the folder or choose another path"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_texts(folder, files)

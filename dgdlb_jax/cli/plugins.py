@@ -1,0 +1,36 @@
+"""Code of the user's own that registers policies, curves, topologies or demands before a command starts."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def load(name: str) -> None:
+    """Import a module by its name (the current folder counts), or a file by its path ending in `.py`.
+
+    **Raises:** `InputError` when there is no such module, or when it cannot be imported.
+    """
+    from dgdlb_jax.numerics.results import InputError
+
+    try:
+        if name.endswith(".py"):
+            _load_file(Path(name))
+        else:
+            sys.path.insert(0, str(Path.cwd()))
+            importlib.import_module(name)
+    except InputError:
+        raise
+    except Exception as error:  # the module is the user's: whatever goes wrong in it is told in one sentence
+        raise InputError(
+            f"--import {name}: {type(error).__name__}: {error}; give a module that can be imported, or the path of a .py file."
+        ) from error
+
+
+def _load_file(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickles look a module up by its name
+    spec.loader.exec_module(module)

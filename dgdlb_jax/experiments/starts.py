@@ -1,0 +1,34 @@
+"""Where the runs of a comparison, a sweep or a report begin."""
+
+import jax
+from jaxtyping import ArrayLike
+
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.checks import did_you_mean
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.base import least, share_equally
+from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.simulation.start import workload_carrying
+
+STARTS = ("proportional", "nearest", "uniform")
+"""The routings a comparison can start from."""
+
+
+def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
+    """The start of a comparison: a routing `(frontends, backends)` and the workload `(backends,)` that carries it at time 0.
+
+    Where a backend cannot carry what the routing sends it, its workload starts at 0.
+
+    **Arguments:** `start`: one of `STARTS`, or `(routing, workload)`, which is returned as it is.
+    """
+    if not isinstance(start, str):
+        return start
+    if start not in STARTS:
+        raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{did_you_mean(start, STARTS, '.')}")
+    rule = {
+        "proportional": lambda mask, _: proportional(network.nominal_capacity, mask),
+        "nearest": lambda mask, latency: least(latency, mask),
+        "uniform": lambda mask, latency: share_equally(mask, latency.dtype),
+    }[start]
+    routing = jax.vmap(rule)(network.mask, network.cost_latency)
+    return routing, workload_carrying(network, routing)

@@ -1,0 +1,259 @@
+"""What a user adds from outside the package: a policy, a curve, a topology, a demand; each in one call, each used everywhere."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dgdlb_jax as dgd
+from dgdlb_jax.cli import main
+from dgdlb_jax.experiments.balancers import BALANCERS
+from dgdlb_jax.model.demand_kinds import DEMANDS
+from dgdlb_jax.model.service import CURVES
+from dgdlb_jax.model.topologies import FAMILIES
+from dgdlb_jax.policies.registry import POLICIES
+from helpers import central_difference, own_process
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")  # compiles much, computes little
+
+# What a user writes; the command line imports it as a file, the tests run it here.
+PLUGIN = '''
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import dgdlb_jax as dgd
+from dgdlb_jax.model.topologies import Common, family
+
+
+class Doubled(dgd.AbstractFlowPolicy):
+    """DGD-LB at twice the step size."""
+
+    step_size: jax.Array
+
+    def __init__(self, step_size):
+        self.step_size = 2 * jnp.asarray(step_size)
+
+    def velocity(self, t, routing, observation, state):
+        return -self.step_size * (observation.marginal_latency + observation.cost_latency), state
+
+
+class Halfway(dgd.AbstractService):
+    """max_rate * N / (half_load + N), as `Hyperbolic`."""
+
+    max_rate: jax.Array
+    half_load: jax.Array
+
+    def __init__(self, max_rate, half_load):
+        self.max_rate, self.half_load = jnp.asarray(max_rate), jnp.asarray(half_load)
+
+    def rate(self, workload):
+        return self.max_rate * workload / (self.half_load + workload)
+
+    def slope(self, workload):
+        return self.max_rate * self.half_load / (self.half_load + workload) ** 2
+
+    def curvature(self, workload):
+        return -2 * self.max_rate * self.half_load / (self.half_load + workload) ** 3
+
+    def inverse(self, rate):
+        served = rate < self.max_rate
+        return jnp.where(served, self.half_load * rate / jnp.where(served, self.max_rate - rate, 1), jnp.inf)
+
+    initial_slope = property(lambda self: self.max_rate / self.half_load)
+    supremum = property(lambda self: self.max_rate)
+    nominal_capacity = property(lambda self: self.max_rate)
+    measured_workload = property(lambda self: jnp.full_like(self.max_rate, jnp.inf))
+
+
+class Fading(dgd.AbstractDemand):
+    """mean * (1 + extra * exp(-t / time)): a peak at the start that fades."""
+
+    mean: jax.Array
+    extra: jax.Array
+    time: jax.Array
+
+    def __init__(self, mean, extra, time):
+        self.mean, self.extra, self.time = map(jnp.asarray, (mean, extra, time))
+
+    def rate(self, t):
+        return self.mean * (1 + self.extra * jnp.exp(-t / self.time))
+
+    mean_rate = property(lambda self: self.mean)
+    largest_rate = property(lambda self: self.mean * (1 + self.extra))
+
+    def scaled(self, factor):
+        return Fading(self.mean * factor, self.extra, self.time)
+
+    def pad(self, frontends, fill=0.0):
+        added = (0, frontends - self.mean.shape[-1])
+        pad = lambda leaf, value: jnp.pad(leaf, added, constant_values=value)
+        return Fading(pad(self.mean, fill), pad(self.extra, 0.0), pad(self.time, 1.0))
+
+    def mean_over(self, start, length):
+        safe = jnp.where(length > 0, length, 1)
+        faded = jnp.exp(-start / self.time) * -jnp.expm1(-safe / self.time) * self.time / safe
+        return jnp.where(length > 0, self.mean * (1 + self.extra * faded), self.rate(start))
+
+    def jumps_within(self, start, length):
+        return jnp.zeros_like(self.mean), jnp.zeros_like(self.mean)
+
+
+@family()
+def ring(key, common: Common, *, radius: float = 1.0):
+    """Frontends and backends on a circle; the latency is proportional to the shorter way round."""
+    place = lambda size: jnp.arange(size) / size
+    apart = jnp.abs(place(common.frontends)[:, None] - place(common.backends)[None])
+    tau = 2 * math.pi * radius * common.latency * jnp.minimum(apart, 1 - apart)
+    service = common.service(key, common.backends)
+    rate = common.load * service.nominal_capacity.sum() / common.frontends
+    return dgd.Network(jnp.full(common.frontends, rate), tau, service)
+
+
+dgd.register_policy("doubled", Doubled, label="twice as fast", recipe="step size", kind="gradient")
+dgd.register_curve("halfway", Halfway, ["max_rate", "half_load"], of_size=lambda size, time: Halfway(size, size * time))
+dgd.register_topology("ring", ring)
+dgd.register_demand("fading", Fading, ["mean", "extra", "time"])
+'''
+
+FLEET = """
+name = "mine"
+[frontends]
+names = ["west", "east"]
+rate = [4.0, 2.0]
+[backends]
+names = ["one", "two"]
+curve = "own"
+[curves.own]
+kind = "halfway"
+max_rate = 8.0
+half_load = 20.0
+[latency]
+one_way_s = [[0.02, 0.15], [0.15, 0.02]]
+[demand.peak]
+kind = "fading"
+mean = [4.0, 2.0]
+extra = 0.5
+time = 10.0
+"""
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """What the plug-in defines, and the files that a user has."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "mine.py").write_text(PLUGIN)
+    (folder / "fleet.toml").write_text(FLEET)
+    own: dict = {"__name__": "mine"}
+    exec(PLUGIN, own)
+    return own | {"folder": folder}
+
+
+def two_by_two(curve) -> dgd.Network:
+    return dgd.Network([4.0, 2.0], [[0.02, 0.15], [0.15, 0.02]], curve([8.0, 8.0], [20.0, 20.0]))
+
+
+def test_they_are_known_by_name(mine):
+    assert (POLICIES["doubled"].label, BALANCERS["doubled"].label) == ("twice as fast", "twice as fast")
+    assert (CURVES["halfway"].maker, DEMANDS["fading"].maker) == (mine["Halfway"], mine["Fading"])
+    network = FAMILIES["ring"](jax.random.key(0), frontends=2, backends=4, service=dgd.topologies.CURVES["halfway"])
+    assert isinstance(network.service, mine["Halfway"])
+    np.testing.assert_allclose(network.latency, 2 * np.pi * np.array([[0, 0.25, 0.5, 0.25], [0.5, 0.25, 0, 0.25]]))
+    assert FAMILIES["ring"](jax.random.key(0), frontends=2, backends=4, count=3, radius=2.0).latency.shape == (3, 2, 4)
+
+
+def test_a_policy_and_a_curve_are_simulated_and_differentiated(mine):
+    """The same runs as with the built-in ones that they repeat; the gradient as by differences."""
+
+    def mean_latency(curve, policy):
+        networks = dgd.stack([two_by_two(curve), two_by_two(curve).with_latency_scale(0.5)])
+        run = dgd.simulate_batch(networks, policy, duration=5.0, dt=0.05, max_latency=0.2, save=dgd.SaveAt.statistics())
+        return run.statistics.mean_latency.sum()
+
+    of_own = jax.jit(lambda step: mean_latency(mine["Halfway"], mine["Doubled"](step)))
+    step = jnp.asarray(0.02)
+    assert float(of_own(step)) == pytest.approx(float(mean_latency(dgd.Hyperbolic, dgd.DGDLB(2 * step))), rel=1e-10)
+    assert float(jax.grad(of_own)(step)) == pytest.approx(float(central_difference(of_own, step, 1.0)), rel=1e-5)
+
+
+def test_a_fleet_file_has_the_curve_and_the_demand(mine, tmp_path):
+    network = dgd.load_fleet(mine["folder"] / "fleet.toml", demand="peak")
+    assert isinstance(network.demand, mine["Fading"])
+    np.testing.assert_allclose(network.demand.rate(0.0), [6.0, 3.0])
+    again = dgd.load_fleet(network.to_toml(tmp_path / "again.toml"))
+    assert jax.tree.structure(again) == jax.tree.structure(network)
+    jax.tree.map(np.testing.assert_array_equal, again, network)
+
+
+def test_a_sweep_has_the_topology_the_curve_and_the_policy(mine, tmp_path):
+    del mine
+    fixed = {"frontends": 2, "backends": 2, "load": 0.5, "service_time": 0.5, "duration": 5.0, "dt": 0.05}
+    spec = {
+        "name": "mine",
+        "measures": ["optimum_latency", "mean_latency"],
+        "axes": {"policy": ["dgd-lb", "doubled"], "step_size_over_default": [0.5, 1.0]},
+        "fixed": fixed | {"family": "ring", "curve": "halfway"},
+        "run": {"chunk": 8, "batch": 8},
+    }
+    with dgd.sweep(spec, tmp_path / "mine.zarr", progress=False) as found:
+        mean = found["mean_latency"].load()
+    # DGD-LB with the whole step size is the rule of our own with half of it.
+    known, own = (
+        mean.sel(policy="dgd-lb", step_size_over_default=1.0),
+        mean.sel(policy="doubled", step_size_over_default=0.5),
+    )
+    np.testing.assert_allclose(known, own, rtol=1e-10)
+    assert np.isfinite(mean).all()
+
+
+def test_the_command_line_imports_a_file(mine):
+    run = "run fleet.toml --policies doubled,uniform --duration 5 --dt 0.05 --no-files --json --quiet"
+    command = [sys.executable, "-m", "dgdlb_jax", "--import", "mine.py", *run.split()]
+    done = subprocess.run(command, cwd=mine["folder"], env=own_process(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {row["balancer"] for row in json.loads(done.stdout)["balancers"]} == {"uniform", "twice as fast"}
+
+
+@pytest.mark.parametrize("name", ["missing.py", "no_such_module", "broken.py"])
+def test_what_cannot_be_imported_is_one_sentence(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    assert main(["--import", name, "fleets"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"dgdlb: error: --import {name}: ")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("register", "expected"),
+    [
+        (lambda: dgd.register_policy("dgd-lb", dgd.DGDLB), "'dgd-lb' is built in"),
+        (lambda: dgd.register_policy("a,b", dgd.DGDLB), "without commas"),
+        (lambda: dgd.register_curve("power", dgd.Power, ["scale"]), "'power' is built in"),
+        (lambda: dgd.register_topology("complete", dgd.topologies.complete), "'complete' is built in"),
+        (lambda: dgd.register_demand("jumps", dgd.Jumps, ["times"]), "'jumps' is built in"),
+        (lambda: dgd.register_curve("measured", dgd.Power, ["scale"]), "'measured' is built in"),
+        (lambda: dgd.register_policy("odd", dgd.DGDLB, recipe="step sise"), "did you mean step size"),
+        (lambda: dgd.register_policy("odd", dgd.DGDLB, label="uniform"), "another policy has the label 'uniform'"),
+        (lambda: dgd.register_policy("odd", dgd.Power), "no class derived from AbstractPolicy"),
+        (lambda: dgd.register_curve("odd", dgd.Power, ["sharpness"]), "Power has no parameter 'sharpness'"),
+        (lambda: dgd.register_demand("odd", dgd.Jumps, ["mean"]), "Jumps has no parameter 'mean'"),
+    ],
+)
+def test_what_cannot_be_registered_is_one_sentence(register, expected):
+    with pytest.raises(dgd.InputError, match=expected):
+        register()
+    assert "odd" not in POLICIES
+
+
+def test_every_class_of_the_registry_is_public():
+    built_in = [entry for entry in POLICIES.values() if isinstance(entry.policy, str)]
+    assert {entry.load().__name__ for entry in built_in} <= set(dgd.__all__)
+    assert all(isinstance(getattr(dgd, entry.load().__name__), type) for entry in built_in)
