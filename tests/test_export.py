@@ -1,6 +1,7 @@
-"""Routings for other programs: read back, and held against Envoy's published schema."""
+"""Routings for other programs: read back, and held against the published schemas."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,11 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dgdlb_jax.cli import main
+from dgdlb_jax.cli import build_parser, main
 from dgdlb_jax.experiments.compare import compare
-from dgdlb_jax.experiments.export import TOTAL_WEIGHT, envoy_bootstrap, routings, whole_weights, write_export
+from dgdlb_jax.experiments.export import mean_latency, rounding_costs, routings, write_export
+from dgdlb_jax.experiments.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
+from dgdlb_jax.experiments.exporters.envoy import envoy_bootstrap
 from dgdlb_jax.experiments.routing_csv import read_routing
 from dgdlb_jax.model.fleets import load_fleet
+from dgdlb_jax.numerics.results import InputError
+from helpers import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -27,6 +32,157 @@ def test_csv_is_what_current_reads(comparison, tmp_path):
     assert [path.name for path in paths] == ["routing-optimum.csv", "routing-dgd-lb.csv"]
     for path, shares in zip(paths, routings(comparison).values(), strict=True):
         np.testing.assert_allclose(read_routing(path, comparison.network).routing, shares, atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    return load_fleet("global-llm")
+
+
+def spread(network, rng):
+    """Shares as they come out of a computation: some large, some tiny, some none, over all backends."""
+    shares = rng.dirichlet(np.full(network.backends, 0.3), network.frontends)
+    shares[0], shares[1] = np.eye(network.backends)[2], np.full(network.backends, 1 / network.backends)
+    return shares
+
+
+def named(network):
+    return Names(network.frontend_names, network.backend_names)
+
+
+@pytest.mark.parametrize("form", EXPORTERS)
+def test_every_format_is_read_back_as_it_was_written(form, fleet, rng, tmp_path):
+    """The names of global-llm have spaces and capitals, which no address has."""
+    exporter, shares = EXPORTERS[form], spread(fleet, rng)
+    (tmp_path / "now").write_text(exporter.write(exporter.rounded(shares), named(fleet)))
+    found = np.asarray(read_routing(tmp_path / "now", fleet).routing)
+    np.testing.assert_allclose(found, exporter.rounded(shares), atol=1e-8)
+    assert np.abs(found - shares).max() <= (1 / exporter.total if exporter.total else 1e-8)
+    assert mean_latency(fleet, found) == pytest.approx(mean_latency(fleet, exporter.rounded(shares)), rel=1e-6)
+
+
+def test_mean_latency_is_that_of_the_optimum(comparison):
+    """At its own routing, by Little's law: the same figure from workloads that were computed another way."""
+    found = mean_latency(comparison.network, routings(comparison)["optimum"])
+    assert found == pytest.approx(float(comparison.optimum.mean_latency), rel=1e-6)
+
+
+def test_the_cost_of_rounding_is_said(comparison):
+    (optimum, dgd) = rounding_costs(comparison, "istio")
+    assert "weights of optimum in whole numbers that sum to 100 cost +" in optimum
+    assert "dgd-lb" in dgd
+    assert rounding_costs(comparison, "csv") == []
+    exact, rounded = routings(comparison)["optimum"], EXPORTERS["istio"].rounded(routings(comparison)["optimum"])
+    worse = mean_latency(comparison.network, rounded) / mean_latency(comparison.network, exact) - 1
+    assert worse >= 0
+    assert f"{worse:+.4%}" in optimum
+
+
+def strict(schema):
+    """Unknown fields are errors, as they are to an API server that validates strictly."""
+    if isinstance(schema, list):
+        return [strict(entry) for entry in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = "properties" in schema and "additionalProperties" not in schema
+    return {key: strict(value) for key, value in schema.items()} | ({"additionalProperties": False} if closed else {})
+
+
+@pytest.mark.parametrize(("form", "file"), [("istio", "destinationrule"), ("gateway-api", "httproute")])
+def test_the_schemas_of_kubernetes_accept_the_configuration(form, file, fleet, rng):
+    """The schemas of the custom resource definitions (`tests/schemas`, with their origin and licence)."""
+    jsonschema = pytest.importorskip("jsonschema", reason="install the test extra")
+    schema = json.loads((ROOT / "tests" / "schemas" / f"{file}.json").read_text())
+    # Defined elsewhere, as for every kind.
+    schema["properties"] |= dict.fromkeys(("apiVersion", "kind", "metadata"), True)
+    exporter = EXPORTERS[form]
+    document = json.loads(exporter.write(exporter.rounded(spread(fleet, rng)), named(fleet)))
+    objects = document["items"] if document["kind"] == "List" else [document]
+    assert objects
+    for found in objects:
+        jsonschema.validate(found, strict(schema))
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(found | {"spec": found["spec"] | {"wieghts": {}}}, strict(schema))
+
+
+def test_istio_percentages_and_gateway_limits(rng):
+    shares = rng.dirichlet(np.full(20, 0.5), 3)
+    names = Names(("a", "b", "c"), tuple(f"region-{j}" for j in range(20)))
+    istio, gateway = EXPORTERS["istio"], EXPORTERS["gateway-api"]
+    rule = json.loads(istio.write(istio.rounded(shares), names))
+    entries = rule["spec"]["trafficPolicy"]["loadBalancer"]["localityLbSetting"]["distribute"]
+    assert [sum(entry["to"].values()) for entry in entries] == [100, 100, 100]
+    assert [entry["from"] for entry in entries] == ["a/*", "b/*", "c/*"]
+    for route in json.loads(gateway.write(gateway.rounded(shares), names))["items"]:
+        weights = [backend["weight"] for backend in route["spec"]["rules"][0]["backendRefs"]]
+        assert len(weights) <= 16
+        assert sum(weights) == TOTAL_WEIGHT
+
+
+def test_envoys_schema_accepts_the_endpoints(fleet, rng):
+    response_pb2 = pytest.importorskip("envoy.service.discovery.v3.discovery_pb2", reason="install the test extra")
+    endpoint_pb2 = pytest.importorskip("envoy.config.endpoint.v3.endpoint_pb2")
+    from google.protobuf import json_format
+
+    exporter, shares = EXPORTERS["envoy-eds"], spread(fleet, rng)
+    found = json_format.Parse(exporter.write(exporter.rounded(shares), named(fleet)), response_pb2.DiscoveryResponse())
+    for resource, row in zip(found.resources, shares, strict=True):
+        assignment = endpoint_pb2.ClusterLoadAssignment()
+        assert resource.Unpack(assignment)
+        weights = {one.locality.region: one.load_balancing_weight.value for one in assignment.endpoints}
+        assert sum(weights.values()) == TOTAL_WEIGHT
+        expected = [weights.get(name, 0) / TOTAL_WEIGHT for name in slugs(fleet.backend_names)]
+        np.testing.assert_allclose(expected, row, atol=1 / TOTAL_WEIGHT)
+
+
+BAD = {
+    "{": "not valid JSON",
+    "{}": "no routing found",
+    '{"static_resources": {"listeners": [{"name": "a"}]}}': "no routing found",
+    '{"West": {"East": 1}}': "no frontend is called 'West'",
+    '{"East US": {"West US": 0.4}}': "the shares of frontend East US sum to 0.4",
+    '{"East US": {"West US": 2}, "x": {"y": 1}}': "East US has the share 2.0",
+    '{"a": {"East US": {"West US": 1}}, "b": {"East US": {"West US": 1}}}': "holds 2 routings; choose one as",
+    '{"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "east-us"}, "spec": {"rules": '
+    '[{"backendRefs": [{"name": "west-us", "weight": 0}]}]}}': "sum to 0",
+}
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_bad_documents_are_refused_in_one_sentence(text, fleet, tmp_path):
+    (tmp_path / "now.json").write_text(text)
+    with pytest.raises(InputError, match=BAD[text]):
+        read_routing(tmp_path / "now.json", fleet)
+
+
+def test_yaml_is_refused_with_the_command_that_gives_json(fleet, tmp_path):
+    (tmp_path / "now.yaml").write_text("kind: HTTPRoute\n")
+    with pytest.raises(InputError, match=r"kubectl get .* -o json"):
+        read_routing(tmp_path / "now.yaml", fleet)
+
+
+def test_one_of_several_routings_is_chosen(comparison, tmp_path):
+    (path,) = write_export(tmp_path, comparison, "json")
+    for name, shares in routings(comparison).items():
+        found = read_routing(f"{path}#{name}", comparison.network).routing
+        np.testing.assert_allclose(found, shares, atol=1e-8)
+    with pytest.raises(InputError, match="no routing called 'now'; it has optimum, dgd-lb"):
+        read_routing(f"{path}#now", comparison.network)
+
+
+def test_the_command_line_knows_every_format():
+    """It names them itself, so that help needs no imports."""
+    for form in EXPORTERS:
+        assert build_parser().parse_args(["run", "--export", form]).export == form
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["run", "--export", "nginx"])
+
+
+@given(st.lists(st.text(max_size=80), max_size=6, unique=True))
+def test_labels_are_valid_and_differ(names):
+    found = slugs(names)
+    assert len(set(found)) == len(names)
+    assert all(re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", label) for label in found)
 
 
 def test_json_has_every_share(comparison, tmp_path):
@@ -67,7 +223,7 @@ def test_envoys_schema_accepts_the_configuration(comparison, tmp_path):
 
 def test_names_become_addresses_that_differ():
     shares = np.full((2, 3), 1 / 3)
-    found = envoy_bootstrap(shares, ("São Paulo", "sao paulo"), ("A B", "a-b", "??"))
+    found = envoy_bootstrap(shares, Names(("São Paulo", "sao paulo"), ("A B", "a-b", "??")))
     names = [cluster["name"] for cluster in found["static_resources"]["clusters"]]
     assert names == ["a-b-0", "a-b-1", "region"]
     ports = [entry["address"]["socket_address"]["port_value"] for entry in found["static_resources"]["listeners"]]
@@ -98,6 +254,8 @@ def test_the_command_writes_them(tmp_path, capsys):
     assert main([*options, "--export", "envoy", "--report"]) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"envoy-optimum.json", "envoy-dgd-lb.json", "report.html", "run.nc"} <= names
-    assert "report.html, routing" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "report.html, routing" in said
+    assert "envoy: weights of dgd-lb in whole numbers that sum to 10,000 cost" in said
     assert main([*options, "--export", "csv", "--no-files"]) == 2
     assert "--no-files contradicts" in capsys.readouterr().err

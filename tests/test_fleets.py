@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.model import demand, fleets, service
-from dgdlb_jax.model.fleets import describe_fleet, list_fleets, load_fleet
+from dgdlb_jax.model.fleets import FleetWarning, describe_fleet, list_fleets, load_fleet
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
 
 REAL = ("global-llm", "global-prefill", "small-models")
+CURRENT = {"aws-deepseek": (16, 8), "azure-glm": (20, 8)}
 DATA = Path(str(resources.files("dgdlb_jax") / "data"))
 
 
@@ -41,7 +42,7 @@ def reloaded(network: Network, folder: Path) -> Network:
 
 def test_the_built_in_fleets_are_listed_with_sources():
     listed = {fleet.name: fleet for fleet in list_fleets()}
-    assert set(listed) == {*REAL, "two-by-two"}
+    assert set(listed) == {*REAL, *CURRENT, "two-by-two"}
     for name in REAL:
         fleet = listed[name]
         assert (fleet.frontends, fleet.backends) == (20, 8)
@@ -55,6 +56,28 @@ def test_the_built_in_fleets_are_listed_with_sources():
     assert "(assumed)" in listed["global-prefill"].description
     assert "(assumed)" in listed["small-models"].description
     assert fleets.fleet_names() == tuple(sorted(listed))
+
+
+@pytest.mark.parametrize("name", CURRENT)
+def test_fleets_of_current_models_load_with_their_doubts(name):
+    """What they were measured at says little of a lone request or of an overloaded server, and they say so."""
+    fleet = describe_fleet(name)
+    assert (fleet.frontends, fleet.backends) == CURRENT[name]
+    assert fleet.load == pytest.approx(0.7, rel=1e-12)
+    assert {source.name: source.licence for source in fleet.sources}["curves"] == "Apache-2.0"
+    with pytest.warns(FleetWarning, match="extrapolated below workload"):
+        network = load_fleet(name, demand="day")
+    per_server = network.arrival_rate.sum() / network.service.count.sum()
+    np.testing.assert_allclose(per_server, 0.7 * network.service.nominal_capacity / network.service.count, rtol=1e-9)
+
+
+def test_the_regions_of_aws_lie_as_measured():
+    with pytest.warns(FleetWarning):
+        network = load_fleet("aws-deepseek")
+    at = network.frontend_names.index("ap-south-1"), network.backend_names.index("us-east-1")
+    assert float(network.latency[at]) == pytest.approx(0.189708 / 2, rel=1e-12)
+    inside = network.frontend_names.index("eu-west-1"), network.backend_names.index("eu-west-1")
+    assert float(network.latency[inside]) == pytest.approx(0.00288 / 2, rel=1e-12)
 
 
 def test_every_table_names_its_source_and_licence():

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from dgdlb_jax import __version__
-from dgdlb_jax.cli import fleets, plot, plugins, report, reproduce, run, stability, sweep
+from dgdlb_jax.cli import fleets, importing, plot, plugins, report, reproduce, run, stability, sweep
 
-COMMANDS = (run, stability, sweep, reproduce, plot, report, fleets)
+COMMANDS = (run, stability, sweep, reproduce, plot, report, fleets, importing)
 """Modules with `add(commands)`, which adds a parser whose default `command` is the function to call."""
 
 _ABOUT = """Where should each region send its requests, does a distributed rule find that point by itself despite
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   dgdlb run global-llm                       one of them
   dgdlb run my-fleet.toml                    your own: TOML + CSV tables, described in the README
   dgdlb run my-fleet.toml --current now.csv  ... against the routing table you use today
+  dgdlb import rtt.csv results/ --fleet f.toml   a fleet from your own measurements
   dgdlb stability global-llm                 how fast its frontends may adapt
   dgdlb sweep quick-step-size                many cases from a short specification
   dgdlb plot quick-step-size.zarr            its pictures; dgdlb report makes one HTML file of them

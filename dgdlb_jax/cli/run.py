@@ -41,6 +41,7 @@ words, about the last fifth of the run and the backends that get more than 0.1 %
   frontend,backend,share
   westeurope,northeurope,0.7
   westeurope,uksouth,0.3
+or a file in any format of --export, as JSON (kubectl get -o json); routing.json#optimum is one of several in a file
 
 exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with the input (one sentence says what), 130 interrupted; nothing
 is ever half-written. Compiled code is kept in $JAX_COMPILATION_CACHE_DIR, by default the user's cache folder."""
@@ -82,7 +83,12 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         type=names,
         help=f"which balancers: {', '.join(usual)} (these by default), {', '.join(others)}, or one of your own (--import)",
     )
-    add("--current", metavar="CSV", type=Path, help="your own routing table, as one more balancer")
+    add(
+        "--current",
+        metavar="FILE",
+        type=Path,
+        help="your own routing, as one more balancer: a CSV table, or any file that --export writes",
+    )
     add(
         "--step-size",
         metavar="X",
@@ -112,9 +118,9 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     add("--report", action="store_true", help="write report.html as well: tables and pictures in one file")
     add(
         "--export",
-        choices=("envoy", "csv", "json"),
-        help="write the routing as weights as well: at the optimum and under DGD-LB in the end; envoy: configuration of "
-        "clusters with weighted localities and of weighted clusters",
+        choices=("envoy", "envoy-eds", "istio", "gateway-api", "csv", "json"),
+        help="write the routing as well, at the optimum and under DGD-LB in the end: Envoy bootstrap with weighted clusters, Envoy "
+        "endpoint discovery with locality weights, Istio DestinationRule, HTTPRoutes of the Gateway API, shares as CSV or JSON",
     )
     add("--no-files", action="store_true", help="write nothing")
     add("--json", action="store_true", help="print JSON on standard output, and nothing else there")
@@ -133,6 +139,7 @@ def run_fleets(options: argparse.Namespace) -> None:
     if options.no_files and (options.report or options.export):
         raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
     set_up_jax(host=True)
+    from dgdlb_jax.experiments.export import rounding_costs
     from dgdlb_jax.experiments.job import Job, Settings, folders
     from dgdlb_jax.experiments.status import status
     from dgdlb_jax.experiments.words import side_by_side
@@ -150,6 +157,8 @@ def run_fleets(options: argparse.Namespace) -> None:
                 if k:
                     show("\n")
                 job.run(told, show)
+                if options.export and job.comparison is not None:
+                    show("\n".join(rounding_costs(job.comparison, options.export)))
         except KeyboardInterrupt:
             interrupt_heard()
             _tell_what_is_known(jobs, options)

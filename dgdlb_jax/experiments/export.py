@@ -1,28 +1,18 @@
-"""Routings as files that other programs read: weights per frontend as CSV, JSON, or a configuration of Envoy."""
+"""Routings of a comparison as files that other programs read, and what rounding them to weights costs."""
 
-import csv
 import json
-import re
 from pathlib import Path
-from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from dgdlb_jax.experiments.compare import DGD, Comparison
+from dgdlb_jax.experiments.exporters import EXPORTERS, Names, Shares
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names, statistics_of
-from dgdlb_jax.experiments.routing_csv import COLUMNS
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.model.network import Network
 
-FORMATS = ("envoy", "csv", "json")
+FORMATS = tuple(EXPORTERS)
 """What a routing can be written as."""
-TOTAL_WEIGHT = 10_000
-"""The sum of a frontend's weights in a configuration of Envoy, which takes whole numbers."""
-
-_FIRST_PORT = 10_000
-_VISIBLE = 0.5 / TOTAL_WEIGHT  # smaller shares are no weight
-
-Shares = Float[np.ndarray, "frontends backends"]
 
 
 def routings(comparison: Comparison) -> dict[str, Shares]:
@@ -39,108 +29,50 @@ def routings(comparison: Comparison) -> dict[str, Shares]:
 def write_export(folder: Path, comparison: Comparison, form: str) -> list[Path]:
     """Write the routings of a comparison into a folder.
 
-    **Arguments:** `form`: `csv` (files for `dgdlb run --current`), `json` (one file with all of them) or `envoy` (a bootstrap
-    configuration for each: a listener per frontend, weighted clusters behind it; addresses and ports are to be replaced).
+    **Arguments:** `form`: a name of `FORMATS`. `json` puts all routings into one file, the others have a file for each.
 
     **Returns:** the paths.
     """
-    frontends, backends = frontend_names(comparison.network), backend_names(comparison.network)
-    found = routings(comparison)
+    names = Names(frontend_names(comparison.network), backend_names(comparison.network))
+    exporter, found = EXPORTERS[form], routings(comparison)
+    texts = {name: exporter.write(exporter.rounded(shares), names) for name, shares in found.items()}
     if form == "json":
-        documents = {name: as_weights(shares, frontends, backends) for name, shares in found.items()}
+        documents = {name: json.loads(text) for name, text in texts.items()}
         return [_write(folder / "routing.json", json.dumps(documents, indent=2, ensure_ascii=False))]
-    if form == "csv":
-        return [
-            _write_csv(folder / f"routing-{name}.csv", shares, frontends, backends) for name, shares in found.items()
-        ]
-    return [
-        _write(folder / f"envoy-{name}.json", json.dumps(envoy_bootstrap(shares, frontends, backends), indent=2))
-        for name, shares in found.items()
-    ]
+    stem = "routing" if form == "csv" else form
+    return [_write(folder / f"{stem}-{name}{exporter.suffix}", text) for name, text in texts.items()]
 
 
-def as_weights(shares: Shares, frontends: tuple[str, ...], backends: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """Frontend -> backend -> share; only backends that get something."""
-    rows = zip(frontends, shares, strict=True)
-    return {name: {backends[j]: float(row[j]) for j in np.flatnonzero(row > 1e-9)} for name, row in rows}
+def mean_latency(network: Network, shares: Shares) -> float:
+    r"""The mean latency at rest of a routing that never changes, at the mean rates.
 
+    $$ \Big( \sum_j N_j + \sum_{ij} \lambda_i x_{ij} \tau^{cost}_{ij} \Big) / \sum_i \lambda_i,
+       \quad \ell_j(N_j) = \sum_i \lambda_i x_{ij} $$
 
-def envoy_bootstrap(shares: Shares, frontends: tuple[str, ...], backends: tuple[str, ...]) -> dict[str, Any]:
-    """A static configuration of Envoy: for each frontend a listener that spreads requests over the backends by weight.
-
-    Listener `i` stands for frontend `i`, on port 10000 + i; clusters stand for backends, with addresses to be replaced.
-
-    **Source:** envoy.config.bootstrap.v3.Bootstrap, envoy.config.route.v3.WeightedCluster of Envoy's published API.
+    **Returns:** seconds; inf where a backend is sent more than it can serve.
     """
-    clusters, names = _slugs(backends), _slugs(frontends)
-    listeners = [_listener(names[i], _FIRST_PORT + i, row, clusters) for i, row in enumerate(shares)]
-    return {"static_resources": {"listeners": listeners, "clusters": [_cluster(name) for name in clusters]}}
+    flow = np.asarray(network.arrival_rate, float)[:, None] * shares
+    workload = np.asarray(network.mean_service.inverse(jnp.asarray(flow.sum(0), network.arrival_rate.dtype)), float)
+    held = np.where(flow.sum(0) > 0, workload, 0.0).sum()
+    return float((held + (flow * np.asarray(network.cost_latency, float)).sum()) / flow.sum())
 
 
-def whole_weights(row: Float[np.ndarray, " backends"], total: int = TOTAL_WEIGHT) -> list[int]:
-    """Shares as whole numbers that sum to `total`: rounded down, what is left over goes to the largest remainders."""
-    if not (np.all(np.isfinite(row)) and np.all(np.asarray(row) >= 0) and np.sum(row) > 0):
-        raise InputError(
-            f"The shares {np.asarray(row).tolist()} are no routing: give numbers that are not negative and sum to 1."
-        )
-    exact = total * np.asarray(row, float) / np.sum(row)
-    floor = np.floor(exact + 1e-9).astype(int)
-    for j in np.argsort(floor - exact, kind="stable")[: total - floor.sum()]:
-        floor[j] += 1
-    return floor.tolist()
+def rounding_costs(comparison: Comparison, form: str) -> list[str]:
+    """For each routing a sentence: what its weights in whole numbers cost over its exact shares. None for exact formats."""
+    exporter = EXPORTERS[form]
+    if exporter.total is None:
+        return []
+    return [_cost(comparison.network, form, exporter.total, name, shares, exporter.rounded(shares))
+            for name, shares in routings(comparison).items()]  # fmt: skip
 
 
-def _listener(name: str, port: int, row: Float[np.ndarray, " backends"], clusters: list[str]) -> dict[str, Any]:
-    weights = whole_weights(np.where(row < _VISIBLE, 0, row))
-    weighted = [
-        {"name": cluster, "weight": weight} for cluster, weight in zip(clusters, weights, strict=True) if weight
-    ]
-    route = {"match": {"prefix": "/"}, "route": {"weighted_clusters": {"clusters": weighted}}}
-    manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": name,
-        "route_config": {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": [route]}]},
-        "http_filters": [
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
-            }
-        ],
-    }
-    return {
-        "name": name,
-        "address": {"socket_address": {"address": "0.0.0.0", "port_value": port}},
-        "filter_chains": [
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-        ],
-    }
-
-
-def _cluster(name: str) -> dict[str, Any]:
-    address = {"socket_address": {"address": f"{name}.example.invalid", "port_value": 80}}
-    return {
-        "name": name,
-        "type": "STRICT_DNS",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
-        },
-    }
-
-
-def _slugs(names: tuple[str, ...]) -> list[str]:
-    """Names that can stand in addresses, all different."""
-    plain = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "region" for name in names]
-    return [slug if plain.count(slug) == 1 else f"{slug}-{k}" for k, slug in enumerate(plain)]
-
-
-def _write_csv(path: Path, shares: Shares, frontends: tuple[str, ...], backends: tuple[str, ...]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for frontend, row in as_weights(shares, frontends, backends).items():
-            writer.writerows((frontend, backend, f"{share:.9g}") for backend, share in row.items())
-    return path
+def _cost(network: Network, form: str, total: int, name: str, shares: Shares, rounded: Shares) -> str:
+    what = f"{form}: weights of {name} in whole numbers that sum to {total:,}"
+    off = f"no share is off by more than {np.abs(rounded - shares).max():.2%}"
+    exact, after = mean_latency(network, shares), mean_latency(network, rounded)
+    if not np.isfinite(after):
+        return f"{what} send a backend more than it can serve: use a format with finer weights; {off}."
+    return f"{what} cost {after / exact - 1:+.4%} of mean latency; {off}."
 
 
 def _write(path: Path, text: str) -> Path:

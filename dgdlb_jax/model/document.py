@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,7 +142,7 @@ def _latencies(network: "Network", names: _Names, files: dict[str, str]) -> Fiel
             continue
         name = f"{names.stem}.{file_names[key]}.csv"
         arcs = _arc_rows(names, np.asarray(network.mask))
-        files[name] = _csv(["from", "to", "one_way_s"], [[i, j, float(matrix[at])] for i, j, at in arcs])
+        files[name] = csv_text(["from", "to", "one_way_s"], [[i, j, float(matrix[at])] for i, j, at in arcs])
         fields[key] = name
     return fields
 
@@ -151,7 +152,7 @@ def _arcs(network: "Network", names: _Names, files: dict[str, str]) -> Fields:
     if mask.all():
         return {}
     name = f"{names.stem}.arcs.csv"
-    files[name] = _csv(["from", "to"], [[i, j] for i, j, _ in _arc_rows(names, mask)])
+    files[name] = csv_text(["from", "to"], [[i, j] for i, j, _ in _arc_rows(names, mask)])
     return {"allowed": name}
 
 
@@ -170,7 +171,7 @@ def _pattern(demand: AbstractDemand, names: tuple[str, ...], table: str, files: 
         )
     fields = {"kind": known.key} | known.write(demand)
     if "table" in fields:
-        files[table] = _csv(list(names), np.asarray(fields["table"]).tolist())
+        files[table] = csv_text(list(names), np.asarray(fields["table"]).tolist())
         fields["table"] = table
     return fields
 
@@ -184,7 +185,7 @@ def _capacity(capacity: AbstractDemand, names: _Names, files: dict[str, str]) ->
     return _pattern(capacity, names.backends, f"{names.stem}.capacity.csv", files)
 
 
-def _csv(columns: list[str], rows: list[list[str | float]]) -> str:
+def csv_text(columns: list[str], rows: list[list[str | float]]) -> str:
     """A table; floats in full, so that they read back as the same number."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *rows])
@@ -193,22 +194,37 @@ def _csv(columns: list[str], rows: list[list[str | float]]) -> str:
 
 def _section(name: str, fields: Fields) -> str:
     lines = [f"[{name}]"] if name else []
-    return "\n".join([*lines, *(f"{key} = {_toml(value)}" for key, value in fields.items())])
+    return "\n".join([*lines, *(f"{key} = {toml_value(value)}" for key, value in fields.items())])
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     if isinstance(value, str):
         return _quoted(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
+        return f"[{', '.join(toml_value(entry) for entry in value)}]"
     if isinstance(value, float):
         return repr(value)
-    return _toml(np.asarray(value, float).tolist())
+    return toml_value(np.asarray(value, float).tolist())
 
 
 def _quoted(text: str) -> str:
     """A basic TOML string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
+
+
+def check_not_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise `InputError` when a file would be replaced that was just read."""
+    read = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise InputError(f"{path} was read and would be replaced: write to another folder or name.")
+
+
+def write_all(folder: Path, files: dict[str, str]) -> None:
+    """Texts by name into a folder, which is made where it is missing, all of them or none."""
+    with disk_errors(str(folder), "create the folder or choose another path"):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_texts(folder, files)

@@ -51,14 +51,16 @@ All keys:
   given); `allow_overload = true` to study demand above capacity.
 - `[backends]`: `names`, `curve`, `replicas`, `region`. A number or a name alone stands for all.
 - `[curves.NAME]`: `kind`, its parameters, and `capacity` to state the nominal capacity of one server.
-    - `"measured"`: `table` (columns `workload,throughput` or `concurrency,throughput_rps`), or lists `workload` and
-      `throughput`; `rate_scale` multiplies the throughput. Nominal capacity: the highest measured throughput,
+    - `"measured"`: `table` (columns `workload,throughput`, or any result of a load test listed below), or lists `workload` and
+      `throughput`; `rate_scale` multiplies the throughput; `tokens_per_request` for a table in tokens/s;
+      `select = {column = "value"}` takes one server out of a table of several. Nominal capacity: the highest measured throughput,
       as far as the fitted curve reaches it. What lies past the highest throughput is left out, and a `FleetWarning` says so.
     - `"hyperbolic"`: `max_rate`, `half_load`; `"exponential"`: `max_rate`, `scale`; `"power"`: `unit_rate`, `scale`,
       `exponent`; `"logarithmic"`: `unit_rate`, `scale`; `"many-server"`: `servers`, `service_time`, `sharpness`.
     - `"mixture"`: `weights`, `scales`, `measured_workload`: what a fitted table looks like when it is written.
     - a kind of your own: `register_curve(kind, class, parameters)`, here one positive number for each parameter.
-- `[latency]`: `table` (columns `from,to` or `region_from,region_to`, and `one_way_ms`, `one_way_s`, `rtt_ms` or `rtt_s`), or
+- `[latency]`: `table` (columns `from,to` or `region_from,region_to`, and one of `one_way_s`, `one_way_ms`, `one_way_us`,
+  `rtt_s`, `rtt_ms`, `rtt_us`; or a square matrix), `unit`, one of the same words, for a table that does not say; or
   one matrix called `one_way_ms`, ... with a row per frontend; `symmetric = true` looks a missing pair up the other way
   round; `inside_ms` (one way) where both regions are the same; `feedback`: `"one way"` or a table; `cost`: `"one way"`,
   `"round trip"` (twice the latency) or a table. A round trip counts half. Lines for other regions are ignored.
@@ -67,7 +69,8 @@ All keys:
 - `[demand.NAME]`: `kind`:
     - `"trace"`: `table` with columns `time_s,requests` (requests per bin, one shape for all) or one column per frontend,
       scaled so that each frontend's mean is its `rate`; `shift_s`; `bin_width_s` instead of `time_s`; `scaled = false` takes
-      one column per frontend as requests/s, as it is.
+      one column per frontend as requests/s, as it is. A table of single requests is counted in bins of `bin_s`; `time_unit` (`s`,
+      `ms`, `us`, `ns`) of its times, and the column `by` which says where they enter, where it does not say so itself.
     - `"daily cycle"`: `amplitude`, `peak_s`, `period_s`; `mean` instead of the rates.
     - `"jumps"`: `times_s`; `factor` (times the rates) or `rate` (requests/s), one entry or row more than there are times.
     - `"constant"`: `factor`.
@@ -75,7 +78,15 @@ All keys:
 - `[capacity]`: the same kinds as a demand, here a factor on each backend's service rate over time.
 - `[sources.NAME]`: `title`, `licence`, `url`, `date`, `note`.
 
-CSV tables are looked for beside the TOML file; lines that start with `#` are comments, further columns are ignored.
+Tables are looked for beside the TOML file; lines that start with `#` are comments, further columns are ignored. They are recognised
+by content, and a `FleetWarning` says what was understood (`dgdlb import` does the same and writes tidy tables, or a whole fleet):
+
+- separated by commas, by semicolons or tabs, these with decimal commas or points; JSON lists and JSON lines of flat objects.
+- throughput: vLLM's serving benchmark (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf (JSON, CSV,
+  folders), rows of InferenceX, tables in requests/s or tokens/s against `workload`, `batch_size` or `concurrency`. Where there is only a
+  cap on the concurrency, the workload is throughput times mean end-to-end time (Little's law).
+- demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts per bin, results of
+  Prometheus' `query_range`.
 """
 
 from dgdlb_jax.model.document import write_fleet as write_fleet

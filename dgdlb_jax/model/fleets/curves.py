@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dgdlb_jax.model.fleets.document import Folder, Section, nearest
-from dgdlb_jax.model.fleets.tables import Table
+from dgdlb_jax.model.fleets.importers import Options, read_curve, workload
 from dgdlb_jax.model.service import (
     CURVES,
     AbstractService,
@@ -66,23 +66,35 @@ def _formula(section: Section, folder: Folder) -> tuple[AbstractService, None]:
 
 
 def _measured(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit]:
-    section.only("kind", "table", "workload", "throughput", "rate_scale", "capacity")
+    section.only("kind", "table", "workload", "throughput", "rate_scale", "capacity", "tokens_per_request", "select")
     if "table" in section:
-        name = section.text_of("table")
-        table = Table(folder, name, section.place)
-        workload = table.numbers(table.column("workload", "concurrency"), above=True)
-        throughput = table.numbers(table.column("throughput", "throughput_rps"), above=True)
+        name, held, throughput = _from_table(section, folder)
     else:
         name = section.place
-        workload = section.numbers("workload", above=True)
-        throughput = section.numbers("throughput", len(workload), above=True)
+        held = section.numbers("workload", above=True)
+        throughput = section.numbers("throughput", len(held), above=True)
     rate = np.array(throughput) * section.number("rate_scale", 1.0, above=True)
-    fit = section.build(fit_service, workload, rate, name=name)
+    fit = section.build(fit_service, held, rate, name=name)
     curve = fit.service
     if "capacity" in section:
         capacity = [section.number("capacity", above=True)]
         curve = section.build(Tabulated, curve.weights, curve.scales, capacity, curve.measured_workload)
     return curve, fit
+
+
+def _from_table(section: Section, folder: Folder) -> tuple[str, list[float], list[float]]:
+    """The measurements in a table, or in the results of a load test: name, workloads and throughputs."""
+    name = section.text_of("table")
+    select = section.section("select", {})
+    options = Options(
+        tokens_per_request=section.number("tokens_per_request", above=True)
+        if "tokens_per_request" in section
+        else None,
+        select={key: select.text_of(key) for key in select.content},
+    )
+    curve = read_curve(folder, name, section.place, options)
+    section.notes.extend(f"{name}: {note}." for note in curve.notes)
+    return name, [workload(point) or 0.0 for point in curve.points], [point.throughput for point in curve.points]
 
 
 def _mixture(section: Section, folder: Folder) -> tuple[AbstractService, None]:

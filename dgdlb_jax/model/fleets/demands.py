@@ -1,5 +1,6 @@
 """The `[demand]` and `[capacity]` sections: how rates, or a factor on the service rate, change in time."""
 
+import dataclasses
 import math
 from functools import partial
 from typing import NamedTuple
@@ -9,12 +10,12 @@ from jaxtyping import Float
 
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.demand_kinds import DEMANDS, DemandKind
-from dgdlb_jax.model.fleets.document import Folder, Section, nearest
+from dgdlb_jax.model.fleets.document import Folder, Section, clipped, nearest
+from dgdlb_jax.model.fleets.importers import Demand, Options, Source, prometheus
+from dgdlb_jax.model.fleets.importers.counts import UNEVEN, bin_width, counted_columns
+from dgdlb_jax.model.fleets.importers.requests import read_requests
 from dgdlb_jax.model.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
-
-# Bin edges of a trace may be off an even spacing by this fraction of a bin: rounded timestamps, not missing lines.
-_UNEVEN = 1e-6
 
 
 class Base(NamedTuple):
@@ -84,16 +85,9 @@ def _jumps(section: Section, base: Base, folder: Folder) -> Jumps:
 
 def _trace(section: Section, base: Base, folder: Folder) -> Trace:
     """The table gives the shape, scaled to the mean rates; `scaled = false` takes requests/s as they are."""
-    section.only("kind", "table", "bin_width_s", "shift_s", "scaled")
+    section.only("kind", "table", "bin_width_s", "shift_s", "scaled", "bin_s", "time_unit", "by")
     scaled = section.flag("scaled", True)
-    table = Table(folder, section.text_of("table"), section.place)
-    width = np.array(
-        section.numbers("bin_width_s", len(base.names), above=True) if "bin_width_s" in section else _width(table)
-    )
-    shared = scaled and "requests" in table.columns
-    columns = ["requests"] * len(base.names) if shared else [table.column(name) for name in base.names]
-    values = {column: table.numbers(column) for column in dict.fromkeys(columns)}
-    rates = np.array([values[column] for column in columns]).T
+    width, rates = _bins(section, base, folder, scaled)
     rates = _shifted(section, rates, np.broadcast_to(width, len(base.names)))
     if not scaled:
         return section.build(Trace, width, rates)
@@ -105,17 +99,55 @@ def _trace(section: Section, base: Base, folder: Folder) -> Trace:
     return section.build(Trace, width, rates / np.where(means > 0, means, 1) * base.mean)
 
 
-def _width(table: Table) -> float:
-    """The bin width from the column of times, which have to be evenly spaced."""
-    column = table.column("time_s")
-    times = table.numbers(column, minimum=-math.inf)
-    if len(times) < 2:
-        raise table.error(table.rows[0], column, "is the only line", "give at least two bins, or bin_width_s.")
-    width = times[1] - times[0]
-    for k, row in enumerate(table.rows):
-        if not width > 0 or abs(times[k] - times[0] - k * width) > _UNEVEN * width * max(k, 1):
-            raise table.error(row, column, "breaks the even spacing of the bins", "give one line per bin, in order.")
-    return width
+def _bins(section: Section, base: Base, folder: Folder, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Width of the bins, and what is in them: `(bins, names)`, from counts, from single requests or from Prometheus."""
+    name = section.text_of("table")
+    source = Source(folder / name, name, f"{section.place} names the table ")
+    options = Options(
+        bin_s=section.number("bin_s", above=True) if "bin_s" in section else None,
+        time_unit=section.choice("time_unit", ("s", "ms", "us", "ns")) if "time_unit" in section else None,
+        by=section.text_of("by", None),
+        names=base.names,
+    )
+    if prometheus.IMPORTER.recognises(source, options):
+        arrivals = prometheus.series(source, dataclasses.replace(options, role="arrivals"))[0]
+        return _columns(section, base, prometheus.demand(arrivals), scaled)
+    table = source.table or Table.read(folder, name, section.place)
+    if "bin_width_s" in section or "time_s" in table.columns:
+        return _counts(section, base, table, scaled)
+    return _columns(section, base, read_requests(table, options), scaled)
+
+
+def _counts(section: Section, base: Base, table: Table, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    for key in ("bin_s", "time_unit", "by"):
+        if key in section:
+            raise section.error(key, "is for tables of single requests", "remove it: this table has its bins already.")
+    given = "bin_width_s" in section
+    width = np.array(section.numbers("bin_width_s", len(base.names), above=True) if given else bin_width(table))
+    columns = counted_columns(table, base.names) if scaled else tuple(table.column(name) for name in base.names)
+    columns = columns * len(base.names) if columns == ("requests",) and base.names != columns else columns
+    values = {column: table.numbers(column) for column in dict.fromkeys(columns)}
+    return width, np.array([values[column] for column in columns]).T
+
+
+def _columns(section: Section, base: Base, found: Demand, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of all names in their order, from a demand that was read; requests/s where it is not scaled."""
+    section.notes.extend(f"{found.origin}: {note}." for note in found.notes)
+    if not found.names and not scaled and len(base.names) > 1:
+        raise section.error(
+            "scaled", "is false, but the table names no frontends", "say by which column, or leave it out."
+        )
+    unknown = [name for name in found.names if name not in base.names]
+    if unknown:
+        raise section.error("table", f'has requests of "{clipped(unknown[0])}"', nearest(unknown[0], base.names))
+    columns = [found.names.index(name) if name in found.names else None for name in base.names]
+    silent = np.zeros(len(found.counts))
+    counts = (
+        [silent if k is None else found.counts[:, k] for k in columns]
+        if found.names
+        else [found.counts[:, 0]] * len(columns)
+    )
+    return np.array(found.width), np.stack(counts, axis=1) / (1.0 if scaled else found.width)
 
 
 def _shifted(section: Section, rates: np.ndarray, width: np.ndarray) -> np.ndarray:
@@ -125,7 +157,7 @@ def _shifted(section: Section, rates: np.ndarray, width: np.ndarray) -> np.ndarr
     columns = []
     for k, shift in enumerate(section.numbers("shift_s", rates.shape[1], minimum=-math.inf)):
         bins = shift / width[k]
-        if not abs(bins) < 1e9 or abs(bins - round(bins)) > _UNEVEN:
+        if not abs(bins) < 1e9 or abs(bins - round(bins)) > UNEVEN:
             raise section.error("shift_s", f"contains {shift:g}", f"give multiples of the bin width, {width[k]:g} s.")
         columns.append(np.roll(rates[:, k], round(bins)))
     return np.stack(columns, axis=1)

@@ -76,8 +76,11 @@ class Section:
     `wanted` counts in the methods: how many numbers or names there have to be (None: any number, at least one).
     """
 
-    def __init__(self, content: dict[str, Any], file: str, text: str, path: tuple[str, ...]):
+    def __init__(
+        self, content: dict[str, Any], file: str, text: str, path: tuple[str, ...], notes: list[str] | None = None
+    ):
         self.content, self.file, self.text, self.path = content, file, text, path
+        self.notes: list[str] = [] if notes is None else notes  # what readers have to say; one list for the whole file
 
     def __contains__(self, key: str) -> bool:
         return key in self.content
@@ -115,7 +118,7 @@ class Section:
     def section(self, key: str, default: Any = ...) -> "Section":
         """A table within this table; an empty one when it is missing and `default` says so."""
         content = self.get(key, dict, f"a table, [{'.'.join([*self.path, key])}]", default)
-        return Section(content, self.file, self.text, (*self.path, key))
+        return Section(content, self.file, self.text, (*self.path, key), self.notes)
 
     def sections(self) -> dict[str, "Section"]:
         """All tables within this table, by name."""

@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from dgdlb_jax.model.fleets.document import Folder, Section, clipped, nearest
+from dgdlb_jax.model.fleets.importers import LATENCIES as UNITS  # keys of matrices, and seconds one way in one of each
+from dgdlb_jax.model.fleets.importers.base import Latencies as Listed
+from dgdlb_jax.model.fleets.importers.latency_matrix import is_matrix, read_matrix
+from dgdlb_jax.model.fleets.importers.latency_pairs import read_pairs
 from dgdlb_jax.model.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
-
-# Column or key, and what its figures are divided by to give seconds, one way.
-UNITS = {"one_way_s": 1.0, "one_way_ms": 1e3, "rtt_s": 2.0, "rtt_ms": 2e3}
 
 _SHOWN_PAIRS = 3
 
@@ -38,7 +39,7 @@ def read_latencies(document: Section, places: Places, folder: Folder) -> Latenci
     """The three latencies and the mask."""
     mask = _read_arcs(document.section("arcs", {}), places, folder)
     section = document.section("latency")
-    section.only("table", *UNITS, "symmetric", "inside_ms", "feedback", "cost")
+    section.only("table", "unit", *UNITS, "symmetric", "inside_ms", "feedback", "cost")
     _lookup_rules(section)
     forward = _forward(section, places, mask, folder)
     return Latencies(
@@ -61,7 +62,7 @@ def _forward(section: Section, places: Places, mask: np.ndarray, folder: Folder)
         return _from_table(section, "table", places, mask, folder)
     shape = (len(places.frontends), len(places.backends))
     matrix = np.array(section.matrix(given[0], *shape), float)
-    return np.where(mask, matrix / UNITS[given[0]], 0.0)
+    return np.where(mask, matrix * UNITS[given[0]], 0.0)
 
 
 def _other(
@@ -92,8 +93,11 @@ def _lookup_rules(section: Section) -> tuple[bool, float | None]:
 def _from_table(section: Section, key: str, places: Places, mask: np.ndarray, folder: Folder) -> np.ndarray:
     """Latencies of all arcs from a table with columns `from, to` and a figure; raises with the pairs that are missing."""
     name = section.text_of(key)
-    table = Table(folder, name, section.place)
-    listed = _listed_pairs(table)
+    unit = section.choice("unit", UNITS) if "unit" in section else None
+    table = Table.read(folder, name, section.place)
+    found = (read_matrix if is_matrix(table) else read_pairs)(table, unit)
+    section.notes.extend(f"{table.name}: {note}." for note in found.notes)
+    listed = found.seconds
     symmetric, inside = _lookup_rules(section)
 
     def look_up(origin: str, target: str) -> float | None:
@@ -103,7 +107,7 @@ def _from_table(section: Section, key: str, places: Places, mask: np.ndarray, fo
             return listed[target, origin]
         return inside if origin == target else None
 
-    return _matrix(places, mask, look_up, lambda pairs: _missing(table, section, pairs))
+    return _matrix(places, mask, look_up, lambda pairs: _missing(found, section, pairs))
 
 
 def _matrix(
@@ -126,21 +130,8 @@ def _matrix(
     return matrix
 
 
-def _listed_pairs(table: Table) -> dict[tuple[str, str], float]:
-    """Seconds one way by pair of regions. A pair may be listed twice only with the same figure."""
-    origin, target = table.column("from", "region_from"), table.column("to", "region_to")
-    figure = table.column("one_way_ms", *UNITS)
-    listed: dict[tuple[str, str], float] = {}
-    for row in table.rows:
-        pair = row.cells[origin], row.cells[target]
-        value = table.number(row, figure) / UNITS[figure]
-        if listed.setdefault(pair, value) != value:
-            raise table.error(row, figure, f"contradicts an earlier line for {_arrow(pair)}", "keep one of the two.")
-    return listed
-
-
-def _missing(table: Table, section: Section, pairs: list[tuple[str, str]]) -> InputError:
-    regions = table.known_names([table.column("from", "region_from"), table.column("to", "region_to")])
+def _missing(found: Listed, section: Section, pairs: list[tuple[str, str]]) -> InputError:
+    regions = {region for pair in found.seconds for region in pair}
     unknown = [region for pair in pairs for region in pair if region not in regions]
     if unknown:
         hint = f'"{clipped(unknown[0])}" does not occur in the table: {nearest(unknown[0], regions)}'
@@ -151,7 +142,7 @@ def _missing(table: Table, section: Section, pairs: list[tuple[str, str]]) -> In
         hint += "[arcs] forbidden."
     more = f" and {len(pairs) - _SHOWN_PAIRS} more" if len(pairs) > _SHOWN_PAIRS else ""
     listed = ", ".join(_arrow(pair) for pair in pairs[:_SHOWN_PAIRS])
-    return InputError(f"{table.name} has no latency for {listed}{more}: {hint}")
+    return InputError(f"{found.origin} has no latency for {listed}{more}: {hint}")
 
 
 def _arrow(pair: tuple[str, str]) -> str:
@@ -187,7 +178,7 @@ def _pairs(section: Section, key: str, folder: Folder) -> list[tuple[str, str]]:
     """Pairs of frontend and backend names: a list in the file, or a table with columns `from, to`."""
     value = section.get(key, (list, str), 'a list of pairs [["frontend", "backend"]] or the name of a table')
     if isinstance(value, str):
-        table = Table(folder, value, section.place)
+        table = Table.read(folder, value, section.place)
         origin, target = table.column("from"), table.column("to")
         return [(row.cells[origin], row.cells[target]) for row in table.rows]
     for pair in value:

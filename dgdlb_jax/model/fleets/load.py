@@ -21,7 +21,7 @@ _SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "ca
 
 
 class FleetWarning(UserWarning):
-    """A measured table is not quite a service curve: what the fit made of it."""
+    """What was made of a table that does not say all by itself, or that is not quite a service curve."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,15 @@ def load_fleet(fleet: str | Path, *, demand: str | None = None) -> Network:
     - `demand`: one of the file's demands over time, `"constant"` for the mean rates. By default what the file says,
       which is the mean rates in all built-in fleets.
 
-    **Returns:** a `Network`. A measured table that falls or is not concave somewhere, or says little of what lies outside the
-    measured range, causes a `FleetWarning`.
+    **Returns:** a `Network`. A table that needed interpretation (what was understood), or that falls, is not concave somewhere or
+    says little of what lies outside the measured range, causes a `FleetWarning`.
 
     **Raises:** `InputError`, one sentence that names file, line where known, field, value and remedy.
     """
     document, folder = _open(fleet)
     network, service = _read(document, folder, demand)
-    for fit in service.fits:
-        if fit.is_doubtful:
-            warnings.warn(str(fit), FleetWarning, stacklevel=2)
+    for text in (*document.notes, *(str(fit) for fit in service.fits if fit.is_doubtful)):
+        warnings.warn(text, FleetWarning, stacklevel=2)
     return network
 
 

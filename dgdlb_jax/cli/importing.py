@@ -1,0 +1,209 @@
+"""`dgdlb import`: measured files into tidy tables, or into a fleet."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dgdlb_jax.cli.common import names, positive, set_up_jax
+
+if TYPE_CHECKING:
+    from dgdlb_jax.model.fleets.importers import Finding, Options
+
+_ABOUT = """Read files as they are, say what they were understood as, and write tidy CSV tables that a fleet file can name;
+with --fleet a whole fleet that runs, with the origin of every figure beside it."""
+
+_EXAMPLES = """examples:
+  dgdlb import rtt.csv                                     a table or a square matrix of latencies
+  dgdlb import pings.csv --latency rtt_ms                  ... that does not say what its figures are
+  dgdlb import sweep-results/                              a folder of vllm bench sweep serve
+  dgdlb import conc8.json conc16.json conc32.json          runs of vllm bench serve or AIPerf, one curve
+  dgdlb import AzureLLMInferenceTrace_conv.csv --bin 60    single requests, counted per minute
+  dgdlb import arrivals=rps.json running=run.json waiting=wait.json throughput=done.json
+                                                           range queries of Prometheus
+  dgdlb import rtt.csv results/ trace.csv --fleet my-fleet.toml && dgdlb run my-fleet.toml
+
+read by content:
+  latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
+              square matrices with regions in the first row and column; commas, semicolons with decimal commas, tabs
+  throughput  vLLM benchmark JSON and sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows, tables in
+              requests/s or tokens/s against workload, batch_size or concurrency
+  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, any CSV or JSON lines), counts per
+              bin, Prometheus query_range results"""
+
+
+def add(commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "import",
+        help="your own files into tables or a fleet",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=import_files)
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE", help="file or folder; arrivals=FILE, throughput=FILE, running=FILE, waiting=FILE for "
+        "results of Prometheus that do not say what they are")  # fmt: skip
+    add("--fleet", metavar="TOML", type=Path, help="write a fleet of them, with its tables beside it")
+    add("--output", metavar="DIR", type=Path, default=Path(), help="folder for tidy tables (default: here)")
+    _add_answers(parser.add_argument_group("what files may not say").add_argument)
+    _add_choices(parser.add_argument_group("what is assumed of a fleet otherwise").add_argument)
+
+
+def _add_answers(add) -> None:
+    add(
+        "--latency",
+        metavar="WORD",
+        help="what latencies are: one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms or rtt_us",
+    )
+    add("--time-unit", metavar="UNIT", help="unit of a column of times: s, ms, us or ns")
+    add("--bin", metavar="S", type=positive, help="seconds to a bin")
+    add("--by", metavar="NAME", help="column or label that says where requests enter (or which backend it is)")
+    add("--tokens-per-request", metavar="N", type=positive, help="for throughput in tokens/s")
+    add(
+        "--select",
+        metavar="COLUMN=VALUE",
+        type=_pair,
+        action="append",
+        default=[],
+        help="rows to take; may be repeated",
+    )
+
+
+def _add_choices(add) -> None:
+    add("--frontends", metavar="A,B", type=names, default=[], help="where requests enter")
+    add("--backends", metavar="A,B", type=names, default=[], help="where servers are")
+    add("--curves", metavar="A,B", type=_list, default=[], help="which servers: one curve, or one for each backend")
+    add(
+        "--replicas",
+        metavar="N,N",
+        type=_numbers,
+        default=(),
+        help="how many servers: one number, or one for each backend",
+    )
+    add("--weights", metavar="X,X", type=_numbers, default=(), help="shares of the traffic, one for each frontend")
+    add(
+        "--shift-s", metavar="S,S", type=_numbers, default=(), help="how much later each frontend sees one common trace"
+    )
+    add("--load", metavar="X", type=positive, default=0.7, help="total rate over capacity (default: 0.7)")
+    add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not COLUMN=VALUE")
+    return key, value
+
+
+def _list(text: str) -> list[str]:
+    """Names in order, repetitions kept."""
+    return [name.strip() for name in text.split(",")]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
+
+
+def import_files(options: argparse.Namespace) -> None:
+    """Read, say what was understood, write."""
+    from dgdlb_jax.model.fleets.importers import Options, gathered
+
+    answers = Options(
+        latency=options.latency,
+        time_unit=options.time_unit,
+        bin_s=options.bin,
+        by=options.by,
+        tokens_per_request=options.tokens_per_request,
+        select=dict(options.select),
+        names=tuple(options.frontends),
+    )
+    found = gathered([finding for name in options.files for finding in _read(name, answers)])
+    for text in dict.fromkeys(f"  {finding.origin}: {note}" for finding in found for note in finding.notes):
+        print(text)
+    written = _tables(found, options) if options.fleet is None else _fleet(found, options)
+    print("\n".join(f"written: {path}" for path in written))
+
+
+def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
+    """What is in one file, and a line that says how it was recognised."""
+    from dataclasses import replace
+
+    from dgdlb_jax.model.fleets.importers import IMPORTERS, Source, find_importer
+    from dgdlb_jax.model.fleets.importers.prometheus import ROLES
+    from dgdlb_jax.numerics.results import InputError
+
+    role, equals, path = name.partition("=")
+    if not equals or Path(name).exists():
+        role, path = "", name
+    elif role not in ROLES:
+        raise InputError(
+            f"{name}: {role!r} is not a quantity: it is one of {', '.join(ROLES)}, in front of a range query."
+        )
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist: check the name.")
+    source = Source(Path(path), Path(path).name or path)
+    answers = replace(answers, role=role or None)
+    importer = find_importer(source, answers)
+    if role and importer.section != "series":
+        known = next(one.name for one in IMPORTERS if one.section == "series")
+        raise InputError(f"{name}: {role}= is for a {known}, and this is a {importer.name}: leave it out.")
+    print(f"{path}: {importer.name}")
+    return importer.read(source, answers)
+
+
+def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
+    """A tidy table for everything that was found, named after its file."""
+    from dgdlb_jax.model.document import write_all
+    from dgdlb_jax.model.fleets.importers import Curve, Demand, Latencies
+    from dgdlb_jax.model.fleets.tidy import curve_csv, demand_csv, latency_csv
+    from dgdlb_jax.numerics.results import InputError
+
+    files: dict[str, str] = {}
+    for finding in found:
+        stem = Path(finding.origin.split(", ")[0]).stem
+        name, text = "", ""
+        if isinstance(finding, Latencies):
+            name, text = f"{stem}.latency.csv", latency_csv(finding)
+        elif isinstance(finding, Curve):
+            name, text = f"{_file_name(finding.name)}.curve.csv", curve_csv(finding)
+        elif isinstance(finding, Demand):
+            name, text = f"{stem}.demand.csv", demand_csv(finding)
+        if name in files:
+            raise InputError(f"Two of these files would both be written as {name}: import them one at a time.")
+        files[name] = text
+    _check_not_inputs([options.output / name for name in files], options.files)
+    write_all(options.output, files)
+    return [options.output / name for name in files]
+
+
+def _fleet(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
+    set_up_jax(host=True)
+    from dgdlb_jax.model.fleets.compose import Choices, compose_fleet
+
+    choices = Choices(
+        frontends=tuple(options.frontends),
+        backends=tuple(options.backends),
+        curves=tuple(options.curves),
+        replicas=options.replicas,
+        weights=options.weights,
+        shift_s=options.shift_s,
+        load=options.load,
+        inside_ms=options.inside_ms,
+    )
+    return compose_fleet(found, options.fleet, choices, keep=[Path(name.rpartition("=")[2]) for name in options.files])
+
+
+def _check_not_inputs(outputs: list[Path], inputs: list[str]) -> None:
+    from dgdlb_jax.model.document import check_not_inputs
+
+    check_not_inputs(outputs, [Path(name.rpartition("=")[2]) for name in inputs])
+
+
+def _file_name(name: str) -> str:
+    from dgdlb_jax.model.fleets.compose import slug
+
+    return slug(name)

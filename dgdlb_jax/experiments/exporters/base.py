@@ -1,0 +1,118 @@
+"""What an exporter is: a format in which other programs take routings, written and read back."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from dgdlb_jax.numerics.results import InputError
+
+Shares = Float[np.ndarray, "frontends backends"]
+ByName = dict[str, dict[str, float]]
+"""Frontend -> backend -> share, with the names that a format uses."""
+
+TOTAL_WEIGHT = 10_000
+"""The sum of a frontend's weights where a format leaves it open."""
+
+
+class Names(NamedTuple):
+    """What frontends and backends are called."""
+
+    frontends: tuple[str, ...]
+    backends: tuple[str, ...]
+
+
+class Exporter(NamedTuple):
+    """One format.
+
+    - `name`: what `--export` takes. `suffix` of its files.
+    - `total`: what the whole-number weights of a frontend sum to; None where shares are written as they are.
+    - `write(shares, names)`: the text of a file, from shares that `rounded` has made whole weights over `total`.
+    - `read(document)`: the shares in a JSON document of this format, None for any other document; `read` is None where the format
+      is no JSON.
+    - `most`: the most backends that a frontend can have.
+    """
+
+    name: str
+    suffix: str
+    total: int | None
+    write: Callable[[Shares, Names], str]
+    read: Callable[[Any], ByName | None] | None
+    most: int | None = None
+
+    def rounded(self, shares: Shares) -> Shares:
+        """The shares that the format can express."""
+        if self.total is None:
+            return shares
+        return np.array([whole_weights(row, self.total, self.most) for row in shares]) / self.total
+
+
+def whole_weights(row: Float[np.ndarray, " backends"], total: int = TOTAL_WEIGHT, most: int | None = None) -> list[int]:
+    """Shares as whole numbers that sum to `total`: rounded down, what is left over goes to the largest remainders.
+
+    Of more than `most` shares the largest are kept.
+
+    **Raises:** `InputError` for a row that is no routing.
+    """
+    row = np.asarray(row, float)
+    if not (np.all(np.isfinite(row)) and np.all(row >= 0) and np.sum(row) > 0):
+        raise InputError(f"The shares {row.tolist()} are no routing: give numbers that are not negative and sum to 1.")
+    if most is not None:
+        row = np.where(np.argsort(np.argsort(-row, kind="stable")) < most, row, 0)
+    exact = total * row / row.sum()
+    floor = np.floor(exact + 1e-9).astype(int)
+    for j in np.argsort(floor - exact, kind="stable")[: total - floor.sum()]:
+        floor[j] += 1
+    return floor.tolist()
+
+
+def weights_of(row: Float[np.ndarray, " backends"], total: int, names: Sequence[str]) -> dict[str, int]:
+    """The weights above 0 by name, from shares that are whole weights already."""
+    whole = np.rint(total * row).astype(int).tolist()
+    return {name: weight for name, weight in zip(names, whole, strict=True) if weight}
+
+
+def slugs(names: Sequence[str], longest: int = 63) -> list[str]:
+    """Names as labels of addresses (RFC 1035), all different: small letters, digits and dashes, a letter first."""
+    plain = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "region" for name in names]
+    plain = [slug if slug[0].isalpha() else f"r-{slug}" for slug in plain]
+    plain = [slug[: longest - 5].rstrip("-") if len(slug) > longest else slug for slug in plain]
+    taken = {slug for slug in plain if plain.count(slug) == 1}
+    found = []
+    for k, slug in enumerate(plain):
+        if slug not in taken or plain.count(slug) > 1:
+            number = next(n for n in range(k, k + len(plain) + 1) if f"{slug}-{n}" not in taken)
+            slug = f"{slug}-{number}"
+            taken.add(slug)
+        found.append(slug)
+    return found
+
+
+def shares_of(weights: Mapping[str, Any]) -> dict[str, float]:
+    """Weights as shares.
+
+    **Raises:** `InputError` for weights that are none.
+    """
+    found = {}
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise InputError(f'The weight {weight!r} of "{name}" is none: give numbers that are not negative.')
+        found[name] = float(weight)
+    total = sum(found.values())
+    if not total > 0:
+        raise InputError(f"The weights of {', '.join(map(str, found)) or 'nothing'} sum to 0: give one above 0.")
+    return {name: weight / total for name, weight in found.items()}
+
+
+def items(document: Any, kind: str, group: str) -> list[Mapping[str, Any]]:
+    """The objects of a kind in a Kubernetes document: one object, or a list of them."""
+    if not isinstance(document, dict):
+        return []
+    found = document.get("items") if str(document.get("kind", "")).endswith("List") else [document]
+    return [
+        one
+        for one in (found if isinstance(found, list) else [])
+        if isinstance(one, dict) and one.get("kind") == kind and str(one.get("apiVersion", "")).startswith(group)
+    ]

@@ -1,0 +1,202 @@
+"""`dgdlb import`: tidy tables, a fleet that runs, and the whole way from raw files to a configuration of Envoy."""
+
+import json
+import re
+import tomllib
+import warnings
+from itertools import pairwise
+
+import jax
+import numpy as np
+import pytest
+
+from dgdlb_jax.cli import main
+from dgdlb_jax.experiments.export import mean_latency
+from dgdlb_jax.experiments.exporters import EXPORTERS, Names
+from dgdlb_jax.experiments.routing_csv import read_routing
+from dgdlb_jax.model.fleets import FleetWarning, load_fleet
+from test_importers import RATES, SAVED, query_range
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+MATRIX = "rtt_ms;us;eu;in\nus;;68;191\neu;68;;122,6\nin;191;122,6;0\n"
+REQUESTS = "TIMESTAMP,ContextTokens,GeneratedTokens,region\n" + "".join(
+    f"2023-11-16 18:{k // 30:02d}:{2 * (k % 30):02d}.{k % 10}805900,{k},44,{'us' if k % 3 else 'eu'}\n"
+    for k in range(300)
+)
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """Files as they come: a matrix from a spreadsheet, runs of a load test, a log of requests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = {
+        name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_compilation_cache_dir", "jax_platforms")
+    }
+    (tmp_path / "rtt.csv").write_text(MATRIX)
+    (tmp_path / "requests.csv").write_text(REQUESTS)
+    (tmp_path / "runs").mkdir()
+    for name, text in SAVED.items():
+        (tmp_path / "runs" / name).write_text(text)
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def quietly(path, **told):
+    """A measured table may be a little doubtful; what the fit says is not the matter here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FleetWarning)
+        return load_fleet(path, **told)
+
+
+def test_from_raw_files_to_envoy(raw, capsys):
+    assert main(["import", "rtt.csv", "runs", "requests.csv", "--fleet", "my-fleet.toml", "--bin", "60"]) == 0
+    said = capsys.readouterr().out
+    for part in ("rtt.csv: square matrix", "runs: vLLM serving benchmark", "requests.csv: table of requests", "Little's law",
+                 "9 bins of 60 s", "the end, 30 requests", "written: my-fleet.toml"):  # fmt: skip
+        assert part in said
+    network = quietly("my-fleet.toml")
+    assert (network.frontend_names, network.backend_names) == (("eu", "us"), ("eu", "in", "us"))
+    # 9 full minutes of 30 requests each, 10 of them from eu; the tenth ends before its minute does.
+    np.testing.assert_allclose(network.arrival_rate, [10 / 60, 20 / 60], rtol=1e-12)
+    np.testing.assert_allclose(network.latency, [[0.0005, 0.0613, 0.034], [0.034, 0.0955, 0.0005]], rtol=1e-12)
+    assert float(network.nominal_capacity[0]) == pytest.approx(max(RATES.values()), rel=0.02)
+    exporter = EXPORTERS["envoy"]
+    from dgdlb_jax import solve_optimum
+
+    optimum = solve_optimum(network)
+    names = Names(network.frontend_names, network.backend_names)
+    (raw / "envoy.json").write_text(exporter.write(exporter.rounded(np.asarray(optimum.routing)), names))
+    found = np.asarray(read_routing(raw / "envoy.json", network).routing)
+    assert mean_latency(network, found) == pytest.approx(float(optimum.mean_latency), rel=1e-4)
+
+
+def test_every_figure_has_its_origin_above_it(raw):
+    assert main(["import", "rtt.csv", "runs", "requests.csv", "--fleet", "new/my-fleet.toml"]) == 0
+    lines = (raw / "new" / "my-fleet.toml").read_text().splitlines()
+    for before, line in pairwise(lines):
+        if re.match(r"[a-z_]+ = ", line):
+            assert before.startswith("# "), line
+    document = tomllib.loads("\n".join(lines))
+    assert {source["title"] for source in document["sources"].values()} == {"rtt.csv", "runs", "requests.csv"}
+    assert quietly(raw / "new" / "my-fleet.toml", demand="trace").varies
+
+
+def test_what_no_file_says_can_be_told(raw):
+    (raw / "one.csv").write_text("time_s,user\n" + "".join(f"{k},x\n" for k in range(200)))
+    told = [
+        "--frontends",
+        "us,eu",
+        "--backends",
+        "in,us",
+        "--replicas",
+        "3,2",
+        "--weights",
+        "3,1",
+        "--shift-s",
+        "0,-40",
+        "--inside-ms",
+        "2",
+    ]
+    assert main(["import", "rtt.csv", "runs", "one.csv", "--fleet", "f.toml", *told]) == 0
+    network = quietly("f.toml", demand="trace")
+    assert (network.frontend_names, network.backend_names) == (("us", "eu"), ("in", "us"))
+    np.testing.assert_allclose(network.arrival_rate[0] / network.arrival_rate[1], 3, rtol=1e-12)
+    np.testing.assert_array_equal(network.service.count, [3, 2])
+    assert float(network.latency[0, 1]) == 0.002
+
+
+def test_prometheus_alone_beside_latencies(raw):
+    held = 4 + 3 * (np.arange(100) % 10)
+    (raw / "run.json").write_text(query_range("vllm:num_requests_running", "pod", {"us": held, "in": held}))
+    (raw / "done.json").write_text(query_range("", "pod", {name: 8 * held / (20 + held) for name in ("us", "in")}))
+    (raw / "rate.json").write_text(query_range("", "region", {"us": np.full(100, 2.0), "eu": np.full(100, 3.0)}))
+    files = ["arrivals=rate.json", "run.json", "throughput=done.json", "rtt.csv"]
+    assert main(["import", *files, "--fleet", "p.toml"]) == 0
+    network = quietly("p.toml")
+    assert (network.frontend_names, network.backend_names) == (("us", "eu"), ("in", "us"))
+    np.testing.assert_allclose(network.arrival_rate, [2, 3], rtol=1e-12)
+    assert float(network.nominal_capacity[0]) == pytest.approx(8 * 31 / 51, rel=0.05)
+
+
+def test_tidy_tables_are_read_again(raw, capsys):
+    files = ["rtt.csv", "runs", "requests.csv"]
+    assert main(["import", *files, "--output", "tidy", "--bin", "60"]) == 0
+    tidy = sorted(str(path) for path in (raw / "tidy").iterdir())
+    assert tidy == [
+        "tidy/GLM-4-7.curve.csv".replace("tidy", str(raw / "tidy")),
+        f"{raw}/tidy/requests.demand.csv",
+        f"{raw}/tidy/rtt.latency.csv",
+    ]
+    assert main(["import", *files, "--fleet", "a.toml", "--bin", "60"]) == 0
+    assert main(["import", *tidy, "--fleet", "b.toml"]) == 0
+    first, second = (quietly(name, demand="trace") for name in ("a.toml", "b.toml"))
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(one, other)
+    capsys.readouterr()
+
+
+WRONG = {
+    "no such file": (["rtt.csv", "nothing.csv"], "nothing.csv does not exist"),
+    "no quantity": (["arrival=rtt.csv"], "'arrival' is not a quantity: it is one of arrivals, throughput, running, waiting"),
+    "no range query": (["arrivals=rtt.csv"], "arrivals= is for a Prometheus range query"),
+    "no latencies": (["runs", "--fleet", "f.toml"], "No file says how far apart the regions are"),
+    "no curve": (["rtt.csv", "--fleet", "f.toml"], "No file says how fast the servers are"),
+    "two demands": (["rtt.csv", "runs", "requests.csv", "requests.csv", "--fleet", "f.toml"], "2 files give a demand"),
+    "no TOML": (["rtt.csv", "runs", "--fleet", "f.csv"], "give a path that ends in .toml"),
+    "too few weights": (["rtt.csv", "runs", "--fleet", "f.toml", "--weights", "1,2"], "2 weights for 3 places"),
+    "unknown curve": (["rtt.csv", "runs", "--fleet", "f.toml", "--curves", "h100"], 'There is no curve "h100" (GLM-4-7 were read)'),
+    "unknown backend": (["rtt.csv", "runs", "--fleet", "f.toml", "--backends", "us,jp"], '"jp" does not occur in the table'),
+    "a table with holes": (["in.latency.csv", "holes.csv", "runs", "--fleet", "f.toml"], "has no latency for eu -> jp: choose regions"),
+    "unknown unit": (["rtt.csv", "--latency", "ms"], '"ms" is no latency: it is one of one_way_s'),
+    "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
+    (raw / "in.latency.csv").write_text("from,to,rtt_ms\nus,eu,68\n")
+    (raw / "holes.csv").write_text("from,to,rtt_ms\neu,us,68\nus,jp,150\n")
+    before = {path.name for path in raw.iterdir()}
+    assert main(["import", *WRONG[case][0]]) == 2
+    message = capsys.readouterr().err
+    assert WRONG[case][1] in message
+    assert message.count("\n") == 1
+    assert {path.name for path in raw.iterdir()} - {"cache"} == before - {"cache"}
+
+
+def test_fleet_files_name_such_files_themselves(raw):
+    """The same files as tables of a fleet file, without an import in between; a note says what was understood."""
+    (raw / "many.json").write_text(json.dumps([json.loads(text) for text in SAVED.values()]))
+    (raw / "fleet.toml").write_text("""
+[frontends]
+names = ["us", "eu"]
+rate = [2, 1]
+[backends]
+names = ["in", "us"]
+curve = "glm"
+[curves.glm]
+kind = "measured"
+table = "many.json"
+[latency]
+table = "rtt.csv"
+inside_ms = 1
+[demand.trace]
+kind = "trace"
+table = "requests.csv"
+bin_s = 60
+""")
+    with pytest.warns(FleetWarning) as said:
+        network = load_fleet("fleet.toml", demand="trace")
+    text = " ".join(str(warning.message) for warning in said)
+    for part in (
+        "many.json: the workload is throughput times",
+        "rtt.csv: a matrix of 3 x 3",
+        'requests.csv: "region" says where',
+    ):
+        assert part in text
+    np.testing.assert_allclose(network.latency, [[0.0955, 0.001], [0.0613, 0.034]], rtol=1e-12)
+    np.testing.assert_allclose(network.arrival_rate, [2, 1], rtol=1e-12)
+    assert network.demand.rates.shape == (9, 2)
