@@ -1,4 +1,4 @@
-"""The store of a sweep: nothing is lost, nothing is doubled, whatever happens."""
+"""The store of a sweep: nothing is lost, nothing is doubled, whatever happens. (Damage: `faults/test_damage.py`.)"""
 
 import errno
 import json
@@ -136,22 +136,6 @@ def test_a_folder_that_is_no_store_is_named(tmp_path, content):
     with pytest.raises(InputError, match="is no store of a sweep"):
         sweep(small(), folder, progress=False)
     assert list(folder.iterdir()) == before
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
-def test_corrupt_chunks_are_named_and_recomputed_on_request(finished, tmp_path, damage):
-    path = tmp_path / "damaged.zarr"
-    sweep(small(), path, progress=False).close()
-    file = path / ("manifest/chunk-0000001.json" if damage == "manifest" else "swing/c/1/0")
-    content = file.read_bytes()
-    if damage == "remove":
-        file.unlink()
-    else:
-        file.write_bytes(content[:-3] if damage != "flip" else content[:5] + bytes([content[5] ^ 1]) + content[6:])
-    with pytest.raises(InputError, match=r"1 of 3 chunks corrupt, chunk 1 \(.*--recompute-corrupt"):
-        sweep(small(), path, progress=False)
-    sweep(small(), path, progress=False, recompute_corrupt=True).close()
-    assert files(path) == files(finished)
 
 
 def test_a_full_disk_is_one_sentence_and_the_store_goes_on(finished, tmp_path, monkeypatch):

@@ -56,7 +56,7 @@ def sweep(
     Other arguments:
 
     - `progress`: a bar if somebody watches (True), nothing (False), or a function that is told a `Progress` after every batch.
-    - `recompute_corrupt`: compute chunks again that are not what the manifest says.
+    - `recompute_corrupt`: compute again what is not what the manifest says: chunks, coordinates, metadata.
     - `process`, `processes`: the number of this process among those that share the sweep. Chunks of one that dies are taken over.
 
     **Returns:** an `xarray.Dataset`, opened lazily from the store: a dimension per axis, inputs as coordinates, measures as variables.
@@ -71,7 +71,7 @@ def sweep(
             return sweep(found, Path(folder) / "sweep.zarr", progress=progress).load()
     path = Path(store)
     open_store = _open(path, found)
-    with open_store.lock(process) as lock, _patience() as stop:
+    with open_store.lock(process, recompute_corrupt) as lock, _patience() as stop:
         if process == 0:
             _look_after(open_store, recompute_corrupt)
         if callable(progress):
@@ -83,12 +83,12 @@ def sweep(
 
 
 def open_sweep(store: str | Path) -> "xarray.Dataset":
-    """The store of a sweep as an `xarray.Dataset`, opened lazily; `xarray.open_zarr` does the same.
+    """The store of a sweep as an `xarray.Dataset`, opened lazily, like `xarray.open_zarr`, after comparing all files with their checksums.
 
-    **Raises:** `InputError` when it is none.
+    **Raises:** `InputError` when it is none, or damaged: it names the file, and how to repair it.
     """
     require_extra()
-    return open_dataset(Path(store))
+    return open_dataset(Path(store), verify=True)
 
 
 def require_extra() -> None:
@@ -157,16 +157,16 @@ def _facts(spec: Spec) -> dict[str, Any]:
 
 
 def _look_after(store: Store, recompute_corrupt: bool) -> None:
-    """Before anything new is computed: corrupt chunks, and what killed processes left behind."""
-    corrupt = store.corrupt()
-    if corrupt and not recompute_corrupt:
-        chunk, file = next(iter(corrupt.items()))
+    """Before anything new is computed: damage, and what killed processes left behind."""
+    if recompute_corrupt:
+        store.repair()
+    found = store.damage()
+    if found:
+        chunks = len({damage.chunk for damage in found} - {None})
+        count = f"{chunks} of {store.spec.chunks} chunks corrupt, " if chunks else ""
         raise InputError(
-            f"{store.path}: {len(corrupt)} of {store.spec.chunks} chunks corrupt, chunk {chunk} ({file}) first: "
-            "--recompute-corrupt computes them again."
+            f"{store.path}: {count}{found[0]}: --recompute-corrupt computes again what is damaged and keeps the rest."
         )
-    for chunk in corrupt:
-        store.forget(chunk)
     store.tidy(_LONG_AGO)
 
 
