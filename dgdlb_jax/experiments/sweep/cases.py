@@ -29,6 +29,11 @@ from dgdlb_jax.simulation.start import workload_carrying
 
 Columns = Mapping[str, np.ndarray]
 
+
+class KindError(InputError):
+    """No case of a kind can be prepared, whatever its numbers."""
+
+
 _KINDS = ("fleet", "family", "frontends", "backends", "curve", "density", "policy", "start")
 _FINEST = (1, 2, 3)  # sizes below 4 are padded to these, larger ones to 2^k and 1.5 * 2^k
 
@@ -96,7 +101,7 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
 
     **Arguments:** `columns`: input -> values; `max_steps`: where suggested durations end; `needs`: which step sizes have to be there.
 
-    **Raises:** `InputError` for a parameter that the policy or the curve does not have.
+    **Raises:** `KindError` for a parameter that the policy or the curve does not have; `InputError` for what some case is refused for.
     """
     given = set(columns)
     networks = _networks(columns)
@@ -237,13 +242,13 @@ def _with_curve(networks: Network, name: str, values: np.ndarray, place: str) ->
 def _with_parameter(module: Any, name: str, change: Callable[[Array], Array], place: str) -> Any:
     """A module with the parameter of this name changed, wherever in it that stands.
 
-    **Raises:** `InputError` when there is none.
+    **Raises:** `KindError` when there is none.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(module)
     names = [getattr(path[-1], "name", "") for path, _ in leaves]
     if name not in names:
         known = ", ".join(sorted({known for known in names if known})) or "none"
-        raise InputError(f"{place} has no parameter {name!r}: its parameters are {known}.")
+        raise KindError(f"{place} has no parameter {name!r}: its parameters are {known}.")
     return structure.unflatten(
         [change(leaf) if known == name else leaf for known, (_, leaf) in zip(names, leaves, strict=True)]
     )

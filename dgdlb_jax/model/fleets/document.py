@@ -33,10 +33,10 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(clipped(name) for name in names[:_MOST_NAMES]) + more
 
 
-def clipped(text: str) -> str:
+def clipped(text: str, longest: int = _LONGEST_VALUE) -> str:
     """The text on one line, shortened to what a message can bear."""
     text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 def counted(number: int, one: str, many: str) -> str:
