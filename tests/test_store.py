@@ -220,16 +220,6 @@ def test_running_out_of_memory_takes_smaller_batches_and_says_so(finished, tmp_p
     assert entry["cases_side_by_side"] == 4
 
 
-def test_a_case_that_never_fits_is_one_sentence(tmp_path, monkeypatch):
-    def compute_chunk(*_):
-        raise OutOfMemory
-
-    monkeypatch.setattr(run, "compute_chunk", compute_chunk)
-    with pytest.raises(InputError, match="does not fit into memory"):
-        sweep(small(), tmp_path / "small.zarr", progress=False)
-    assert complete(tmp_path / "small.zarr") == 0
-
-
 def test_what_says_that_memory_is_out():
     for error in (MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")):
         with pytest.raises(OutOfMemory), batches._memory_errors():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.analysis.optimum import Optimum
-from dgdlb_jax.experiments.sweep.cases import Cases, Columns, KindError, join, kinds, prepare, runnable
+from dgdlb_jax.experiments.sweep.cases import Cases, Columns, KindError, join, kinds, padded_arcs, prepare, runnable
 from dgdlb_jax.experiments.sweep.measures import (
     COSTS,
     DOES_NOT_FIT,
@@ -44,6 +44,7 @@ _INSTANTS = 1024  # of a latency's history, up to twice as many: enough for the 
 _LOOKS = 2 ** math.ceil(math.log2(INSTANTS))  # of workloads for a verdict, up to twice as many
 _FINE = 16  # steps between two saved workloads, at most: suggest_dt gives a loop at least 125 steps per period
 _COPIES = 4  # how often the delay lines and the saved history exist while a program runs: inputs, loop, outputs
+PREPARING = 60  # numbers per arc that the optimum and the step sizes take
 _MEMORY_SHARE = 0.8  # of the device's memory that may be planned for
 SMALLER = "raise dt, lower max_steps, or use smaller networks"
 
@@ -106,7 +107,7 @@ class Computed:
     def refuse(self, case: int, why: Refusal) -> None:
         """Mark a case."""
         self.values["result"][case] = why.code
-        self.refused[int(case)] = why.sentence
+        self.refused[case] = why.sentence
 
 
 def compute_chunk(
@@ -124,14 +125,14 @@ def compute_chunk(
         for rows, cases in prepared(columns, kind, spec, batch):
             if isinstance(cases, Refusal):
                 for row in rows:
-                    found.refuse(row, cases)
+                    found.refuse(int(row), cases)
                 continue
             for name, values in empty(spec.measures, cases.result, cases.defined).items():
                 found.values[name][rows] = values
             shapes = shapes_of(cases, spec.measures)
             for row, why in shapes.items():
                 if isinstance(why, Refusal):
-                    found.refuse(rows[row], why)
+                    found.refuse(int(rows[row]), why)
             for part in batches(cases, shapes, spec.measures, batch):
                 _run(part, spec.measures, rows, found)
                 if after_batch is not None:
@@ -151,9 +152,9 @@ def _run(batch: Batch, measures: tuple[str, ...], rows: np.ndarray, found: Compu
             for half in (batch.rows[: size // 2], batch.rows[size // 2 :]):
                 _run(replace(batch, rows=half), measures, rows, found)
         elif isinstance(error, OutOfMemory):
-            found.refuse(rows[batch.rows[0]], Refusal(DOES_NOT_FIT, f"{batch.shape.what} does not fit into memory: {SMALLER}."))
+            found.refuse(int(rows[batch.rows[0]]), Refusal(DOES_NOT_FIT, f"{batch.shape.what} does not fit into memory: {SMALLER}."))
         else:
-            found.refuse(rows[batch.rows[0]], Refusal(REFUSED, str(error)))
+            found.refuse(int(rows[batch.rows[0]]), Refusal(REFUSED, str(error)))
         return
     for name, value in values.items():
         found.values[name][rows[batch.rows]] = value
@@ -163,14 +164,24 @@ def prepared(
     columns: Columns, rows: np.ndarray, spec: Spec, batch: int
 ) -> Iterator[tuple[np.ndarray, Cases | Refusal]]:
     """The cases of one kind, prepared together; in halves where that is refused, until it is known for which case."""
+    numbers = 1 if "fleet" in columns else padded_arcs(taken(columns, rows[:1]))
+    each = PREPARING * numbers * jnp.zeros(()).dtype.itemsize
+    room = int(_MEMORY_SHARE * device_memory() / each)
+    if room < 1:
+        gigabytes = f"{each / 1e9:.3g} GB, the device has {device_memory() / 1e9:.3g} GB"
+        yield rows, Refusal(DOES_NOT_FIT, f"Its optimum needs about {gigabytes}: use smaller networks.")
+        return
+    batch = min(batch, 2 ** int(math.log2(room)))
     try:
         yield rows, prepare_all(taken(columns, rows), spec.max_steps, needs(spec.measures), batch)
-    except (InputError, OutOfMemory) as error:
-        if isinstance(error, OutOfMemory) and batch > 1:
-            raise
+    except OutOfMemory:
+        if batch > 1:
+            yield from prepared(columns, rows, spec, batch // 2)
+        else:
+            yield rows, Refusal(DOES_NOT_FIT, "Its optimum does not fit into memory: use smaller networks.")
+    except InputError as error:
         if rows.size == 1 or isinstance(error, KindError):
-            code = DOES_NOT_FIT if isinstance(error, OutOfMemory) else REFUSED
-            yield rows, Refusal(code, str(error) or f"The optimum does not fit into memory: {SMALLER}.")
+            yield rows, Refusal(REFUSED, str(error))
             return
         for half in (rows[: rows.size // 2], rows[rows.size // 2 :]):
             yield from prepared(columns, half, spec, batch)
