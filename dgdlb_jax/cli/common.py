@@ -68,10 +68,13 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
             jax.config.update("jax_num_cpu_devices", cores())
     jax.config.update("jax_enable_x64", True)
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
-        with contextlib.suppress(OSError):  # a home that cannot be written only costs compile time
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # no home, or one that cannot be written, only costs compile time
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
             folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
+            if os.access(folder, os.W_OK | os.X_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -13,6 +13,7 @@ from dgdlb_jax.experiments.compare import DGD, Comparison
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names, statistics_of
 from dgdlb_jax.experiments.routing_csv import COLUMNS
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import plain_cell
 
 FORMATS = ("envoy", "csv", "json")
 """What a routing can be written as."""
@@ -139,7 +140,9 @@ def _write_csv(path: Path, shares: Shares, frontends: tuple[str, ...], backends:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for frontend, row in as_weights(shares, frontends, backends).items():
-            writer.writerows((frontend, backend, f"{share:.9g}") for backend, share in row.items())
+            writer.writerows(
+                (plain_cell(frontend), plain_cell(backend), f"{share:.9g}") for backend, share in row.items()
+            )
     return path
 
 

@@ -1,6 +1,7 @@
 """A user's own routing table: the CSV behind `dgdlb run --current`."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
+from dgdlb_jax.model.fleets.document import clipped, read_text
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import cell_text
 from dgdlb_jax.policies.static import FixedRouting
 
 COLUMNS = ("frontend", "backend", "share")
@@ -55,16 +58,12 @@ def read_routing(path: str | Path, network: Network) -> FixedRouting:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    text = read_text(path, "--current: ").removeprefix("\ufeff")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            _check_header(path, reader.fieldnames or [])
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}; give a CSV file with the columns {','.join(COLUMNS)}."
-        ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        _check_header(path, reader.fieldnames or [])
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
         raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); save it as such.") from error
     for line, row in rows:
         if None in row or any(row[column] is None for column in COLUMNS):
@@ -77,7 +76,7 @@ def _check_header(path: Path, found: Sequence[str]) -> None:
         if column not in COLUMNS:
             close = get_close_matches(column, COLUMNS, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the columns are {','.join(COLUMNS)}."
-            raise InputError(f"{path}:1: unknown column {column!r}; {hint}")
+            raise InputError(f"{path}:1: unknown column {clipped(column)!r}; {hint}")
     for column in COLUMNS:
         if column not in found:
             raise InputError(f"{path}:1: no column {column!r}; the columns are {','.join(COLUMNS)}.")
@@ -85,15 +84,16 @@ def _check_header(path: Path, found: Sequence[str]) -> None:
 
 def _index(path: Path, line: int, what: str, name: str, known: tuple[str, ...]) -> int:
     name = name.strip()
-    if name in known:
-        return known.index(name)
+    for same in (name, cell_text(name)):
+        if same in known:
+            return known.index(same)
     close = get_close_matches(name, known, n=1)
     hint = (
         f"did you mean {close[0]}?"
         if close
         else f"this fleet has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}."
     )
-    raise InputError(f"{path}:{line}: no {what} is called {name!r}; {hint}")
+    raise InputError(f"{path}:{line}: no {what} is called {clipped(name)!r}; {hint}")
 
 
 def _share(path: Path, line: int, text: str) -> float:
@@ -102,5 +102,5 @@ def _share(path: Path, line: int, text: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1 + _ROUNDING:
-        raise InputError(f"{path}:{line}: the share {text.strip()!r} is not a number from 0 to 1.")
+        raise InputError(f"{path}:{line}: the share {clipped(text)!r} is not a number from 0 to 1.")
     return share

@@ -91,7 +91,9 @@ def test_what_runs_out_of_memory_alone_is_marked_alone(tmp_path, monkeypatch):
     found = computed(tmp_path / "small.zarr", axes, duration=1.0)
     assert list(found["result"].values) == [0, RESULTS["does_not_fit_memory"], 0, 0]
     np.testing.assert_allclose(found["excess"][[0, 2, 3]], expected["excess"][[0, 2, 3]], rtol=1e-9)
-    assert "dt = 0.013: A case of 2 x 2 with 256 delay rows does not fit into memory" in summary(tmp_path / "small.zarr")
+    assert "dt = 0.013: A case of 2 x 2 with 256 delay rows does not fit into memory" in summary(
+        tmp_path / "small.zarr"
+    )
 
 
 @pytest.mark.parametrize(

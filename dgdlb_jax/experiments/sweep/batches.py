@@ -152,7 +152,10 @@ def _run(batch: Batch, measures: tuple[str, ...], rows: np.ndarray, found: Compu
             for half in (batch.rows[: size // 2], batch.rows[size // 2 :]):
                 _run(replace(batch, rows=half), measures, rows, found)
         elif isinstance(error, OutOfMemory):
-            found.refuse(int(rows[batch.rows[0]]), Refusal(DOES_NOT_FIT, f"{batch.shape.what} does not fit into memory: {SMALLER}."))
+            found.refuse(
+                int(rows[batch.rows[0]]),
+                Refusal(DOES_NOT_FIT, f"{batch.shape.what} does not fit into memory: {SMALLER}."),
+            )
         else:
             found.refuse(int(rows[batch.rows[0]]), Refusal(REFUSED, str(error)))
         return
@@ -210,9 +213,7 @@ def shapes_of(cases: Cases, measures: tuple[str, ...]) -> dict[int, Shape | Refu
     return {int(row): _shape_of(cases, int(row), float(steps[row]), measures) for row in runnable(cases)}
 
 
-def batches(
-    cases: Cases, shapes: dict[int, Shape | Refusal], measures: tuple[str, ...], batch: int
-) -> Iterator[Batch]:
+def batches(cases: Cases, shapes: dict[int, Shape | Refusal], measures: tuple[str, ...], batch: int) -> Iterator[Batch]:
     """The cases that can run, in batches of one shape, those of similar length together; small ones where memory is short."""
     steps = _steps(cases)
     for shape in sorted({shape for shape in shapes.values() if isinstance(shape, Shape)}):
@@ -234,7 +235,8 @@ def _shape_of(cases: Cases, row: int, steps: float, measures: tuple[str, ...]) -
     longest, dt = float(_longest(cases)[row]), float(cases.dt[row])
     if not steps <= LARGEST_STEP:
         return Refusal(
-            TOO_MANY_STEPS, f"duration / dt is {steps:.3g} steps, more than {LARGEST_STEP}: raise dt, or shorten the run."
+            TOO_MANY_STEPS,
+            f"duration / dt is {steps:.3g} steps, more than {LARGEST_STEP}: raise dt, or shorten the run.",
         )
     if not longest / dt < LARGEST_LINE:
         return Refusal(DOES_NOT_FIT, f"The largest latency is {longest / dt:.3g} steps: raise dt.")

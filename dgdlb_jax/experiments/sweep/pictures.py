@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dgdlb_jax.experiments.plots import COLOURS, STYLES, finish, new_axes, new_figure
+from dgdlb_jax.experiments.plots import COLOURS, STYLES, as_written, finish, new_axes, new_figure, save_png
 from dgdlb_jax.experiments.sweep.selection import (
     SEEDS,
     along,
@@ -93,7 +93,7 @@ def curves(
     finish(ax, _label(dataset, x), _label(dataset, y), f"{_title(dataset)}: {y.replace('_', ' ')}")
     if ax.get_legend_handles_labels()[1]:
         ax.legend(title=by and by.replace("_", " "), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return ax
+    return as_written(ax)
 
 
 def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) -> Axes:
@@ -117,7 +117,7 @@ def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) 
     finish(ax, _label(dataset, x), "share of the cases", f"{_title(dataset)}: how the runs end")
     ax.grid(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return ax
+    return as_written(ax)
 
 
 def verdicts_of_all(dataset: Dataset, x: str, by: str | None) -> Figure:
@@ -139,7 +139,7 @@ def verdicts_of_all(dataset: Dataset, x: str, by: str | None) -> Figure:
     marks = [Patch(color=colour, label=verdict.words) for verdict, colour in _VERDICTS.items() if verdict in seen]
     figure.legend(handles=marks, loc="outside right upper", frameon=False)
     figure.suptitle(f"{_title(dataset)}: how the runs end")
-    return figure
+    return as_written(figure)
 
 
 def heatmap(
@@ -173,7 +173,7 @@ def heatmap(
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
     finish(ax, _label(dataset, x), _label(dataset, by), f"{_title(dataset)}: {y.replace('_', ' ')} (grey: none)")
     ax.grid(False)
-    return ax
+    return as_written(ax)
 
 
 def distribution(dataset: Dataset, y: str | None = None, by: str | None = None, *, ax: Axes | None = None) -> Axes:
@@ -201,7 +201,7 @@ def distribution(dataset: Dataset, y: str | None = None, by: str | None = None, 
     )
     if ax.get_legend_handles_labels()[1]:
         ax.legend(title=by and by.replace("_", " "), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return ax
+    return as_written(ax)
 
 
 def standard_pictures(
@@ -243,7 +243,7 @@ def save_pictures(figures: dict[str, Figure], folder: Path) -> list[Path]:
         for name, figure in figures.items():
             handle, draft = tempfile.mkstemp(suffix=".png", prefix=f".{name}-", dir=folder)
             os.close(handle)
-            figure.savefig(draft, dpi=130)
+            save_png(figure, Path(draft))
             os.chmod(draft, 0o644)
             paths.append(Path(draft).replace(folder / f"{name}.png"))
     except OSError as error:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.fleets.curves import Service, read_service
 from dgdlb_jax.model.fleets.demands import Base, read_demand, read_pattern
-from dgdlb_jax.model.fleets.document import Folder, Section, parse
+from dgdlb_jax.model.fleets.document import Folder, Section, clipped, parse
 from dgdlb_jax.model.fleets.latencies import Places, read_latencies
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
@@ -134,7 +134,7 @@ def _unknown(name: str) -> InputError:
     near = difflib.get_close_matches(name, fleet_names(), n=1, cutoff=0.4)
     hint = f'did you mean "{near[0]}"? ' if near else ""
     return InputError(
-        f'There is no built-in fleet and no file called "{name}": {hint}Built-in are {", ".join(fleet_names())}; '
+        f'There is no built-in fleet and no file called "{clipped(name)}": {hint}Built-in are {", ".join(fleet_names())}; '
         "your own fleet is the path of a .toml file."
     )
 
@@ -161,7 +161,7 @@ def _read(document: Section, folder: Folder, demand: str | None) -> tuple[Networ
         capacity=_capacity(document, places, folder),
         frontend_names=places.frontends,
         backend_names=places.backends,
-        name=document.text_of("name", document.file.removesuffix(".toml")),
+        name=document.name_of("name", clipped(document.file.removesuffix(".toml"))),
     )
     return network, service
 
