@@ -79,6 +79,16 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def _cache_folder() -> Path | None:
+    """Where compiled code is kept; None without a home, or with one that cannot be written: that only costs time."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
 @contextlib.contextmanager
 def notes() -> Iterator[None]:
     """Warnings about a fleet's tables as lines that a person can read."""

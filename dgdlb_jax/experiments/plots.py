@@ -1,8 +1,9 @@
 """Pictures of a comparison. Functions take axes and return them; without axes they make a figure (`axes.figure`)."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -179,7 +180,7 @@ def as_written(drawn: Drawn) -> Drawn:
     return drawn
 
 
-def save_png(figure: Figure | SubFigure, target: Path | BinaryIO, dpi: int = 130) -> None:
+def save_png(figure: Figure | SubFigure, target: Path | BytesIO, dpi: int = 130) -> None:
     """Write a figure as PNG. Letters that the font lacks are boxes; matplotlib would say so for each of them, at every drawing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)

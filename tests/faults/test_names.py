@@ -94,7 +94,7 @@ def test_unprintable_names_are_refused_at_load(tmp_path, capsys, name, place):
 
 def test_unprintable_names_are_refused_by_the_constructor_too():
     network = dgd.load_fleet("two-by-two")
-    with pytest.raises(InputError, match=r"The name 'a\\\\x00' is not a printable text"):
+    with pytest.raises(InputError, match=r"The name 'a\\x00' is not a printable text"):
         network.with_names(["a\0", "b"], ["c", "d"])
 
 

@@ -6,7 +6,6 @@ nothing but itself.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -46,6 +45,7 @@ _FINE = 16  # steps between two saved workloads, at most: suggest_dt gives a loo
 _COPIES = 4  # how often the delay lines and the saved history exist while a program runs: inputs, loop, outputs
 PREPARING = 60  # numbers per arc that the optimum and the step sizes take
 _MEMORY_SHARE = 0.8  # of the device's memory that may be planned for
+_MOST_MEMORY = 1e15  # bytes, where nothing tells
 SMALLER = "raise dt, lower max_steps, or use smaller networks"
 
 
@@ -279,11 +279,11 @@ def fitting(shape: Shape, measures: tuple[str, ...]) -> int:
     return 2 ** int(math.log2(room))
 
 
-def device_memory() -> int:
+def device_memory() -> float:
     """Bytes that all devices of this process have together; on CPU the memory of the machine."""
-    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    statistics = [one.memory_stats() or {} for one in jax.local_devices()]
     limits = [found["bytes_limit"] for found in statistics if "bytes_limit" in found]
-    return sum(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(float(sum(limits)) if limits else device.host_memory(), _MOST_MEMORY)
 
 
 def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:

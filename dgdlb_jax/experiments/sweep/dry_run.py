@@ -27,7 +27,7 @@ class Estimate:
     compiling: float
     computing: float
     memory: int
-    device_memory: int
+    device_memory: float
     disk: int
     probed: int
     refused: tuple[str, ...]

@@ -142,8 +142,9 @@ def check_possible(spec: Spec) -> None:
 
 
 def batch_of(spec: Spec) -> int:
-    """How many cases run side by side."""
-    return spec.batch or min(default_batch(), 2 ** (spec.chunk - 1).bit_length())
+    """How many cases run side by side: never more than a chunk has, or than there are, but for a few that share compiled code."""
+    most = min(spec.chunk, max(spec.size, default_batch()))
+    return min(spec.batch or default_batch(), 2 ** (most - 1).bit_length())
 
 
 def spread(spec: Spec, count: int = _PROBED) -> list[Columns]:
