@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
-from dgdlb_jax.cli import main
+from dgdlb_jax.cli import common, main
 from helpers import own_process
 from sweeps import files, small, write_toml
 
@@ -45,10 +46,10 @@ def here(finished, tmp_path, monkeypatch):
 
 
 class Disk:
-    """Lets `before` files be opened for writing, then says that something is wrong."""
+    """Lets `before` files below a folder be opened for writing, then says that something is wrong."""
 
-    def __init__(self, before: int, error: int):
-        self.left, self.error, self.refused = before, error, False
+    def __init__(self, folder: Path, before: int, error: int):
+        self.folder, self.left, self.error, self.refused = folder, before, error, False
 
     def open(self, whole):
         def opened(file, mode="r", *arguments, **options):
@@ -60,13 +61,15 @@ class Disk:
 
     def os_open(self, whole):
         def opened(path, flags, *arguments, **options):
-            if flags & (os.O_WRONLY | os.O_RDWR) and str(path) != os.devnull:
+            if flags & (os.O_WRONLY | os.O_RDWR):
                 self.count(path)
             return whole(path, flags, *arguments, **options)
 
         return opened
 
     def count(self, file) -> None:
+        if isinstance(file, int) or not Path(os.fsdecode(file)).absolute().is_relative_to(self.folder):
+            return
         self.left -= 1
         if self.left < 0:
             self.refused = True
@@ -80,7 +83,7 @@ class Disk:
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "stability"])
 def test_files_that_cannot_be_opened(here, monkeypatch, capsys, command, before, error):
     """Every place that opens a file for writing, Python's own and those that go through the system's call."""
-    disk, was_there = Disk(before, error), set(here.rglob("*"))
+    disk, was_there = Disk(here, before, error), set(here.rglob("*"))
     with monkeypatch.context() as patch:
         patch.setattr("io.open", disk.open(open))
         patch.setattr("builtins.open", disk.open(open))
@@ -117,16 +120,25 @@ def small_disk():
     shutil.rmtree(DISK, ignore_errors=True)
 
 
+def test_a_full_cache_is_not_worth_a_word(capsys):
+    """Compiled code that cannot be kept costs time, and nothing else."""
+    with common.notes():
+        warnings.warn("Error writing persistent compilation cache entry for 'jit_f': OSError", stacklevel=1)
+        warnings.warn("worth a word", stacklevel=1)
+    assert capsys.readouterr().err == "dgdlb: note: worth a word\n"
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kilobytes", [40, 200, 400, 600])
-def test_a_disk_that_fills_up(finished, small_disk, kilobytes):
+def test_a_disk_that_fills_up(finished, small_disk, tmp_path, kilobytes):
     """A real one: the sweep stops with one sentence; once there is room it ends as if nothing had been, and is reported."""
     dgdlb = f"{sys.executable} -m dgdlb_jax"
     script = f"""
         {dgdlb} sweep {finished}/small.toml --output s.zarr; echo code $?
         mount -o remount,size=50m .
         {dgdlb} sweep {finished}/small.toml --output s.zarr && {dgdlb} report s.zarr && {dgdlb} plot s.zarr
-        echo code $?; diff -r -x manifest s.zarr {finished}/small.zarr; echo code $?; ls -A
+        echo code $?; {dgdlb} sweep {finished}/small.toml --output {tmp_path}/whole.zarr
+        diff -r -x manifest s.zarr {tmp_path}/whole.zarr; echo code $?; ls -A
     """
     done = on_a_small_disk(kilobytes, script)
     assert "Traceback" not in done.stderr

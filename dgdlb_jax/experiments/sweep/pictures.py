@@ -1,6 +1,5 @@
 """Pictures of a sweep. Functions take a dataset and axes and return the axes; without axes they make a figure (`axes.figure`)."""
 
-import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -241,11 +240,9 @@ def save_pictures(figures: dict[str, Figure], folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
-            handle, draft = tempfile.mkstemp(suffix=".png", prefix=f".{name}-", dir=folder)
-            os.close(handle)
-            save_png(figure, Path(draft))
-            os.chmod(draft, 0o644)
-            paths.append(Path(draft).replace(folder / f"{name}.png"))
+            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as draft:
+                save_png(figure, Path(draft) / "whole.png")
+                paths.append((Path(draft) / "whole.png").replace(folder / f"{name}.png"))
     except OSError as error:
         raise InputError(f"--output {folder}: {error.strerror or error}; name another folder or make room.") from error
     return paths
