@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with heard:
             code = _answer(options)
-            sys.stdout is None or sys.stdout.flush()  # a full disk shows now, and not when the interpreter leaves
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk shows now, and not when the interpreter leaves
             return code
     except BrokenPipeError:
         _forget_output()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -180,7 +180,7 @@ def as_written(drawn: Drawn) -> Drawn:
     return drawn
 
 
-def save_png(figure: Figure | SubFigure, target: Path | BytesIO, dpi: int = 130) -> None:
+def save_png(figure: Figure, target: Path | BytesIO, dpi: int = 130) -> None:
     """Write a figure as PNG. Letters that the font lacks are boxes; matplotlib would say so for each of them, at every drawing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)

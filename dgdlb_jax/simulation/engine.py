@@ -197,7 +197,7 @@ def simulate_batch(
     lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
     instants = frames or (count_frames(steps, save.every) + 1 if save.every and save.fields else 1)
     kept = Kept(save.fields, instants, save.resumable)
-    check_memory(networks.latency.shape, lanes * spread, grid.rows, kept, dtype.itemsize)
+    check_memory((size, networks.frontends, networks.backends), lanes * spread, grid.rows, kept, dtype.itemsize)
     with _kernels().compiling(policy) if fused else nullcontext():
         sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
         runs = or_without(

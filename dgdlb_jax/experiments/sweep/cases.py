@@ -285,7 +285,7 @@ def _made_anew(part: Any, name: str, value: Array) -> Any:
     if isinstance(part, AbstractService) and shapes != {part.nominal_capacity.shape}:  # components as well
         return eqx.tree_at(lambda one: getattr(one, name), part, value)
     stated = {}
-    if "capacity" in own and not np.allclose(own["capacity"], type(part)(**taken).capacity, rtol=1e-6):
+    if "capacity" in own and not np.allclose(own["capacity"], getattr(type(part)(**taken), "capacity"), rtol=1e-6):  # noqa: B009
         stated = {"capacity": own["capacity"]}
     return type(part)(**taken | stated | {name: value})
 
