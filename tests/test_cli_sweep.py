@@ -1,5 +1,6 @@
 """`dgdlb sweep` on the command line: what it prints, what it writes, how it refuses."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -90,6 +91,15 @@ def test_clusters_are_seen_only_when_several_processes_were_launched(monkeypatch
     assert cluster._on_a_cluster()
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert not cluster._on_a_cluster()
+
+
+def test_the_coordinator_listens_on_the_address_given_and_no_other(monkeypatch):
+    asked = {}
+    monkeypatch.setattr("jax.distributed.initialize", lambda *found, **named: asked.update(named, found=found))
+    monkeypatch.setattr("jax.distributed.shutdown", lambda: None)
+    options = argparse.Namespace(coordinator="10.0.0.7:1234", processes=2, process=0)
+    assert cluster.join(options) == (0, 1)  # as JAX, which has not been started, counts
+    assert asked == {"found": ("10.0.0.7:1234", 2, 0), "coordinator_bind_address": "10.0.0.7:1234"}
 
 
 @pytest.mark.parametrize(("flags", "devices"), [("", None), ("--xla_force_host_platform_device_count=3", 3)])

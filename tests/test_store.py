@@ -1,4 +1,4 @@
-"""The store of a sweep: nothing is lost, nothing is doubled, whatever happens."""
+"""The store of a sweep: nothing is lost, nothing is doubled, whatever happens. (Damage: `faults/test_damage.py`.)"""
 
 import errno
 import json
@@ -138,22 +138,6 @@ def test_a_folder_that_is_no_store_is_named(tmp_path, content):
     assert list(folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "manifest"])
-def test_corrupt_chunks_are_named_and_recomputed_on_request(finished, tmp_path, damage):
-    path = tmp_path / "damaged.zarr"
-    sweep(small(), path, progress=False).close()
-    file = path / ("manifest/chunk-0000001.json" if damage == "manifest" else "swing/c/1/0")
-    content = file.read_bytes()
-    if damage == "remove":
-        file.unlink()
-    else:
-        file.write_bytes(content[:-3] if damage != "flip" else content[:5] + bytes([content[5] ^ 1]) + content[6:])
-    with pytest.raises(InputError, match=r"1 of 3 chunks corrupt, chunk 1 \(.*--recompute-corrupt"):
-        sweep(small(), path, progress=False)
-    sweep(small(), path, progress=False, recompute_corrupt=True).close()
-    assert files(path) == files(finished)
-
-
 def test_a_full_disk_is_one_sentence_and_the_store_goes_on(finished, tmp_path, monkeypatch):
     path = tmp_path / "small.zarr"
     zarr = pytest.importorskip("zarr")
@@ -234,16 +218,6 @@ def test_running_out_of_memory_takes_smaller_batches_and_says_so(finished, tmp_p
     entry = json.loads((path / "manifest" / "chunk-0000000.json").read_text())
     assert entry["smaller_for_lack_of_memory"]
     assert entry["cases_side_by_side"] == 4
-
-
-def test_a_case_that_never_fits_is_one_sentence(tmp_path, monkeypatch):
-    def compute_chunk(*_):
-        raise OutOfMemory
-
-    monkeypatch.setattr(run, "compute_chunk", compute_chunk)
-    with pytest.raises(InputError, match="does not fit into memory"):
-        sweep(small(), tmp_path / "small.zarr", progress=False)
-    assert complete(tmp_path / "small.zarr") == 0
 
 
 def test_what_says_that_memory_is_out():

@@ -1,5 +1,7 @@
 """The centralized optimum: where traffic should go, with a certificate."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -29,6 +31,7 @@ GAP = 1e-9
 
 # Arcs per tile on a CPU: the ten or so arrays over arcs that a step touches then fit the cache of a core.
 _ARCS_IN_CACHE = 6400
+_COPIES = 30  # numbers per arc that solving takes at least
 
 _ROUNDINGS = 100  # of the rates, by which a gap may be off
 _POLISHING = 3  # Newton steps on the support; each takes the error from the proximal term down by about sqrt(eps)
@@ -84,6 +87,8 @@ def solve_optimum(network: Network, *, throw: bool = True) -> Optimum:
     if single:
         networks = jax.tree.map(lambda leaf: leaf[None], networks)
     lanes, devices = _tiling(networks)
+    numbers = _COPIES * lanes * math.prod(networks[1].shape[1:])
+    device.check_fits(networks[1].dtype.itemsize * numbers, "The optimum of so large a network", "use smaller networks")
     optimum = _solve_batch(networks, lanes, devices)
     if single:
         optimum = jax.tree.map(lambda leaf: leaf[0], optimum)

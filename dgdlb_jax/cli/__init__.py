@@ -5,13 +5,18 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Sequence
 
 from dgdlb_jax import __version__
 from dgdlb_jax.cli import fleets, importing, plot, plugins, report, reproduce, run, stability, sweep
+from dgdlb_jax.numerics.text import clipped, printable
 
 COMMANDS = (run, stability, sweep, reproduce, plot, report, fleets, importing)
 """Modules with `add(commands)`, which adds a parser whose default `command` is the function to call."""
+
+LONGEST_MESSAGE = 1000
+"""Letters of a sentence on the terminal; more is left out in its middle."""
 
 _ABOUT = """Where should each region send its requests, does a distributed rule find that point by itself despite
 the network latencies, and what do the balancers in use today cost? Give a fleet, get a verdict."""
@@ -35,15 +40,25 @@ exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. **Returns:** the exit code."""
     options = build_parser().parse_args(arguments)
+    heard = Interrupts()
     try:
-        with _interrupts_that_insist():
-            return _answer(options)
-    except KeyboardInterrupt:
-        print("dgdlb: interrupted; no file is half-written.", file=sys.stderr, flush=True)
-        os._exit(130)  # compiled code in other threads cannot be stopped, and a normal exit would wait for it
+        with heard:
+            code = _answer(options)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk shows now, and not when the interpreter leaves
+            return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it leaves
+        _forget_output()
         return 0
+    except OSError as error:
+        _forget_output()
+        what = clipped(str(error.filename)) if error.filename else "Standard output, or a file,"
+        return _refuse(f"{what} cannot be used ({error.strerror or error}): make room, or correct its permissions.")
+    except BaseException as error:  # what an import or a library makes of an interrupt may be another exception
+        if not (heard.any or isinstance(error, KeyboardInterrupt)):
+            raise
+        _say("dgdlb: interrupted; no file is half-written.")
+        os._exit(130)  # compiled code in other threads cannot be stopped, and a normal exit would wait for it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,26 +80,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def _interrupts_that_insist() -> Iterator[None]:
+class Interrupts:
     """Ctrl-C is raised again every three seconds until it is heard: Python drops one that arrives in a callback, such as those of the
-    garbage collector that run when a long compilation ends."""
-    if not hasattr(signal, "setitimer") or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
+    garbage collector that run when a long compilation ends. Does nothing in a thread, which is never interrupted."""
 
-    def interrupt(number, frame):
+    def __init__(self) -> None:
+        self.any, self._before = False, {}
+
+    def __enter__(self) -> "Interrupts":
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and hasattr(signal, "setitimer") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = {number: signal.signal(number, self._raise) for number in (signal.SIGINT, signal.SIGALRM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _raise(self, number: int, frame: object) -> None:
         del number, frame
+        self.any = True
         signal.setitimer(signal.ITIMER_REAL, 3.0)
         raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _answer(options: argparse.Namespace) -> int:
@@ -95,9 +114,31 @@ def _answer(options: argparse.Namespace) -> int:
             plugins.load(name)
         options.command(options)
     except InputError as error:
-        print(f"dgdlb: error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except ConvergenceError as error:
-        print(f"dgdlb: error: {error}", file=sys.stderr)
+        _refuse(str(error))
         return 1
+    except (MemoryError, RuntimeError) as error:  # XLA has no class of its own for it
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _refuse(
+            "The memory of this machine does not suffice: raise dt, shorten the run, or use a smaller fleet."
+        )
     return 0
+
+
+def _refuse(sentence: str) -> int:
+    _say(f"dgdlb: error: {printable(sentence, LONGEST_MESSAGE)}")
+    return 2
+
+
+def _say(text: str) -> None:
+    """A line on standard error, if anybody can hear it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _forget_output() -> None:
+    """Nothing more is written to standard output, or the interpreter would complain while it leaves."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream that is no file, or none at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

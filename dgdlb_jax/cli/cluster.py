@@ -11,7 +11,8 @@ import os
 def add_options(parser: argparse.ArgumentParser) -> None:
     """`--coordinator`, `--processes`, `--process`: for clusters that JAX does not know."""
     group = parser.add_argument_group("several processes (Slurm, MPI and Kubernetes need none of these)")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    where = "where process 0 listens, on this address only; whoever reaches it can join or disturb the start"
+    group.add_argument("--coordinator", metavar="HOST:PORT", help=where)
     group.add_argument("--processes", metavar="N", type=int, help="how many processes there are")
     group.add_argument("--process", metavar="K", type=int, help="which of them this one is, from 0")
 
@@ -33,7 +34,7 @@ def join(options: argparse.Namespace) -> tuple[int, int]:
     import jax
 
     try:
-        jax.distributed.initialize(*named)
+        jax.distributed.initialize(*named, coordinator_bind_address=options.coordinator)  # not on all interfaces
         found = jax.process_index(), jax.process_count()
         jax.distributed.shutdown()
     except (RuntimeError, ValueError) as error:

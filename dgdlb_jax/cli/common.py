@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _DEVICES = "xla_force_host_platform_device_count"  # the flag that does the same
+_CACHE_TROUBLE = "Error (reading|writing) persistent compilation cache"  # once for every function; it only costs time
 _EXTRA = ("matplotlib", "xarray", "h5netcdf", "h5py", "rich")
 
 
@@ -68,12 +69,26 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
             jax.config.update("jax_num_cpu_devices", cores())
     jax.config.update("jax_enable_x64", True)
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
-        with contextlib.suppress(OSError):  # a home that cannot be written only costs compile time
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # no home, or one that cannot be written, only costs compile time
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
             folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
+            if os.access(folder, os.W_OK | os.X_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
+    warnings.filterwarnings("ignore", _CACHE_TROUBLE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _cache_folder() -> Path | None:
+    """Where compiled code is kept; None without a home, or with one that cannot be written: that only costs time."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
 @contextlib.contextmanager
@@ -81,6 +96,7 @@ def notes() -> Iterator[None]:
     """Warnings about a fleet's tables as lines that a person can read."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        warnings.filterwarnings("ignore", _CACHE_TROUBLE)
         yield
     for text in dict.fromkeys(str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)):
         print(f"dgdlb: note: {text}", file=sys.stderr)

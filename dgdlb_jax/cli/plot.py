@@ -37,14 +37,14 @@ def add(commands) -> None:
 
 def plot(options: argparse.Namespace) -> None:
     """Draw, write, say where."""
-    from dgdlb_jax.cli.common import require
+    from dgdlb_jax.cli.common import notes, require
 
     require("matplotlib", "xarray", "zarr")
     from dgdlb_jax.experiments.sweep import open_sweep
     from dgdlb_jax.experiments.sweep.pictures import save_pictures, standard_pictures
 
     folder = options.output or Path(f"{str(options.store).removesuffix('/').removesuffix('.zarr')}-pictures")
-    with open_sweep(options.store) as dataset:
+    with notes(), open_sweep(options.store) as dataset:
         figures = standard_pictures(dataset.load(), options.x, options.y, options.by)
     for path in save_pictures(figures, folder):
         print(f"written: {path}")

@@ -32,11 +32,13 @@ def add(commands) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Write the file, say where."""
-    from dgdlb_jax.cli.common import require
+    from dgdlb_jax.cli.common import notes, require
 
     require("matplotlib", "xarray", "zarr")
     from dgdlb_jax.experiments.report import write_page
     from dgdlb_jax.experiments.sweep.page import sweep_report
 
     file = options.output or Path(f"{str(options.store).removesuffix('/').removesuffix('.zarr')}.html")
-    print(f"written: {write_page(file, sweep_report(options.store, options.x, options.y, options.by))}")
+    with notes():
+        text = sweep_report(options.store, options.x, options.y, options.by)
+    print(f"written: {write_page(file, text)}")

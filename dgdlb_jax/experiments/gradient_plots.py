@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from dgdlb_jax.analysis.gradients import MarginalLatency
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
-from dgdlb_jax.experiments.plots import finish, new_axes, new_figure
+from dgdlb_jax.experiments.plots import as_written, finish, new_axes, new_figure
 from dgdlb_jax.model.network import Network
 
 _NAMED = 40  # more arcs than these have numbers instead of names
@@ -34,7 +34,7 @@ def error_heatmap(network: Network, gradients: MarginalLatency, exact=None, *, a
     if len(arcs) <= _NAMED:
         frontends, backends = frontend_names(network), backend_names(network)
         ax.set_yticks(np.arange(len(arcs)) + 0.5, [f"{frontends[i]} to {backends[j]}" for i, j in arcs])
-    return ax
+    return as_written(ax)
 
 
 def three_gradients(network: Network, gradients: MarginalLatency, frontend: int = 0) -> Figure:
@@ -68,7 +68,7 @@ def three_gradients(network: Network, gradients: MarginalLatency, frontend: int 
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(f"{frontend_names(network)[frontend]}: one more request, sent at a time")
-    return figure
+    return as_written(figure)
 
 
 def error_against(x, error, *, label: str, x_label: str, ax: Axes | None = None) -> Axes:

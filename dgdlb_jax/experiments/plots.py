@@ -1,12 +1,15 @@
 """Pictures of a comparison. Functions take axes and return them; without axes they make a figure (`axes.figure`)."""
 
+import warnings
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT, DGD
@@ -64,7 +67,7 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
         bbox_to_anchor=(1.01, 1),
         frameon=False,
     )
-    return ax
+    return as_written(ax)
 
 
 def routing_by_frontend(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
@@ -95,7 +98,7 @@ def routing_by_frontend(comparison: Comparison, *, ax: Axes | None = None) -> Ax
     )
     ax.grid(False)
     ax.legend(title="backend", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return ax
+    return as_written(ax)
 
 
 def workloads_over_time(
@@ -121,7 +124,7 @@ def workloads_over_time(
     ax.set_ylim(bottom=0)
     if legend:
         ax.legend(title="backend", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return ax
+    return as_written(ax)
 
 
 def workloads_of_all(comparison: Comparison) -> Figure:
@@ -142,7 +145,7 @@ def workloads_of_all(comparison: Comparison) -> Figure:
     title = "backend" if comparison.moving else "backend\n(marks: optimum)"
     figure.legend(handles, labels, title=title, loc="outside right upper", frameon=False)
     figure.suptitle(f"{comparison.network.name or 'network'}: workloads by balancer")
-    return figure
+    return as_written(figure)
 
 
 def save_pictures(comparison: Comparison, folder: Path, prefix: str = "") -> list[Path]:
@@ -156,8 +159,25 @@ def save_pictures(comparison: Comparison, folder: Path, prefix: str = "") -> lis
     paths = []
     for name, figure in figures.items():
         paths.append(folder / f"{prefix}{name}.png")
-        figure.savefig(paths[-1], dpi=130)
+        save_png(figure, paths[-1])
     return paths
+
+
+Drawn = TypeVar("Drawn", Axes, Figure)
+
+
+def as_written(drawn: Drawn) -> Drawn:
+    """The same axes or figure, in which all texts stand as they are: a dollar sign in a name begins no formula."""
+    for text in drawn.findobj(Text):
+        text.set_parse_math(False)
+    return drawn
+
+
+def save_png(figure: Figure, target: Path | BytesIO, dpi: int = 130) -> None:
+    """Write a figure as PNG. Letters that the font lacks are boxes; matplotlib would say so for each of them, at every drawing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(target, dpi=dpi, format="png")
 
 
 def new_figure(size: tuple[float, float]) -> Figure:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from dgdlb_jax.experiments import words
 from dgdlb_jax.experiments.compare import Comparison
-from dgdlb_jax.experiments.plots import latency_over_time, routing_by_frontend, workloads_of_all
+from dgdlb_jax.experiments.plots import latency_over_time, routing_by_frontend, save_png, workloads_of_all
 from dgdlb_jax.numerics.files import disk_errors, write_text
 from dgdlb_jax.numerics.versions import versions
 
@@ -81,7 +81,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequen
 def picture(figure: Figure, meaning: str) -> str:
     """A figure inside the page, with what it shows for those who cannot see it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
+    save_png(figure, buffer, dpi=110)
     data = base64.b64encode(buffer.getvalue()).decode()
     text = html.escape(meaning)
     image = f'<div class="wide"><img alt="{text}" src="data:image/png;base64,{data}"></div>'

@@ -1,6 +1,7 @@
 """A user's own routing: the file behind `dgdlb run --current`, a CSV table or any other format that `--export` writes."""
 
 import csv
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ from dgdlb_jax.experiments.exporters import EXPORTERS, ByName, Names, slugs
 from dgdlb_jax.experiments.exporters.istio import places
 from dgdlb_jax.experiments.exporters.tables import COLUMNS
 from dgdlb_jax.experiments.outcome import backend_names, frontend_names
+from dgdlb_jax.model.fleets.document import clipped, read_text
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import cell_text
 from dgdlb_jax.policies.static import FixedRouting
 
 _ROUNDING = 2e-3
@@ -144,16 +147,12 @@ def _named(path: Path, what: str, name: str, known: tuple[str, ...], labels: lis
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    text = read_text(path, "--current: ").removeprefix("\ufeff")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            _check_header(path, reader.fieldnames or [])
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise InputError(
-            f"{path}: {error.strerror or error}; give a CSV file with the columns {','.join(COLUMNS)}."
-        ) from error
-    except (UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        _check_header(path, reader.fieldnames or [])
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
         raise InputError(f"{path}: not a CSV file in UTF-8 ({error}); save it as such.") from error
     for line, row in rows:
         if None in row or any(row[column] is None for column in COLUMNS):
@@ -165,7 +164,7 @@ def _check_header(path: Path, found: Sequence[str]) -> None:
     for column in found:
         if column not in COLUMNS:
             hint = did_you_mean(column, COLUMNS, f"; the columns are {','.join(COLUMNS)}.")
-            raise InputError(f"{path}:1: unknown column {column!r}{hint}")
+            raise InputError(f"{path}:1: unknown column {clipped(column)!r}{hint}")
     for column in COLUMNS:
         if column not in found:
             raise InputError(f"{path}:1: no column {column!r}; the columns are {','.join(COLUMNS)}.")
@@ -173,9 +172,10 @@ def _check_header(path: Path, found: Sequence[str]) -> None:
 
 def _index(path: Path, line: int, what: str, name: str, known: tuple[str, ...]) -> int:
     name = name.strip()
-    if name in known:
-        return known.index(name)
-    raise InputError(f"{path}:{line}: no {what} is called {name!r}{_hint(name, known)}")
+    for same in (name, cell_text(name)):
+        if same in known:
+            return known.index(same)
+    raise InputError(f"{path}:{line}: no {what} is called {clipped(name)!r}{_hint(name, known)}")
 
 
 def _hint(name: str, known: tuple[str, ...]) -> str:
@@ -188,5 +188,5 @@ def _share(path: Path, line: int, text: str) -> float:
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1 + _ROUNDING:
-        raise InputError(f"{path}:{line}: the share {text.strip()!r} is not a number from 0 to 1.")
+        raise InputError(f"{path}:{line}: the share {clipped(text)!r} is not a number from 0 to 1.")
     return share

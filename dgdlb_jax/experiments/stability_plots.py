@@ -13,7 +13,7 @@ from dgdlb_jax.analysis.linearise import Linearisation
 from dgdlb_jax.analysis.loop_transfer import LoopTransfer
 from dgdlb_jax.analysis.roots import Spectrum
 from dgdlb_jax.experiments.cycle_map import CycleMap
-from dgdlb_jax.experiments.plots import finish, new_axes, new_figure
+from dgdlb_jax.experiments.plots import as_written, finish, new_axes, new_figure, save_png
 from dgdlb_jax.experiments.stability import Tightness
 from dgdlb_jax.experiments.stability_report import StabilityReport
 from dgdlb_jax.numerics.eigenvalues import eigvals
@@ -108,7 +108,7 @@ def save_stability_pictures(report: StabilityReport, folder: Path) -> list[Path]
     for key, ax in axes.items():
         ax.set_title(f"{name}: {ax.get_title(loc='left')}" + (" at the limit" if key == "locus" else ""), loc="left")
         paths.append(folder / f"{key}.png")
-        ax.get_figure(root=True).savefig(paths[-1], dpi=130)  # pyright: ignore[reportOptionalMemberAccess]
+        save_png(as_written(ax).get_figure(root=True), paths[-1])  # pyright: ignore[reportArgumentType]
     return paths
 
 

@@ -16,6 +16,7 @@ from dgdlb_jax.model.service import AbstractService, Scaled
 from dgdlb_jax.numerics.checks import check_entries, floating, not_negative
 from dgdlb_jax.numerics.precision import float_type, with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.text import clipped
 from dgdlb_jax.numerics.types import Matrices, Numbers
 
 
@@ -122,6 +123,7 @@ class Network(eqx.Module):
                     f"Network.{field} has {found} entries, but latency is {frontends} frontends x {backends} backends: "
                     "give one entry each."
                 )
+        _check_names(self.frontend_names, self.backend_names, self.name)
         if self.batch is None and is_concrete(self.mask):
             lonely = np.flatnonzero(~np.asarray(self.mask).any(axis=1))
             if lonely.size:
@@ -263,6 +265,7 @@ class Network(eqx.Module):
     ) -> "Network":
         """The same network with other names."""
         frontend_names = None if frontends is None else tuple(frontends)
+        _check_names(frontend_names, backends, name)
         return _replace(
             self, frontend_names=frontend_names, backend_names=None if backends is None else tuple(backends), name=name
         )
@@ -315,6 +318,13 @@ def pad(network: Network, frontends: int, backends: int) -> Network:
         capacity=None if network.capacity is None else network.capacity.pad(backends),
         **arrays,
     )
+
+
+def _check_names(frontends: Sequence[str] | None, backends: Sequence[str] | None, name: str | None) -> None:
+    """Raise `InputError` for a name that is no text, or has control characters: terminals, tables and files act on those."""
+    for found in (*(frontends or ()), *(backends or ()), name or ""):
+        if not isinstance(found, str) or not found.isprintable():
+            raise InputError(f"The name {clipped(repr(found))} is not a printable text: use printable characters only.")
 
 
 def _replace(network: Network, **changes) -> Network:

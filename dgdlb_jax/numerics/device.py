@@ -1,6 +1,9 @@
 """What depends on the kind of device: a CPU lives on its cache, an accelerator on its memory and on never waiting for its host."""
 
+import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.numerics.results import is_concrete
+from dgdlb_jax.numerics.results import InputError, is_concrete
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def on_cpu() -> bool:
@@ -23,9 +28,47 @@ def on_gpu() -> bool:
 
 
 def memory() -> float:
-    """Bytes that one device can hold; infinite where it does not tell."""
-    stats = None if on_cpu() else jax.local_devices()[0].memory_stats()
-    return float((stats or {}).get("bytes_limit", float("inf")))
+    """Bytes that one device can hold, on CPU those of the machine; infinite where it does not tell."""
+    if on_cpu():
+        return host_memory()
+    return float((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", float("inf")))
+
+
+def host_memory() -> float:
+    """Bytes that this process may use: of the machine, of its control group, of its own limit; infinite where nothing tells."""
+    return min(_physical_memory(), *map(_limit_in, _CGROUP_LIMITS), _own_limit())
+
+
+def check_fits(needed: float, what: str, remedy: str) -> None:
+    """Raise `InputError` when so many bytes are more than the default device has, before anything is allocated."""
+    if needed > memory():
+        place = "this machine" if on_cpu() else "the device"
+        raise InputError(
+            f"{what} takes about {needed / 1e9:.3g} GB of memory, {place} has {memory() / 1e9:.3g} GB: {remedy}."
+        )
+
+
+def _physical_memory() -> float:
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):  # no POSIX system
+        return math.inf
+
+
+def _limit_in(file: Path) -> float:
+    try:
+        return float(file.read_text())
+    except (OSError, ValueError):  # no control group, or one without a limit: "max"
+        return math.inf
+
+
+def _own_limit() -> float:
+    try:
+        import resource
+    except ImportError:  # no POSIX system
+        return math.inf
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return math.inf if soft == resource.RLIM_INFINITY else float(soft)
 
 
 def on_host(function: Callable[..., Any], *arguments: Any) -> Any:

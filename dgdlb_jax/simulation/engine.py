@@ -23,7 +23,7 @@ from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.adjoint import evolve
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.loop import count_frames, observe_fields, run_as_told
-from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, Memory
+from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, Kept, Memory, check_memory
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
 from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
 from dgdlb_jax.simulation.summary import Window, statistics
@@ -195,6 +195,9 @@ def simulate_batch(
     free = is_concrete(inputs) and not has_a_mesh(networks.latency)
     spread = min(devices or (jax.local_device_count() if free else 1), size)
     lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
+    instants = frames or (count_frames(steps, save.every) + 1 if save.every and save.fields else 1)
+    kept = Kept(save.fields, instants, save.resumable)
+    check_memory((size, networks.frontends, networks.backends), lanes * spread, grid.rows, kept, dtype.itemsize)
     with _kernels().compiling(policy) if fused else nullcontext():
         sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
         runs = or_without(

@@ -1,12 +1,15 @@
-"""How much a run remembers for its reverse mode."""
+"""How much a run remembers for its reverse mode, and whether what it takes fits into memory."""
 
 import math
 from dataclasses import dataclass
 
 import equinox as eqx
 
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
 
+# Measured: how often what a run keeps exists at its end.
+_LINES, _RESUMABLE_LINES, _HISTORIES, _STATES = 1.5, 2.0, 2.0, 20.0
 _LITTLE = 256e6  # bytes up to which every step is remembered unless the user says otherwise
 
 
@@ -32,6 +35,20 @@ class Checkpoints(eqx.Module):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a run leaves behind: `fields` at so many `instants`, and its delay lines if it is `resumable`."""
+
+    fields: tuple[str, ...]
+    instants: int
+    resumable: bool
+
+    def numbers(self, frontends: int, backends: int) -> int:
+        """How many there are at an instant."""
+        each = {"routing": frontends * backends, "workload": backends, "arrival_rate": frontends, "in_flight": backends}
+        return 1 + sum(each.get(field, 1) for field in self.fields)
+
+
+@dataclass(frozen=True)
 class Memory:
     """What the user chose to remember, and how many runs like this one share the memory."""
 
@@ -51,3 +68,25 @@ class Memory:
         every = math.isqrt(steps * checkpoint // step) if adjoint.every is None else adjoint.every
         every = max(every, rows)
         return every if every < steps else None
+
+
+def check_memory(size: tuple[int, int, int], side_by_side: int, rows: int, kept: Kept, itemsize: int) -> None:
+    """Raise `InputError` when the delay lines and the saved history of a batch are more than the memory there is.
+
+    **Arguments:** `size`: networks, frontends, backends; `side_by_side`: how many of them run at once; `rows` of the delay lines.
+    """
+    batch, frontends, backends = size
+    arcs = frontends * backends
+    line = rows * (arcs + backends)
+    lines = line * (_LINES * side_by_side + _RESUMABLE_LINES * batch * kept.resumable)
+    history = _HISTORIES * batch * kept.instants * kept.numbers(frontends, backends)
+    work = _STATES * arcs * side_by_side
+    what = f"A run of {batch} x {frontends} x {backends} (networks, frontends, backends)"
+    if history > lines:
+        what, remedy = f"{what} that saves {kept.instants:,} instants", "use SaveAt(every=...) or fewer fields"
+    elif lines > work:
+        what = f"{what} with {rows:,} delay rows (the largest latency over dt)"
+        remedy = "raise dt" + (", or use SaveAt(..., resumable=False)" if kept.resumable else "")
+    else:
+        remedy = "use smaller networks"
+    device.check_fits(itemsize * (lines + history + work), what, remedy)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dgdlb_jax.experiments.exporters.base import ByName, Exporter, Names, Shares
+from dgdlb_jax.numerics.text import plain_cell
 
 COLUMNS = ("frontend", "backend", "share")
 """The columns of a routing table."""
@@ -24,7 +25,7 @@ def _csv(shares: Shares, names: Names) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for frontend, row in as_shares(shares, names).items():
-        writer.writerows((frontend, backend, f"{share:.9g}") for backend, share in row.items())
+        writer.writerows((plain_cell(frontend), plain_cell(backend), f"{share:.9g}") for backend, share in row.items())
     return text.getvalue().rstrip("\n")
 
 

@@ -6,9 +6,8 @@ nothing but itself.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -16,13 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.analysis.optimum import Optimum
-from dgdlb_jax.experiments.sweep.cases import Cases, Columns, join, kinds, prepare, runnable
-from dgdlb_jax.experiments.sweep.measures import COSTS, JUDGED, WORKLOADS, Runs, compute, empty, needs
+from dgdlb_jax.experiments.sweep.cases import Cases, Columns, KindError, join, kinds, padded_arcs, prepare, runnable
+from dgdlb_jax.experiments.sweep.measures import (
+    COSTS,
+    DOES_NOT_FIT,
+    JUDGED,
+    REFUSED,
+    TOO_MANY_STEPS,
+    WORKLOADS,
+    Runs,
+    compute,
+    empty,
+    needs,
+    unknown,
+)
 from dgdlb_jax.experiments.sweep.spec import Spec
 from dgdlb_jax.experiments.verdict import INSTANTS, LAST_PART
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay_line import rows_for
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.simulation.checks import LARGEST_LINE, LARGEST_STEP
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 
@@ -31,7 +43,10 @@ _INSTANTS = 1024  # of a latency's history, up to twice as many: enough for the 
 _LOOKS = 2 ** math.ceil(math.log2(INSTANTS))  # of workloads for a verdict, up to twice as many
 _FINE = 16  # steps between two saved workloads, at most: suggest_dt gives a loop at least 125 steps per period
 _COPIES = 4  # how often the delay lines and the saved history exist while a program runs: inputs, loop, outputs
+PREPARING = 60  # numbers per arc that the optimum and the step sizes take
 _MEMORY_SHARE = 0.8  # of the device's memory that may be planned for
+_MOST_MEMORY = 1e15  # bytes, where nothing tells
+SMALLER = "raise dt, lower max_steps, or use smaller networks"
 
 
 class Shape(NamedTuple):
@@ -42,6 +57,11 @@ class Shape(NamedTuple):
     rows: int
     frames: int
     every: int
+
+    @property
+    def what(self) -> str:
+        """In words."""
+        return f"A case of {self.frontends} x {self.backends} with {self.rows} delay rows"
 
 
 @dataclass(frozen=True)
@@ -69,31 +89,110 @@ def default_batch() -> int:
     return devices * (32 if device.on_cpu() else 1024)
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a case is not run: a code of `RESULTS`, and a sentence about this case."""
+
+    code: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Computed:
+    """All measures of all cases of a chunk, name -> values, flat; and by case a sentence about each that could not be computed."""
+
+    values: dict[str, np.ndarray]
+    refused: dict[int, str]
+
+    def refuse(self, case: int, why: Refusal) -> None:
+        """Mark a case."""
+        self.values["result"][case] = why.code
+        self.refused[case] = why.sentence
+
+
 def compute_chunk(
     spec: Spec, columns: Columns, batch: int, after_batch: Callable[[int], None] | None = None
-) -> dict[str, np.ndarray]:
-    """All measures of all cases of a chunk: name -> values, flat.
+) -> Computed:
+    """All measures of all cases of a chunk. A case that cannot be computed is marked, and stops no other.
 
     **Arguments:** `batch`: at most how many cases side by side; `after_batch`: told how many cases are done.
 
-    **Raises:** `OutOfMemory`; `InputError` when a single case does not fit into the device.
+    **Raises:** `OutOfMemory`, unless `batch` is 1.
     """
     size = len(next(iter(columns.values())))
-    wanted = needs(spec.measures)
-    found: dict[str, np.ndarray] = {}
-    for rows in kinds(columns):
-        cases = prepare_all({name: values[rows] for name, values in columns.items()}, spec.max_steps, wanted, batch)
-        values = empty(spec.measures, cases.result, cases.defined)
-        if not found:
-            found = {name: np.empty(size, value.dtype) for name, value in values.items()}
-        for part in batches(cases, spec.measures, batch):
-            for name, value in run_batch(part, spec.measures).items():
-                values[name][part.rows] = value
-            if after_batch is not None:
-                after_batch(part.rows.size)
-        for name, value in values.items():
-            found[name][rows] = value
+    found = Computed(unknown(spec.measures, size), {})
+    for kind in kinds(columns):
+        for rows, cases in prepared(columns, kind, spec, batch):
+            if isinstance(cases, Refusal):
+                for row in rows:
+                    found.refuse(int(row), cases)
+                continue
+            for name, values in empty(spec.measures, cases.result, cases.defined).items():
+                found.values[name][rows] = values
+            shapes = shapes_of(cases, spec.measures)
+            for row, why in shapes.items():
+                if isinstance(why, Refusal):
+                    found.refuse(int(rows[row]), why)
+            for part in batches(cases, shapes, spec.measures, batch):
+                _run(part, spec.measures, rows, found)
+                if after_batch is not None:
+                    after_batch(part.rows.size)
     return found
+
+
+def _run(batch: Batch, measures: tuple[str, ...], rows: np.ndarray, found: Computed) -> None:
+    """Run a batch, and its halves when it cannot be run as a whole: what a single case is refused for stands with that case."""
+    try:
+        values = run_batch(batch, measures)
+    except (InputError, OutOfMemory) as error:
+        size = batch.rows.size
+        if isinstance(error, OutOfMemory) and batch.room > 1:
+            raise
+        if size > 1:
+            for half in (batch.rows[: size // 2], batch.rows[size // 2 :]):
+                _run(replace(batch, rows=half), measures, rows, found)
+        elif isinstance(error, OutOfMemory):
+            found.refuse(
+                int(rows[batch.rows[0]]),
+                Refusal(DOES_NOT_FIT, f"{batch.shape.what} does not fit into memory: {SMALLER}."),
+            )
+        else:
+            found.refuse(int(rows[batch.rows[0]]), Refusal(REFUSED, str(error)))
+        return
+    for name, value in values.items():
+        found.values[name][rows[batch.rows]] = value
+
+
+def prepared(
+    columns: Columns, rows: np.ndarray, spec: Spec, batch: int
+) -> Iterator[tuple[np.ndarray, Cases | Refusal]]:
+    """The cases of one kind, prepared together; in halves where that is refused, until it is known for which case."""
+    numbers = 1 if "fleet" in columns else padded_arcs(taken(columns, rows[:1]))
+    each = PREPARING * numbers * jnp.zeros(()).dtype.itemsize
+    room = int(_MEMORY_SHARE * device_memory() / each)
+    if room < 1:
+        gigabytes = f"{each / 1e9:.3g} GB, the device has {device_memory() / 1e9:.3g} GB"
+        yield rows, Refusal(DOES_NOT_FIT, f"Its optimum needs about {gigabytes}: use smaller networks.")
+        return
+    batch = min(batch, 2 ** int(math.log2(room)))
+    try:
+        yield rows, prepare_all(taken(columns, rows), spec.max_steps, needs(spec.measures), batch)
+    except OutOfMemory:
+        if batch > 1:
+            yield from prepared(columns, rows, spec, batch // 2)
+        else:
+            yield rows, Refusal(DOES_NOT_FIT, "Its optimum does not fit into memory: use smaller networks.")
+    except InputError as error:
+        if rows.size == 1 or isinstance(error, KindError):
+            yield rows, Refusal(REFUSED, str(error))
+            return
+        for half in (rows[: rows.size // 2], rows[rows.size // 2 :]):
+            yield from prepared(columns, half, spec, batch)
+
+
+def taken(columns: Columns, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Some of the cases."""
+    return {name: values[rows] for name, values in columns.items()}
 
 
 def prepare_all(columns: Columns, max_steps: int, wanted: set[str], batch: int) -> Cases:
@@ -103,18 +202,22 @@ def prepare_all(columns: Columns, max_steps: int, wanted: set[str], batch: int) 
     for first in range(0, size, batch):
         rows = _filled(np.arange(first, min(first + batch, size)), batch)
         with _memory_errors():
-            parts.append(prepare({name: values[rows] for name, values in columns.items()}, max_steps, wanted))
+            parts.append(prepare(taken(columns, rows), max_steps, wanted))
     counts = [min(batch, size - first) for first in range(0, size, batch)]
     return join([part.take(np.arange(count)) for part, count in zip(parts, counts, strict=True)], size)
 
 
-def batches(cases: Cases, measures: tuple[str, ...], batch: int) -> Iterator[Batch]:
-    """The cases that can run, in batches of one shape, those of similar length together; small ones where memory is short."""
-    rows, wanted = runnable(cases), needs(measures)
+def shapes_of(cases: Cases, measures: tuple[str, ...]) -> dict[int, Shape | Refusal]:
+    """For every case that has an optimum and a step size: what its simulation is compiled for, or why it is not run."""
     steps = _steps(cases)
-    shapes = [shape_of(cases, int(row), float(steps[row]), wanted) for row in rows]
-    for shape in sorted(set(shapes)):
-        members = rows[[k for k, found in enumerate(shapes) if found == shape]]
+    return {int(row): _shape_of(cases, int(row), float(steps[row]), measures) for row in runnable(cases)}
+
+
+def batches(cases: Cases, shapes: dict[int, Shape | Refusal], measures: tuple[str, ...], batch: int) -> Iterator[Batch]:
+    """The cases that can run, in batches of one shape, those of similar length together; small ones where memory is short."""
+    steps = _steps(cases)
+    for shape in sorted({shape for shape in shapes.values() if isinstance(shape, Shape)}):
+        members = np.array([row for row, found in shapes.items() if found == shape])
         members = members[np.argsort(steps[members], kind="stable")]
         room = min(batch, fitting(shape, measures))
         for first in range(0, members.size, room):
@@ -123,24 +226,41 @@ def batches(cases: Cases, measures: tuple[str, ...], batch: int) -> Iterator[Bat
 
 def _steps(cases: Cases) -> np.ndarray:
     with np.errstate(all="ignore"):
-        steps = np.ceil(cases.duration / cases.dt * (1 - 1e-12))
-    return np.where(np.isfinite(steps), np.maximum(steps, 1), 0)
+        return np.maximum(np.ceil(cases.duration / cases.dt * (1 - 1e-12)), 1)
 
 
-def shape_of(cases: Cases, row: int, steps: float, wanted: set[str]) -> Shape:
-    """What the simulation of a case is compiled for."""
+def _shape_of(cases: Cases, row: int, steps: float, measures: tuple[str, ...]) -> Shape | Refusal:
+    wanted = needs(measures)
     _, frontends, backends = cases.networks.latency.shape
-    longest = float(max(cases.networks.latency[row].max(), cases.networks.feedback_latency[row].max()))
-    needed = rows_for(longest, float(cases.dt[row]))
+    longest, dt = float(_longest(cases)[row]), float(cases.dt[row])
+    if not steps <= LARGEST_STEP:
+        return Refusal(
+            TOO_MANY_STEPS,
+            f"duration / dt is {steps:.3g} steps, more than {LARGEST_STEP}: raise dt, or shorten the run.",
+        )
+    if not longest / dt < LARGEST_LINE:
+        return Refusal(DOES_NOT_FIT, f"The largest latency is {longest / dt:.3g} steps: raise dt.")
+    needed = rows_for(longest, dt)
     rows = next((size for size in _ROWS if size >= needed), 2 ** (needed - 1).bit_length())
-    if not wanted & {COSTS, WORKLOADS, JUDGED}:
-        return Shape(frontends, backends, rows, 0, 0)
-    most = 2 * (_INSTANTS if wanted & {COSTS, WORKLOADS} else _LOOKS)
-    every = 2 ** max(0, math.ceil(math.log2(steps / most)))
-    if WORKLOADS in wanted:
-        every = min(_FINE, every)
-    frames = max(most, 2 ** math.ceil(math.log2(steps / every))) + 1
-    return Shape(frontends, backends, rows, frames, every)
+    shape = Shape(frontends, backends, rows, 0, 0)
+    if wanted & {COSTS, WORKLOADS, JUDGED}:
+        most = 2 * (_INSTANTS if wanted & {COSTS, WORKLOADS} else _LOOKS)
+        every = 2 ** max(0, math.ceil(math.log2(steps / most)))
+        if WORKLOADS in wanted:
+            every = min(_FINE, every)
+        frames = max(most, 2 ** math.ceil(math.log2(steps / every))) + 1
+        shape = Shape(frontends, backends, rows, frames, every)
+    if fitting(shape, measures) < 1:
+        each, there = memory(shape, measures) / 1e9, device_memory() / 1e9
+        return Refusal(
+            DOES_NOT_FIT, f"{shape.what} needs about {each:.3g} GB, the device has {there:.3g} GB: {SMALLER}."
+        )
+    return shape
+
+
+def _longest(cases: Cases) -> np.ndarray:
+    """The longest latency of every case, seconds."""
+    return np.maximum(cases.networks.latency, cases.networks.feedback_latency).max((1, 2))
 
 
 def memory(shape: Shape, measures: tuple[str, ...]) -> int:
@@ -152,25 +272,18 @@ def memory(shape: Shape, measures: tuple[str, ...]) -> int:
 
 
 def fitting(shape: Shape, measures: tuple[str, ...]) -> int:
-    """How many cases fit into the memory of the devices of this process, a power of two.
-
-    **Raises:** `InputError` when not even one does.
-    """
-    each = memory(shape, measures)
-    room = int(_MEMORY_SHARE * device_memory()) // each
-    if room < 1:
-        raise InputError(
-            f"A case of {shape.frontends} x {shape.backends} with {shape.rows} delay rows needs about "
-            f"{each / 1e9:.3g} GB, the device has {device_memory() / 1e9:.3g} GB: raise dt, lower max_steps, or use smaller networks."
-        )
+    """How many cases fit into the memory of the devices of this process, a power of two; 0 when not even one does."""
+    room = int(_MEMORY_SHARE * device_memory()) // memory(shape, measures)
+    if room < 1 or shape.rows * shape.frontends * shape.backends > LARGEST_LINE:
+        return 0
     return 2 ** int(math.log2(room))
 
 
-def device_memory() -> int:
+def device_memory() -> float:
     """Bytes that all devices of this process have together; on CPU the memory of the machine."""
-    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    statistics = [one.memory_stats() or {} for one in jax.local_devices()]
     limits = [found["bytes_limit"] for found in statistics if "bytes_limit" in found]
-    return sum(limits) if limits else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(float(sum(limits)) if limits else device.host_memory(), _MOST_MEMORY)
 
 
 def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,12 +23,18 @@ from dgdlb_jax.experiments.sweep.measures import CRITICAL, DEFAULT, SUFFICIENT
 from dgdlb_jax.experiments.time_steps import time_step
 from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.model.network import Network, pad
+from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.start import workload_carrying
 
 Columns = Mapping[str, np.ndarray]
+
+
+class KindError(InputError):
+    """No case of a kind can be prepared, whatever its numbers."""
+
 
 _KINDS = ("fleet", "family", "frontends", "backends", "curve", "density", "policy", "start")
 _FINEST = (1, 2, 3)  # sizes below 4 are padded to these, larger ones to 2^k and 1.5 * 2^k
@@ -91,12 +98,18 @@ def padded_size(size: int) -> int:
     return power * 3 // 4 if size <= power * 3 // 4 else power
 
 
+def padded_arcs(columns: Columns) -> int:
+    """How many arcs the padded random networks of one kind have."""
+    sizes = [padded_size(int(columns[name][0])) for name in ("frontends", "backends") if name in columns]
+    return math.prod(sizes)
+
+
 def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
     """Prepare cases of one kind.
 
     **Arguments:** `columns`: input -> values; `max_steps`: where suggested durations end; `needs`: which step sizes have to be there.
 
-    **Raises:** `InputError` for a parameter that the policy or the curve does not have.
+    **Raises:** `KindError` for a parameter that the policy or the curve does not have; `InputError` for what some case is refused for.
     """
     given = set(columns)
     networks = _networks(columns)
@@ -237,16 +250,44 @@ def _with_curve(networks: Network, name: str, values: np.ndarray, place: str) ->
 def _with_parameter(module: Any, name: str, change: Callable[[Array], Array], place: str) -> Any:
     """A module with the parameter of this name changed, wherever in it that stands.
 
-    **Raises:** `InputError` when there is none.
+    **Raises:** `KindError` when there is none.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(module)
-    names = [getattr(path[-1], "name", "") for path, _ in leaves]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(module)
+    names = {getattr(path[-1], "name", "") for path, _ in leaves} - {""}
     if name not in names:
-        known = ", ".join(sorted({known for known in names if known})) or "none"
-        raise InputError(f"{place} has no parameter {name!r}: its parameters are {known}.")
-    return structure.unflatten(
-        [change(leaf) if known == name else leaf for known, (_, leaf) in zip(names, leaves, strict=True)]
+        raise KindError(f"{place} has no parameter {name!r}: its parameters are {', '.join(sorted(names)) or 'none'}.")
+    return _changed(module, name, change)
+
+
+def _changed(module: Any, name: str, change: Callable[[Array], Array]) -> Any:
+    """A module in which every part that has the parameter is made anew, so that its own rules are held to."""
+
+    def has_it(part: Any) -> bool:
+        return isinstance(part, eqx.Module) and name in {field.name for field in fields(part)}
+
+    return jax.tree.map(
+        lambda part: _made_anew(part, name, change(getattr(part, name))) if has_it(part) else part,
+        module,
+        is_leaf=has_it,
     )
+
+
+def _made_anew(part: Any, name: str, value: Array) -> Any:
+    """`part` with another value of a parameter: from its class, if that takes its parameters as they are kept.
+
+    A nominal capacity that follows from the other parameters goes on to follow from them.
+
+    **Raises:** `InputError` for a value that the class does not take.
+    """
+    own = {field.name: getattr(part, field.name) for field in fields(part)}
+    taken = {key: own[key] for key in inspect.signature(type(part)).parameters if key in own and key != "capacity"}
+    shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(taken)}
+    if isinstance(part, AbstractService) and shapes != {part.nominal_capacity.shape}:  # components as well
+        return eqx.tree_at(lambda one: getattr(one, name), part, value)
+    stated = {}
+    if "capacity" in own and not np.allclose(own["capacity"], getattr(type(part)(**taken), "capacity"), rtol=1e-6):  # noqa: B009
+        stated = {"capacity": own["capacity"]}
+    return type(part)(**taken | stated | {name: value})
 
 
 def _step_size(

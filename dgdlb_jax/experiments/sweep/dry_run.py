@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dgdlb_jax.experiments.sweep.batches import device_memory, memory, run_batch
 from dgdlb_jax.experiments.sweep.measures import wanted
 from dgdlb_jax.experiments.sweep.progress import compile_seconds, duration
-from dgdlb_jax.experiments.sweep.run import probe, spread
+from dgdlb_jax.experiments.sweep.run import check_possible, probe, spread
 from dgdlb_jax.experiments.sweep.spec import Spec
 
 
@@ -17,7 +17,8 @@ class Estimate:
 
     - `cases`, `chunks`; `shapes`: (frontends, backends, delay rows) that code is compiled for, with the share of the cases.
     - `compiling`, `computing`: seconds. `memory`, `device_memory`: bytes on the devices of this process, needed and there.
-    - `disk`: bytes of the store, before compression. `probed`: how many cases were tried.
+    - `disk`: bytes of the store, before compression. `probed`: how many cases were tried; `refused`: a sentence about each
+      of them that cannot be computed.
     """
 
     cases: int
@@ -26,9 +27,10 @@ class Estimate:
     compiling: float
     computing: float
     memory: int
-    device_memory: int
+    device_memory: float
     disk: int
     probed: int
+    refused: tuple[str, ...]
 
 
 def estimate(spec: Spec) -> Estimate:
@@ -37,9 +39,10 @@ def estimate(spec: Spec) -> Estimate:
     **Raises:** `InputError` as `sweep` would.
     """
     before = compile_seconds()
-    computing, count, found = 0.0, 0, []
+    check_possible(spec)
+    computing, count, found, refused = 0.0, 0, [], []
     for columns in spread(spec):
-        batches = probe(spec, columns)
+        batches, sentences = probe(spec, columns)
         computing += _seconds(lambda columns=columns: probe(spec, columns))
         for batch in batches:
             run_batch(batch, spec.measures)
@@ -47,6 +50,7 @@ def estimate(spec: Spec) -> Estimate:
             computing += share * _seconds(lambda batch=batch: run_batch(batch, spec.measures))
         count += columns["seed"].size
         found += batches
+        refused += sentences
     shapes: dict[tuple[int, int, int], float] = {}
     for batch in found:
         key = batch.shape.frontends, batch.shape.backends, batch.shape.rows
@@ -61,6 +65,7 @@ def estimate(spec: Spec) -> Estimate:
         device_memory=device_memory(),
         disk=spec.size * sum(1 if measure.flags else 8 for measure in wanted(spec.measures).values()),
         probed=count,
+        refused=tuple(refused),
     )
 
 
@@ -79,6 +84,8 @@ def text(spec: Spec, found: Estimate) -> str:
         f"time:      about {duration(found.computing)}, and {duration(found.compiling)} to compile "
         f"(from {found.probed} cases all over the sweep)",
     ]
+    if found.refused:
+        lines.append(f"refused:   {len(found.refused)} of these cases, the first because: {found.refused[0]}")
     return "\n".join(lines)
 
 

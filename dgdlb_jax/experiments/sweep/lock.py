@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import socket
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Lock:
         self.path, self.process = path, process
 
     def __enter__(self) -> "Lock":
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._file = self._open()
         status = os.fstat(self._file)
         self._mine = _held.setdefault((status.st_dev, status.st_ino), set())
         if not self._take(self.process):
@@ -59,6 +60,19 @@ class Lock:
         self._release(self.process)
         if not self._mine:  # closing one handle would release the locks of all
             os.close(self._file)
+
+    def _open(self) -> int:
+        try:
+            file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o644)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written ({error.strerror}): make the store writable, or, if something else stands in the "
+                "place of this file or its folder, use --recompute-corrupt."
+            ) from error
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise InputError(f"{self.path} is a pipe or a device, not a file: --recompute-corrupt puts a file there.")
+        return file
 
     def claim(self, chunk: int) -> bool:
         """Take a chunk; False when another process has it."""
@@ -92,5 +106,5 @@ class Lock:
         try:
             note = json.loads(os.pread(self._file, _NOTE, self.process * _NOTE).decode())
             return f" (process {note['process']} on {note['host']}, since {note['since']})"
-        except (ValueError, KeyError, OSError):
+        except (ValueError, KeyError, TypeError, OSError):
             return ""

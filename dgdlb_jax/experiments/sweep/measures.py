@@ -17,9 +17,18 @@ from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.trajectory import Trajectory
 
-NO_STEP_SIZE = 100
-"""The code in `result` of a case whose step size is not finite, as a fraction of a critical one that is infinite."""
-RESULTS = {result.name: int(result) for result in Result} | {"no_finite_step_size": NO_STEP_SIZE}
+NO_STEP_SIZE, DOES_NOT_FIT, TOO_MANY_STEPS, REFUSED = 100, 101, 102, 103
+"""Codes in `result` of cases that are not run, beside those of `Result`."""
+RESULTS = {result.name: int(result) for result in Result} | {
+    "no_finite_step_size": NO_STEP_SIZE,
+    "does_not_fit_memory": DOES_NOT_FIT,
+    "too_many_steps": TOO_MANY_STEPS,
+    "refused": REFUSED,
+}
+SENTENCES = {int(result): result.sentence for result in Result} | {
+    NO_STEP_SIZE: "The step size is not finite: it is a fraction of a critical or sufficient one that is infinite."
+}
+"""What a code says about every case that has it; the other codes come with a sentence about each case."""
 
 COSTS, WORKLOADS, CRITICAL, SUFFICIENT, DEFAULT = "costs", "workloads", "critical", "sufficient", "default"
 JUDGED = "judged"
@@ -333,6 +342,11 @@ def empty(
     if "verdict" in values:
         values["verdict"][:] = Verdict.failed
     return values
+
+
+def unknown(names: tuple[str, ...], size: int) -> dict[str, np.ndarray]:
+    """Values of all measures of cases that cannot be prepared."""
+    return empty(names, np.full(size, REFUSED), np.ones(size, bool))
 
 
 def compute(names: tuple[str, ...], runs: Runs, count: int) -> dict[str, np.ndarray]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dgdlb_jax.experiments import report
+from dgdlb_jax.experiments.sweep import manifest
 from dgdlb_jax.experiments.sweep.measures import RESULTS
 from dgdlb_jax.experiments.sweep.pictures import standard_pictures
 from dgdlb_jax.experiments.sweep.selection import choose_by, choose_x, choose_y, is_numeric, quartiles_along, varying
-from dgdlb_jax.experiments.sweep.store import open_dataset, read_attributes
+from dgdlb_jax.experiments.sweep.store import open_dataset
 from dgdlb_jax.experiments.sweep.summary import counts, quartile_rows
 from dgdlb_jax.experiments.verdict import Verdict
 
@@ -38,9 +39,9 @@ def sweep_report(store: Path, x: str | None = None, y: str | None = None, by: st
 
     **Raises:** `InputError` when it is no store, or for an unknown name.
     """
-    attributes = read_attributes(store)
-    with open_dataset(store) as opened:
+    with open_dataset(store, verify=True) as opened:
         dataset = opened.load()
+    attributes = dataset.attrs
     parts = [report.paragraph(attributes["description"] or "A sweep.", "lead"), report.paragraph(_ends(dataset))]
     for name, figure in standard_pictures(dataset, x, y, by).items():
         parts.append(report.picture(figure, _CAPTIONS[name]))
@@ -49,7 +50,7 @@ def sweep_report(store: Path, x: str | None = None, y: str | None = None, by: st
     header = ("measure", "lowest", "25 %", "median", "75 %", "highest", "units")
     rows = [(name, *map(report.figure_text, values), units) for name, values, units in quartile_rows(dataset)]
     parts.append(report.table(header, rows, right=range(1, 6)))
-    parts += _inputs(attributes["specification"])
+    parts += _inputs(json.loads(attributes["specification"]))
     parts += _computed(store, attributes)
     return report.page(attributes["title"], parts)
 
@@ -91,12 +92,7 @@ def _inputs(specification: dict[str, Any]) -> list[str]:
 
 
 def _computed(store: Path, attributes: dict[str, Any]) -> list[str]:
-    entries = []
-    for file in sorted(store.glob("manifest/chunk-*.json")):
-        try:
-            entries.append(json.loads(file.read_text()))
-        except ValueError:
-            continue
+    entries = [manifest.read_record(file) for file in manifest.entries(store).values()]
     devices = Counter(f"{entry['devices']} x {entry['device']}" for entry in entries)
     lines = [
         f"{len(entries):,} of {attributes['chunks']:,} chunks are complete; {sum(entry['seconds'] for entry in entries):,.0f} s "

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dgdlb_jax.experiments.plots import COLOURS, STYLES, finish, new_axes, new_figure
+from dgdlb_jax.experiments.plots import COLOURS, STYLES, as_written, finish, new_axes, new_figure, save_png
 from dgdlb_jax.experiments.sweep.selection import (
     SEEDS,
     along,
@@ -92,7 +92,7 @@ def curves(
     finish(ax, _label(dataset, x), _label(dataset, y), f"{_title(dataset)}: {y.replace('_', ' ')}")
     if ax.get_legend_handles_labels()[1]:
         ax.legend(title=by and by.replace("_", " "), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return ax
+    return as_written(ax)
 
 
 def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) -> Axes:
@@ -116,7 +116,7 @@ def verdicts(dataset: Dataset, x: str | None = None, *, ax: Axes | None = None) 
     finish(ax, _label(dataset, x), "share of the cases", f"{_title(dataset)}: how the runs end")
     ax.grid(False)
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return ax
+    return as_written(ax)
 
 
 def verdicts_of_all(dataset: Dataset, x: str, by: str | None) -> Figure:
@@ -138,7 +138,7 @@ def verdicts_of_all(dataset: Dataset, x: str, by: str | None) -> Figure:
     marks = [Patch(color=colour, label=verdict.words) for verdict, colour in _VERDICTS.items() if verdict in seen]
     figure.legend(handles=marks, loc="outside right upper", frameon=False)
     figure.suptitle(f"{_title(dataset)}: how the runs end")
-    return figure
+    return as_written(figure)
 
 
 def heatmap(
@@ -172,7 +172,7 @@ def heatmap(
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
     finish(ax, _label(dataset, x), _label(dataset, by), f"{_title(dataset)}: {y.replace('_', ' ')} (grey: none)")
     ax.grid(False)
-    return ax
+    return as_written(ax)
 
 
 def distribution(dataset: Dataset, y: str | None = None, by: str | None = None, *, ax: Axes | None = None) -> Axes:
@@ -200,7 +200,7 @@ def distribution(dataset: Dataset, y: str | None = None, by: str | None = None, 
     )
     if ax.get_legend_handles_labels()[1]:
         ax.legend(title=by and by.replace("_", " "), loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    return ax
+    return as_written(ax)
 
 
 def standard_pictures(
@@ -241,7 +241,7 @@ def save_pictures(figures: dict[str, Figure], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in figures.items():
             with whole_file(paths[name]) as draft:
-                figure.savefig(draft, dpi=130, format="png")
+                save_png(figure, draft)
     return list(paths.values())
 
 

@@ -17,13 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.experiments.sweep.batches import Batch, OutOfMemory, batches, compute_chunk, default_batch, prepare_all
+from dgdlb_jax.experiments.sweep.batches import (
+    Batch,
+    Computed,
+    OutOfMemory,
+    Refusal,
+    batches,
+    compute_chunk,
+    default_batch,
+    prepared,
+    shapes_of,
+    taken,
+)
 from dgdlb_jax.experiments.sweep.cases import Columns, fleet_network, kinds
 from dgdlb_jax.experiments.sweep.lock import Lock
-from dgdlb_jax.experiments.sweep.measures import needs
 from dgdlb_jax.experiments.sweep.progress import Meter, Told, shown
 from dgdlb_jax.experiments.sweep.spec import Spec, read_spec
 from dgdlb_jax.experiments.sweep.store import Store, open_dataset
+from dgdlb_jax.model.fleets.document import clipped
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
 
@@ -32,6 +43,7 @@ if TYPE_CHECKING:
 
 _POLL = 0.2  # seconds between two looks at what other processes do
 _LONG_AGO = 60.0  # seconds after which nobody still works on a file that is half-written
+_LONGEST_SENTENCE = 500  # letters
 _PROBED = 32  # cases that are prepared before a store is made
 
 
@@ -56,7 +68,7 @@ def sweep(
     Other arguments:
 
     - `progress`: a bar if somebody watches (True), nothing (False), or a function that is told a `Progress` after every batch.
-    - `recompute_corrupt`: compute chunks again that are not what the manifest says.
+    - `recompute_corrupt`: compute again what is not what the manifest says: chunks, coordinates, metadata.
     - `process`, `processes`: the number of this process among those that share the sweep. Chunks of one that dies are taken over.
 
     **Returns:** an `xarray.Dataset`, opened lazily from the store: a dimension per axis, inputs as coordinates, measures as variables.
@@ -71,7 +83,7 @@ def sweep(
             return sweep(found, Path(folder) / "sweep.zarr", progress=progress).load()
     path = Path(store)
     open_store = _open(path, found)
-    with open_store.lock(process) as lock, _patience() as stop:
+    with open_store.lock(process, recompute_corrupt) as lock, _patience() as stop:
         if process == 0:
             _look_after(open_store, recompute_corrupt)
         if callable(progress):
@@ -83,12 +95,12 @@ def sweep(
 
 
 def open_sweep(store: str | Path) -> "xarray.Dataset":
-    """The store of a sweep as an `xarray.Dataset`, opened lazily; `xarray.open_zarr` does the same.
+    """The store of a sweep as an `xarray.Dataset`, opened lazily, like `xarray.open_zarr`, after comparing all files with their checksums.
 
-    **Raises:** `InputError` when it is none.
+    **Raises:** `InputError` when it is none, or damaged: it names the file, and how to repair it.
     """
     require_extra()
-    return open_dataset(Path(store))
+    return open_dataset(Path(store), verify=True)
 
 
 def require_extra() -> None:
@@ -100,21 +112,39 @@ def require_extra() -> None:
         raise InputError(f'{error.name} is not installed; type: pip install "dgdlb_jax[sweep]".') from error
 
 
-def probe(spec: Spec, columns: Columns) -> list[Batch]:
-    """Prepare some cases of one kind, and see that they can be computed here.
+def probe(spec: Spec, columns: Columns) -> tuple[list[Batch], list[str]]:
+    """Prepare some cases of one kind.
 
-    **Returns:** the batches they make.
-
-    **Raises:** `InputError` for whatever would only show once the sweep runs, memory above all.
+    **Returns:** the batches they make, and a sentence about each that could only be marked as refused once the sweep runs.
     """
-    cases = prepare_all(columns, spec.max_steps, needs(spec.measures), batch_of(spec))
-    cases.balancer(*jax.tree.map(jnp.asarray, (cases.networks, cases.optimum)))  # parameters that it does not have
-    return list(batches(cases, spec.measures, batch_of(spec)))
+    found, refused, batch = [], [], batch_of(spec)
+    for rows, cases in prepared(columns, np.arange(len(columns["seed"])), spec, batch):
+        if isinstance(cases, Refusal):
+            refused += [cases.sentence] * rows.size
+            continue
+        try:
+            cases.balancer(*jax.tree.map(jnp.asarray, (cases.networks, cases.optimum)))
+        except InputError as error:  # parameters that it does not have
+            refused += [str(error)] * rows.size
+            continue
+        shapes = shapes_of(cases, spec.measures)
+        refused += [why.sentence for why in shapes.values() if isinstance(why, Refusal)]
+        found += batches(cases, shapes, spec.measures, batch)
+    return found, refused
+
+
+def check_possible(spec: Spec) -> None:
+    """Raise `InputError` when none of a few cases, evenly spread, can be computed here: with what the first is refused for."""
+    tried = spread(spec)
+    refused = [sentence for columns in tried for sentence in probe(spec, columns)[1]]
+    if len(refused) == sum(columns["seed"].size for columns in tried):
+        raise InputError(refused[0])
 
 
 def batch_of(spec: Spec) -> int:
-    """How many cases run side by side."""
-    return spec.batch or min(default_batch(), 2 ** (spec.chunk - 1).bit_length())
+    """How many cases run side by side: never more than a chunk has, or than there are, but for a few that share compiled code."""
+    most = min(spec.chunk, max(spec.size, default_batch()))
+    return min(spec.batch or default_batch(), 2 ** (most - 1).bit_length())
 
 
 def spread(spec: Spec, count: int = _PROBED) -> list[Columns]:
@@ -125,7 +155,7 @@ def spread(spec: Spec, count: int = _PROBED) -> list[Columns]:
         for case in flat
     ]
     columns = {name: np.concatenate([case[name] for case in cases]) for name in cases[0]}
-    return [{name: values[rows] for name, values in columns.items()} for rows in kinds(columns)]
+    return [taken(columns, rows) for rows in kinds(columns)]
 
 
 def _open(path: Path, spec: Spec) -> Store:
@@ -135,8 +165,7 @@ def _open(path: Path, spec: Spec) -> Store:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be written: no permission to write in {folder}; choose another place.")
-    for columns in spread(spec):
-        probe(spec, columns)
+    check_possible(spec)
     return Store.create(path, spec, facts)
 
 
@@ -157,16 +186,16 @@ def _facts(spec: Spec) -> dict[str, Any]:
 
 
 def _look_after(store: Store, recompute_corrupt: bool) -> None:
-    """Before anything new is computed: corrupt chunks, and what killed processes left behind."""
-    corrupt = store.corrupt()
-    if corrupt and not recompute_corrupt:
-        chunk, file = next(iter(corrupt.items()))
+    """Before anything new is computed: damage, and what killed processes left behind."""
+    if recompute_corrupt:
+        store.repair()
+    found = store.damage()
+    if found:
+        chunks = len({damage.chunk for damage in found} - {None})
+        count = f"{chunks} of {store.spec.chunks} chunks corrupt, " if chunks else ""
         raise InputError(
-            f"{store.path}: {len(corrupt)} of {store.spec.chunks} chunks corrupt, chunk {chunk} ({file}) first: "
-            "--recompute-corrupt computes them again."
+            f"{store.path}: {count}{found[0]}: --recompute-corrupt computes again what is damaged and keeps the rest."
         )
-    for chunk in corrupt:
-        store.forget(chunk)
     store.tidy(_LONG_AGO)
 
 
@@ -200,10 +229,11 @@ def _finish(store: Store, lock: Lock, stop: threading.Event, meter: Meter, chunk
         if store.is_complete(chunk):
             return False
         began = time.perf_counter()
-        values, batch = _compute(store.spec, chunk, meter)
+        computed, batch = _compute(store.spec, chunk, meter)
         notes = {
             "cases_side_by_side": batch,
             "smaller_for_lack_of_memory": batch < batch_of(store.spec),
+            "refused": {str(case): clipped(why, _LONGEST_SENTENCE) for case, why in computed.refused.items()},
             "seconds": round(time.perf_counter() - began, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "host": socket.gethostname(),
@@ -211,7 +241,7 @@ def _finish(store: Store, lock: Lock, stop: threading.Event, meter: Meter, chunk
             "devices": jax.local_device_count(),
             "versions": versions(),
         }
-        store.write(chunk, values, notes)
+        store.write(chunk, computed.values, notes)
     finally:
         lock.release(chunk)
     meter.chunk(sum(_size(store.spec, done) for done in store.complete()))
@@ -219,18 +249,14 @@ def _finish(store: Store, lock: Lock, stop: threading.Event, meter: Meter, chunk
     return True
 
 
-def _compute(spec: Spec, chunk: int, meter: Meter) -> tuple[dict[str, np.ndarray], int]:
+def _compute(spec: Spec, chunk: int, meter: Meter) -> tuple[Computed, int]:
     """The values of a chunk, and how many cases ran side by side: fewer after running out of memory."""
     columns, batch = spec.cases(spec.region(chunk)), batch_of(spec)
     while True:
         try:
             return compute_chunk(spec, columns, batch, meter.cases), batch
-        except OutOfMemory as error:
-            if batch == 1:
-                raise InputError(
-                    f"Chunk {chunk} has a case that does not fit into memory: raise dt, lower max_steps, or use smaller networks."
-                ) from error
-            batch //= 2
+        except OutOfMemory:
+            batch //= 2  # with one at a time, what does not fit is marked
 
 
 def _size(spec: Spec, chunk: int) -> int:

@@ -111,6 +111,16 @@ class Spec:
                 columns[name] = np.broadcast_to(np.array(values[part]).reshape(along), shape).reshape(-1)
         return columns
 
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Spec":
+        """The specification that `document` has described."""
+        axes = (
+            Axis(axis["name"], {name: tuple(values) for name, values in axis["values"].items()})
+            for axis in document["axes"]
+        )
+        known = {name: document[name] for name in ("name", "description", "fixed")}
+        return cls(**known, **document["run"], axes=tuple(axes), measures=tuple(document["measures"]))
+
     def document(self) -> dict[str, Any]:
         """All of it as plain values: what a store keeps, and what two specifications are compared by."""
         return {

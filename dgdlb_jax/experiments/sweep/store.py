@@ -3,9 +3,9 @@
 ```
 NAME.zarr/
   zarr.json                 dimensions, inputs, units, specification, versions
+  load/c/0 ...              coordinates
   excess/c/0/3 ...          one file per measure and chunk, as zarr lays them out
-  manifest/chunk-0000003.json   a chunk is complete when this exists: names and checksums of its files, how it was computed
-  manifest/lock             see `lock`
+  manifest/                 checksums of all of these, and what is complete: see `manifest`
 ```
 
 Every file is written beside its place and moved there when it is whole and on disk; the manifest's entry comes last. So whatever
@@ -14,21 +14,23 @@ happens, a chunk either is complete or is computed again.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 import time
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dgdlb_jax.experiments.sweep.inputs import INPUTS, PARAMETERS
+from dgdlb_jax.experiments.sweep import manifest
+from dgdlb_jax.experiments.sweep.frame import write_frame
 from dgdlb_jax.experiments.sweep.lock import Lock
-from dgdlb_jax.experiments.sweep.measures import Measure, wanted
+from dgdlb_jax.experiments.sweep.manifest import Damage
+from dgdlb_jax.experiments.sweep.measures import wanted
 from dgdlb_jax.experiments.sweep.spec import Spec
 from dgdlb_jax.numerics.results import InputError
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     import xarray
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_LEFT_OVER = ".part"
+_LEFT_OVER, _DRAFT = ".part", ".frame-"
 
 
 class Store:
@@ -49,13 +51,8 @@ class Store:
     """
 
     def __init__(self, path: Path, spec: Spec, facts: dict[str, Any]):
-        import zarr
-
-        self.path, self.spec = path, spec
         check_same(path, spec, facts)
-        with zarr.config.set({"array.write_empty_chunks": True}):  # a chunk of NaN is complete as well
-            self._arrays = {name: zarr.open_array(path / name, mode="r+") for name in wanted(spec.measures)}
-        self._manifest = path / "manifest"
+        self.path, self.spec, self.facts = path, spec, facts
 
     @classmethod
     def create(cls, path: Path, spec: Spec, facts: dict[str, Any]) -> "Store":
@@ -67,8 +64,7 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
             try:
-                _write_frame(draft, spec, facts)
-                (draft / "manifest").mkdir()
+                _write_all_but_results(draft, spec, facts)
                 draft.chmod(0o755)
                 with contextlib.suppress(FileExistsError):
                     _move_folder(draft, path)
@@ -76,49 +72,74 @@ class Store:
                 shutil.rmtree(draft, ignore_errors=True)
         return cls(path, spec, facts)
 
-    def lock(self, process: int) -> Lock:
-        """The locks of a process on this store."""
-        return Lock(self._manifest / "lock", process)
+    @cached_property
+    def _arrays(self) -> dict[str, Any]:
+        import zarr
+
+        with zarr.config.set({"array.write_empty_chunks": True}):  # a chunk of NaN is complete as well
+            return {name: zarr.open_array(self.path / name, mode="r+") for name in wanted(self.spec.measures)}
+
+    @cached_property
+    def _frame(self) -> str:
+        """The checksum of the frame that chunks belong to."""
+        return manifest.frame_digest(manifest.read_record(self.path / manifest.FRAME)["files"])
+
+    def lock(self, process: int, repair: bool = False) -> Lock:
+        """The locks of a process on this store.
+
+        **Arguments:** `repair`: put a file where the lock has to be when something else stands there.
+        """
+        file = self.path / manifest.FOLDER / "lock"
+        if repair and not file.is_file():
+            with self._disk_errors():
+                _make_way(self.path, file)
+        return Lock(file, process)
 
     def complete(self) -> set[int]:
         """The chunks that are complete."""
-        names = (entry.name for entry in os.scandir(self._manifest))
-        return {int(name[6:-5]) for name in names if name.startswith("chunk-") and name.endswith(".json")}
+        return set(manifest.entries(self.path))
 
     def is_complete(self, chunk: int) -> bool:
         """Whether a chunk is complete."""
         return self._entry(chunk).exists()
 
-    def read_entry(self, chunk: int) -> dict[str, Any]:
-        """What the manifest says about a complete chunk."""
-        return json.loads(self._entry(chunk).read_text())
+    def damage(self) -> list[Damage]:
+        """Everything that is not what the manifest says."""
+        return list(manifest.find_damage(self.path))
 
-    def corrupt(self) -> dict[int, str]:
-        """Complete chunks whose files are not what the manifest says: chunk -> the file at fault."""
-        found = {}
-        for chunk in sorted(self.complete()):
-            try:
-                files = self.read_entry(chunk)["files"]
-                expected = {str(self._file(name, chunk).relative_to(self.path)) for name in self._arrays}
-                bad = [name for name in sorted(expected) if files.get(name) != checksum(self.path / name)]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                bad = [str(self._entry(chunk).relative_to(self.path))]
-            if bad:
-                found[chunk] = bad[0]
-        return found
+    def repair(self) -> None:
+        """Write coordinates and metadata again where they are damaged, and forget damaged chunks, which are then computed again.
 
-    def forget(self, chunk: int) -> None:
-        """Take a chunk out of the manifest, so that it is computed again."""
-        self._entry(chunk).unlink(missing_ok=True)
+        **Raises:** `InputError` when something stands in the way that cannot be computed again.
+        """
+        with self._disk_errors():
+            found = self.damage()
+            if any(damage.chunk is None for damage in found):
+                self._restore_frame()
+                found = self.damage()
+            for damage in found:
+                if damage.chunk is not None:
+                    _make_way(self.path, self._entry(damage.chunk))
+
+    def _restore_frame(self) -> None:
+        with tempfile.TemporaryDirectory(prefix=_DRAFT, dir=self.path) as draft:
+            _write_all_but_results(Path(draft), self.spec, self.facts)
+            for name, expected in manifest.files_of(Path(draft)).items():
+                file = self.path / name
+                with contextlib.suppress(OSError):
+                    if manifest.checksum(file) == expected:
+                        continue
+                _make_way(self.path, file)
+                (Path(draft) / name).replace(file)
 
     def tidy(self, age: float = 0.0) -> None:
         """Remove what killed processes left half-written, if it is at least so many seconds old."""
         latest = time.time() - age
-        for pattern in ("manifest/*" + _LEFT_OVER, "*/c/**/*.partial"):
+        for pattern in ("manifest/*" + _LEFT_OVER, "*/c/**/*.partial", _DRAFT + "*"):
             for file in self.path.glob(pattern):
                 with contextlib.suppress(FileNotFoundError):  # another process may be just as tidy
                     if file.stat().st_mtime <= latest:
-                        file.unlink()
+                        shutil.rmtree(file) if file.is_dir() else file.unlink()
 
     def write(self, chunk: int, values: dict[str, np.ndarray], notes: dict[str, Any]) -> None:
         """Write all measures of a chunk, then its entry in the manifest.
@@ -127,17 +148,18 @@ class Store:
         """
         region = self.spec.region(chunk)
         shape = tuple(part.stop - part.start for part in region)
-        files = [self._file(name, chunk) for name in self._arrays]
+        files = [self._file(name, chunk) for name in values]
         try:
-            with _disk_errors(self.path, "the chunks before are complete: the same command goes on from here"):
+            with self._disk_errors():
                 for name, array in self._arrays.items():
-                    self._file(name, chunk).unlink(missing_ok=True)  # zarr would read, and trip over, a broken one
+                    _make_way(self.path, self._file(name, chunk))  # zarr would read, and trip over, a broken one
                     array[region if region else ...] = values[name].reshape(shape)
                 sums = {}
                 for file in files:
                     _flush(file)
-                    sums[str(file.relative_to(self.path))] = checksum(file)
-                _write_whole(self._entry(chunk), json.dumps({"chunk": chunk, "files": sums, **notes}, indent=1))
+                    sums[str(file.relative_to(self.path))] = manifest.checksum(file)
+                entry = {"chunk": chunk, "frame": self._frame, "files": sums, **notes}
+                _write_whole(self._entry(chunk), manifest.seal(entry))
         except BaseException:
             for file in [*files, self._entry(chunk)]:
                 with contextlib.suppress(OSError):
@@ -145,40 +167,77 @@ class Store:
             raise
 
     def _file(self, name: str, chunk: int) -> Path:
-        place = np.unravel_index(chunk, self.spec.blocks) if self.spec.axes else ()
-        return self.path.joinpath(name, "c", *map(str, place))
+        return _chunk_file(self.path, name, chunk, self.spec.blocks)
 
     def _entry(self, chunk: int) -> Path:
-        return self._manifest / f"chunk-{chunk:07d}.json"
+        return self.path / manifest.entry_name(chunk)
+
+    def _disk_errors(self) -> "_disk_errors":
+        return _disk_errors(self.path, "the chunks before are complete: the same command goes on from here")
 
 
-def open_dataset(path: Path) -> "xarray.Dataset":
-    """A store, complete or not, opened lazily; what is missing is NaN.
+def open_dataset(path: Path, verify: bool = False) -> "xarray.Dataset":
+    """A store, complete or not, opened lazily; what is not complete is NaN.
 
-    **Raises:** `InputError` when it is no store of a sweep.
+    **Arguments:** `verify`: compare every file with its checksum first.
+
+    **Raises:** `InputError` when it is no store of a sweep, or damaged.
     """
     import xarray
 
-    read_attributes(path)
-    return xarray.open_dataset(path, engine="zarr", chunks=None, consolidated=True)
+    identity = read_identity(path)
+    if verify:
+        manifest.check_whole(path)
+    dataset = xarray.open_dataset(path, engine="zarr", chunks=None, consolidated=True)
+    return _without_doubtful(path, dataset, identity) if verify else dataset
 
 
-def read_attributes(path: Path) -> dict[str, Any]:
-    """The attributes of a store.
+def _without_doubtful(path: Path, dataset: "xarray.Dataset", identity: dict[str, Any]) -> "xarray.Dataset":
+    """Without values that no entry of the manifest vouches for: those of a chunk that is being written, or whose entry is lost."""
+    spec = Spec.from_document(identity["specification"])
+    complete = manifest.entries(path)
+    missing = [chunk for chunk in range(spec.chunks) if chunk not in complete]
+    if missing:
+        warnings.warn(
+            f"{path}: {len(missing)} of {spec.chunks} chunks are not complete; their values are NaN.", stacklevel=3
+        )
+    names = list(wanted(spec.measures))
+    doubtful = [
+        chunk for chunk in missing if any(_chunk_file(path, name, chunk, spec.blocks).exists() for name in names)
+    ]
+    if doubtful:
+        dataset = dataset.load()
+    for chunk in doubtful:
+        for name in names:
+            dataset[name].values[spec.region(chunk) or ...] = np.nan
+    return dataset
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """What a store was made from: its `specification` and the facts beside it; from the manifest, or else from the attributes.
 
     **Raises:** `InputError` when it is no store of a sweep.
     """
     try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
-        return attributes | {"specification": json.loads(attributes["specification"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is no store of a sweep: give the folder that dgdlb sweep wrote.") from error
+        return manifest.read_record(path / manifest.FRAME)
+    except manifest.DamagedRecord as damaged:
+        try:
+            manifest.check_regular(path / manifest.ROOT)
+            attributes = json.loads((path / manifest.ROOT).read_text())["attributes"]
+            return {"specification": json.loads(attributes["specification"]), "facts": attributes}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if (path / manifest.FRAME).exists():
+                raise InputError(
+                    f"{path}: {manifest.FRAME} {damaged}, and so is {manifest.ROOT}: nothing says what the store was made from; "
+                    "remove it, or choose another --output."
+                ) from error
+            raise InputError(f"{path} is no store of a sweep: give the folder that dgdlb sweep wrote.") from error
 
 
 def check_same(path: Path, spec: Spec, facts: dict[str, Any]) -> None:
     """Raise `InputError` when the store belongs to another specification, naming what differs."""
-    attributes = read_attributes(path)
-    before, now = attributes["specification"], json.loads(json.dumps(spec.document()))
+    identity = read_identity(path)
+    before, now = identity["specification"], json.loads(json.dumps(spec.document()))
     for key in dict.fromkeys([*now, *before]):
         if before.get(key) != now.get(key):
             what = key if key in ("name", "description") else f"{key}: {_difference(before.get(key), now.get(key))}"
@@ -186,15 +245,10 @@ def check_same(path: Path, spec: Spec, facts: dict[str, Any]) -> None:
                 f"{path} belongs to another specification ({what}): choose another --output, or remove it."
             )
     for key, value in facts.items():
-        if attributes.get(key) != value:
+        if identity["facts"].get(key) != value:
             raise InputError(
-                f"{path} was begun with {key} = {attributes.get(key)}, this is {value}: use the same, or choose another --output."
+                f"{path} was begun with {key} = {identity['facts'].get(key)}, this is {value}: use the same, or choose another --output."
             )
-
-
-def checksum(file: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _difference(before: Any, now: Any) -> str:
@@ -211,61 +265,41 @@ def _difference(before: Any, now: Any) -> str:
     return f"{short[0]} there, {short[1]} here"
 
 
-def _write_frame(path: Path, spec: Spec, facts: dict[str, Any]) -> None:
-    """The zarr hierarchy without any results: dimensions, coordinates, empty measures, attributes."""
-    import zarr
+def _chunk_file(path: Path, name: str, chunk: int, blocks: tuple[int, ...]) -> Path:
+    place = np.unravel_index(chunk, blocks) if blocks else ()
+    return path.joinpath(name, "c", *map(str, place))
 
-    names = [name for axis in spec.axes for name in axis.values] + list(spec.fixed)
-    attributes = {
-        "title": f"Sweep {spec.name}",
-        "description": spec.description,
-        "specification": json.dumps(spec.document()),
-        "cases": spec.size,
+
+def _write_all_but_results(path: Path, spec: Spec, facts: dict[str, Any]) -> None:
+    """An empty store and its record in the manifest."""
+    write_frame(path, spec, facts)
+    record = {
+        "specification": spec.document(),
+        "facts": facts,
         "chunks": spec.chunks,
-        "source": "dgdlb_jax; DGD-LB after arXiv:2504.10693",
-        "coordinates": " ".join(sorted(names)),
-        **facts,
+        "files": manifest.files_of(path),
     }
-    group = zarr.create_group(path, zarr_format=3, attributes=attributes)
-    for axis in spec.axes:
-        for name, values in axis.values.items():
-            _coordinate(group, name, np.array(values), (axis.name,))
-    for name, value in spec.fixed.items():
-        _coordinate(group, name, np.array(value), ())
-    for name, measure in wanted(spec.measures).items():
-        kind: Any = np.int8 if measure.flags else np.float64
-        group.create_array(
-            name, shape=spec.shape, chunks=spec.block, dtype=kind, fill_value=measure.fill,
-            dimension_names=spec.dimensions, attributes=_attributes(measure),
-        )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # consolidated metadata are outside the zarr standard so far, but every reader has them
-        zarr.consolidate_metadata(path)
+    (path / manifest.FOLDER).mkdir()
+    _write_whole(path / manifest.FRAME, manifest.seal(record))
 
 
-def _coordinate(group: Any, name: str, values: np.ndarray, dimensions: tuple[str, ...]) -> None:
-    rule = INPUTS.get(name)
-    meaning = rule.meaning if rule else f"{PARAMETERS[name.split('.')[0]]}: {name.split('.')[1]}"
-    text = values.dtype.kind == "U"
-    kind: Any = str if text else values.dtype
-    array = group.create_array(
-        name, shape=values.shape, chunks=values.shape, dtype=kind, dimension_names=dimensions,
-        attributes={"units": rule.units if rule else "", "long_name": meaning},
-    )  # fmt: skip
-    array[...] = values.astype(object) if text else values
+def _make_way(root: Path, file: Path) -> None:
+    """Remove what stands in the place of a file, or of one of the folders it lies in below `root`; make those folders.
 
-
-def _attributes(measure: Measure) -> dict[str, Any]:
-    found: dict[str, Any] = {"units": measure.units, "long_name": measure.meaning}
-    if measure.flags:
-        found |= {
-            "flag_values": list(measure.flags.values()),
-            "flag_meanings": " ".join(measure.flags),
-            "_FillValue": -1,
-        }
-    return found
+    **Raises:** `InputError` for a folder that is not empty: nobody knows whose files they are.
+    """
+    for folder in [root / name for name in reversed(file.relative_to(root).parents)][1:]:
+        if not folder.is_dir():
+            folder.unlink(missing_ok=True)
+            folder.mkdir(exist_ok=True)
+    try:
+        file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise InputError(
+            f"{file} is a folder with files in it, where the store has a file of its own: move it away."
+        ) from error
 
 
 def _write_whole(path: Path, text: str) -> None:

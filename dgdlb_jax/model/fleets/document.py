@@ -2,6 +2,7 @@
 
 import math
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Collection, Sequence
 from importlib.resources.abc import Traversable
@@ -10,11 +11,14 @@ from typing import Any
 
 from dgdlb_jax.numerics.checks import closest, in_range
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import clipped as clipped
 
 Folder = Path | Traversable
 
-# A value shown in a message is cut here, so that the message stays one readable sentence.
-_LONGEST_VALUE = 60
+LARGEST_FILE = 256_000_000
+"""Bytes of a text file that is read as a whole."""
+LONGEST_NAME = 200
+"""Letters of a name of a fleet, a frontend or a backend."""
 _MOST_NAMES = 8
 _LONGEST_PATH = 300
 
@@ -33,12 +37,6 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(clipped(name) for name in names[:_MOST_NAMES]) + more
 
 
-def clipped(text: str) -> str:
-    """The text on one line, shortened to what a message can bear."""
-    text = " ".join(text.split())
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
-
-
 def counted(number: int, one: str, many: str) -> str:
     """`1 row`, `2 rows`."""
     return f"{number} {one if number == 1 else many}"
@@ -48,6 +46,7 @@ def read_text(file: Folder, wanted_by: str = "") -> str:
     """The text of a file, or an `InputError` that names it."""
     name = str(file) if len(str(file)) <= _LONGEST_PATH else clipped(file.name)
     try:
+        _check_readable(file)
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not a text file in UTF-8 (byte {error.start}): save it as UTF-8.") from error
@@ -56,6 +55,17 @@ def read_text(file: Folder, wanted_by: str = "") -> str:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{wanted_by}{name} cannot be read ({why}): give the name of a readable text file.") from error
+
+
+def _check_readable(file: Folder) -> None:
+    """Raise `OSError` for what is no regular file, as reading a pipe or a device might never end, and for what is too large."""
+    if not isinstance(file, Path):
+        return
+    status = file.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise OSError("a pipe or a device, not a file")
+    if status.st_size > LARGEST_FILE:
+        raise OSError(f"{status.st_size / 1e6:.0f} MB, more than the {LARGEST_FILE / 1e6:.0f} MB that are read")
 
 
 def parse(file: Folder) -> "Section":
@@ -112,6 +122,18 @@ class Section:
     def text_of(self, key: str, default: Any = ...) -> Any:
         return self.get(key, str, "a text in quotes", default)
 
+    def name_of(self, key: str, default: Any = ...) -> Any:
+        """A text that names something: printable, and not too long for a table."""
+        value = self.text_of(key, default)
+        self._check_name(key, value, "is")
+        return value
+
+    def _check_name(self, key: str, name: str, verb: str) -> None:
+        if not name.isprintable():  # a terminal, a picture and a table would each do something else with it
+            raise self.error(key, f"{verb} {clipped(name)!r}", "use printable characters only.")
+        if len(name) > LONGEST_NAME:
+            raise self.error(key, f"{verb} {shown(name)}", f"use up to {LONGEST_NAME} letters.")
+
     def flag(self, key: str, default: bool) -> bool:
         return self.get(key, bool, "true or false", default)
 
@@ -136,8 +158,7 @@ class Section:
         for value in values:
             if not isinstance(value, str) or not value.strip():
                 raise self.error(key, f"contains {shown(value)}", "give a list of names in quotes.")
-            if not value.isprintable():  # a terminal, a picture and a table would each do something else with it
-                raise self.error(key, f"contains {value!a:.60}", "use printable characters only.")
+            self._check_name(key, value, "contains")
         self._check_count(key, values, wanted)
         return tuple(values)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.fleets.curves import Service, read_service
 from dgdlb_jax.model.fleets.demands import Base, read_demand, read_pattern
-from dgdlb_jax.model.fleets.document import Folder, Section, parse
+from dgdlb_jax.model.fleets.document import Folder, Section, clipped, parse
 from dgdlb_jax.model.fleets.latencies import Places, read_latencies
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import closest
@@ -133,7 +133,7 @@ def _unknown(name: str) -> InputError:
     near = closest(name, fleet_names(), cutoff=0.4)
     hint = "" if near is None else f'did you mean "{near}"? '
     return InputError(
-        f'There is no built-in fleet and no file called "{name}": {hint}Built-in are {", ".join(fleet_names())}; '
+        f'There is no built-in fleet and no file called "{clipped(name)}": {hint}Built-in are {", ".join(fleet_names())}; '
         "your own fleet is the path of a .toml file."
     )
 
@@ -160,7 +160,7 @@ def _read(document: Section, folder: Folder, demand: str | None) -> tuple[Networ
         capacity=_capacity(document, places, folder),
         frontend_names=places.frontends,
         backend_names=places.backends,
-        name=document.text_of("name", document.file.removesuffix(".toml")),
+        name=document.name_of("name", clipped(document.file.removesuffix(".toml"))),
     )
     return network, service
 

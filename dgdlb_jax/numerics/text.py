@@ -1,0 +1,38 @@
+"""Texts from outside, such as names and paths, where people see them: on one line, of readable length, without control characters."""
+
+LONGEST_VALUE = 60
+"""Letters of a value in a message."""
+
+
+def printable(text: str, longest: int | None = None) -> str:
+    """The text with everything that is not printable as an escape (`\\x1b`); beyond `longest` letters its middle is left out."""
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    if longest is None or len(text) <= longest:
+        return text
+    kept = longest - len(" ... ")
+    return f"{text[: kept // 2]} ... {text[len(text) - (kept - kept // 2) :]}"
+
+
+def clipped(text: str, longest: int = LONGEST_VALUE) -> str:
+    """The text on one line, printable, shortened at its end to what a message can bear."""
+    text = printable(" ".join(text[: 4 * longest].split()))
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def plain_label(text: str) -> str:
+    """The text as a label of a picture: a dollar sign begins a formula there."""
+    return text.replace("$", r"\$")
+
+
+def plain_cell(text: str) -> str:
+    """The text as a cell of a table that spreadsheets open: what begins like a formula gets an apostrophe in front."""
+    return f"'{text}" if text[:1] in FORMULA else text
+
+
+def cell_text(cell: str) -> str:
+    """What `plain_cell` was given."""
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in FORMULA and len(cell) > 1 else cell
+
+
+FORMULA = ("=", "+", "-", "@")
+"""What spreadsheets take for the beginning of a formula."""

@@ -1,0 +1,100 @@
+"""What does not fit into memory is refused before it is allocated, with the figure and the remedy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dgdlb_jax as dgd
+from dgdlb_jax.cli import main
+from dgdlb_jax.experiments.sweep import read_spec
+from dgdlb_jax.experiments.sweep.run import batch_of
+from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.results import InputError
+from helpers import DT, small_network
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """A machine of 8 GB."""
+    monkeypatch.setattr(device, "memory", lambda: 8e9)
+
+
+def test_delay_rows(little, rng):
+    network = small_network(rng)
+    dt = float(network.latency.max()) / 1e8
+    with pytest.raises(
+        InputError, match=r"with 100,000,00\d delay rows .* GB of memory, .* has 8 GB: raise dt, or use SaveAt"
+    ):
+        dgd.simulate(network, dgd.DGDLB(0.05), duration=10 * dt, dt=dt)
+
+
+def test_saved_instants(little, rng):
+    with pytest.raises(InputError, match=r"saves 100,000,001 instants takes about .* GB .* use SaveAt\(every=\.\.\.\)"):
+        dgd.simulate(small_network(rng), dgd.DGDLB(0.05), duration=1e8 * DT, dt=DT)
+
+
+def test_a_batch_counts_as_a_whole(little, rng):
+    network = small_network(rng)
+    many = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (3000, *leaf.shape)), network)
+    with pytest.raises(InputError, match="A run of 3000 x "):
+        dgd.simulate_batch(many, dgd.DGDLB(0.05), duration=1e5 * DT, dt=DT)
+
+
+def test_large_networks(little, monkeypatch):
+    """10 000 x 10 000, without an array of that size: shapes are enough to see it."""
+
+    def run(latency):
+        network = dgd.Network(
+            dgd.Constant(jnp.ones(10_000)), latency, dgd.Hyperbolic(jnp.ones(10_000), jnp.ones(10_000))
+        )
+        return dgd.simulate(network, dgd.DGDLB(0.1), duration=1.0, dt=0.1, max_latency=1.0).result
+
+    def best(latency):
+        network = dgd.Network(
+            dgd.Constant(jnp.ones(10_000)), latency, dgd.Hyperbolic(jnp.ones(10_000), jnp.ones(10_000))
+        )
+        return dgd.solve_optimum(network).gap
+
+    shape = jax.ShapeDtypeStruct((10_000, 10_000), jnp.float64)
+    with pytest.raises(InputError, match=r"A run of 1 x 10000 x 10000 .* GB of memory"):
+        jax.eval_shape(run, shape)
+    with pytest.raises(InputError, match=r"The optimum of so large a network takes about 24 GB"):
+        jax.eval_shape(best, shape)
+
+
+def test_what_fits_runs(little, rng):
+    run = dgd.simulate(small_network(rng), dgd.DGDLB(0.05), duration=100 * DT, dt=DT)
+    assert np.isfinite(run.final.workload).all()
+
+
+@pytest.mark.parametrize(
+    ("batch", "chunk", "expected"), [(10**9, 64, 64), (10**9, 10**9, 128), (8, 8, 8), (64, 8, 8), (None, 8, 8)]
+)
+def test_no_more_cases_side_by_side_than_there_are(monkeypatch, batch, chunk, expected):
+    monkeypatch.setattr("dgdlb_jax.experiments.sweep.run.default_batch", lambda: 128)
+    run = {"chunk": chunk} | ({} if batch is None else {"batch": batch})
+    spec = read_spec({"axes": {"seed": [1, 2]}, "fixed": {"family": "complete"}, "run": run})
+    assert batch_of(spec) == expected
+
+
+def test_the_limits_of_a_process(monkeypatch, tmp_path):
+    assert 1e8 < device.host_memory() < 1e15
+    (tmp_path / "memory.max").write_text("123456789\n")
+    monkeypatch.setattr(device, "_CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "missing"))
+    assert device.host_memory() == 123456789
+    (tmp_path / "memory.max").write_text("max\n")
+    assert device.host_memory() > 1e8
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")])
+def test_what_runs_out_all_the_same_is_one_sentence(monkeypatch, capsys, error):
+    from dgdlb_jax.cli import fleets
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("dgdlb_jax.model.fleets.list_fleets", fail)
+    assert fleets is not None
+    assert main(["fleets"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,64 @@
+"""The optimum at legal extremes of size, against the optimality conditions worked out in NumPy from the curve's own formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dgdlb_jax as dgd
+
+
+def check_optimal(network, optimum):
+    """Rows on the simplex, flows that are served, equal marginal latencies where something is sent, none lower elsewhere."""
+    mu, kappa = (np.asarray(values) for values in (network.service.max_rate, network.service.half_load))
+    routing, workload, rate = (
+        np.asarray(values) for values in (optimum.routing, optimum.workload, network.arrival_rate)
+    )
+    mask = np.asarray(network.mask)
+    np.testing.assert_allclose(routing.sum(1), 1, atol=1e-9)
+    assert (routing >= 0).all()
+    assert (routing[~mask] == 0).all()
+    served = mu * workload / (kappa + workload)
+    np.testing.assert_allclose(rate @ routing, served, rtol=1e-6, atol=1e-9 * rate.sum())
+    marginal = np.where(mask, (kappa + workload) ** 2 / (mu * kappa) + np.asarray(network.cost_latency), np.inf)
+    lowest = marginal.min(1)
+    # The gap bounds the sum of flow times what an arc is dearer than the cheapest of its frontend, in units of the cost.
+    excess = (rate[:, None] * routing * np.where(mask, marginal - lowest[:, None], 0)).sum()
+    cost = workload.sum() + (rate[:, None] * routing * np.asarray(network.cost_latency)).sum()
+    assert excess <= 1e-7 * cost
+    assert int(optimum.result) == 0
+
+
+def network_of(frontends, backends, *, identical=False, lonely=False):
+    rng = np.random.default_rng(frontends * 1000 + backends)
+    mu = np.full(backends, 10.0) if identical else rng.uniform(1, 20, backends)
+    kappa = np.full(backends, 5.0) if identical else rng.uniform(1, 20, backends)
+    latency = np.full((frontends, backends), 0.1) if identical else rng.uniform(0.001, 1, (frontends, backends))
+    mask = np.ones((frontends, backends), bool)
+    if lonely:  # each frontend reaches one backend only
+        mask = np.arange(backends) == (np.arange(frontends) % backends)[:, None]
+        mu = np.maximum(mu, 5 * frontends / backends)
+    rate = np.full(frontends, 0.7 * mu.sum() / frontends) if not lonely else np.full(frontends, 1.0)
+    return dgd.Network(dgd.Constant(jnp.asarray(rate)), jnp.asarray(latency), dgd.Hyperbolic(mu, kappa), mask=mask)
+
+
+LARGE = [(1, 1), (12, 1), (1, 200), (200, 1), (200, 2), (150, 150), (200, 200)]
+
+
+@pytest.mark.parametrize("shape", [(1, 12), *(pytest.param(one, marks=pytest.mark.full) for one in LARGE)])
+@pytest.mark.parametrize("kind", ["plain", "identical", "lonely"])
+def test_the_optimum_of_all_sizes(shape, kind):
+    network = network_of(*shape, identical=kind == "identical", lonely=kind == "lonely")
+    optimum = dgd.solve_optimum(network, throw=False)
+    check_optimal(network, optimum)
+
+
+@pytest.mark.full
+def test_random_networks_of_150_x_150():
+    for seed in range(5):
+        network = dgd.topologies.complete(
+            jax.random.key(seed), frontends=150, backends=150, load=(0.3, 0.6, 0.8, 0.9, 0.95)[seed]
+        )
+        optimum = dgd.solve_optimum(network, throw=False)
+        assert int(optimum.result) == 0
+        assert float(optimum.gap) <= 1e-9
