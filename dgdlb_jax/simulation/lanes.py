@@ -27,7 +27,7 @@ class Shape(eqx.Module):
         return moved.reshape(*moved.shape[:-2], self.frontends * self.lanes)
 
     def from_arcs(self, values: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """The way back from `arcs`."""
+        """The inverse of `arcs`."""
         split = values.reshape(*values.shape[:-1], self.frontends, self.lanes)
         return jnp.moveaxis(jnp.swapaxes(split, -3, -2), -1, 0)
 
@@ -37,7 +37,7 @@ class Shape(eqx.Module):
         return moved.reshape(*moved.shape[:-2], -1)
 
     def from_last(self, values: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """The way back from `last`."""
+        """The inverse of `last`."""
         return jnp.moveaxis(values.reshape(*values.shape[:-1], -1, self.lanes), -1, 0)
 
     def first(self, values: Shaped[Array, "lanes frontends *rest"]) -> Shaped[Array, "..."]:
@@ -46,7 +46,7 @@ class Shape(eqx.Module):
         return moved.reshape(*moved.shape[:-2], -1)
 
     def from_first(self, values: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """The way back from `first`."""
+        """The inverse of `first`."""
         split = values.reshape(*values.shape[:-1], self.frontends, self.lanes)
         return jnp.moveaxis(split, (-1, -2), (0, 1))
 

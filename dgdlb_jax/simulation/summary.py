@@ -42,7 +42,7 @@ def _compensated(value: Array, lost: Array, part: Array) -> tuple[Array, Array]:
 
 @_compensated.defjvp
 def _compensated_jvp(primals, tangents):
-    """Sums of slopes are compensated as well. The way back has nothing to sum: to it, what is lost is zero."""
+    """Sums of slopes are compensated as well. The reverse pass has nothing to sum: to it, what is lost is zero."""
 
     def back(_, cotangents):
         total, lost = cotangents

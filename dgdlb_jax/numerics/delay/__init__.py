@@ -34,6 +34,26 @@ $\bar\tau = \bar\varphi / h$. The stages are transposed by JAX.
 several arcs at each of several targets. Transposed, each is the other. A `DelayedSystem` is a chain of any number of stages
 with a channel between each two. From it come the run (`delayed_scan`), with checkpoints or without, and its derivatives.
 
+The delayed logistic equation $x'(t) = r\, x(t) (1 - x(t - \tau))$, and the derivative of its solution:
+
+>>> import jax, jax.numpy as jnp
+>>> h, tau = 0.01, 1.003
+>>> def slope(r, x, late):
+...     return r * x * (1 - late)
+>>> def predict(r, context, held, received):
+...     x, late = held
+...     guess = x + h * slope(r, x, late)
+...     return (x, late, guess), (x, guess)
+>>> def correct(r, context, held, later):
+...     x, late, guess = held
+...     return (x + h / 2 * (slope(r, x, late) + slope(r, guess, later)), later), None
+>>> def last(r, tau):
+...     channel = Gather(jnp.stack([tau / h]), Table([0], 1), rows_for(1.1, h))
+...     system, x = DelayedSystem(r, (channel,), (predict, correct)), jnp.array([0.5])
+...     return delayed_scan(system, start(system, (x, x), (x,)), steps=300)[0].state[0][0]
+>>> [f"{derivative:.2f}" for derivative in jax.jit(jax.grad(last, (0, 1)))(1.2, tau)]
+['-0.48', '0.75']
+
 | module | |
 |---|---|
 | `line`, `double_buffer` | ring buffers, written first and read then |

@@ -49,6 +49,8 @@ def delayed_scan(
       runs like this share the memory.
     - `native`: on CPU, as one native loop (see `one_native_loop`).
 
+    Call it within `jax.jit`: outside it is compiled again in every call.
+
     **Returns:** the carry at the end, and the observations with a leading axis over frames, the start not included.
 
     **Raises:** `NotImplementedError` when differentiated twice.

@@ -15,7 +15,7 @@ class FullStorage(eqx.Module):
 
 
 class Checkpoints(eqx.Module):
-    """Remember the state every so many steps, and compute what lies between again on the way back: one more forward run.
+    """Remember the state every so many steps, and compute what lies between again in the reverse pass: one more forward run.
 
     **Arguments:** `every`: steps between two checkpoints, at least as many as the delay buffer has rows (a checkpoint holds all of the
     buffer). By default as many as need the least memory, about the square root of the length of the run.
