@@ -313,7 +313,7 @@ def test_the_toy_is_of_order_two():
         p, _, _, _, _ = toy_inputs()
         x = jnp.asarray([0.4, 0.7, 0.2])  # a start that is consistent with its history
         flow = p.gain * jnp.sin(x[SOURCES.ends])
-        total = SOURCES and TARGETS.total(TARGETS.by_end(flow))
+        total = TARGETS.total(TARGETS.by_end(flow))
         drive = total[TARGETS.ends]
         state = {"x": x, "drive": drive, "sum": total, "flow": flow, "count": jnp.zeros((), jnp.int32)}
         dt = 0.05 / 2**n

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics import delay, device
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Carry, Checkpoints, DelayedSystem, FullStorage, delayed_scan, run_as_told
 from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
 from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop, or_without
@@ -303,23 +303,19 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
     network, dt = inputs.network, inputs.dt
     field = Field(network, inputs.policy)
     count_wires = "in_flight" in plan.fields
-    resumed = isinstance(inputs.initial, SimulationState)
-    if resumed:
+    if isinstance(inputs.initial, SimulationState):
         carry = resume(field, inputs.initial, count_wires)
-        state, first = carry.state, carry.k
     else:
-        state, history = begin(field, *inputs.initial, dt, count_wires)
-        first = jnp.zeros((), jnp.int32)
+        carry = begin(field, *inputs.initial, dt, plan.rows, count_wires)
+    first = carry.k
     last = first + inputs.steps
     window = None
     if plan.summary:
         window = Window(field, first + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
-        sums = window.begin(field, first, state.workload)
-        state = eqx.tree_at(lambda s: s.sums, state, sums, is_leaf=lambda leaf: leaf is None)
-    observe = ObserveFields(plan.fields)
-    counts = state.tail is not None
-    system = delayed_system(field, Clock(field.shape, dt, last), window, plan.rows, counts, observe)
-    carry = Carry(first, state, carry.channels) if resumed else delay.start(system, state, history)
+        sums = window.begin(field, first, carry.state.workload)
+        carry = eqx.tree_at(lambda c: c.state.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
+    clock, counts = Clock(field.shape, dt, last), carry.state.tail is not None
+    system = delayed_system(field, clock, window, plan.rows, counts, ObserveFields(plan.fields))
     carry, saved = _integrate(system, carry, inputs, plan)
     now, summary = carry.state, None
     if window is not None and now.sums is not None:

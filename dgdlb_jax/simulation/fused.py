@@ -167,8 +167,8 @@ def _kernel(grid: _Grid, like: PyTree, steps: int, *refs) -> None:
     )
     arcs, backends = grid.place(grid.network.ends.shape), grid.place((grid.network.backends,))
     written = [backends if isinstance(channel, Gather) else arcs for channel in channels]
-    rows = [channel.rows for channel in channels]
-    lines = [_Line(*each, arcs, offset) for *each, offset in zip(rings, rows, written, offsets, strict=True)]
+    each = zip(rings, channels, written, offsets, strict=True)
+    lines = [_Line(ring, channel.rows, row, arcs, offset) for ring, channel, row, offset in each]
 
     def step(_, changing):
         k, state, readings = changing

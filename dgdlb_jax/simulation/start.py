@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, line
+from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Sum, line
 from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
-from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
 from dgdlb_jax.simulation.step import StepState
 from dgdlb_jax.simulation.trajectory import SimulationState
 
@@ -76,9 +76,9 @@ def _check_values(networks: Network, routing: np.ndarray, workload: np.ndarray) 
 
 
 def begin(
-    field: Field, routing: Array, workload: Array, dt: Float[Array, " lanes"], count_wires: bool
-) -> tuple[StepState, tuple[Backends, Arcs]]:
-    """The first state of a run with constant history, and that history: routing and workload have always been so."""
+    field: Field, routing: Array, workload: Array, dt: Float[Array, " lanes"], rows: int, count_wires: bool
+) -> Carry:
+    """The first carry of a run with constant history: routing and workload have always been so, and the wires are full."""
     shape = field.shape
     x, n = shape.arcs(routing), shape.last(workload)
     t0, step = jnp.zeros(x.shape[1:], x.dtype), shape.over_frontends(dt)
@@ -92,7 +92,8 @@ def begin(
         in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
         tail=_delay(field, step)[1] * flow if field.counts else None,
     )  # fmt: skip
-    return state, (n, flow)
+    news, flows = ChannelState(line.filled(n, rows), seen), ChannelState(line.filled(flow.reshape(-1), rows))
+    return Carry(jnp.zeros((), jnp.int32), state, (news, flows))
 
 
 def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
@@ -100,6 +101,7 @@ def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
     state, k = carry.state, carry.k
     news, flow = carry.channels
     wires = system.channels[1]
+    assert isinstance(wires, Sum)
     late = system.parameters.late if wires.fraction is None else wires.fraction
     # Where counts are on the wires: of a flow that rises and falls, half has been sent by now.
     sent = extra if state.tail is None else extra / 2

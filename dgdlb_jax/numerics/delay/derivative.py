@@ -151,12 +151,12 @@ class _Derivative:
     def backward(self, tape_tree, out_tree, given, cotangents) -> list[Any]:
         """The transpose of `forward`: what the cotangents of all outputs mean for the leaves that move."""
         count = self.tree.num_leaves
-        leaves, (tape, end) = given[:count], jax.tree.unflatten(tape_tree, given[count:])
+        leaves, (tape, (k, state)) = given[:count], jax.tree.unflatten(tape_tree, given[count:])
         cotangents = iter(cotangents)
         carry, seen = jax.tree.unflatten(out_tree, [next(cotangents) if moved else None for moved in self.moved])
         problem = self._problem(leaves)
         history = not self._lines().isdisjoint(self.moving)
-        ending, program = Ending(*end, carry.channels), self.task.program(problem)
+        ending, program = Ending(k, state, carry.channels), self.task.program(problem)
         values, *begin = problem.run_back(program, tape, ending, carry.state, seen, history)
         # Counters have no cotangent; their own values keep their places.
         begin = jax.tree.leaves(eqx.combine(begin, list(self._inputs(leaves)[1:])))

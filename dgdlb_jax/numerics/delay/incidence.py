@@ -83,19 +83,15 @@ class Complete(AbstractIncidence):
     a loop is reshaped but the operand of a sum.
     """
 
+    shape: tuple[int, ...] = eqx.field(static=True)
+    size: int = eqx.field(static=True)
     groups: int = eqx.field(static=True)
     others: int = eqx.field(static=True)
-    lanes: int = eqx.field(static=True, default=1)
+    lanes: int = eqx.field(static=True)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """`(groups, others * lanes)`."""
-        return self.groups, self.others * self.lanes
-
-    @property
-    def size(self) -> int:
-        """`groups * lanes`."""
-        return self.groups * self.lanes
+    def __init__(self, groups: int, others: int, lanes: int = 1):
+        self.groups, self.others, self.lanes = groups, others, lanes
+        self.shape, self.size = (groups, others * lanes), groups * lanes
 
     @property
     def ends(self) -> Int[Array, "*shape"]:

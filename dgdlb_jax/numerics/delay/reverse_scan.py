@@ -158,10 +158,10 @@ class _Backwards:
             case Frame(body):
                 return self._frame(body, tape, reverse, seen, inputs, histories)
             case Recording(body):
-                tape, histories = tape
+                tape, recorded = tape
                 k = self._reached(reverse)
-                reverse = self._read_again(reverse, histories, [own and own.line(k) for own in histories], k)
-                return self.follow(body, tape, reverse, seen, inputs, given, histories)
+                reverse = self._read_again(reverse, recorded, [own and own.line(k) for own in recorded], k)
+                return self.follow(body, tape, reverse, seen, inputs, given, recorded)
             case Checkpoint(body):
                 node = Recording(body)
                 tape = Runner(self.adjoint.system, self.tape).run(node, tape, inputs, given)[2]
