@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.model.service import fit_service as fit_service
     from dgdlb_jax.model.service import register_curve as register_curve
     from dgdlb_jax.model.topologies import register_topology as register_topology
+    from dgdlb_jax.numerics.delay import Checkpoints as Checkpoints
+    from dgdlb_jax.numerics.delay import FullStorage as FullStorage
     from dgdlb_jax.numerics.results import ConvergenceError as ConvergenceError
     from dgdlb_jax.numerics.results import InputError as InputError
     from dgdlb_jax.numerics.results import Result as Result
@@ -96,8 +98,6 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import spillover as spillover
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
-    from dgdlb_jax.simulation.memory import Checkpoints as Checkpoints
-    from dgdlb_jax.simulation.memory import FullStorage as FullStorage
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
     from dgdlb_jax.simulation.trajectory import Statistics as Statistics
@@ -135,7 +135,7 @@ _HOME = {
         "register_policy", "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
-    "simulation.memory": ("Checkpoints", "FullStorage"),
+    "numerics.delay": ("Checkpoints", "FullStorage"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

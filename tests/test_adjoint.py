@@ -15,15 +15,15 @@ import pytest
 from dgdlb_jax.model.demand import DailyCycle
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.numerics.delay import derivative
+from dgdlb_jax.numerics.delay.checkpoint import schedule
+from dgdlb_jax.numerics.delay.memory import Checkpoints, FullStorage, Memory
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import AbstractFlowPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.greedy import LeastWorkload
-from dgdlb_jax.simulation import adjoint
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
-from dgdlb_jax.simulation.loop import schedule
-from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, Memory
 from dgdlb_jax.simulation.summary import Total
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, central_difference, small_network
@@ -149,7 +149,7 @@ def test_reverse_mode_is_that_of_plain_autodiff(rng, monkeypatch):
         return run.statistics.cost + jnp.sum(run.cost_rate**2) + jnp.sum(run.final.flow_line**2)
 
     ours = jax.jit(jax.grad(cost))(real)
-    monkeypatch.setattr(adjoint, "_evolve", lambda task, *inputs: task.run(*inputs))
+    monkeypatch.setattr(derivative, "_compiled", lambda task, *inputs: task.run(*inputs))
     jax.clear_caches()
     plain = jax.jit(jax.grad(cost))(real)
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
@@ -250,7 +250,7 @@ def test_steps_in_pairs_change_nothing(rng, monkeypatch):
     step_size = jnp.asarray(rule.step_size)
     singly = jax.value_and_grad(cost)(step_size)
     jax.clear_caches()
-    monkeypatch.setattr("dgdlb_jax.simulation.loop._MANY", 2)
+    monkeypatch.setattr("dgdlb_jax.numerics.delay.checkpoint._MANY", 2)
     in_pairs = jax.value_and_grad(cost)(step_size)
     jax.clear_caches()
     assert "in_pairs=True" in repr(schedule(60, None))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.numerics import delay_line
+from dgdlb_jax.numerics.delay import line as delay_line
 
 
 class ListLine:

@@ -10,13 +10,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.analysis.step_size import suggest_duration
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
+from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.results import ConvergenceError, InputError, Result, first_failure, raise_on_failure
 from dgdlb_jax.numerics.simplex import project_tangent_cone
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State
 from dgdlb_jax.simulation.engine import simulate
-from dgdlb_jax.simulation.loop import count_frames
-from dgdlb_jax.simulation.memory import Checkpoints, FullStorage
 from dgdlb_jax.simulation.trajectory import SaveAt, SimulationState, Trajectory
 
 _TAIL = 0.02  # a reaction of which the last half of the run still brought more than this has not died out

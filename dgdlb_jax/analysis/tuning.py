@@ -11,11 +11,11 @@ import optax
 from jaxtyping import Array, Float
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
-from dgdlb_jax.simulation.memory import Checkpoints, FullStorage
 from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
 
 Objective = Callable[[Trajectory], Array]

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from dgdlb_jax.analysis.optimum import Optimum
 from dgdlb_jax.analysis.step_size import suggest_dt
 from dgdlb_jax.model.network import Network, stack
-from dgdlb_jax.numerics.delay_line import rows_for
+from dgdlb_jax.numerics.delay import rows_for
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch

@@ -120,6 +120,7 @@ def _is_emitted(equation: JaxprEqn) -> bool:
 
 
 _made_natively = Primitive("made_natively")  # marks the call that its operand comes from
+_made_natively.def_impl(lambda value: value)  # outside `jit` there is nothing to mark
 _made_natively.def_abstract_eval(lambda value: value)
 # A derivative is none of its business: what it marks says for itself what it can do.
 ad.primitive_jvps[_made_natively] = lambda primals, tangents: (_made_natively.bind(*primals), tangents[0])

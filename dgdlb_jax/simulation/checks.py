@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics import delay_line
+from dgdlb_jax.numerics.delay import rows_for
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -61,14 +61,14 @@ def _positive(name: str, value: Numbers, size: int) -> Float[np.ndarray, " batch
 
 def _rows(networks: Network, dt: Float[np.ndarray, " batch"], max_latency: float | None) -> int:
     if max_latency is not None:
-        return delay_line.rows_for(float(max_latency), float(dt.min()))
+        return rows_for(float(max_latency), float(dt.min()))
     if not is_concrete(networks.latency, networks.feedback_latency):
         raise InputError(
             "The network is traced, so the size of the delay buffer is unknown: "
             "give max_latency=, a number of seconds that no latency exceeds."
         )
     largest = np.maximum(np.asarray(networks.latency), np.asarray(networks.feedback_latency)).max(axis=(1, 2))
-    return max(delay_line.rows_for(float(tau), float(h)) for tau, h in zip(largest, dt, strict=True))
+    return max(rows_for(float(tau), float(h)) for tau, h in zip(largest, dt, strict=True))
 
 
 def too_large_step(networks: Network, dt: Float[Array, " batch"]) -> Bool[Array, " batch"]:

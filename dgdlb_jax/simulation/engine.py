@@ -10,22 +10,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.delay import Carry, Checkpoints, DelayedSystem, FullStorage, delayed_scan, run_as_told
+from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
 from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.tiles import has_a_mesh, map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
-from dgdlb_jax.simulation.adjoint import evolve
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.loop import count_frames, observe_fields, run_as_told
-from dgdlb_jax.simulation.memory import Checkpoints, FullStorage, Kept, Memory, check_memory
+from dgdlb_jax.simulation.memory import Kept, check_memory
+from dgdlb_jax.simulation.observe import ObserveFields
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
-from dgdlb_jax.simulation.step import Clock, Now, System, Wiring
+from dgdlb_jax.simulation.step import Clock, StepState, delayed_system, overflow
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
@@ -305,38 +306,26 @@ def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
 def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
     network, dt = inputs.network, inputs.dt
     field = Field(network, inputs.policy)
-    wiring = Wiring(field, field.shape.over_frontends(dt), plan.rows)
     count_wires = "in_flight" in plan.fields
     if isinstance(inputs.initial, SimulationState):
         carry = resume(field, inputs.initial, count_wires)
     else:
         carry = begin(field, *inputs.initial, dt, plan.rows, count_wires)
-    first = carry.now.k
+    first = carry.k
     last = first + inputs.steps
-    clock = Clock(field.shape, dt, last)
     window = None
     if plan.summary:
         window = Window(field, first + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
-        sums = window.begin(field, first, carry.now.workload)
-        carry = eqx.tree_at(lambda c: c.now.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
-    system, extra = System(field, wiring, clock, window), None
-    if plan.fused:
-        carry = _kernels().run_fused(system, carry, plan.steps)
-        saved = jax.tree.map(lambda last: last[:, None], observe_fields(plan.fields, system, carry.now))
-    elif plan.steps is None:
-        told = partial(run_as_told, fields=plan.fields, frames=plan.frames)
-        carry, saved = one_native_loop(told, plan.native)(system, carry, inputs.steps.max(), inputs.every)
-    else:
-        if inputs.extra is not None:
-            extra = field.shape.arcs(inputs.extra)
-            carry, extra = send(system, carry, extra[0]), extra[1:]
-        memory = Memory(plan.adjoint, plan.networks / field.shape.lanes)
-        carry, saved = evolve(system, carry, plan.steps, plan.every, plan.fields, memory, extra, plan.native)
-    now, summary = carry.now, None
+        sums = window.begin(field, first, carry.state.workload)
+        carry = eqx.tree_at(lambda c: c.state.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
+    clock, counts = Clock(field.shape, dt, last), carry.state.tail is not None
+    system = delayed_system(field, clock, window, plan.rows, counts, ObserveFields(plan.fields))
+    carry, saved = _integrate(system, carry, inputs, plan)
+    now, summary = carry.state, None
     if window is not None and now.sums is not None:
         summary = statistics(field, window, dt, now.sums, now.peak)
     results = (
-        _code(wiring.overflow, Result.latency_overflow),
+        _code(overflow(system), Result.latency_overflow),
         _code(checks.too_large_step(network, dt), Result.step_too_large),
         _code(~_finite(field, now), Result.not_finite),
     )
@@ -345,7 +334,51 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
     return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results))
 
 
-def _finite(field: Field, now: Now) -> Bool[Array, " lanes"]:
+def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, plan: _Plan) -> tuple[Carry, dict[str, Any]]:
+    """The run, and what is saved of it: time as second axis, behind the batch."""
+    batch_first = partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, 0, 1))
+    observe = lambda carry: system.observe(system.parameters, carry.k, carry.state)
+    instant = partial(jax.tree.map, lambda leaf: leaf[None])
+    if plan.fused:
+        carry = _kernels().run_fused(system, carry, plan.steps)
+        return carry, batch_first(instant(observe(carry)))
+    if plan.steps is None:
+        told = partial(run_as_told, frames=plan.frames)
+        carry, saved = one_native_loop(told, plan.native)(system, carry, inputs.steps.max(), inputs.every)
+        return carry, batch_first(saved)
+    shape, extra = system.parameters.field.shape, None
+    if inputs.extra is not None:
+        extra = shape.arcs(inputs.extra)
+        carry, extra = send(system, carry, extra[0]), extra[1:]
+    first = [] if plan.every is None else [instant(observe(carry))]
+    system, carry, extra = _refuse_derivatives(system.parameters.field.policy, (system, carry, extra))
+    carry, saved = delayed_scan(
+        system, carry, plan.steps, plan.every, inputs=extra, memory=plan.adjoint, runs=plan.networks / shape.lanes,
+        native=plan.native,
+    )  # fmt: skip
+    return carry, batch_first(join([*first, saved]))
+
+
+def _refuse_derivatives(policy: AbstractPolicy, values: PyTree) -> PyTree:
+    """The same values, without a derivative if the policy jumps.
+
+    **Raises:** `InputError` when they are differentiated then.
+    """
+    if policy.differentiable:
+        return values
+    refuse = jax.custom_jvp(lambda values: values)
+
+    @refuse.defjvp
+    def _(primals, tangents):
+        raise InputError(
+            f"{type(policy).__name__} jumps from one routing to another, so a run with it has no gradient: use its smooth "
+            "relative, a softmin of the same signal, or a flow policy such as DGDLB."
+        )
+
+    return refuse(values)
+
+
+def _finite(field: Field, now: StepState) -> Bool[Array, " lanes"]:
     lanes = field.shape.lanes
     routing = jnp.isfinite(now.routing).reshape(-1, lanes).all(0)
     return routing & jnp.isfinite(now.workload).reshape(-1, lanes).all(0)

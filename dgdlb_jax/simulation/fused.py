@@ -1,7 +1,7 @@
 """All steps of a network in one kernel of a CUDA device: the state stays in registers, only the delay lines are in memory.
 
 What XLA's loop writes to memory and reads again between its kernels never leaves the processor here, and nothing is launched per step.
-The functions of `step` are the same; between them the kernel writes and reads the lines itself. A block of threads holds one network.
+The stages of `step` are the same; between them the kernel writes and reads the lines itself. A block of threads holds one network.
 """
 
 import warnings
@@ -17,12 +17,12 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, ArrayLike, PyTree
 
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay_line import DelayLine
+from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Gather, StepContext
+from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
-from dgdlb_jax.simulation.step import Carry, Now, System, arrive, predict, route, see
 
 _PER_WARP = 256  # arcs that a warp holds; measured, benchmarks/README.md
 _PAIRS = 32**3  # pairs of backends x frontends that a block of threads compares: the largest measured
@@ -46,28 +46,30 @@ def compiling(policy: AbstractPolicy):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def run_fused(system: System, carry: Carry, steps: int) -> Carry:
+def run_fused(system: DelayedSystem, carry: Carry, steps: int) -> Carry:
     """The carry after so many steps, of a tile of one network; batches by `vmap`. On CPU interpreted, slowly, for tests.
 
     **Raises:** `InputError` for a network or arrays that have no place in the kernel, and when differentiated.
     """
-    grid = _Grid(system.field.shape)
-    _refuse_tables(system.field)
-    like = jax.eval_shape(lambda: (_without_taps(system), carry.now))
-    inputs = jax.tree.leaves((_without_taps(system), carry.now))
-    lines, ends = (carry.flows.ring, carry.workloads.ring), jax.tree.leaves(carry.now)
-    offsets = system.wiring.flow.offset, system.wiring.workload.offset
-    flows, workloads, *ended = pl.pallas_call(
-        partial(_kernel, grid, like, carry.flows.rows, steps),
-        out_shape=[jax.ShapeDtypeStruct((leaf.size,), leaf.dtype) for leaf in (*lines, *ends)],
-        input_output_aliases={0: 0, 1: 1},
+    field = system.parameters.field
+    grid = _Grid(field.shape)
+    _refuse_tables(field)
+    changing = carry.k, carry.state, tuple(channel.reading for channel in carry.channels)
+    inputs = _without_tables(system), changing
+    lines, ends = [channel.line for channel in carry.channels], jax.tree.leaves(changing)
+    rings, offsets = [line.ring for line in lines], [channel.offset for channel in system.channels]
+    done = pl.pallas_call(
+        partial(_kernel, grid, jax.eval_shape(lambda: inputs), steps),
+        out_shape=[jax.ShapeDtypeStruct((leaf.size,), leaf.dtype) for leaf in (*rings, *ends)],
+        input_output_aliases={n: n for n in range(len(rings))},
         interpret=device.on_cpu(),
         compiler_params=_tuning(grid),
-    )(*lines, *offsets, *map(jnp.ravel, inputs))
+    )(*rings, *offsets, *map(jnp.ravel, jax.tree.leaves(inputs)))
+    rings, ended = done[: len(rings)], done[len(rings) :]
     shaped = [leaf.reshape(before.shape) for leaf, before in zip(ended, ends, strict=True)]
-    rows = carry.flows.rows
-    now = jax.tree.unflatten(jax.tree.structure(carry.now), shaped)
-    return Carry(now, DelayLine(flows, rows), DelayLine(workloads, rows))
+    k, state, readings = jax.tree.unflatten(jax.tree.structure(changing), shaped)
+    moved = [DelayLine(ring, line.rows) for ring, line in zip(rings, lines, strict=True)]
+    return Carry(k, state, tuple(map(ChannelState, moved, readings)))
 
 
 @run_fused.defjvp
@@ -89,10 +91,10 @@ def _refuse_shape(shape: tuple[int, ...]) -> NoReturn:
     )
 
 
-def _without_taps(system: System) -> System:
-    """The kernel reads the lines itself."""
-    taps = lambda s: (s.wiring.flow, s.wiring.workload)
-    where = lambda s: (s.wiring.overflow, *(leaf for one in taps(s) for leaf in (one.offset, one.overflow)))
+def _without_tables(system: DelayedSystem) -> DelayedSystem:
+    """The kernel reads the lines itself; of its channels it needs what they do locally."""
+    names = ("offset", "return_offset", "at_once", "overflow")
+    where = lambda s: [getattr(channel, name) for channel in s.channels for name in names if hasattr(channel, name)]
     return eqx.tree_at(where, system, replace_fn=lambda _: None)
 
 
@@ -135,7 +137,7 @@ class _Grid:
 
 
 class _Line:
-    """A delay line in memory: as `numerics.delay_line`, in place."""
+    """A delay line in memory: as `numerics.delay.line`, in place."""
 
     def __init__(self, ref, rows: int, written: _Place, read: _Place, offset):
         self.ref, self.rows, self.width = ref, rows, ref.size // rows
@@ -154,34 +156,52 @@ class _Line:
         return jax.lax.rem(k, jnp.int32(self.rows)) * self.width
 
 
-def _kernel(grid: _Grid, like: PyTree, rows: int, steps: int, *refs) -> None:
-    """`refs`: both lines, offsets and state as they come in, then the same lines and the state as it goes out."""
-    count = len(jax.tree.leaves(like))
-    offsets, state = refs[2:4], refs[4 : 4 + count]
-    flows, workloads, *ends = refs[4 + count :]
-    system, now = jax.tree.map(partial(_load, grid), like, jax.tree.unflatten(jax.tree.structure(like), state))
-    system = eqx.tree_at(lambda s: s.field.shape, system, grid.room, is_leaf=lambda node: isinstance(node, Shape))
-    F, B = grid.network.frontends, grid.network.backends
-    arcs = grid.place((B, F))
-    flows = _Line(flows, rows, arcs, arcs, offsets[0])
-    workloads = _Line(workloads, rows, grid.place((B,)), arcs, offsets[1])
+def _kernel(grid: _Grid, like: PyTree, steps: int, *refs) -> None:
+    """`refs`: the lines, offsets and what else changes as they come in, then the same lines and what has changed as it goes out."""
+    count, channels = len(jax.tree.leaves(like)), like[0].channels
+    offsets, given = refs[len(channels) : 2 * len(channels)], refs[2 * len(channels) : 2 * len(channels) + count]
+    rings, ends = refs[2 * len(channels) + count :][: len(channels)], refs[3 * len(channels) + count :]
+    system, changing = jax.tree.map(partial(_load, grid), like, jax.tree.unflatten(jax.tree.structure(like), given))
+    system = eqx.tree_at(
+        lambda s: s.parameters.field.shape, system, grid.room, is_leaf=lambda node: isinstance(node, Shape)
+    )
+    arcs, backends = grid.place(grid.network.ends.shape), grid.place((grid.network.backends,))
+    written = [backends if isinstance(channel, Gather) else arcs for channel in channels]
+    each = zip(rings, channels, written, offsets, strict=True)
+    lines = [_Line(ring, channel.rows, row, arcs, offset) for ring, channel, row, offset in each]
 
-    def step(_, now: Now) -> Now:
-        k, ahead = now.k, now.k + 1
-        predicted = predict(system, now)
-        workloads.write(k, now.workload)
-        workloads.write(ahead, predicted)
-        reading = workloads.read(ahead)
-        move = route(system, now, see(system, reading, now.reading))
-        flows.write(ahead, move.entering)
-        return arrive(system, now, predicted, reading, move, jnp.sum(flows.read(ahead), axis=1))
+    def step(_, changing):
+        k, state, readings = changing
+        state, readings = _step(system, lines, k, state, readings)
+        return k + 1, state, readings
 
-    now = jax.lax.fori_loop(0, steps, step, now)
-    for ref, leaf, before in zip(ends, jax.tree.leaves(now), jax.tree.leaves(like[1]), strict=True):
+    changing = jax.lax.fori_loop(0, steps, step, changing)
+    for ref, leaf, before in zip(ends, jax.tree.leaves(changing), jax.tree.leaves(like[1]), strict=True):
         if before.ndim:
             _write(ref, grid.place(before.shape), 0, leaf)
         else:
             ref[0] = leaf
+
+
+def _step(system: DelayedSystem, lines: list[_Line], k: Array, state: PyTree, readings: tuple) -> tuple[PyTree, tuple]:
+    """As `numerics.delay.advance`, with lines in memory."""
+    held, received, found = state, None, []
+    for n, stage in enumerate(system.stages):
+        held, sent = stage(system.parameters, StepContext(k), held, received)
+        if n == len(lines):
+            break
+        channel, line = system.channels[n], lines[n]
+        entering = channel.enter(sent)
+        if isinstance(channel, Gather):
+            line.write(k, entering[0])
+            line.write(k + 1, entering[1])
+            found.append(line.read(k + 1))
+            received = channel.receive((found[n], readings[n]))
+        else:
+            line.write(k + 1, entering)
+            found.append(None)
+            received = channel.receive(jnp.sum(line.read(k + 1), axis=1))
+    return held, tuple(found)
 
 
 def _load(grid: _Grid, like: jax.ShapeDtypeStruct, ref) -> Array:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Shaped
 
+from dgdlb_jax.numerics.delay import Complete
+
 
 class Shape(eqx.Module):
     """The sizes of a tile."""
@@ -25,7 +27,7 @@ class Shape(eqx.Module):
         return moved.reshape(*moved.shape[:-2], self.frontends * self.lanes)
 
     def from_arcs(self, values: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """The way back from `arcs`."""
+        """The inverse of `arcs`."""
         split = values.reshape(*values.shape[:-1], self.frontends, self.lanes)
         return jnp.moveaxis(jnp.swapaxes(split, -3, -2), -1, 0)
 
@@ -35,7 +37,7 @@ class Shape(eqx.Module):
         return moved.reshape(*moved.shape[:-2], -1)
 
     def from_last(self, values: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """The way back from `last`."""
+        """The inverse of `last`."""
         return jnp.moveaxis(values.reshape(*values.shape[:-1], -1, self.lanes), -1, 0)
 
     def first(self, values: Shaped[Array, "lanes frontends *rest"]) -> Shaped[Array, "..."]:
@@ -44,7 +46,7 @@ class Shape(eqx.Module):
         return moved.reshape(*moved.shape[:-2], -1)
 
     def from_first(self, values: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-        """The way back from `first`."""
+        """The inverse of `first`."""
         split = values.reshape(*values.shape[:-1], self.frontends, self.lanes)
         return jnp.moveaxis(split, (-1, -2), (0, 1))
 
@@ -60,21 +62,14 @@ class Shape(eqx.Module):
         """`(lanes, ..., backends)` as `(..., backends, frontends * lanes)`, the same for every frontend."""
         return jnp.tile(jnp.moveaxis(values, 0, -1), self.frontends)
 
-    def by_backend(self, arcs: Shaped[Array, "backends frontend_lanes"]) -> Shaped[Array, " arcs"]:
-        """Arcs in the order in which `arrivals` takes them.
+    @property
+    def ends(self) -> Complete:
+        """The backend of every arc."""
+        return Complete(self.backends, self.frontends, self.lanes)
 
-        That is whatever order XLA sums fastest: by frontends first, so that vectors go over backends and lanes; a single lane is too
-        narrow for that, and there they go over the frontends that are summed.
-        """
-        if self.lanes == 1:
-            return arcs.reshape(-1)
-        return jnp.swapaxes(arcs.reshape(self.backends, self.frontends, self.lanes), 0, 1).reshape(-1)
-
-    def arrivals(self, by_backend: Shaped[Array, " arcs"]) -> Shaped[Array, " backend_lanes"]:
+    def arrivals(self, arcs: Shaped[Array, "backends frontend_lanes"]) -> Shaped[Array, " backend_lanes"]:
         """What comes together at every backend, summed over frontends."""
-        if self.lanes == 1:
-            return jnp.sum(by_backend.reshape(self.backends, self.frontends), axis=1)
-        return jnp.sum(by_backend.reshape(self.frontends, -1), axis=0)
+        return self.ends.total(self.ends.by_end(arcs))
 
     def per_lane(self, values: Shaped[Array, "..."]) -> Shaped[Array, "... lanes"]:
         """`(..., axis * lanes)` summed over the axis."""

@@ -7,14 +7,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics import delay_line
-from dgdlb_jax.numerics.delay_line import DelayLine
+from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Sum, line
+from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
-from dgdlb_jax.simulation.step import Carry, Now, System
+from dgdlb_jax.simulation.step import StepState
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
@@ -87,27 +87,30 @@ def begin(
     observation = field.observe(t0, seen, flow, step)
     policy = field.init(observation)
     velocity = field.velocity(t0, x, observation, policy)[0] if field.flows else None
-    now = Now(
-        k=jnp.zeros((), jnp.int32), routing=x, workload=n, flow=flow,
-        inflow=shape.arrivals(shape.by_backend(flow)), velocity=velocity, reading=seen,
-        policy=policy, peak=n, in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
+    state = StepState(
+        routing=x, workload=n, flow=flow, inflow=shape.arrivals(flow), velocity=velocity, policy=policy, peak=n,
+        in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
         tail=_delay(field, step)[1] * flow if field.counts else None,
     )  # fmt: skip
-    return Carry(now, delay_line.filled(flow.reshape(-1), rows), delay_line.filled(n, rows))
+    news, flows = ChannelState(line.filled(n, rows), seen), ChannelState(line.filled(flow.reshape(-1), rows))
+    return Carry(jnp.zeros((), jnp.int32), state, (news, flows))
 
 
-def send(system: System, carry: Carry, extra: Arcs) -> Carry:
-    """The same state, had `extra` flow been sent just now besides what was routed."""
-    now, wiring, k = carry.now, system.wiring, carry.now.k
+def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
+    """The same carry, had `extra` flow been sent just now besides what was routed."""
+    state, k = carry.state, carry.k
+    news, flow = carry.channels
+    wires = system.channels[1]
+    assert isinstance(wires, Sum)
+    late = system.parameters.late if wires.fraction is None else wires.fraction
     # Where counts are on the wires: of a flow that rises and falls, half has been sent by now.
-    sent = extra if now.tail is None else extra / 2
-    row = delay_line.row(carry.flows, k).reshape(extra.shape) + (1 - wiring.flow.fraction) * sent
-    flows = delay_line.write(carry.flows, k, row)
-    inflow = system.field.shape.arrivals(delay_line.read(flows, k, wiring.flow.offset))
-    now = eqx.tree_at(lambda n: (n.flow, n.inflow), now, (now.flow + extra, inflow))
-    if now.tail is not None:
-        now = eqx.tree_at(lambda n: n.tail, now, now.tail + wiring.flow.fraction * sent)
-    return Carry(now, flows, carry.workloads)
+    sent = extra if state.tail is None else extra / 2
+    row = line.row(flow.line, k).reshape(extra.shape) + (1 - late) * sent
+    flows = line.write(flow.line, k, row)
+    state = eqx.tree_at(lambda s: (s.flow, s.inflow), state, (state.flow + extra, wires.arriving(flows, k)))
+    if state.tail is not None:
+        state = eqx.tree_at(lambda s: s.tail, state, state.tail + late * sent)
+    return Carry(k, state, (news, ChannelState(flows)))
 
 
 def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
@@ -122,36 +125,38 @@ def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
         newest = jnp.take(flows, state.step[0] % flows.shape[0], axis=0)
         tail = _tail(flow, newest, _delay(field, shape.over_frontends(state.time_step))[1])
         flows = (flows + jnp.roll(flows, 1, axis=0)) / 2
-    now = Now(
-        k=state.step[0], routing=shape.arcs(state.routing), workload=shape.last(state.workload),
-        flow=flow, inflow=shape.last(state.inflow),
-        velocity=shape.arcs(state.velocity) if field.flows else None, reading=shape.arcs(state.reading),
+    now = StepState(
+        routing=shape.arcs(state.routing), workload=shape.last(state.workload), flow=flow, inflow=shape.last(state.inflow),
+        velocity=shape.arcs(state.velocity) if field.flows else None,
         policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
         in_flight=state.in_flight if count_wires else None, sums=None, tail=tail,
     )  # fmt: skip
-    workloads = shape.last(state.workload_line).reshape(-1)
-    return Carry(now, DelayLine(flows.reshape(-1), flows.shape[0]), DelayLine(workloads, flows.shape[0]))
+    rows, workloads = flows.shape[0], shape.last(state.workload_line).reshape(-1)
+    news = ChannelState(DelayLine(workloads, rows), shape.arcs(state.reading))
+    return Carry(state.step[0], now, (news, ChannelState(DelayLine(flows.reshape(-1), rows))))
 
 
 def suspend(
     field: Field, carry: Carry, steps: Int[Array, " lanes"], dt: Float[Array, " lanes"], resumable: bool
 ) -> SimulationState:
     """Everything that a later run needs, batch axis first; if there will be none, without the delay lines."""
-    shape, now = field.shape, carry.now
+    shape, now = field.shape, carry.state
+    news, flow = carry.channels
+    assert news.reading is not None
     nothing = jnp.zeros_like(now.routing)
     flow_line = workload_line = None
     in_flight = now.in_flight
     if resumable:
-        rows = carry.flows.rows
-        flows = carry.flows.ring.reshape(rows, shape.backends, -1)
-        flow_line, workload_line = shape.from_arcs(flows), shape.from_last(carry.workloads.ring.reshape(rows, -1))
+        rows = flow.line.rows
+        flows = flow.line.ring.reshape(rows, shape.backends, -1)
+        flow_line, workload_line = shape.from_arcs(flows), shape.from_last(news.line.ring.reshape(rows, -1))
         in_flight = _on_the_wires(field, carry, flows, dt) if in_flight is None else in_flight
     return SimulationState(
-        step=steps.astype(jnp.int32), row=jnp.full(steps.shape, now.k, jnp.int32), time_step=dt,
+        step=steps.astype(jnp.int32), row=jnp.full(steps.shape, carry.k, jnp.int32), time_step=dt,
         routing=shape.from_arcs(now.routing), workload=shape.from_last(now.workload),
         flow=shape.from_arcs(now.flow), inflow=shape.from_last(now.inflow),
         velocity=shape.from_arcs(nothing if now.velocity is None else now.velocity),
-        reading=shape.from_arcs(now.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
+        reading=shape.from_arcs(news.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
         tail=None if now.tail is None else shape.from_arcs(now.tail),
     )  # fmt: skip
@@ -165,14 +170,14 @@ def _on_the_wires(
     By the trapezoidal rule over the whole steps of a latency, where the line does not hold counts; what it holds is a fraction of a
     step old already.
     """
-    now, step = carry.now, field.shape.over_frontends(dt)
+    now, step = carry.state, field.shape.over_frontends(dt)
     lag, fraction = _delay(field, step)
     size = rows.shape[0]
-    age = jnp.mod(now.k - jnp.arange(size), size)[:, None, None]
+    age = jnp.mod(carry.k - jnp.arange(size), size)[:, None, None]
     if now.tail is not None:
         return field.shape.per_lane((step * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)).sum(0))
     whole = (((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows).sum(0)
-    newest = delay_line.row(carry.flows, now.k).reshape(lag.shape)
+    newest = line.row(carry.channels[1].line, carry.k).reshape(lag.shape)
     return field.shape.per_lane((step * (whole + _tail(now.flow, newest, fraction))).sum(0))
 
 

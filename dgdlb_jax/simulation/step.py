@@ -1,38 +1,36 @@
-"""One time step, of second order, and what is summed up along the way.
+r"""One time step, of second order, as a chain of local stages with two channels between them (see `numerics.delay`).
 
 From `t_k` to `t_{k+1}`, for delays that are any real number of steps, shorter than one and zero included:
 
-1. predict the workload by Euler, write workloads of rows k and k+1, read what the frontends see at `t_{k+1} - feedback`;
-2. move the routing with the mean of old and new velocity, and project once (an instant policy jumps);
-3. write the flow of row k+1, read what reaches the backends at `t_{k+1}`;
-4. move the workload by the trapezoidal rule.
+1. `predict` the workload by Euler, and send it to the frontends (`news`: every arc reads its backend after the feedback latency);
+2. `route`: move the routing with the mean of old and new velocity, and project once (an instant policy jumps); send the flow to the
+   backends (`flow`: summed over the arcs of a backend, after the latency);
+3. `arrive`: move the workload by the trapezoidal rule, and sum up what is summed up along the way.
 
-Each line is written before it is read: the order that lets XLA update it in place. Flow is interpolated when it is written, because
-its fraction of a step belongs to the arc that is written; workload when it is read, from this reading and the last one.
-
-Where demand jumps, rates at grid points say little of what is sent in a step, and the line of flow carries *counts* instead: row k+1
+Where demand jumps, rates at grid points say little of what is sent in a step, and the channel of flow carries *counts* instead: row k+1
 holds what is sent on an arc between `t_k` and `t_{k+1}` less the fraction of a step, which arrives in one step. Everything that
 arrives does so exactly when it should, whatever dt is.
 
-What a step does between the lines is four functions, `predict`, `see`, `route` and `arrive`. They know of no delay: the reverse pass
-(see `reverse`) differentiates the same four, and runs its own lines between them.
+The stages know of no delay. In the reverse pass they are told what the run has recorded (`context.recorded`), so that nothing is
+computed again that is known: the routing by its support, the workload, and which workload was the extreme one in the end.
 """
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dgdlb_jax.numerics import delay_line
-from dgdlb_jax.numerics.delay_line import DelayLine, Taps
+from dgdlb_jax.numerics import bits
+from dgdlb_jax.numerics.delay import DelayedSystem, Gather, StepContext, Sum, hold
+from dgdlb_jax.numerics.delay.line import interpolate, split
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import State
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
-from dgdlb_jax.simulation.past import Past
-from dgdlb_jax.simulation.summary import Sums, Window, higher
+from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
 
 Lanes = Float[Array, " lanes"]
-Known = tuple[Arcs, Bool[Array, "backends frontend_lanes"]]
 
 
 class Clock(eqx.Module):
@@ -60,162 +58,128 @@ def length(k: Int[Array, ""], clock) -> Float[Array, "..."]:
     return jnp.where(k < last, dt, 0)
 
 
-class Wiring(eqx.Module):
-    """Where the two delay lines are read."""
-
-    flow: Taps  # offsets `by_backend`, as they arrive; the fraction belongs to the arc that is written
-    workload: Taps
-    overflow: Bool[Array, " lanes"]
-
-    def __init__(self, field: Field, dt: Frontends, rows: int):
-        shape = field.shape
-        sizes = (shape.backends, shape.frontends, shape.lanes)
-        j, i, lane = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.int32) for n in sizes), indexing="ij")
-
-        delay = field.latency / dt
-        flow_column = (j * shape.frontends + i) * shape.lanes + lane
-        flow = delay_line.taps(delay, flow_column.reshape(delay.shape), flow_column.size, rows)
-        self.flow = Taps(shape.by_backend(flow.offset.reshape(delay.shape)), flow.fraction, flow.overflow)
-        workload_column = (j * shape.lanes + lane).reshape(delay.shape)
-        self.workload = delay_line.taps(
-            field.feedback_latency / dt, workload_column, shape.backends * shape.lanes, rows
-        )
-        late = flow.overflow | self.workload.overflow
-        self.overflow = late.reshape(sizes).any((0, 1))
-
-
 class System(eqx.Module):
-    """Everything that stays the same from step to step."""
+    """Everything that stays the same from step to step; `late`: where the channel of flow carries counts, the fraction of a step in
+    every latency."""
 
     field: Field
-    wiring: Wiring
     clock: Clock
     window: Window | None
+    late: Arcs | None
 
 
-class Now(eqx.Module):
-    """What changes from step to step, the delay lines apart. Few arrays, no scalars but the counter: many small ones are slow in
-    XLA's loops."""
+class StepState(eqx.Module):
+    """What changes from step to step, the channels apart. Few arrays and no scalars: many small ones are slow in XLA's loops."""
 
-    k: Int[Array, ""]
     routing: Arcs
     workload: Backends
     flow: Arcs
     inflow: Backends
     velocity: Arcs | None
-    reading: Arcs
     policy: State
     peak: Backends
     in_flight: Lanes | None
     sums: Sums | None
-    tail: Arcs | None = None  # of a line that carries counts: what of the last step arrives a step after the rest
+    tail: Arcs | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
 
 
-class Carry(eqx.Module):
-    """The state between two steps; `past` in a run that can be followed backwards."""
+class Predicted(NamedTuple):
+    """What `predict` hands on."""
 
-    now: Now
-    flows: DelayLine
-    workloads: DelayLine
-    past: Past | None = None
+    now: StepState
+    workload: Backends
 
 
-class Move(eqx.Module):
-    """What the frontends do in one step: `entering` is what goes onto the wires, interpolated for where it will be read.
+class Routed(NamedTuple):
+    """What `route` hands on; with counts, `sent`: what is sent in the step, requests/s, and the `tail` of it."""
 
-    Where the line carries counts: `sent`, what is sent in the step, requests/s, and the `tail` of it.
-    """
-
+    now: StepState
+    predicted: Backends
     routing: Arcs
     velocity: Arcs | None
     policy: State
     flow: Arcs
-    entering: Arcs
     sent: Arcs | None = None
     tail: Arcs | None = None
 
 
-def advance(system: System, carry: Carry, extra: Arcs | None = None) -> Carry:
-    """One step; `extra` is flow that is sent at its end besides what is routed."""
-    shape, wiring, now = system.field.shape, system.wiring, carry.now
-    k, ahead = now.k, now.k + 1
-    predicted = predict(system, now)
-    workloads = delay_line.write(delay_line.write(carry.workloads, k, now.workload), ahead, predicted)
-    reading = delay_line.read(workloads, ahead, wiring.workload.offset).reshape(now.routing.shape)
-    move = route(system, now, see(system, reading, now.reading), extra)
-    flows = delay_line.write(carry.flows, ahead, move.entering)
-    inflow = shape.arrivals(delay_line.read(flows, ahead, wiring.flow.offset))
-    after = arrive(system, now, predicted, reading, move, inflow)
-    past = None if carry.past is None else carry.past.add(ahead, predicted, after.workload)
-    return Carry(after, flows, workloads, past)
+def delayed_system(
+    field: Field, clock: Clock, window: Window | None, rows: int, counts: bool, observe: Callable
+) -> DelayedSystem:
+    """A tile of networks as a system with delays; `counts`: whether the channel of flow carries counts."""
+    shape, step = field.shape, clock.frontends[0]
+    delay = field.latency / step
+    news = Gather(field.feedback_latency / step, shape.ends, rows)
+    flow = Sum(delay, shape.ends, rows, interpolates=not counts)
+    system = System(field, clock, window, split(delay, rows)[1] if counts else None)
+    return DelayedSystem(system, (news, flow), (predict, route, arrive), observe, support)
 
 
-def predict(system: System, now: Now) -> Backends:
+def overflow(system: DelayedSystem) -> Bool[Array, " lanes"]:
+    """In which lanes a latency does not fit the delay lines."""
+    shape = system.parameters.field.shape
+    news, flow = system.channels
+    return (news.overflow | flow.overflow).reshape(shape.backends, shape.frontends, shape.lanes).any((0, 1))
+
+
+def support(state: StepState) -> Array:
+    """Where traffic goes, packed: often all that the reverse pass needs of a routing."""
+    return bits.pack(state.routing > 0)
+
+
+def predict(system: System, context: StepContext, now: StepState, received: None) -> tuple[Predicted, Any]:
     """The workload one step ahead, by Euler."""
-    served = _served(system, now.k, now.k, now.workload)
-    return now.workload + length(now.k, system.clock.backends) * (now.inflow - served)
+    del received
+    k = context.k
+    predicted = now.workload + length(k, system.clock.backends) * (now.inflow - _served(system, k, k, now.workload))
+    if context.recorded is not None:
+        predicted = hold(predicted, context.recorded.predicted)
+    return Predicted(now, predicted), (now.workload, predicted)
 
 
-def see(system: System, reading: Arcs, before: Arcs) -> Arcs:
-    """The workloads that frontends see: what they read, and read one step before, interpolated."""
-    return delay_line.interpolate(reading, before, system.wiring.workload.fraction)
-
-
-def route(system: System, now: Now, seen: Arcs, extra: Arcs | None = None, known: Known | None = None) -> Move:
-    """What the frontends do when they see these workloads; `known` is the new routing where it is known already, and its support."""
-    field, clock, wiring = system.field, system.clock, system.wiring
-    t, step = time(now.k + 1, clock.frontends), length(now.k, clock.frontends)
-    routing, velocity, policy = _route(field, now, t, step, seen, known)
+def route(system: System, context: StepContext, held: Predicted, seen: Arcs) -> tuple[Routed, Any]:
+    """What the frontends do when they see these workloads; the input of a frame is flow that is sent at its end besides."""
+    field, clock, now, k = system.field, system.clock, held.now, context.k
+    t, step = time(k + 1, clock.frontends), length(k, clock.frontends)
+    extra = None if context.input is None else jnp.where(context.ends_frame, context.input, 0)
+    routing, velocity, policy = _route(field, now, t, step, seen, context)
     flow = field.arrival_rate(t) * routing
     flow = flow if extra is None else flow + extra
-    if now.tail is None:
-        return Move(routing, velocity, policy, flow, delay_line.interpolate(flow, now.flow, wiring.flow.fraction))
-    sent = _dispatched(system, now, routing, extra, jnp.ones_like(t))
-    first = _dispatched(system, now, routing, extra, 1 - wiring.flow.fraction)
-    return Move(routing, velocity, policy, flow, now.tail + first, sent, sent - first)
+    move = Routed(now, held.workload, routing, velocity, policy, flow)
+    if system.late is None or now.tail is None:
+        return move, (now.flow, flow)
+    sent = _dispatched(system, k, now, routing, extra, jnp.ones_like(t))
+    first = _dispatched(system, k, now, routing, extra, 1 - system.late)
+    return move._replace(sent=sent, tail=sent - first), now.tail + first
 
 
-def arrive(
-    system: System,
-    now: Now,
-    predicted: Backends,
-    reading: Arcs,
-    move: Move,
-    inflow: Backends,
-    known: Backends | None = None,
-) -> Now:
-    """The state after the step: workloads by the trapezoidal rule, and what is summed up; `known` is its workload where it is known
-    already."""
-    shape, clock, window, k = system.field.shape, system.clock, system.window, now.k
+def arrive(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[StepState, None]:
+    """The state after the step: workloads by the trapezoidal rule, and what is summed up."""
+    shape, clock, window = system.field.shape, system.clock, system.window
+    now, k, recorded = move.now, context.k, context.recorded
     step_f, step_b = length(k, clock.frontends), length(k, clock.backends)
     if move.sent is None:
         sent, arrived = now.flow + move.flow, now.inflow + inflow  # twice the mean of the step
     else:
         sent, arrived = 2 * move.sent, 2 * inflow
-    served = _served(system, k, k, now.workload) + _served(system, k, k + 1, predicted)
+    served = _served(system, k, k, now.workload) + _served(system, k, k + 1, move.predicted)
     workload = now.workload + step_b / 2 * (arrived - served)
-    workload = workload if known is None else _hold(workload, known)
+    if recorded is not None:
+        workload = hold(workload, recorded.after.workload)
     in_flight = now.in_flight
     if in_flight is not None:
         gained = shape.per_lane(jnp.sum(sent, axis=0)) - shape.per_lane(arrived)
         in_flight = in_flight + length(k, clock.lanes) / 2 * gained
-    return Now(
-        k=k + 1, routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity,
-        reading=reading, policy=move.policy, peak=higher(now.peak, workload), in_flight=in_flight,
-        sums=None if window is None or now.sums is None else window.add(
-            now.sums, k, step_f, step_b, sent, now.workload, workload
-        ), tail=move.tail,
+    end = None if recorded is None else recorded.end
+    sums = None
+    if window is not None and now.sums is not None:
+        sums = window.add(now.sums, k, step_f, step_b, sent, now.workload, workload, end and end.sums)
+    peak = higher(now.peak, workload) if end is None else set_by(now.peak, workload, end.peak)
+    after = StepState(
+        routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
+        peak=peak, in_flight=in_flight, sums=sums, tail=move.tail,
     )  # fmt: skip
-
-
-@jax.custom_jvp
-def _hold(computed: Backends, known: Backends) -> Backends:
-    """What is known, with the derivative of how it is computed."""
-    del computed
-    return known
-
-
-_hold.defjvp(lambda primals, tangents: (primals[1], tangents[0]))
+    return after, None
 
 
 def _served(system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Backends) -> Backends:
@@ -224,18 +188,20 @@ def _served(system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Bac
     return system.field.service_rate(time(at, clock), workload, (time(k, clock), length(k, clock)))
 
 
-def _dispatched(system: System, now: Now, routing: Arcs, extra: Arcs | None, part: Arcs | Frontends) -> Arcs:
+def _dispatched(
+    system: System, k: Int[Array, ""], now: StepState, routing: Arcs, extra: Arcs | None, part: Arcs | Frontends
+) -> Arcs:
     """What is sent in the first part of a step, over the length of all of it; routing and extra flow move on straight lines."""
     field, clock = system.field, system.clock.frontends
-    start, step = time(now.k, clock), length(now.k, clock)
+    start, step = time(k, clock), length(k, clock)
     besides = now.flow - field.arrival_rate(start) * now.routing
     extra = jnp.zeros_like(besides) if extra is None else extra
-    middle = lambda before, after: delay_line.interpolate(before, after, part / 2)
+    middle = lambda before, after: interpolate(before, after, part / 2)
     return part * (field.mean_arrival_rate(start, step, part) * middle(now.routing, routing) + middle(besides, extra))
 
 
 def _route(
-    field: Field, now: Now, t: Frontends, step: Frontends, seen: Arcs, known: Known | None
+    field: Field, now: StepState, t: Frontends, step: Frontends, seen: Arcs, context: StepContext
 ) -> tuple[Arcs, Arcs | None, State]:
     guess = now.routing > 0
     if now.velocity is None:
@@ -250,6 +216,8 @@ def _route(
     if weight is None:
         target = now.routing + step / 2 * (now.velocity + velocity)
     else:
-        target = now.routing + step * delay_line.interpolate(velocity, now.velocity, weight)
-    routing = project_simplex(target, field.mask, guess) if known is None else hold_on_simplex(target, *known)
-    return routing, velocity, policy
+        target = now.routing + step * interpolate(velocity, now.velocity, weight)
+    if context.recorded is None:
+        return project_simplex(target, field.mask, guess), velocity, policy
+    known = context.recorded.after.routing, bits.unpack(context.recorded.memo, len(target))
+    return hold_on_simplex(target, *known), velocity, policy

@@ -42,7 +42,7 @@ def _compensated(value: Array, lost: Array, part: Array) -> tuple[Array, Array]:
 
 @_compensated.defjvp
 def _compensated_jvp(primals, tangents):
-    """Sums of slopes are compensated as well. The way back has nothing to sum: to it, what is lost is zero."""
+    """Sums of slopes are compensated as well. The reverse pass has nothing to sum: to it, what is lost is zero."""
 
     def back(_, cotangents):
         total, lost = cotangents
@@ -54,13 +54,19 @@ def _compensated_jvp(primals, tangents):
 
 
 def lower(sofar: Array, now: Array) -> Array:
-    """The lower one. Of equal ones the last counts, whatever JAX's own would do with derivatives; so the way back can tell."""
+    """The lower one. Of equal ones the last counts, whatever JAX's own would do with derivatives; so the reverse pass can tell."""
     return jnp.where(now > sofar, sofar, now)
 
 
 def higher(sofar: Array, now: Array) -> Array:
     """The higher one, of equal ones the last."""
     return jnp.where(now < sofar, sofar, now)
+
+
+def set_by(sofar: Array, now: Array, end: Array) -> Array:
+    """In place of `lower` and `higher` in a reverse pass, which knows the extreme of all: it has its derivative from the last value
+    that is equal to it, and its values are not recorded."""
+    return jnp.where(now == end, now, sofar)
 
 
 class Sums(eqx.Module):
@@ -115,8 +121,12 @@ class Window(eqx.Module):
         flows: Arcs,
         before: Backends,
         after: Backends,
+        end: Sums | None = None,
     ) -> Sums:
-        """One step by the trapezoidal rule; `flows` is the sum of the flows before and after. Outside the window its weight is 0."""
+        """One step by the trapezoidal rule; `flows` is the sum of the flows before and after. Outside the window its weight is 0.
+
+        `end`: in a reverse pass the sums in the end.
+        """
         start, middle, last = self.marks
         weight_f = jnp.where(k >= self.start, step_f / 2, 0)
         weight_b = jnp.where(k >= start, step_b / 2, 0)
@@ -126,12 +136,14 @@ class Window(eqx.Module):
         # Compared, not stacked: a fused kernel cannot put arrays together.
         second = jax.lax.broadcasted_iota(jnp.int32, (2, 1), 0) == 1
         rise = jnp.where(weight_b > 0, lever.astype(after.dtype) * (before + after) / 2, 0)
+        lowest = lower(sums.lowest, after) if end is None else set_by(sums.lowest, after, end.lowest)
+        highest = higher(sums.highest, after) if end is None else set_by(sums.highest, after, end.highest)
         return Sums(
             flow=sums.flow.plus(weight_f * flows),
             workload=sums.workload.plus(weight_b * (before + after)),
             deviation=self._deviation(sums, weight_b, before, after),
-            lowest=jnp.where(inside, lower(sums.lowest, after), sums.lowest),
-            highest=jnp.where(inside, higher(sums.highest, after), sums.highest),
+            lowest=jnp.where(inside, lowest, sums.lowest),
+            highest=jnp.where(inside, highest, sums.highest),
             rise=sums.rise.plus(jnp.where(late == second, rise, 0)),
         )
 

@@ -32,7 +32,7 @@ from dgdlb_jax.experiments.sweep.measures import (
 from dgdlb_jax.experiments.sweep.spec import Spec
 from dgdlb_jax.experiments.verdict import INSTANTS, LAST_PART
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay_line import rows_for
+from dgdlb_jax.numerics.delay import rows_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.checks import LARGEST_LINE, LARGEST_STEP
 from dgdlb_jax.simulation.engine import simulate_batch

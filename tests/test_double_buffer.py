@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.numerics import pair
+from dgdlb_jax.numerics.delay.double_buffer import DoubleBuffer
 
 
-def test_a_pair_remembers_the_last_two(rng):
+def test_it_remembers_the_last_two(rng):
     values = rng.normal(size=(7, 3, 4))
-    two = pair.blank(jnp.asarray(values[0]))
+    two = DoubleBuffer.zeros(values[0].shape, values.dtype)
     for k, value in enumerate(values):
         two = two.write(jnp.asarray(k, jnp.int32), jnp.asarray(value))
         np.testing.assert_array_equal(two.at(jnp.asarray(k, jnp.int32)), value)
@@ -20,7 +20,7 @@ def test_a_pair_remembers_the_last_two(rng):
 
 
 def test_a_loop_copies_neither():
-    """Why there are pairs: XLA copies what a loop carries as two arrays, and not a pair, which is written first and read then."""
+    """Why there is such a thing: XLA copies what a loop carries as two arrays, and not as one that is written first and read then."""
     x = jnp.ones((16, 32))
 
     def as_arrays(k, state):
@@ -28,7 +28,7 @@ def test_a_loop_copies_neither():
         new = jnp.sin(total)
         return new, total + new - last
 
-    def as_pair(k, state):
+    def as_one(k, state):
         two, total = state
         two = two.write(k, jnp.sin(total))
         return two, total + two.at(k) - two.at(k - 1)
@@ -38,4 +38,4 @@ def test_a_loop_copies_neither():
         return len(re.findall(r",32\]\S* copy\(", loop.lower(state).compile().as_text()))
 
     given = 2  # copied before the loop, which must not overwrite it
-    assert copies(as_pair, (pair.blank(x), x)) == given < copies(as_arrays, (x, x))
+    assert copies(as_one, (DoubleBuffer.zeros(x.shape, x.dtype), x)) == given < copies(as_arrays, (x, x))

@@ -1,0 +1,53 @@
+"""How much a run remembers for its reverse mode."""
+
+import math
+from dataclasses import dataclass
+
+import equinox as eqx
+
+from dgdlb_jax.numerics.results import InputError
+
+_LITTLE = 256e6  # bytes up to which every step is remembered unless the user says otherwise
+
+
+class FullStorage(eqx.Module):
+    """Remember every step: fastest, memory in proportion to the length of the run."""
+
+
+class Checkpoints(eqx.Module):
+    """Remember the state every so many steps, and compute what lies between again in the reverse pass: one more forward run.
+
+    **Arguments:** `every`: steps between two checkpoints, at least as many as the delay buffer has rows (a checkpoint holds all of the
+    buffer). By default as many as need the least memory, about the square root of the length of the run.
+
+    **Raises:** `InputError` for less than one step.
+    """
+
+    every: int | None = eqx.field(static=True)
+
+    def __init__(self, every: int | None = None):
+        if every is not None and (every < 1 or every != int(every)):
+            raise InputError(f"Checkpoints(every={every}): give a whole number of steps, at least 1.")
+        self.every = None if every is None else int(every)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the user chose to remember, and how many runs like this one share the memory."""
+
+    adjoint: FullStorage | Checkpoints | None
+    runs: float
+
+    def segment(self, steps: int, rows: int, step: int, checkpoint: int) -> int | None:
+        """Steps between two checkpoints; None for no checkpoints.
+
+        **Arguments:** `steps` of the run, `rows` of the buffer, and how many bytes a remembered `step` and a `checkpoint` of it take.
+        """
+        adjoint = self.adjoint
+        if adjoint is None:
+            adjoint = FullStorage() if self.runs * steps * step <= _LITTLE else Checkpoints()
+        if isinstance(adjoint, FullStorage):
+            return None
+        every = math.isqrt(steps * checkpoint // step) if adjoint.every is None else adjoint.every
+        every = max(every, rows)
+        return every if every < steps else None

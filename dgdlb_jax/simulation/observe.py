@@ -1,0 +1,31 @@
+"""What is saved of one instant."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from dgdlb_jax.simulation.step import StepState, System, time
+
+
+@dataclass(frozen=True)
+class ObserveFields:
+    """The time and some fields of an instant, batch axis first."""
+
+    fields: tuple[str, ...]
+
+    def __call__(self, system: System, k: Int[Array, ""], now: StepState) -> dict[str, Array]:
+        """Of the state at step `k`."""
+        field, clock = system.field, system.clock
+        shape = field.shape
+        values: dict[str, Callable[[], Array]] = {
+            "routing": lambda: shape.from_arcs(now.routing),
+            "workload": lambda: shape.from_last(now.workload),
+            "arrival_rate": lambda: shape.from_last(field.arrival_rate(time(k, clock.frontends))),
+            "cost_rate": lambda: (
+                shape.per_lane(now.workload) + shape.per_lane(jnp.sum(now.flow * field.cost_latency, axis=0))
+            ),
+            "in_flight": lambda: jnp.asarray(now.in_flight),
+        }
+        return {"time": time(k, clock.lanes)} | {name: values[name]() for name in self.fields}
