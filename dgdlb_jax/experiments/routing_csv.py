@@ -39,10 +39,10 @@ def read_routing(path: str | Path, network: Network) -> FixedRouting:
     path, chosen = _chosen(Path(path))
     if path.suffix in (".yaml", ".yml"):
         raise InputError(f"{path}: YAML is not read; give the same as JSON (kubectl get ... -o json).")
-    text = _json_text(path)
-    if text is not None:
+    text = read_text(path, "--current: ").removeprefix("\ufeff")
+    if text.lstrip()[:1] in ("{", "["):
         return _from_document(path, chosen, text, network)
-    rows = _rows(path)
+    rows = _rows(path, text)
     frontends, backends = frontend_names(network), backend_names(network)
     mask = np.asarray(network.mask)
     shares, seen = np.zeros(mask.shape), {}
@@ -75,15 +75,6 @@ def _chosen(path: Path) -> tuple[Path, str | None]:
     """`routing.json#optimum` is the routing called optimum in `routing.json`."""
     stem, mark, name = path.name.rpartition("#")
     return (path.with_name(stem), name) if mark and stem and not path.exists() else (path, None)
-
-
-def _json_text(path: Path) -> str | None:
-    """The text of a file that begins like JSON; None for any other, and for what cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError):
-        return None
-    return text if text.lstrip()[:1] in ("{", "[") else None
 
 
 def _from_document(path: Path, chosen: str | None, text: str, network: Network) -> FixedRouting:
@@ -146,8 +137,7 @@ def _named(path: Path, what: str, name: str, known: tuple[str, ...], labels: lis
     raise InputError(f"{path}: no {what} is called {name!r}{_hint(name, known)}")
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    text = read_text(path, "--current: ").removeprefix("\ufeff")
+def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
         _check_header(path, reader.fieldnames or [])
