@@ -202,13 +202,13 @@ def single_precision():
 
 @contextmanager
 def compilations():
-    """A list that grows with every trace and every compilation while the context is open."""
+    """A list that grows with every trace and every compilation while the context is open: the event, and the function's name."""
     seen, is_open = [], True
 
     def listen(event, duration, **details):
-        del duration, details
+        del duration
         if is_open and event.startswith("/jax/core/compile/"):
-            seen.append(event)
+            seen.append(f"{event} {details.get('fun_name', '')}")
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

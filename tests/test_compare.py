@@ -25,6 +25,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Exponential, Hyperbolic
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.static import FixedRouting, Uniform
+from helpers import compilations
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -237,6 +238,21 @@ def test_a_flat_trace_has_the_optimum_as_its_reference(flat, comparison):
     document = to_json(flat)["balancers"][0]
     assert document["verdict"] == "settled"
     assert document["null_because"]["settle_time"].endswith("demand moves")
+
+
+def test_mean_rates_and_a_trace_share_compiled_programs(flat, comparison):
+    """What was compiled for a trace runs the constant rates too, and they come out the same; one of another shape is compiled."""
+    longer = small_network(arrival_rate=Trace(20.0, np.ones((7, 2))))
+    with compilations() as shared:
+        alike = compare(small_network(), ["uniform"], alike=flat.network, **SETTINGS)
+    with compilations() as new:
+        compare(small_network(), ["uniform"], alike=longer, **SETTINGS)
+    assert not [name for name in shared if "_run" in name]
+    assert [name for name in new if "_run" in name]
+    assert not alike.moving
+    wanted = comparison.outcomes["uniform"]
+    assert alike.outcomes["uniform"].mean_latency == pytest.approx(wanted.mean_latency, rel=1e-12)
+    assert alike.outcomes["uniform"].verdict is wanted.verdict
 
 
 def test_a_run_under_a_trace_is_a_group_of_the_same_file(flat, comparison, tmp_path):

@@ -35,10 +35,7 @@ def explain_infeasible(network: Network, results: Int[Array, "*batch"]) -> None:
 
 def _shortage(network: Network) -> str | None:
     rate, mask = np.asarray(network.arrival_rate, float), np.asarray(network.mask)
-    supremum = np.asarray(network.service.supremum, float)
-    if network.capacity is not None:
-        factor = np.asarray(network.capacity.mean_rate, float)
-        supremum = np.where(factor > 0, factor * supremum, 0)
+    supremum = np.asarray(network.mean_service.supremum, float)
     for margin in (0.0, _SATURATED):
         senders, backends = _bottleneck(rate, mask, (1 - margin) * supremum)
         asked, offered = rate[senders].sum(), supremum[backends].sum()

@@ -36,15 +36,14 @@ def limit_elasticities(
     **Source:** first-order perturbation of an eigenvalue, and the implicit function theorem for the optimum; own derivation.
     """
     shape = network.latency.shape
-    if not np.isfinite(mode.step_size):
+    if not (np.isfinite(mode.step_size) and mode.frequency > 0):  # nothing swings
         return np.zeros(shape), np.zeros(shape[1])
     policy = DGDLB(jnp.broadcast_to(jnp.asarray(step_size, network.latency.dtype), shape[:1]))
     network, frequency = network.anonymous(), mode.frequency
     matrix = np.asarray(_matrix(network, policy, optimum, frequency))
     left = jnp.asarray(_left_vector(matrix, np.asarray(mode.workload)))
-    link, capacity, workload = map(
-        np.asarray, _gradient(network, policy, optimum, frequency, mode.workload, left)
-    )  # what follows from each while the others stay
+    direct = _gradient(network, policy, optimum, frequency, mode.workload, left)
+    link, capacity, workload = map(np.asarray, direct)
     more_link, more_capacity = _through_optimum(network, optimum, workload)
     return link + more_link, capacity + more_capacity
 
@@ -64,6 +63,8 @@ def _matrix(network: Network, policy: DGDLB, optimum: Optimum, frequency: Float[
 
 @eqx.filter_jit
 def _gradient(network: Network, policy: DGDLB, optimum: Optimum, frequency, right, left) -> tuple[Array, ...]:
+    """Of the logarithm of the limit: by links, by capacities and by workloads, each while the others stay."""
+
     def log_limit(link, capacity, workload) -> Float[Array, ""]:
         changed = _changed(network, jnp.exp(link), jnp.exp(capacity))
         moved = eqx.tree_at(lambda best: best.workload, optimum, workload)

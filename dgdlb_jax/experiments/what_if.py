@@ -67,8 +67,6 @@ def _change(network: Network, before: float) -> Change:
     best = solve_optimum(network, throw=False)
     if int(best.result) == Result.successful:
         return Change(float(best.mean_latency) - before)
-    supremum = np.asarray(network.service.supremum, float)
-    if network.capacity is not None:
-        supremum = supremum * np.asarray(network.capacity.mean_rate, float)
+    supremum = np.asarray(network.mean_service.supremum, float)
     mask = np.asarray(network.mask)
     return Change(float("nan"), missing_capacity(np.asarray(network.arrival_rate, float), mask, supremum))

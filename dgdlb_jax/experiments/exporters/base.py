@@ -1,5 +1,6 @@
 """What an exporter is: a format in which other programs take routings, written and read back."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -47,6 +48,18 @@ class Exporter(NamedTuple):
         if self.total is None:
             return shares
         return np.array([whole_weights(row, self.total, self.most) for row in shares]) / self.total
+
+
+def json_exporter(
+    name: str,
+    total: int,
+    document: Callable[[Shares, Names], dict[str, Any]],
+    read: Callable[[Any], ByName | None],
+    most: int | None = None,
+) -> Exporter:
+    """A format whose files are JSON documents."""
+    write = lambda shares, names: json.dumps(document(shares, names), indent=2)
+    return Exporter(name, ".json", total, write, read, most)
 
 
 def whole_weights(row: Float[np.ndarray, " backends"], total: int = TOTAL_WEIGHT, most: int | None = None) -> list[int]:

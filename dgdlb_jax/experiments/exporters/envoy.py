@@ -3,19 +3,18 @@
 Schema: `envoy.config.bootstrap.v3.Bootstrap`, `envoy.config.route.v3.WeightedCluster` of Envoy's published API (v3).
 """
 
-import json
 from typing import Any
 
 from dgdlb_jax.experiments.exporters.base import (
     TOTAL_WEIGHT,
     ByName,
-    Exporter,
     Names,
     Shares,
+    json_exporter,
     shares_of,
     slugs,
     weights_of,
-)  # fmt: skip
+)
 
 _FIRST_PORT = 10_000
 
@@ -88,10 +87,4 @@ def _read(document: Any) -> ByName | None:
     return found
 
 
-EXPORTER = Exporter(
-    name="envoy",
-    suffix=".json",
-    total=TOTAL_WEIGHT,
-    write=lambda shares, names: json.dumps(envoy_bootstrap(shares, names), indent=2),
-    read=_read,
-)
+EXPORTER = json_exporter("envoy", TOTAL_WEIGHT, envoy_bootstrap, _read)

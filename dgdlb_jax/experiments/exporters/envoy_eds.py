@@ -7,19 +7,18 @@ subscribes to the assignment of its own name (`eds_cluster_config.service_name`)
 Schema: `envoy.service.discovery.v3.DiscoveryResponse`, `envoy.config.endpoint.v3.ClusterLoadAssignment` of Envoy's published API (v3).
 """
 
-import json
 from typing import Any
 
 from dgdlb_jax.experiments.exporters.base import (
     TOTAL_WEIGHT,
     ByName,
-    Exporter,
     Names,
     Shares,
+    json_exporter,
     shares_of,
     slugs,
     weights_of,
-)  # fmt: skip
+)
 from dgdlb_jax.experiments.exporters.envoy import address
 
 _TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
@@ -60,10 +59,4 @@ def _read(document: Any) -> ByName | None:
     return found
 
 
-EXPORTER = Exporter(
-    name="envoy-eds",
-    suffix=".json",
-    total=TOTAL_WEIGHT,
-    write=lambda shares, names: json.dumps(_document(shares, names), indent=2),
-    read=_read,
-)
+EXPORTER = json_exporter("envoy-eds", TOTAL_WEIGHT, _document, _read)

@@ -6,20 +6,19 @@ the largest shares are kept. Apply the list with kubectl.
 Schema: HTTPRoute of gateway.networking.k8s.io/v1 (Gateway API 1.0 and later).
 """
 
-import json
 from typing import Any
 
 from dgdlb_jax.experiments.exporters.base import (
     TOTAL_WEIGHT,
     ByName,
-    Exporter,
     Names,
     Shares,
     items,
+    json_exporter,
     shares_of,
     slugs,
     weights_of,
-)  # fmt: skip
+)
 
 _MOST = 16
 
@@ -54,11 +53,4 @@ def _read(document: Any) -> ByName | None:
     return found or None
 
 
-EXPORTER = Exporter(
-    name="gateway-api",
-    suffix=".json",
-    total=TOTAL_WEIGHT,
-    write=lambda shares, names: json.dumps(_document(shares, names), indent=2),
-    read=_read,
-    most=_MOST,
-)
+EXPORTER = json_exporter("gateway-api", TOTAL_WEIGHT, _document, _read, _MOST)

@@ -6,12 +6,20 @@ and the like made dashes. Istio distributes by locality only where outlier detec
 Schema: DestinationRule of networking.istio.io/v1 (Istio 1.22 and later).
 """
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from dgdlb_jax.experiments.exporters.base import ByName, Exporter, Names, Shares, items, shares_of, slugs, weights_of
+from dgdlb_jax.experiments.exporters.base import (
+    ByName,
+    Names,
+    Shares,
+    items,
+    json_exporter,
+    shares_of,
+    slugs,
+    weights_of,
+)
 
 _TOTAL = 100
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -63,10 +71,4 @@ def _read(document: Any) -> ByName | None:
     return found or None
 
 
-EXPORTER = Exporter(
-    name="istio",
-    suffix=".json",
-    total=_TOTAL,
-    write=lambda shares, names: json.dumps(_document(shares, names), indent=2),
-    read=_read,
-)
+EXPORTER = json_exporter("istio", _TOTAL, _document, _read)

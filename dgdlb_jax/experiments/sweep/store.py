@@ -32,6 +32,7 @@ from dgdlb_jax.experiments.sweep.lock import Lock
 from dgdlb_jax.experiments.sweep.manifest import Damage
 from dgdlb_jax.experiments.sweep.measures import wanted
 from dgdlb_jax.experiments.sweep.spec import Spec
+from dgdlb_jax.numerics.files import flush
 from dgdlb_jax.numerics.results import InputError
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Store:
                     array[region if region else ...] = values[name].reshape(shape)
                 sums = {}
                 for file in files:
-                    _flush(file)
+                    flush(file)
                     sums[str(file.relative_to(self.path))] = manifest.checksum(file)
                 entry = {"chunk": chunk, "frame": self._frame, "files": sums, **notes}
                 _write_whole(self._entry(chunk), manifest.seal(entry))
@@ -309,16 +310,7 @@ def _write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Make sure that a file or a folder is on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(path.parent)
 
 
 def _move_folder(draft: Path, path: Path) -> None:
