@@ -231,6 +231,12 @@ def test_what_cannot_be_imported_is_one_sentence(name, tmp_path, monkeypatch, ca
     assert message.count("\n") == 1
 
 
+def test_a_file_does_not_take_the_place_of_a_library(tmp_path):
+    (tmp_path / "json.py").write_text("")
+    assert main(["--import", str(tmp_path / "json.py"), "fleets"]) == 0
+    assert sys.modules["json"] is json
+
+
 @pytest.mark.parametrize(
     ("register", "expected"),
     [

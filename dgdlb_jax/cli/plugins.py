@@ -28,9 +28,14 @@ def load(name: str) -> None:
 
 
 def _load_file(path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    from dgdlb_jax.numerics.results import InputError
+
+    if not path.is_file():
+        raise InputError(f"--import {path}: there is no such file; check the path.")
+    name = f"dgdlb_import_{path.stem}"  # of its own: a file called json.py must not take the place of a library
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses and pickles look a module up by its name
+    sys.modules[name] = module  # dataclasses and pickles look a module up by its name
     spec.loader.exec_module(module)
