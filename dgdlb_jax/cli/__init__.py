@@ -82,7 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 class Interrupts:
     """Ctrl-C is raised again every three seconds until it is heard: Python drops one that arrives in a callback, such as those of the
-    garbage collector that run when a long compilation ends. Does nothing in a thread, which is never interrupted."""
+    garbage collector that run when a long compilation ends, and says so with a traceback, which nobody needs. Does nothing in a thread,
+    which is never interrupted."""
 
     def __init__(self) -> None:
         self.any, self._before = False, {}
@@ -91,11 +92,13 @@ class Interrupts:
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and hasattr(signal, "setitimer") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._before = {number: signal.signal(number, self._raise) for number in (signal.SIGINT, signal.SIGALRM)}
+            self._report, sys.unraisablehook = sys.unraisablehook, self._dropped
         return self
 
     def __exit__(self, *_) -> None:
         if self._before:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = self._report
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -104,6 +107,10 @@ class Interrupts:
         self.any = True
         signal.setitimer(signal.ITIMER_REAL, 3.0)
         raise KeyboardInterrupt
+
+    def _dropped(self, dropped: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            self._report(dropped)
 
 
 def _answer(options: argparse.Namespace) -> int:

@@ -151,6 +151,31 @@ def test_an_interrupt_during_imports_is_quiet(rng, count):
         assert (code, "Traceback" in error) == (130, False), error
 
 
+@posix
+def test_an_interrupt_that_python_drops_comes_again_quietly():
+    """One that arrives while an object is finalised is dropped, with a traceback, unless somebody sees to it."""
+    code = """
+import os, signal, time
+from dgdlb_jax.cli import Interrupts
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+
+with Interrupts() as heard:
+    item = Finalised()
+    del item
+    print(heard.any)
+    try:
+        time.sleep(20)
+    except KeyboardInterrupt:
+        print("again")
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=own_process(), capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["True", "again"], "")
+
+
 def test_the_command_line_in_a_thread_of_somebody_else(capsys):
     found = []
     thread = threading.Thread(target=lambda: found.append(main(["fleets"])))
