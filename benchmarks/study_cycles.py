@@ -13,7 +13,7 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 
 from common import machine
-from dgdlb_jax.experiments.cycle_map import cycle_map
+from dgdlb_jax.studies.cycle_map import cycle_map
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
             f"  {distance:8g}  " + "  ".join(f"{share:5.2f}" for share in np.nanmean(found.failed, axis=(0, 1, 2))[d])
         )
     if options.picture:
-        from dgdlb_jax.experiments.stability_plots import cycle_map_plot
+        from dgdlb_jax.reports.stability_plots import cycle_map_plot
 
         cycle_map_plot(found).savefig(options.picture, dpi=130)
 

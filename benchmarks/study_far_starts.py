@@ -13,8 +13,8 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 
 from common import machine
-from dgdlb_jax.experiments.stability import from_far, study_networks
 from dgdlb_jax.model.network import stack
+from dgdlb_jax.studies.stability import from_far, study_networks
 
 FAMILIES = ("equal", "three decades", "geographic")
 

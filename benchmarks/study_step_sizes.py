@@ -15,8 +15,8 @@ import numpy as np
 
 import dgdlb_jax as dgd
 from common import machine
-from dgdlb_jax.experiments.stability import LATENCIES, study_networks, tightness
-from dgdlb_jax.model.fleets.load import fleet_names
+from dgdlb_jax.fleets.load import fleet_names
+from dgdlb_jax.studies.stability import LATENCIES, study_networks, tightness
 
 
 def one(name: str) -> dgd.Network:
@@ -58,7 +58,7 @@ def main() -> None:
             note = "off by more than 1 %" if rule == "observed" else "above the exact limit"
             print(f"  {rule:20s} {low:.3f} / {middle:.3f} / {high:.3f}   {above} {note}", flush=True)
     if options.picture and found:
-        from dgdlb_jax.experiments.stability_plots import tightness_plot
+        from dgdlb_jax.reports.stability_plots import tightness_plot
 
         tightness_plot(found).figure.savefig(options.picture, dpi=130)
 

@@ -15,8 +15,8 @@ import numpy as np
 
 import dgdlb_jax as dgd
 from common import machine
-from dgdlb_jax.analysis.critical import critical_mode
-from dgdlb_jax.experiments.stability import coarsest_step, observe_limit, study_networks
+from dgdlb_jax.stability.critical import critical_mode
+from dgdlb_jax.studies.stability import coarsest_step, observe_limit, study_networks
 
 
 def main() -> None:

@@ -7,36 +7,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dgdlb_jax.analysis import conditions as conditions
-    from dgdlb_jax.analysis.best import BestStepSize as BestStepSize
-    from dgdlb_jax.analysis.best import best_step_size as best_step_size
-    from dgdlb_jax.analysis.critical import CriticalMode as CriticalMode
-    from dgdlb_jax.analysis.critical import count_unstable_roots as count_unstable_roots
-    from dgdlb_jax.analysis.critical import critical_mode as critical_mode
-    from dgdlb_jax.analysis.critical import critical_step_size as critical_step_size
-    from dgdlb_jax.analysis.gradients import MarginalLatency as MarginalLatency
-    from dgdlb_jax.analysis.gradients import marginal_latency as marginal_latency
-    from dgdlb_jax.analysis.linearise import Linearisation as Linearisation
-    from dgdlb_jax.analysis.linearise import linearise as linearise
-    from dgdlb_jax.analysis.optimum import Optimum as Optimum
-    from dgdlb_jax.analysis.optimum import solve_optimum as solve_optimum
-    from dgdlb_jax.analysis.roots import Spectrum as Spectrum
-    from dgdlb_jax.analysis.roots import characteristic_roots as characteristic_roots
-    from dgdlb_jax.analysis.shadow_prices import ShadowPrices as ShadowPrices
-    from dgdlb_jax.analysis.shadow_prices import shadow_prices as shadow_prices
-    from dgdlb_jax.analysis.step_size import default_step_size as default_step_size
-    from dgdlb_jax.analysis.step_size import drain_time as drain_time
-    from dgdlb_jax.analysis.step_size import slowest_decay_rate as slowest_decay_rate
-    from dgdlb_jax.analysis.step_size import suggest_dt as suggest_dt
-    from dgdlb_jax.analysis.step_size import suggest_duration as suggest_duration
-    from dgdlb_jax.analysis.sufficient import sufficient_step_size as sufficient_step_size
-    from dgdlb_jax.analysis.tuning import Tuned as Tuned
-    from dgdlb_jax.analysis.tuning import transient_latency as transient_latency
-    from dgdlb_jax.analysis.tuning import tune as tune
-    from dgdlb_jax.experiments.compare import Comparison as Comparison
-    from dgdlb_jax.experiments.compare import compare as compare
-    from dgdlb_jax.experiments.sweep import open_sweep as open_sweep
-    from dgdlb_jax.experiments.sweep import sweep as sweep
+    from dgdlb_jax.equilibrium.optimum import Optimum as Optimum
+    from dgdlb_jax.equilibrium.optimum import solve_optimum as solve_optimum
+    from dgdlb_jax.equilibrium.prices import ShadowPrices as ShadowPrices
+    from dgdlb_jax.equilibrium.prices import shadow_prices as shadow_prices
+    from dgdlb_jax.fleets import list_fleets as list_fleets
+    from dgdlb_jax.fleets import load_fleet as load_fleet
+    from dgdlb_jax.gradients.marginal import MarginalLatency as MarginalLatency
+    from dgdlb_jax.gradients.marginal import marginal_latency as marginal_latency
+    from dgdlb_jax.gradients.tuning import Tuned as Tuned
+    from dgdlb_jax.gradients.tuning import transient_latency as transient_latency
+    from dgdlb_jax.gradients.tuning import tune as tune
     from dgdlb_jax.model import topologies as topologies
     from dgdlb_jax.model.demand import AbstractDemand as AbstractDemand
     from dgdlb_jax.model.demand import Constant as Constant
@@ -44,8 +25,6 @@ if TYPE_CHECKING:
     from dgdlb_jax.model.demand import Jumps as Jumps
     from dgdlb_jax.model.demand import Trace as Trace
     from dgdlb_jax.model.demand_kinds import register_demand as register_demand
-    from dgdlb_jax.model.fleets import list_fleets as list_fleets
-    from dgdlb_jax.model.fleets import load_fleet as load_fleet
     from dgdlb_jax.model.network import Network as Network
     from dgdlb_jax.model.network import stack as stack
     from dgdlb_jax.model.service import AbstractService as AbstractService
@@ -102,22 +81,43 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
     from dgdlb_jax.simulation.trajectory import Statistics as Statistics
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
+    from dgdlb_jax.stability import conditions as conditions
+    from dgdlb_jax.stability.best import BestStepSize as BestStepSize
+    from dgdlb_jax.stability.best import best_step_size as best_step_size
+    from dgdlb_jax.stability.critical import CriticalMode as CriticalMode
+    from dgdlb_jax.stability.critical import count_unstable_roots as count_unstable_roots
+    from dgdlb_jax.stability.critical import critical_mode as critical_mode
+    from dgdlb_jax.stability.critical import critical_step_size as critical_step_size
+    from dgdlb_jax.stability.defaults import default_step_size as default_step_size
+    from dgdlb_jax.stability.defaults import drain_time as drain_time
+    from dgdlb_jax.stability.defaults import slowest_decay_rate as slowest_decay_rate
+    from dgdlb_jax.stability.defaults import suggest_dt as suggest_dt
+    from dgdlb_jax.stability.defaults import suggest_duration as suggest_duration
+    from dgdlb_jax.stability.linearise import Linearisation as Linearisation
+    from dgdlb_jax.stability.linearise import linearise as linearise
+    from dgdlb_jax.stability.roots import Spectrum as Spectrum
+    from dgdlb_jax.stability.roots import characteristic_roots as characteristic_roots
+    from dgdlb_jax.stability.sufficient import sufficient_step_size as sufficient_step_size
+    from dgdlb_jax.studies.compare import Comparison as Comparison
+    from dgdlb_jax.studies.compare import compare as compare
+    from dgdlb_jax.studies.sweep import open_sweep as open_sweep
+    from dgdlb_jax.studies.sweep import sweep as sweep
 
 _HOME = {
-    "analysis.best": ("BestStepSize", "best_step_size"),
-    "analysis.sufficient": ("sufficient_step_size",),
-    "analysis.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
-    "analysis.gradients": ("MarginalLatency", "marginal_latency"),
-    "analysis.linearise": ("Linearisation", "linearise"),
-    "analysis.optimum": ("Optimum", "solve_optimum"),
-    "analysis.roots": ("Spectrum", "characteristic_roots"),
-    "analysis.shadow_prices": ("ShadowPrices", "shadow_prices"),
-    "analysis.step_size": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
-    "analysis.tuning": ("Tuned", "transient_latency", "tune"),
-    "experiments.compare": ("Comparison", "compare"),
-    "experiments.sweep": ("open_sweep", "sweep"),
+    "stability.best": ("BestStepSize", "best_step_size"),
+    "stability.sufficient": ("sufficient_step_size",),
+    "stability.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
+    "gradients.marginal": ("MarginalLatency", "marginal_latency"),
+    "stability.linearise": ("Linearisation", "linearise"),
+    "equilibrium.optimum": ("Optimum", "solve_optimum"),
+    "stability.roots": ("Spectrum", "characteristic_roots"),
+    "equilibrium.prices": ("ShadowPrices", "shadow_prices"),
+    "stability.defaults": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
+    "gradients.tuning": ("Tuned", "transient_latency", "tune"),
+    "studies.compare": ("Comparison", "compare"),
+    "studies.sweep": ("open_sweep", "sweep"),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
-    "model.fleets": ("list_fleets", "load_fleet"),
+    "fleets": ("list_fleets", "load_fleet"),
     "model.demand_kinds": ("register_demand",),
     "model.network": ("Network", "stack"),
     "model.service": (
@@ -139,7 +139,7 @@ _HOME = {
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"conditions": "analysis.conditions", "topologies": "model.topologies"}
+_MODULES = {"conditions": "stability.conditions", "topologies": "model.topologies"}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

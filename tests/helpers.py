@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis import conditions
 from dgdlb_jax.model import service as curves
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.policies import (
@@ -25,6 +24,7 @@ from dgdlb_jax.policies import (
     WeightedLeastRequest,
 )
 from dgdlb_jax.policies.registry import POLICIES as KNOWN_POLICIES
+from dgdlb_jax.stability import conditions
 from oracles import service, workload_serving
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dgdlb_jax.model.fleets import describe_fleet, load_fleet
+from dgdlb_jax.fleets import describe_fleet, load_fleet
 from dgdlb_jax.numerics.results import InputError
 
 EXAMPLE = Path(str(resources.files("dgdlb_jax") / "data" / "example"))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT, balancers
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError
@@ -28,6 +27,7 @@ from dgdlb_jax.policies import (
 )
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT, balancers
 from helpers import DT, MAX_LATENCY, POLICIES, SETTINGS, small_network, some_of, some_start
 
 # Which also rounds scores in another way wherever they are computed: see `at_most`.

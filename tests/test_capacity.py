@@ -7,15 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis import gradients
-from dgdlb_jax.analysis.operating_point import slope_and_gain
-from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.analysis.step_size import default_step_size, suggest_dt, suggest_duration
-from dgdlb_jax.experiments.balancers import calm_softmin, follow_curvature
-from dgdlb_jax.experiments.compare import Comparison
-from dgdlb_jax.experiments.stability import coarsest_step
-from dgdlb_jax.experiments.starts import STARTS, start_state
-from dgdlb_jax.experiments.sweep.gradient_error import largest_gradient_error
+from dgdlb_jax.equilibrium.operating_point import slope_and_gain
+from dgdlb_jax.equilibrium.optimum import solve_optimum
+from dgdlb_jax.gradients import marginal as gradients
 from dgdlb_jax.model.demand import Constant, Jumps
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic, Scaled
@@ -24,6 +18,12 @@ from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.static import spillover
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.start import default_start
+from dgdlb_jax.stability.defaults import default_step_size, suggest_dt, suggest_duration
+from dgdlb_jax.studies.balancers import calm_softmin, follow_curvature
+from dgdlb_jax.studies.compare import Comparison
+from dgdlb_jax.studies.stability import coarsest_step
+from dgdlb_jax.studies.starts import STARTS, start_state
+from dgdlb_jax.studies.sweep.gradient_error import largest_gradient_error
 from helpers import CURVES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments import compare
+from dgdlb_jax.studies import compare
 
 CASES = Path(__file__).parent / "cases"
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::UserWarning")]

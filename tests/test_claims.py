@@ -10,21 +10,21 @@ import jax
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis.gradients import marginal_latency
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.claims import read_claims, reproduce
-from dgdlb_jax.experiments.claims.counterexample import network_of
-from dgdlb_jax.experiments.claims.figures import FIGURES
-from dgdlb_jax.experiments.claims.judge import JUDGES, percent
-from dgdlb_jax.experiments.claims.reproduce import table
-from dgdlb_jax.experiments.compare import compare
-from dgdlb_jax.experiments.sweep import open_sweep
-from dgdlb_jax.experiments.sweep.gradient_error import costate, largest_gradient_error
-from dgdlb_jax.experiments.verdict import Verdict
-from dgdlb_jax.model.fleets import load_fleet
+from dgdlb_jax.fleets import load_fleet
+from dgdlb_jax.gradients.marginal import marginal_latency
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.reports.claim_plots import FIGURES
+from dgdlb_jax.reports.reproduce import reproduce, table
 from dgdlb_jax.simulation.engine import simulate
+from dgdlb_jax.studies.claims import read_claims
+from dgdlb_jax.studies.claims.counterexample import network_of
+from dgdlb_jax.studies.claims.judge import JUDGES, percent
+from dgdlb_jax.studies.compare import compare
+from dgdlb_jax.studies.sweep import open_sweep
+from dgdlb_jax.studies.sweep.gradient_error import costate, largest_gradient_error
+from dgdlb_jax.studies.verdict import Verdict
 from helpers import ROOT, interior_equilibrium, own_process, run_notebook
 
 KEYS = ("1", "2", "3", "4", "5", "6", "7")
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 def rows(folder):
     """All claims, by a process that compiles in half the time."""
     script = (
-        "import pickle, sys; from dgdlb_jax.experiments.claims import reproduce; "
+        "import pickle, sys; from dgdlb_jax.reports.reproduce import reproduce; "
         "rows = reproduce(size='quick', output=sys.argv[1], progress=False); pickle.dump(rows, open(sys.argv[2], 'wb'))"
     )
     pickled = folder.parent / "rows.pickle"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments import status
+from dgdlb_jax.reports import status
 from helpers import own_process
 
 xarray = pytest.importorskip("xarray")
@@ -150,7 +150,7 @@ def test_an_existing_folder_keeps_what_else_is_in_it(tmp_path):
 
 
 def test_two_fleets_stand_side_by_side(capsys, tmp_path):
-    from dgdlb_jax.model.fleets import load_fleet
+    from dgdlb_jax.fleets import load_fleet
 
     load_fleet("two-by-two").to_toml(tmp_path / "mine.toml")
     command = ["run", "two-by-two", "mine.toml", *SHORT, "--policies", "dgd-lb,uniform", "--output", "both"]
@@ -287,7 +287,7 @@ def test_ctrl_c_prints_what_is_known(form, tmp_path):
     code = (
         "import os, signal, sys, time\n"
         "from dgdlb_jax import cli\n"
-        "from dgdlb_jax.experiments.compare import ComparisonInProgress as Work\n"
+        "from dgdlb_jax.studies.compare import ComparisonInProgress as Work\n"
         "finished = Work.finished\n"
         "def first_only(work):\n"
         "    yield next(finished(work))\n"

@@ -14,8 +14,8 @@ pytest.importorskip("xarray", reason="install the sweep extra")
 import xarray
 
 from dgdlb_jax.cli import cluster, main
-from dgdlb_jax.experiments.sweep.inputs import INPUTS
-from dgdlb_jax.experiments.sweep.measures import MEASURES
+from dgdlb_jax.studies.sweep.inputs import INPUTS
+from dgdlb_jax.studies.sweep.measures import MEASURES
 from sweeps import complete, small, write_toml
 
 

@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis.optimum import solve_optimum
 from dgdlb_jax.cli import run as run_help
-from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT
-from dgdlb_jax.experiments.compare import DGD, compare
-from dgdlb_jax.experiments.reference import quasi_static_optimum
-from dgdlb_jax.experiments.results import to_json, whole_folder, write_dataset
-from dgdlb_jax.experiments.routing_csv import read_routing
-from dgdlb_jax.experiments.starts import start_state
-from dgdlb_jax.experiments.text_table import columns
-from dgdlb_jax.experiments.verdict import Verdict
-from dgdlb_jax.experiments.words import percent, report, seconds, verdict
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Exponential, Hyperbolic
+from dgdlb_jax.numerics.formatting import percent, seconds
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.static import FixedRouting, Uniform
+from dgdlb_jax.reports.routing_csv import read_routing
+from dgdlb_jax.reports.text import report, verdict
+from dgdlb_jax.reports.text_table import columns
+from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT
+from dgdlb_jax.studies.compare import DGD, compare
+from dgdlb_jax.studies.quasi_static import quasi_static_optimum
+from dgdlb_jax.studies.results import to_json, whole_folder, write_dataset
+from dgdlb_jax.studies.starts import start_state
+from dgdlb_jax.studies.verdict import Verdict
 from helpers import compilations
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

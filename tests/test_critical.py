@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
-from dgdlb_jax.analysis.loop_transfer import _late
+from dgdlb_jax.stability.loop_transfer import _late
 from helpers import central_difference, single_precision
 from oracles import critical_gain
 

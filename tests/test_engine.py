@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import oracles
+from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
-from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError, Result

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dgdlb_jax.cli import build_parser, main
-from dgdlb_jax.experiments.compare import compare
-from dgdlb_jax.experiments.export import mean_latency, rounding_costs, routings, write_export
-from dgdlb_jax.experiments.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
-from dgdlb_jax.experiments.exporters.envoy import envoy_bootstrap
-from dgdlb_jax.experiments.routing_csv import read_routing
-from dgdlb_jax.model.fleets import load_fleet
+from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.reports.export import mean_latency, rounding_costs, routings, write_export
+from dgdlb_jax.reports.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
+from dgdlb_jax.reports.exporters.envoy import envoy_bootstrap
+from dgdlb_jax.reports.routing_csv import read_routing
+from dgdlb_jax.studies.compare import compare
 from helpers import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

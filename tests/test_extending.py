@@ -11,11 +11,11 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.balancers import _RECIPES, BALANCERS
 from dgdlb_jax.model.demand_kinds import DEMANDS
 from dgdlb_jax.model.service import CURVES
 from dgdlb_jax.model.topologies import FAMILIES
 from dgdlb_jax.policies.registry import POLICIES, RECIPES
+from dgdlb_jax.studies.balancers import _RECIPES, BALANCERS
 from helpers import central_difference, own_process
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")  # compiles much, computes little

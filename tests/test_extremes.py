@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
-from dgdlb_jax.analysis.arguments import known_optimum, policy_and_optimum
+from dgdlb_jax.equilibrium.arguments import known_optimum, policy_and_optimum
 from dgdlb_jax.numerics.results import InputError
 from helpers import single_precision
 
@@ -183,8 +183,8 @@ def test_single_precision(unit):
 
 
 def test_a_negligible_frontend_is_compared_and_exported(tmp_path):
-    from dgdlb_jax.experiments.export import routings
-    from dgdlb_jax.experiments.exporters import whole_weights
+    from dgdlb_jax.reports.export import routings
+    from dgdlb_jax.reports.exporters import whole_weights
 
     found = dgd.compare(CASES["negligible frontend"][0], ["dgd-lb"], dt=0.02, duration=0.4)
     for shares in routings(found).values():

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.model import demand, fleets, service
-from dgdlb_jax.model.fleets import FleetWarning, describe_fleet, list_fleets, load_fleet
+from dgdlb_jax import fleets
+from dgdlb_jax.fleets import FleetWarning, describe_fleet, list_fleets, load_fleet
+from dgdlb_jax.model import demand, service
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
 

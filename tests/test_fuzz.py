@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgdlb_jax.experiments.routing_csv import read_routing
-from dgdlb_jax.model.fleets import load_fleet
+from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.reports.routing_csv import read_routing
 from test_bad_input import FLEET, TABLES
 
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

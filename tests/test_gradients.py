@@ -7,8 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import oracles
-from dgdlb_jax.analysis.gradients import MarginalLatency, marginal_latency
-from dgdlb_jax.analysis.step_size import default_step_size
+from dgdlb_jax.gradients.marginal import MarginalLatency, marginal_latency
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError, Result
@@ -17,6 +16,7 @@ from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.greedy import LeastWorkload
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.stability.defaults import default_step_size
 from helpers import interior_equilibrium
 
 DT, EVERY, STEPS = 0.02, 25, 100

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.export import mean_latency
-from dgdlb_jax.experiments.exporters import EXPORTERS, Names
-from dgdlb_jax.experiments.routing_csv import read_routing
-from dgdlb_jax.model.fleets import FleetWarning, load_fleet
+from dgdlb_jax.fleets import FleetWarning, load_fleet
+from dgdlb_jax.reports.export import mean_latency
+from dgdlb_jax.reports.exporters import EXPORTERS, Names
+from dgdlb_jax.reports.routing_csv import read_routing
 from test_importers import RATES, SAVED, query_range
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

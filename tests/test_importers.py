@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgdlb_jax.model.fleets.importers import (
+from dgdlb_jax.fleets.importers import (
     IMPORTERS,
     LATENCIES,
     Curve,
@@ -489,8 +489,8 @@ def mutations(draw):
 @given(mutations(), st.lists(st.floats(1e-5, 1.0), min_size=1, max_size=5))
 def test_a_table_means_the_same_however_it_is_saved(mutation, seconds):
     """BOM, CRLF, quotes, units, order of columns, separators, decimal commas."""
-    from dgdlb_jax.model.fleets.importers.latency_pairs import read_pairs
-    from dgdlb_jax.model.fleets.tables import Table
+    from dgdlb_jax.fleets.importers.latency_pairs import read_pairs
+    from dgdlb_jax.fleets.tables import Table
 
     header = ["from", "to", mutation["unit"].upper() if mutation["shout"] else mutation["unit"]]
     rows = [[f"a{k}", "b", repr(value / LATENCIES[mutation["unit"]])] for k, value in enumerate(seconds)]

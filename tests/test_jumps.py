@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis.gradients import marginal_latency
+from dgdlb_jax.gradients.marginal import marginal_latency
 from dgdlb_jax.model.demand import Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "dgdlb_jax"
-LAYERS = ("numerics", "model", "policies", "simulation", "analysis", "experiments", "cli")
-CORE = LAYERS[:5]
+LAYERS = (
+    "numerics", "model", "policies", "simulation", "equilibrium", "stability", "gradients", "fleets", "studies", "reports", "cli",
+)  # fmt: skip
+CORE = LAYERS[: LAYERS.index("fleets")]
 PROJECT = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
 
 

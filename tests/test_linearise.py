@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
-from dgdlb_jax.analysis.loop_transfer import LoopTransfer
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB, LogDGDLB, ReciprocalDGDLB
+from dgdlb_jax.stability.loop_transfer import LoopTransfer
 from helpers import CURVES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import oracles
-from dgdlb_jax.analysis.optimum import solve_optimum
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model import topologies
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.random_service import CURVES as RANDOM_CURVES

@@ -11,13 +11,13 @@ pytest.importorskip("matplotlib")
 from matplotlib import colors
 from matplotlib.figure import Figure
 
-from dgdlb_jax.analysis.optimum import Optimum
-from dgdlb_jax.experiments import plots
-from dgdlb_jax.experiments.balancers import BALANCERS, DEFAULT
-from dgdlb_jax.experiments.compare import DGD, Comparison
+from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.reports import plots
 from dgdlb_jax.simulation.trajectory import SimulationState, Statistics, Trajectory
+from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT
+from dgdlb_jax.studies.compare import DGD, Comparison
 
 FRONTENDS, BACKENDS, INSTANTS = 20, 8, 400
 

@@ -9,11 +9,11 @@ import warnings
 
 import pytest
 
-from dgdlb_jax.experiments.balancers import BALANCERS
-from dgdlb_jax.experiments.compare import Comparison, compare
-from dgdlb_jax.experiments.outcome import Outcome
-from dgdlb_jax.experiments.verdict import Verdict
-from dgdlb_jax.experiments.words import verdict
+from dgdlb_jax.reports.text import verdict
+from dgdlb_jax.studies.balancers import BALANCERS
+from dgdlb_jax.studies.compare import Comparison, compare
+from dgdlb_jax.studies.outcome import Outcome
+from dgdlb_jax.studies.verdict import Verdict
 from random_fleets import LARGE, SIZES, random_fleet
 
 POLICIES = ("dgd-lb", "least-latency")

@@ -9,7 +9,7 @@ import pytest
 
 from dgdlb_jax import load_fleet, open_sweep
 from dgdlb_jax.cli import build_parser
-from dgdlb_jax.experiments.sweep import read_spec
+from dgdlb_jax.studies.sweep import read_spec
 from helpers import ROOT, own_process
 
 README = (ROOT / "README.md").read_text()

@@ -10,10 +10,10 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("zarr", reason="install the sweep extra")
 
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments import report
-from dgdlb_jax.experiments.sweep import open_sweep, sweep
-from dgdlb_jax.experiments.sweep.page import sweep_report
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.reports import html as report
+from dgdlb_jax.reports.sweep_page import sweep_report
+from dgdlb_jax.studies.sweep import open_sweep, sweep
 from sweeps import small
 
 VOID = {"meta", "img", "br", "link"}

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis.critical import critical_mode, critical_step_size
-from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.analysis.sensitivity import limit_elasticities
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.stability.critical import critical_mode, critical_step_size
+from dgdlb_jax.stability.sensitivity import limit_elasticities
 from helpers import central_difference
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -4,8 +4,8 @@ import equinox as eqx
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.analysis.shadow_prices import shadow_prices
+from dgdlb_jax.equilibrium.optimum import solve_optimum
+from dgdlb_jax.equilibrium.prices import shadow_prices
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic, Replicas
 from dgdlb_jax.numerics.results import InputError

@@ -9,8 +9,10 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.cycle_map import cycle_map
-from dgdlb_jax.experiments.stability import (
+from dgdlb_jax.reports.stability_plots import cycle_map_plot
+from dgdlb_jax.reports.stability_text import FRACTIONS, stability_report
+from dgdlb_jax.studies.cycle_map import cycle_map
+from dgdlb_jax.studies.stability import (
     far_starts,
     from_far,
     observe_limit,
@@ -18,8 +20,6 @@ from dgdlb_jax.experiments.stability import (
     study_networks,
     tightness,
 )
-from dgdlb_jax.experiments.stability_plots import cycle_map_plot
-from dgdlb_jax.experiments.stability_report import FRACTIONS, stability_report
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -46,7 +46,7 @@ def test_the_report_agrees_with_the_functions(report):
 def test_the_command_writes_and_prints(tmp_path, monkeypatch, capsys, report):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dgdlb_jax.experiments.stability_report.stability_report", lambda *args, **options: report)
+    monkeypatch.setattr("dgdlb_jax.reports.stability_text.stability_report", lambda *args, **options: report)
     monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda **_: None)
     assert main(["stability", "two-by-two", "--output", "out"]) == 0
     printed = capsys.readouterr().out

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.analysis.step_size import default_step_size, drain_time, slowest_decay_rate, suggest_dt, suggest_duration
-from dgdlb_jax.experiments.starts import start_state
+from dgdlb_jax.equilibrium.optimum import solve_optimum
+from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.model import topologies
-from dgdlb_jax.model.fleets import load_fleet
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.random_service import hyperbolic
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.stability.defaults import default_step_size, drain_time, slowest_decay_rate, suggest_dt, suggest_duration
+from dgdlb_jax.studies.starts import start_state
 
 
 def symmetric(latency=0.3) -> Network:

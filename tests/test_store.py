@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from dgdlb_jax.experiments.sweep import batches, read_spec, run, sweep
-from dgdlb_jax.experiments.sweep.batches import OutOfMemory
-from dgdlb_jax.experiments.sweep.store import Store
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.studies.sweep import batches, read_spec, run, sweep
+from dgdlb_jax.studies.sweep.batches import OutOfMemory
+from dgdlb_jax.studies.sweep.store import Store
 from sweeps import complete, files, small, start, write_toml
 
 pytest.importorskip("zarr", reason="install the sweep extra")

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
-from dgdlb_jax.experiments.outcome import outcome
-from dgdlb_jax.experiments.sweep import measures, progress, sweep
-from dgdlb_jax.experiments.sweep.cases import padded_size
-from dgdlb_jax.experiments.sweep.measures import growth_rate, period
-from dgdlb_jax.experiments.verdict import LAST_PART, Verdict
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.studies.outcome import outcome
+from dgdlb_jax.studies.sweep import measures, progress, sweep
+from dgdlb_jax.studies.sweep.cases import padded_size
+from dgdlb_jax.studies.sweep.measures import growth_rate, period
+from dgdlb_jax.studies.verdict import LAST_PART, Verdict
 from helpers import DT, MAX_LATENCY, ROOT, compilations, small_network
 from sweeps import FIXED, MEASURES, RUN, complete, files, small, start, write_toml
 

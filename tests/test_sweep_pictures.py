@@ -10,8 +10,8 @@ import xarray
 from matplotlib.figure import Figure
 
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.sweep import pictures
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.reports import sweep_plots as pictures
 
 SEEDS, STEPS, POLICIES = 30, [0.1, 0.3, 1.0, 3.0], ["dgd-lb", "least-latency"]
 

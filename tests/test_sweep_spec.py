@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgdlb_jax.experiments.sweep import read_spec, ready_sweeps
-from dgdlb_jax.experiments.sweep.inputs import DEFAULTS, INPUTS
-from dgdlb_jax.experiments.sweep.measures import MEASURES
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.studies.sweep import read_spec, ready_sweeps
+from dgdlb_jax.studies.sweep.inputs import DEFAULTS, INPUTS
+from dgdlb_jax.studies.sweep.measures import MEASURES
 from helpers import ROOT
 from sweeps import small, write_toml
 

@@ -4,18 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.experiments import compare as comparing
-from dgdlb_jax.experiments.balancers import DGD
-from dgdlb_jax.experiments.compare import ComparisonInProgress, compare
-from dgdlb_jax.experiments.starts import start_state
-from dgdlb_jax.experiments.time_steps import ACCURATE, Grid, ResolvedRun, time_step
-from dgdlb_jax.experiments.words import resolution, run_facts
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies import DGDLB, LeastLatency, PeakEWMA, SampledDGDLB, Softmin, Uniform
+from dgdlb_jax.reports.text import resolution, run_facts
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.studies import compare as comparing
+from dgdlb_jax.studies.balancers import DGD
+from dgdlb_jax.studies.compare import ComparisonInProgress, compare
+from dgdlb_jax.studies.starts import start_state
+from dgdlb_jax.studies.time_steps import ACCURATE, Grid, ResolvedRun, time_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from dgdlb_jax.analysis.tuning import transient_latency, tune
+from dgdlb_jax.gradients.tuning import transient_latency, tune
 from dgdlb_jax.model.network import stack
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dgdlb_jax.experiments.turns import one_way, turns
+from dgdlb_jax.studies.turns import one_way, turns
 
 TIME = np.linspace(0, 1, 401)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.experiments.verdict import Verdict, classify, look_every, moving_mean, time_to_settle
 from dgdlb_jax.model.demand import Constant, DailyCycle, Jumps
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Exponential, PerBackend, Power
@@ -15,6 +14,7 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.static import Uniform
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.studies.verdict import Verdict, classify, look_every, moving_mean, time_to_settle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dgdlb_jax.experiments.verdict import LAST_PART, Verdict, classify, look_every
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Exponential, Hyperbolic, PerBackend, Power
@@ -18,6 +17,7 @@ from dgdlb_jax.policies.latency import LeastLatency
 from dgdlb_jax.policies.static import FixedRouting
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify, look_every
 
 DT, FRAMES = 0.05, 1024
 DURATIONS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from dgdlb_jax.analysis.optimum import solve_optimum
-from dgdlb_jax.experiments.what_if import what_if
-from dgdlb_jax.experiments.words import change
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic, Replicas
+from dgdlb_jax.reports.text import change
+from dgdlb_jax.studies.what_if import what_if
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

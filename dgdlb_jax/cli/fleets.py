@@ -15,8 +15,8 @@ def list_them(options: argparse.Namespace) -> None:
     """Print names, sizes and origins."""
     from dataclasses import asdict
 
-    from dgdlb_jax.experiments.words import fleet_table
-    from dgdlb_jax.model.fleets import list_fleets
+    from dgdlb_jax.fleets import list_fleets
+    from dgdlb_jax.reports.text import fleet_table
 
     fleets = list_fleets()
     print(json.dumps([asdict(fleet) for fleet in fleets], indent=2) if options.json else fleet_table(fleets))

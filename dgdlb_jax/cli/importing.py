@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dgdlb_jax.cli.common import names, positive, set_up_jax
 
 if TYPE_CHECKING:
-    from dgdlb_jax.model.fleets.importers import Finding, Options
+    from dgdlb_jax.fleets.importers import Finding, Options
 
 _ABOUT = """Read files as they are, say what they were understood as, and write tidy CSV tables that a fleet file can name;
 with --fleet a whole fleet that runs, with the origin of every figure beside it."""
@@ -110,7 +110,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def import_files(options: argparse.Namespace) -> None:
     """Read, say what was understood, write."""
-    from dgdlb_jax.model.fleets.importers import Options, gathered
+    from dgdlb_jax.fleets.importers import Options, gathered
 
     answers = Options(
         latency=options.latency,
@@ -132,8 +132,8 @@ def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
     """What is in one file, and a line that says how it was recognised."""
     from dataclasses import replace
 
-    from dgdlb_jax.model.fleets.importers import IMPORTERS, Source, find_importer
-    from dgdlb_jax.model.fleets.importers.prometheus import ROLES
+    from dgdlb_jax.fleets.importers import IMPORTERS, Source, find_importer
+    from dgdlb_jax.fleets.importers.prometheus import ROLES
     from dgdlb_jax.numerics.results import InputError
 
     role, equals, path = name.partition("=")
@@ -157,9 +157,9 @@ def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
 
 def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
     """A tidy table for everything that was found, named after its file."""
+    from dgdlb_jax.fleets.importers import Curve, Demand, Latencies
+    from dgdlb_jax.fleets.tidy import curve_csv, demand_csv, latency_csv
     from dgdlb_jax.model.document import write_all
-    from dgdlb_jax.model.fleets.importers import Curve, Demand, Latencies
-    from dgdlb_jax.model.fleets.tidy import curve_csv, demand_csv, latency_csv
     from dgdlb_jax.numerics.results import InputError
 
     files: dict[str, str] = {}
@@ -182,7 +182,7 @@ def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
 
 def _fleet(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
     set_up_jax(host=True)
-    from dgdlb_jax.model.fleets.compose import Choices, compose_fleet
+    from dgdlb_jax.fleets.compose import Choices, compose_fleet
 
     choices = Choices(
         frontends=tuple(options.frontends),
@@ -204,6 +204,6 @@ def _check_not_inputs(outputs: list[Path], inputs: list[str]) -> None:
 
 
 def _file_name(name: str) -> str:
-    from dgdlb_jax.model.fleets.compose import slug
+    from dgdlb_jax.fleets.compose import slug
 
     return slug(name)

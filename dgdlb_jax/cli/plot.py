@@ -40,8 +40,8 @@ def plot(options: argparse.Namespace) -> None:
     from dgdlb_jax.cli.common import notes, require
 
     require("matplotlib", "xarray", "zarr")
-    from dgdlb_jax.experiments.sweep import open_sweep
-    from dgdlb_jax.experiments.sweep.pictures import save_pictures, standard_pictures
+    from dgdlb_jax.reports.sweep_plots import save_pictures, standard_pictures
+    from dgdlb_jax.studies.sweep import open_sweep
 
     folder = options.output or Path(f"{str(options.store).removesuffix('/').removesuffix('.zarr')}-pictures")
     with notes(), open_sweep(options.store) as dataset:

@@ -35,8 +35,8 @@ def report(options: argparse.Namespace) -> None:
     from dgdlb_jax.cli.common import notes, require
 
     require("matplotlib", "xarray", "zarr")
-    from dgdlb_jax.experiments.report import write_page
-    from dgdlb_jax.experiments.sweep.page import sweep_report
+    from dgdlb_jax.reports.html import write_page
+    from dgdlb_jax.reports.sweep_page import sweep_report
 
     file = options.output or Path(f"{str(options.store).removesuffix('/').removesuffix('.zarr')}.html")
     with notes():

@@ -48,9 +48,9 @@ def show_claims(options: argparse.Namespace) -> None:
     """Run, judge, write, print."""
     require_extra(options)
     set_up_jax(all_cores=True)
-    from dgdlb_jax.experiments.claims.reproduce import reproduce, table
-    from dgdlb_jax.experiments.claims.spec import read_claims
-    from dgdlb_jax.experiments.sweep.run import require_extra as require_store
+    from dgdlb_jax.reports.reproduce import reproduce, table
+    from dgdlb_jax.studies.claims.spec import read_claims
+    from dgdlb_jax.studies.sweep.run import require_extra as require_store
 
     if options.list:
         for claim in read_claims(options.claims, options.size):

@@ -9,7 +9,7 @@ from dgdlb_jax.cli.common import interrupt_heard, names, notes, positive, requir
 from dgdlb_jax.policies.registry import POLICIES
 
 if TYPE_CHECKING:
-    from dgdlb_jax.experiments.job import Job
+    from dgdlb_jax.reports.fleet_run import Job
 
 HEADLINE = ("small-models", "global-llm")
 """What `dgdlb run` runs when no fleet is named."""
@@ -139,10 +139,10 @@ def run_fleets(options: argparse.Namespace) -> None:
     if options.no_files and (options.report or options.export):
         raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
     set_up_jax(host=True)
-    from dgdlb_jax.experiments.export import rounding_costs
-    from dgdlb_jax.experiments.job import Job, Settings, folders
-    from dgdlb_jax.experiments.status import status
-    from dgdlb_jax.experiments.words import side_by_side
+    from dgdlb_jax.reports.export import rounding_costs
+    from dgdlb_jax.reports.fleet_run import Job, Settings, folders
+    from dgdlb_jax.reports.status import status
+    from dgdlb_jax.reports.text import side_by_side
 
     fleets = list(dict.fromkeys(options.fleets)) or list(HEADLINE)
     where = dict.fromkeys(fleets) if options.no_files else folders(fleets, options.output)

@@ -52,11 +52,11 @@ def assess(options: argparse.Namespace) -> None:
     """Assess, write, print."""
     require_extra(options)
     set_up_jax(host=True)
-    from dgdlb_jax.experiments.job import folders
-    from dgdlb_jax.experiments.results import check_folder, whole_folder
-    from dgdlb_jax.experiments.stability_report import stability_report
-    from dgdlb_jax.experiments.status import status
-    from dgdlb_jax.model.fleets import load_fleet
+    from dgdlb_jax.fleets import load_fleet
+    from dgdlb_jax.reports.fleet_run import folders
+    from dgdlb_jax.reports.stability_text import stability_report
+    from dgdlb_jax.reports.status import status
+    from dgdlb_jax.studies.results import check_folder, whole_folder
 
     folder = None if options.no_files else folders([options.fleet], options.output)[options.fleet]
     with notes():
@@ -70,7 +70,7 @@ def assess(options: argparse.Namespace) -> None:
             told.show(report.text())
         if folder is not None:
             told.phase("writing pictures")
-            from dgdlb_jax.experiments.stability_plots import save_stability_pictures
+            from dgdlb_jax.reports.stability_plots import save_stability_pictures
 
             with whole_folder(folder) as draft:
                 save_stability_pictures(report, draft)

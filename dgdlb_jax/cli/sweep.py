@@ -70,13 +70,13 @@ def run_sweep(options: argparse.Namespace) -> None:
         raise InputError("dgdlb sweep needs a specification: a TOML file, or a name from dgdlb sweep --list.")
     set_up_jax(all_cores=True)
     process, processes = cluster.join(options)
-    from dgdlb_jax.experiments.sweep import read_spec, sweep
-    from dgdlb_jax.experiments.sweep.run import require_extra
+    from dgdlb_jax.studies.sweep import read_spec, sweep
+    from dgdlb_jax.studies.sweep.run import require_extra
 
     require_extra()
     spec = read_spec(options.spec)
     if options.dry_run:
-        from dgdlb_jax.experiments.sweep.dry_run import estimate, text
+        from dgdlb_jax.studies.sweep.dry_run import estimate, text
 
         with notes():
             print(text(spec, estimate(spec)))
@@ -102,7 +102,7 @@ def run_sweep(options: argparse.Namespace) -> None:
 
 
 def _finish(options: argparse.Namespace, size: int, store: Path) -> None:
-    from dgdlb_jax.experiments.sweep.summary import summary, write_netcdf
+    from dgdlb_jax.studies.sweep.summary import summary, write_netcdf
 
     print(summary(store))
     print(f"written: {store}, {size:,} cases (open it with xarray.open_zarr)")
@@ -111,9 +111,9 @@ def _finish(options: argparse.Namespace, size: int, store: Path) -> None:
 
 
 def _listing() -> str:
-    from dgdlb_jax.experiments.sweep.inputs import INPUTS, PARAMETERS
-    from dgdlb_jax.experiments.sweep.measures import MEASURES
-    from dgdlb_jax.experiments.sweep.spec import ready_sweeps
+    from dgdlb_jax.studies.sweep.inputs import INPUTS, PARAMETERS
+    from dgdlb_jax.studies.sweep.measures import MEASURES
+    from dgdlb_jax.studies.sweep.spec import ready_sweeps
 
     parts = {
         "ready sweeps": ready_sweeps(),

@@ -28,7 +28,7 @@ RECIPES = (
     "spillover",
     "optimum",
 )
-"""Names of the ways to choose the parameters of a policy for a network; `experiments.balancers` has the functions."""
+"""Names of the ways to choose the parameters of a policy for a network; `studies.balancers` has the functions."""
 
 
 @dataclass(frozen=True)

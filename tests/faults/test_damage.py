@@ -9,8 +9,8 @@ import pytest
 
 from dgdlb_jax import open_sweep
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.sweep import manifest, sweep
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.studies.sweep import manifest, sweep
 from sweeps import files, small, write_toml
 
 pytest.importorskip("zarr", reason="install the sweep extra")

@@ -7,10 +7,10 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.sweep import read_spec
-from dgdlb_jax.experiments.sweep.run import batch_of
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.studies.sweep import read_spec
+from dgdlb_jax.studies.sweep.run import batch_of
 from helpers import DT, small_network
 
 
@@ -72,7 +72,7 @@ def test_what_fits_runs(little, rng):
     ("batch", "chunk", "expected"), [(10**9, 64, 64), (10**9, 10**9, 128), (8, 8, 8), (64, 8, 8), (None, 8, 8)]
 )
 def test_no_more_cases_side_by_side_than_there_are(monkeypatch, batch, chunk, expected):
-    monkeypatch.setattr("dgdlb_jax.experiments.sweep.run.default_batch", lambda: 128)
+    monkeypatch.setattr("dgdlb_jax.studies.sweep.run.default_batch", lambda: 128)
     run = {"chunk": chunk} | ({} if batch is None else {"batch": batch})
     spec = read_spec({"axes": {"seed": [1, 2]}, "fixed": {"family": "complete"}, "run": run})
     assert batch_of(spec) == expected
@@ -94,7 +94,7 @@ def test_what_runs_out_all_the_same_is_one_sentence(monkeypatch, capsys, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("dgdlb_jax.model.fleets.list_fleets", fail)
+    monkeypatch.setattr("dgdlb_jax.fleets.list_fleets", fail)
     assert fleets is not None
     assert main(["fleets"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -5,10 +5,10 @@ import warnings
 import numpy as np
 import pytest
 
-from dgdlb_jax.experiments.routing_csv import read_routing
-from dgdlb_jax.experiments.sweep import read_spec
-from dgdlb_jax.model.fleets import load_fleet
+from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.reports.routing_csv import read_routing
+from dgdlb_jax.studies.sweep import read_spec
 from sweeps import small, write_toml
 from test_bad_input import FLEET, TABLES
 

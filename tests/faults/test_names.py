@@ -8,9 +8,9 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
-from dgdlb_jax.experiments.routing_csv import read_routing
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.text import cell_text, clipped, plain_cell, printable
+from dgdlb_jax.reports.routing_csv import read_routing
 
 FLEET = """
 name = {name}

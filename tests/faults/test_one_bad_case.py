@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from dgdlb_jax import open_sweep
-from dgdlb_jax.experiments.sweep import batches, sweep
-from dgdlb_jax.experiments.sweep.batches import OutOfMemory
-from dgdlb_jax.experiments.sweep.measures import RESULTS
-from dgdlb_jax.experiments.sweep.summary import summary
-from dgdlb_jax.experiments.verdict import Verdict
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.studies.sweep import batches, sweep
+from dgdlb_jax.studies.sweep.batches import OutOfMemory
+from dgdlb_jax.studies.sweep.measures import RESULTS
+from dgdlb_jax.studies.sweep.summary import summary
+from dgdlb_jax.studies.verdict import Verdict
 from sweeps import FIXED, RUN, complete
 
 pytest.importorskip("zarr", reason="install the sweep extra")

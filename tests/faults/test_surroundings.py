@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dgdlb_jax.cli import common, main
-from dgdlb_jax.model.fleets import document
+from dgdlb_jax.fleets import document
 from helpers import own_process
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of POSIX")

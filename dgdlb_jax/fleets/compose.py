@@ -1,0 +1,319 @@
+"""From what importers find to a fleet that runs, with a comment beside every figure that says where it came from."""
+
+import math
+import tempfile
+import textwrap
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
+from dgdlb_jax.fleets.importers import Curve, Demand, Finding, Latencies
+from dgdlb_jax.fleets.load import load_fleet
+from dgdlb_jax.fleets.tidy import curve_csv, demand_csv, latency_csv
+from dgdlb_jax.model.document import check_not_inputs, toml_value, write_all
+from dgdlb_jax.numerics.results import InputError
+
+_LOAD = 0.7  # of the highest measured throughput, where nobody says how many servers there are
+
+F = TypeVar("F", Latencies, Demand, Curve)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What files do not say of a fleet; what is left out is assumed, and a comment says so.
+
+    - `frontends`, `backends`: names; by default those of the demand, and every region that latencies lead to.
+    - `curves`: the curve of each backend, by its name; `replicas`: servers behind each backend, one number for all or one for each.
+    - `weights`: shares of the traffic, one for each frontend; `shift_s`: how much later each of them sees one common day.
+    - `load`: total rate over nominal capacity, for files without demand or without replicas.
+    - `inside_ms`: one way, inside a region.
+    """
+
+    frontends: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
+    replicas: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    shift_s: tuple[float, ...] = ()
+    load: float = _LOAD
+    inside_ms: float | None = None
+
+
+class _Page:
+    """A fleet file in the making: lines `key = value`, the comments in one column."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def section(self, name: str, comment: str = "") -> None:
+        self.lines += ["", f"[{name}]" + (f"  # {_plain(comment)}" if comment else "")]
+
+    def put(self, key: str, value: Any, comment: str) -> None:
+        wrapped = textwrap.wrap(_plain(comment), 118, break_long_words=False)
+        self.lines += [*(f"# {line}" for line in wrapped), f"{key} = {toml_value(value)}"]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines).lstrip("\n") + "\n"
+
+
+def compose_fleet(
+    findings: Sequence[Finding], path: Path, choices: Choices, *, keep: Sequence[Path] = ()
+) -> list[Path]:
+    """Write a fleet file and its tables beside it. It is loaded on trial first, so that only a fleet that loads is written.
+
+    **Arguments:** `findings`: latencies, at least one curve, and a demand or none; `path`: of the `.toml` file, replaced if there;
+    `keep`: files that must not be replaced, those that were read.
+
+    **Returns:** the paths.
+
+    **Raises:** `InputError` where something is missing, is there twice, or does not fit together.
+    """
+    if path.suffix != ".toml":
+        raise InputError(f"{str(path)!r} is no name for a fleet: give a path that ends in .toml.")
+    latencies = _merged([one for one in findings if isinstance(one, Latencies)])
+    curves = _by_slug([one for one in findings if isinstance(one, Curve)])
+    demand = _only([one for one in findings if isinstance(one, Demand)], "demand")
+    if not curves:
+        raise InputError(
+            "No file says how fast the servers are: add results of a load test, or a table workload,throughput."
+        )
+    page, files = _Page(), {}
+    page.put("name", path.stem, "made by dgdlb import; every figure has its origin in the comment above it")
+    frontends = _frontends(page, choices, latencies, demand)
+    backends, replicas = _backends(page, choices, latencies, curves)
+    capacity = sum(count * max(p.throughput for p in curves[name].points) for name, count in replicas)
+    _rates(page, choices, frontends, demand)
+    _servers(
+        page, choices, backends, [name for name, _ in replicas], [count for _, count in replicas], demand, capacity
+    )
+    for name in dict.fromkeys(name for name, _ in replicas):
+        table = f"{path.stem}.{name}.csv"
+        files[table] = curve_csv(curves[name])
+        page.section(f"curves.{name}")
+        page.put("kind", "measured", _said(curves[name]))
+        page.put("table", table, "columns workload,throughput: requests in a server, requests/s")
+    files[f"{path.stem}.latency.csv"] = latency_csv(latencies)
+    _latency(page, choices, latencies, f"{path.stem}.latency.csv", frontends, backends)
+    if demand is not None:
+        files[f"{path.stem}.demand.csv"] = demand_csv(demand)
+        _trace(page, choices, demand, f"{path.stem}.demand.csv", frontends)
+    _sources(page, [latencies, *curves.values(), *([] if demand is None else [demand])])
+    files[path.name] = page.text
+    _try(path.name, files, demand is not None)
+    check_not_inputs([path.parent / name for name in files], keep)
+    write_all(path.parent, files)
+    return [path.parent / name for name in files]
+
+
+def _only(found: Sequence[F], what: str) -> F | None:
+    if len(found) > 1:
+        origins = listed([one.origin for one in found])
+        raise InputError(f"{len(found)} files give a {what} ({origins}): keep one of them, or join them.")
+    return found[0] if found else None
+
+
+def _merged(found: Sequence[Latencies]) -> Latencies:
+    """Latencies of several files; a pair that stands in two of them has to have one latency."""
+    if not found:
+        raise InputError("No file says how far apart the regions are: add a table from,to,rtt_ms or a square matrix.")
+    seconds: dict[tuple[str, str], float] = {}
+    for one in found:
+        for pair, value in one.seconds.items():
+            if not math.isclose(seconds.setdefault(pair, value), value, rel_tol=1e-9):
+                raise InputError(
+                    f"{one.origin} contradicts another file for {' -> '.join(map(clipped, pair))}: keep one of the two."
+                )
+    notes = tuple(note for one in found for note in one.notes)
+    return Latencies(seconds, ", ".join(dict.fromkeys(one.origin for one in found)), notes)
+
+
+def _by_slug(found: Sequence[Curve]) -> dict[str, Curve]:
+    curves: dict[str, Curve] = {}
+    for one in found:
+        if curves.setdefault(slug(one.name), one) is not one:
+            raise InputError(
+                f'Two curves are called "{slug(one.name)}": rename one of the files, or take one with --select.'
+            )
+    return curves
+
+
+def _frontends(page: _Page, choices: Choices, latencies: Latencies, demand: Demand | None) -> tuple[str, ...]:
+    page.section("frontends")
+    if choices.frontends:
+        names, why = choices.frontends, "as told"
+    elif demand is not None and demand.names:
+        names, why = demand.names, f"from {demand.origin}"
+    else:
+        names = tuple(dict.fromkeys(pair[0] for pair in latencies.seconds))
+        why = f"every region that {latencies.origin} has latencies from (assumed)"
+    if demand is not None and demand.names:
+        for name in demand.names:
+            if name not in names:
+                raise InputError(
+                    f'{demand.origin} has requests of "{clipped(name)}", which is no frontend: {nearest(name, names)}'
+                )
+    page.put("names", list(names), why)
+    return names
+
+
+def _backends(
+    page: _Page, choices: Choices, latencies: Latencies, curves: dict[str, Curve]
+) -> tuple[tuple[str, ...], list[tuple[str, float]]]:
+    """Names, and the curve and replicas of each."""
+    regions = tuple(dict.fromkeys(pair[1] for pair in latencies.seconds))
+    own = tuple(name for name in regions if slug(name) in curves)
+    names = choices.backends or (own if len(own) == len(curves) else regions)
+    if choices.curves:
+        chosen = [slug(name) for name in _for_each(choices.curves, names, "curve")]
+    elif len(curves) == 1:
+        chosen = [*curves] * len(names)
+    else:
+        chosen = [slug(name) for name in names]
+    for name in chosen:
+        if name not in curves:
+            raise InputError(
+                f'There is no curve "{clipped(name)}" ({listed(list(curves))} were read): say which backend has which with --curves.'
+            )
+    return names, list(zip(chosen, _for_each(choices.replicas or (1.0,), names, "number of replicas"), strict=True))
+
+
+def _for_each(given: tuple[Any, ...], names: tuple[str, ...], what: str) -> tuple[Any, ...]:
+    if len(given) not in (1, len(names)):
+        raise InputError(
+            f"{counted(len(given), what, f'{what}s')} for {len(names)} places ({listed(names)}): give one, or one for each."
+        )
+    return given * len(names) if len(given) == 1 else given
+
+
+def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: Demand | None) -> None:
+    equal = not choices.weights
+    weights = np.array(_for_each(choices.weights or (1.0,), frontends, "weight"), float)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise InputError(
+            f"The weights {weights.tolist()} are no shares: give numbers that are not negative, one above 0."
+        )
+    shares = "in equal parts (assumed: no file says where requests enter)" if equal else "by the weights as told"
+    if demand is None:
+        page.put("weight", weights.tolist(), shares)
+        page.put(
+            "load", choices.load, "assumed: no file says how many requests there are; total rate over nominal capacity"
+        )
+        return
+    mean = demand.counts.mean(axis=0) / demand.width
+    origin = (
+        f"requests/s, mean of {counted(len(demand.counts), 'bin', 'bins')} of {demand.width:g} s in {demand.origin}"
+    )
+    if demand.names:
+        if choices.weights:
+            raise InputError(f"{demand.origin} says itself where requests enter: leave the weights out.")
+        by_name = dict(zip(demand.names, mean.tolist(), strict=True))
+        page.put("rate", [by_name.get(name, 0.0) for name in frontends], origin)
+    else:
+        page.put("rate", (float(mean[0]) * weights / weights.sum()).tolist(), f"{origin}, {shares}")
+
+
+def _servers(
+    page: _Page,
+    choices: Choices,
+    backends: tuple[str, ...],
+    chosen: list[str],
+    replicas: list[float],
+    demand: Demand | None,
+    capacity: float,
+) -> None:
+    page.section("backends")
+    page.put(
+        "names",
+        list(backends),
+        "as told" if choices.backends else "every region that latencies lead to and servers are known for",
+    )
+    page.put("curve", chosen, "as told" if choices.curves else "the servers that were measured")
+    if choices.replicas:
+        page.put("replicas", replicas, "as told")
+    elif demand is None:
+        page.put("replicas", replicas, "assumed: one server behind each backend")
+    else:
+        total = float(demand.counts.sum()) / demand.width / len(demand.counts)
+        count = float(max(1, math.ceil(total / (choices.load * capacity) * (1 - 1e-12))))
+        page.put(
+            "replicas",
+            [count] * len(backends),
+            f"assumed: the fewest equal replicas at which the mean rate is at most {choices.load:g} of the highest measured throughput",
+        )
+
+
+def _latency(
+    page: _Page, choices: Choices, latencies: Latencies, table: str, frontends: Iterable[str], backends: Iterable[str]
+) -> None:
+    page.section("latency")
+    page.put("table", table, _said(latencies))
+    both = set(frontends) & set(backends)
+    pairs = latencies.seconds
+    _check_complete(latencies, frontends, backends)
+    if choices.inside_ms is not None:
+        page.put("inside_ms", choices.inside_ms, "one way inside a region, as told")
+    elif any((name, name) not in pairs for name in both):
+        page.put("inside_ms", 0.5, "assumed: one way inside a region, which was not measured")
+    if any((i, j) not in pairs and (j, i) in pairs for i in frontends for j in backends):
+        page.put("symmetric", True, "assumed: pairs that are listed one way round only take the same time in both")
+
+
+def _check_complete(latencies: Latencies, frontends: Iterable[str], backends: Iterable[str]) -> None:
+    """Large tables have holes; which regions matter is for the user to say."""
+    pairs = latencies.seconds
+    known = {region for pair in pairs for region in pair}
+    missing = [
+        (i, j)
+        for i in frontends
+        for j in backends
+        if i != j and {i, j} <= known and (i, j) not in pairs and (j, i) not in pairs
+    ]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"{latencies.origin} has no latency for {' -> '.join(map(clipped, missing[0]))}{more}: choose regions that have all of them "
+            "with --frontends and --backends, or add the lines."
+        )
+
+
+def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends: tuple[str, ...]) -> None:
+    page.section("demand.trace", "dgdlb run FLEET --demand trace; without it the mean rates")
+    page.put("kind", "trace", _said(demand))
+    page.put("table", table, "requests per bin, scaled to the mean rates")
+    if choices.shift_s:
+        shifts = list(_for_each(choices.shift_s, frontends, "shift"))
+        page.put("shift_s", shifts, "how much later each frontend sees the day, as told: a modelling choice")
+
+
+def _sources(page: _Page, found: Iterable[Latencies | Curve | Demand]) -> None:
+    for k, origin in enumerate(dict.fromkeys(one.origin for one in found)):
+        page.section(f"sources.file-{k + 1}")
+        page.put("title", origin, "read by dgdlb import")
+        page.put("licence", "not stated in the file", "say here under which licence you have it")
+
+
+def _said(found: Latencies | Curve | Demand) -> str:
+    return "; ".join((f"from {found.origin}", *found.notes))
+
+
+def _plain(text: str) -> str:
+    """A comment on one line, without characters that a comment cannot hold."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def slug(name: str) -> str:
+    """A curve's name as a bare key of TOML and as a part of a file's name."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in name).strip("-") or "curve"
+
+
+def _try(name: str, files: dict[str, str], has_trace: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_all(Path(folder), files)
+        load_fleet(Path(folder) / name, demand="trace" if has_trace else None)

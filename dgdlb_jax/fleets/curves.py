@@ -1,0 +1,110 @@
+"""The `[curves]` and `[backends]` sections: from kinds and figures to one service curve."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from dgdlb_jax.fleets.document import Folder, Section, nearest
+from dgdlb_jax.fleets.importers import Options, read_curve, workload
+from dgdlb_jax.model.service import (
+    CURVES,
+    AbstractService,
+    Replicas,
+    ServiceFit,
+    Tabulated,
+    concatenate,
+    fit_service,
+)
+
+
+class Service(NamedTuple):
+    """The curve over all backends, and the fits that it came from."""
+
+    curve: AbstractService
+    fits: tuple[ServiceFit, ...]
+
+
+def read_service(document: Section, backends: Section, names: tuple[str, ...], folder: Folder) -> Service:
+    """One curve over all backends, with replicas."""
+    known = document.section("curves").sections()
+    chosen = _chosen_curves(backends, names, known)
+    used = {name: known[name] for name in dict.fromkeys(chosen)}
+    read = {name: _read_curve(section, folder) for name, section in used.items()}
+    for name, section in known.items():
+        if name not in used:
+            _read_curve(section, folder)  # a curve nobody uses is still held to the rules
+    curve = concatenate([read[name][0] for name in chosen])
+    if "replicas" in backends:
+        curve = backends.build(Replicas, curve, np.array(backends.numbers("replicas", len(names), above=True)))
+    return Service(curve, tuple(fit for _, fit in read.values() if fit is not None))
+
+
+def _chosen_curves(backends: Section, names: tuple[str, ...], known: dict[str, Section]) -> tuple[str, ...]:
+    if isinstance(backends.content.get("curve"), str):
+        return (backends.choice("curve", known),) * len(names)
+    chosen = backends.names("curve", len(names))
+    for name in chosen:
+        if name not in known:
+            raise backends.error("curve", f'contains "{name}", and there is no [curves.{name}]', nearest(name, known))
+    return chosen
+
+
+def _read_curve(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit | None]:
+    kinds: Mapping[str, Callable[[Section, Folder], tuple[AbstractService, ServiceFit | None]]]
+    kinds = dict.fromkeys(CURVES, _formula) | {"measured": _measured, "mixture": _mixture}
+    return kinds[section.choice("kind", kinds)](section, folder)
+
+
+def _formula(section: Section, folder: Folder) -> tuple[AbstractService, None]:
+    del folder
+    curve = CURVES[section.content["kind"]]
+    section.only("kind", *curve.parameters, *curve.may_be_left_out)
+    given = [key for key in curve.may_be_left_out if key in section]
+    values = {key: [section.number(key, above=True)] for key in (*curve.parameters, *given)}
+    return section.build(curve.maker, **values), None
+
+
+def _measured(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit]:
+    section.only("kind", "table", "workload", "throughput", "rate_scale", "capacity", "tokens_per_request", "select")
+    if "table" in section:
+        name, held, throughput = _from_table(section, folder)
+    else:
+        name = section.place
+        held = section.numbers("workload", above=True)
+        throughput = section.numbers("throughput", len(held), above=True)
+    rate = np.array(throughput) * section.number("rate_scale", 1.0, above=True)
+    fit = section.build(fit_service, held, rate, name=name)
+    curve = fit.service
+    if "capacity" in section:
+        capacity = [section.number("capacity", above=True)]
+        curve = section.build(Tabulated, curve.weights, curve.scales, capacity, curve.measured_workload)
+    return curve, fit
+
+
+def _from_table(section: Section, folder: Folder) -> tuple[str, list[float], list[float]]:
+    """The measurements in a table, or in the results of a load test: name, workloads and throughputs."""
+    name = section.text_of("table")
+    select = section.section("select", {})
+    options = Options(
+        tokens_per_request=section.number("tokens_per_request", above=True)
+        if "tokens_per_request" in section
+        else None,
+        select={key: select.text_of(key) for key in select.content},
+    )
+    curve = read_curve(folder, name, section.place, options)
+    section.notes.extend(f"{name}: {note}." for note in curve.notes)
+    return name, [workload(point) or 0.0 for point in curve.points], [point.throughput for point in curve.points]
+
+
+def _mixture(section: Section, folder: Folder) -> tuple[AbstractService, None]:
+    del folder
+    section.only("kind", "weights", "scales", "capacity", "measured_workload")
+    weights = section.numbers("weights")
+    scales = section.numbers("scales", len(weights), above=True)
+    bounds = {
+        argument: [section.number(key, above=True)]
+        for argument, key in (("capacity", "capacity"), ("measured", "measured_workload"))
+        if key in section
+    }
+    return section.build(Tabulated, np.array(weights)[:, None], np.array(scales)[:, None], **bounds), None

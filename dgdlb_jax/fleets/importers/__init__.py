@@ -1,0 +1,120 @@
+"""Files as people have them, read by their content: latencies, throughput, demand.
+
+Each layout is one module with an `IMPORTER`, entered once in `IMPORTERS`; the first that recognises a file reads it. A fleet file names
+such files as tables, and `dgdlb import` turns them into tidy ones.
+"""
+
+from collections.abc import Iterable
+
+from dgdlb_jax.fleets.document import Folder, clipped, listed
+from dgdlb_jax.fleets.importers import (
+    aiperf,
+    cloudping,
+    counts,
+    inferencex,
+    latency_matrix,
+    latency_pairs,
+    prometheus,
+    requests,
+    throughput_table,
+    vllm,
+)
+from dgdlb_jax.fleets.importers.base import Curve, Demand, Finding, Importer, Latencies, Options, Point, Series
+from dgdlb_jax.fleets.importers.little import settled, workload
+from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.words import LATENCIES
+from dgdlb_jax.numerics.results import InputError
+
+__all__ = [
+    "IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series", "Source",
+    "find_importer", "gathered", "read_curve", "settled", "workload",
+]  # fmt: skip
+
+IMPORTERS: tuple[Importer, ...] = tuple(
+    module.IMPORTER
+    for module in (
+        prometheus, cloudping, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
+    )
+)  # fmt: skip
+"""All layouts; those that say most of themselves come first, and AIPerf's CSV files, which are no tables, before all tables."""
+
+
+def find_importer(source: Source, options: Options) -> Importer:
+    """The first importer that recognises a file.
+
+    **Raises:** `InputError` naming all layouts when none does.
+    """
+    for importer in IMPORTERS:
+        if importer.recognises(source, options):
+            return importer
+    raise InputError(
+        f"{clipped(source.name)} is none of the layouts known here ({', '.join(one.name for one in IMPORTERS)}): "
+        "export it as one of them, or name its columns after the tables in the README."
+    )
+
+
+def gathered(findings: Iterable[Finding]) -> list[Finding]:
+    """What several files say together: runs of one kind of server make one curve, and results of Prometheus demand and curves."""
+    found: list[Finding] = []
+    curves: dict[str, Curve] = {}
+    series: list[Series] = []
+    for finding in findings:
+        if isinstance(finding, Curve):
+            before = curves.get(finding.name)
+            curves[finding.name] = finding if before is None else _joined(before, finding)
+        elif isinstance(finding, Series):
+            _check_once(finding, series)
+            series.append(finding)
+        else:
+            found.append(finding)
+    found += [settled(curve) for curve in _without_single_points(list(curves.values()))]
+    found += [prometheus.demand(one) for one in series if one.role == "arrivals"]
+    rest = [one for one in series if one.role != "arrivals"]
+    found += [settled(curve) for curve in prometheus.curves(rest)] if rest else []
+    return found
+
+
+def _without_single_points(curves: list[Curve]) -> list[Curve]:
+    """The curves with two points or more, where there are any: in a large table many servers were measured only once."""
+    single = [curve for curve in curves if len(curve.points) < 2]
+    if not single or len(single) == len(curves):
+        return curves
+    note = f"left out, as one point is no curve: {listed([curve.name for curve in single])}"
+    return [curve._replace(notes=(*curve.notes, note)) for curve in curves if len(curve.points) > 1]
+
+
+def _check_once(new: Series, known: Iterable[Series]) -> None:
+    for one in known:
+        if one.role == new.role:
+            raise InputError(
+                f"{new.origin} gives {new.role} once more, after {one.origin}: give each quantity once (role=FILE says what a file is)."
+            )
+
+
+def _joined(one: Curve, other: Curve) -> Curve:
+    origin = one.origin if one.origin == other.origin else f"{one.origin}, {other.origin}"
+    return Curve(one.name, one.points + other.points, origin, tuple(dict.fromkeys(one.notes + other.notes)))
+
+
+def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:
+    """The one curve in a file or folder that a fleet file names.
+
+    **Raises:** `InputError` when it holds none, or several that `select` does not tell apart.
+    """
+    source = Source(folder / name, name, f"{wanted_by} names the table ")
+    importer = next(
+        (one for one in IMPORTERS if one.section in ("curves", "series") and one.recognises(source, options)), None
+    )
+    if importer is None:
+        importer = throughput_table.IMPORTER  # whose complaint names the columns it wants
+        if source.table is None:
+            what = "cannot be read as results of a load test"
+            raise InputError(f"{source.wanted_by}{clipped(name)}, which {what}: {throughput_table.LAYOUT}.")
+    found = [one for one in gathered(importer.read(source, options)) if isinstance(one, Curve)]
+    if len(found) != 1:
+        names = ", ".join(clipped(curve.name) for curve in found[:8]) or "none"
+        raise InputError(
+            f'{clipped(name)} has {len(found)} curves ({names}): take one with select = {{column = "value"}}, or import the file first '
+            "(dgdlb import)."
+        )
+    return found[0]

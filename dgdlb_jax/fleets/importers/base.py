@@ -1,0 +1,111 @@
+"""What an importer is, what it may be told, and what it finds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from dgdlb_jax.fleets.document import clipped
+from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.words import LATENCIES, UNITS
+from dgdlb_jax.numerics.results import InputError
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a file cannot say of itself; each answers one question that an importer asks.
+
+    - `latency`: what latencies are, a word of `words.LATENCIES`.
+    - `time_unit`: of a column of times: `"s"`, `"ms"`, `"us"` or `"ns"`. `bin_s`: width of the bins, seconds.
+    - `by`: the column or label that names frontends (or backends).
+    - `tokens_per_request`: how many of the tokens that a throughput in tokens/s counts belong to one request.
+    - `select`: which rows of a table to take, value by column.
+    - `names`: the frontends, where they are known. `role`: of a Prometheus result, a word of `prometheus.ROLES`.
+    """
+
+    latency: str | None = None
+    time_unit: str | None = None
+    bin_s: float | None = None
+    by: str | None = None
+    tokens_per_request: float | None = None
+    select: dict[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    role: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, given, known in (("latency", self.latency, LATENCIES), ("time unit", self.time_unit, UNITS)):
+            if given is not None and given not in known:
+                raise InputError(f'"{clipped(given)}" is no {name}: it is one of {", ".join(known)}.')
+
+
+class Latencies(NamedTuple):
+    """Seconds one way by pair of regions (from, to), and what was understood in sentences."""
+
+    seconds: dict[Pair, float]
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+class Point(NamedTuple):
+    """One measurement of a server.
+
+    - `throughput`: requests/s. `latency`: mean end-to-end time, seconds, where measured.
+    - `held`: mean number of requests in the server, where measured; `cap`: the most that there could be.
+    - `tokens`: mean number of tokens that a request generated, where known.
+    - `setting`: what was set in this run; runs with equal settings are repetitions of one measurement.
+    - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several.
+    """
+
+    throughput: float
+    held: float | None = None
+    cap: float | None = None
+    latency: float | None = None
+    tokens: float | None = None
+    setting: str = ""
+    low: float | None = None
+    high: float | None = None
+    samples: int = 1
+
+
+class Curve(NamedTuple):
+    """The measurements of one kind of server, by name."""
+
+    name: str
+    points: tuple[Point, ...]
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+class Demand(NamedTuple):
+    """Requests per bin of `width` seconds, a column for each name; names are empty where all is one stream."""
+
+    names: tuple[str, ...]
+    width: float
+    counts: Float[np.ndarray, "bins columns"]
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+class Series(NamedTuple):
+    """A measured quantity over time, by name: seconds and values. `role` says which quantity it is."""
+
+    role: str
+    by_name: dict[str, tuple[Float[np.ndarray, " times"], Float[np.ndarray, " times"]]]
+    origin: str
+    notes: tuple[str, ...] = ()
+
+
+Finding = Latencies | Curve | Demand | Series
+
+
+class Importer(NamedTuple):
+    """One layout of files: its name with the version that was read, the section of a fleet it fills, how to know it, how to read it."""
+
+    name: str
+    section: str
+    recognises: Callable[[Source, Options], bool]
+    read: Callable[[Source, Options], tuple[Finding, ...]]

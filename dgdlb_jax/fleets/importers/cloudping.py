@@ -1,0 +1,36 @@
+"""Latencies between AWS regions as cloudping.co hands them out: round trips of TCP handshakes in milliseconds.
+
+Read from `cloudping-api` of mda590/cloudping.co and its answers of 2025-10: `metadata` with `percentile`, `timeframe` and `unit`, and
+`data`, region by region.
+"""
+
+from dgdlb_jax.fleets.document import clipped, counted
+from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
+from dgdlb_jax.fleets.importers.fields import needed
+from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.words import LATENCIES
+
+
+def _recognises(source: Source, options: Options) -> bool:
+    del options
+    document = source.document
+    if not isinstance(document, dict) or not isinstance(document.get("metadata"), dict):
+        return False
+    data = document.get("data")
+    named = {"percentile", "timeframe", "unit"} <= document["metadata"].keys()
+    return named and isinstance(data, dict) and bool(data) and all(isinstance(row, dict) for row in data.values())
+
+
+def _read(source: Source, options: Options) -> tuple[Latencies]:
+    del options
+    metadata, seconds = source.document["metadata"], dict[Pair, float]()
+    unit = "rtt_s" if str(metadata["unit"]).startswith("s") else "rtt_ms"
+    for origin, row in source.document["data"].items():
+        for target in row:
+            seconds[origin, target] = needed(f"{source.name}: {clipped(origin)}", row, target) * LATENCIES[unit]
+    what = clipped(f"{metadata['percentile']} over {metadata['timeframe']}")
+    regions = counted(len(source.document["data"]), "region", "regions")
+    return (Latencies(seconds, source.name, (f"{regions}, {what}, round trips in {metadata['unit']}",)),)
+
+
+IMPORTER = Importer("CloudPing latencies", "latency", _recognises, _read)

@@ -1,0 +1,196 @@
+"""Latencies as a list: a line for every pair of regions."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+from dgdlb_jax.fleets.document import clipped, counted, nearest
+from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
+from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, statistic_rank, unit_of, way_of, words
+from dgdlb_jax.fleets.tables import Row, Table
+from dgdlb_jax.numerics.results import InputError
+
+ENDS = (
+    ("from", "to"),
+    ("region_from", "region_to"),
+    ("from_region", "to_region"),
+    ("source_region", "destination_region"),
+    ("source_region", "target_region"),
+    ("src_region", "dst_region"),
+    ("source", "destination"),
+    ("source", "target"),
+    ("src", "dst"),
+    ("origin", "destination"),
+    ("frontend", "backend"),
+    ("client", "server"),
+)
+"""What the columns of the two regions may be called."""
+
+LAYOUTS = (
+    "a latency table has the columns from, to and a figure called one of "
+    f"{', '.join(LATENCIES)}, or is a square matrix with regions in its first row and column"
+)
+"""The layouts of latencies, for messages."""
+
+# Two lines for one pair that differ by more than this factor are no repetition, and no median tells which is right.
+_CONTRADICTION = 2
+
+_NO_LATENCY = {"loss", "jitter", "std", "stddev", "mdev", "var", "count", "samples", "date", "timestamp", "km", "hops"}
+_SPEAKS_OF_LATENCY = {"latency", "delay", "rtt", "ping", "owd", "time"}
+
+
+class Figure(NamedTuple):
+    """A column of latencies, and the word of `LATENCIES` that says what they are."""
+
+    column: str
+    unit: str
+
+
+def ask(place: str, what: str, says: str) -> InputError:
+    """The question that has to be answered before a latency can be used: which of the units it is, all of them named."""
+    return InputError(
+        f"{place}: {what} {says}: call it one of {', '.join(LATENCIES)} (a round trip counts half), "
+        f"or say which with unit in [latency] (dgdlb import: --latency)."
+    )
+
+
+def read_pairs(table: Table, unit: str | None = None) -> Latencies:
+    """Seconds one way by pair.
+
+    **Arguments:** `unit`: what the figures are, a word of `LATENCIES`, for a table that does not say.
+
+    A pair that is listed repeatedly has the median of its latencies.
+
+    **Raises:** `InputError` where direction or unit is not said, where two columns or two lines contradict each other, and for
+    cells that are no latencies.
+    """
+    ends = _ends(table)
+    figures = _figures(table, ends, unit)
+    chosen = figures[0]
+    values: dict[Pair, list[float]] = {}
+    last: dict[Pair, Row] = {}
+    for row in table.rows:
+        _check_agreement(table, row, figures)
+        seconds = table.number(row, chosen.column) * LATENCIES[chosen.unit]
+        pair = row.cells[ends[0]], row.cells[ends[1]]
+        values.setdefault(pair, []).append(seconds)
+        last[pair] = row
+    for pair, found in values.items():
+        if len(found) == 2 and max(found) > _CONTRADICTION * min(found):
+            problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
+            raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
+    seconds = {pair: median(found) for pair, found in values.items()}
+    return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values)))
+
+
+def _ends(table: Table) -> tuple[str, str]:
+    for spellings in ENDS:
+        found = [first_of(table.columns, [name]) for name in spellings]
+        if found[0] is not None and found[1] is not None:
+            return found[0], found[1]
+    missing = "from" if first_of(table.columns, [names[0] for names in ENDS]) is None else "to"
+    hint = nearest(missing, table.columns).replace("did you mean", "is it").replace("known here", "it has the columns")
+    raise InputError(f'{table.name}: column "{missing}" is missing ({hint.rstrip(".")}): {LAYOUTS}.')
+
+
+def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figure]:
+    """All columns that state the latency, the one to take first: medians before means, a statistic of one kind only."""
+    candidates = [column for column in table.columns if column not in ends and _is_latency(column)]
+    if not candidates:
+        hint = nearest("one_way_ms", [column for column in table.columns if column not in ends])
+        hint = hint.replace("did you mean", "is it").replace("known here", "it has the columns").rstrip(".")
+        raise InputError(f'{table.name}: column "one_way_ms" is missing ({hint}): {LAYOUTS}.')
+    rank = min(map(statistic_rank, candidates))
+    candidates = [column for column in candidates if statistic_rank(column) == rank]
+    complete = [Figure(column, f"{way_of(column)}_{unit_of(column)}") for column in candidates]
+    complete = [figure for figure in complete if figure.unit in LATENCIES]
+    if unit is not None and not any(figure.unit == unit for figure in complete):
+        return _told(table, candidates, complete, unit)
+    if unit is not None:
+        complete.sort(key=lambda figure: figure.unit != unit)
+    if not complete:
+        column = candidates[0]
+        known = way_of(column), unit_of(column)
+        lacks = "whether it is a round trip or one way" if known[0] is None else "its unit"
+        lacks = "its unit or whether it is a round trip or one way" if known == (None, None) else lacks
+        raise ask(table.name, f'column "{clipped(column)}"', f"does not say {lacks}")
+    return complete
+
+
+def _told(table: Table, candidates: list[str], complete: list[Figure], unit: str) -> list[Figure]:
+    """The one column that says nothing to the contrary of `unit`."""
+    if complete:
+        raise InputError(
+            f'{table.name}: column "{clipped(complete[0].column)}" says {complete[0].unit}, which contradicts unit = "{unit}": '
+            "keep one of the two."
+        )
+    if len(candidates) > 1:
+        raise InputError(
+            f"{table.name}: unit does not say which of the columns {', '.join(map(clipped, candidates))} it is about: remove the others."
+        )
+    way, found = way_of(candidates[0]), unit_of(candidates[0])
+    if (way and not unit.startswith(way)) or (found and not unit.endswith(f"_{found}")):
+        raise InputError(
+            f'{table.name}: column "{clipped(candidates[0])}" contradicts unit = "{unit}": keep one of the two.'
+        )
+    return [Figure(candidates[0], unit)]
+
+
+def _is_latency(column: str) -> bool:
+    found = set(words(column))
+    speaks = found & _SPEAKS_OF_LATENCY or way_of(column) or unit_of(column)
+    return bool(speaks) and not found & _NO_LATENCY
+
+
+def _check_agreement(table: Table, row: Row, figures: Sequence[Figure]) -> None:
+    """Two columns of one line may differ by what rounding to their last digits makes, and by no more."""
+    first = figures[0]
+    for other in figures[1:]:
+        values = [table.number(row, figure.column) * LATENCIES[figure.unit] for figure in (first, other)]
+        rounding = sum(
+            LATENCIES[figure.unit] * 10.0 ** -_decimals(row.cells[figure.column]) for figure in (first, other)
+        )
+        if abs(values[0] - values[1]) > 0.5 * rounding + 1e-9 * values[0]:
+            raise table.error(
+                row, other.column, f"contradicts {first.column} {row.cells[first.column]}", "keep the right column."
+            )
+
+
+def _decimals(cell: str) -> int:
+    _, _, decimals = cell.replace(",", ".").partition(".")
+    return len(decimals)
+
+
+def _read_as(figure: Figure) -> tuple[str, ...]:
+    """How a header was understood, where it is not one of the plain words itself."""
+    return () if figure.column == figure.unit else (f'"{clipped(figure.column)}" is read as {figure.unit}',)
+
+
+def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:
+    """That medians were taken, and how far the repetitions lie apart where they do most."""
+    repeated = {pair: found for pair, found in values.items() if len(found) > 1}
+    if not repeated:
+        return ()
+    widest = max(repeated, key=lambda pair: max(repeated[pair]) - min(repeated[pair]))
+    low, high = min(repeated[widest]) * 1e3, max(repeated[widest]) * 1e3
+    return (
+        f"{counted(len(repeated), 'pair is', 'pairs are')} listed more than once, the median is taken; widest is "
+        f"{clipped(widest[0])} -> {clipped(widest[1])}, {low:.4g} to {high:.4g} ms one way",
+    )
+
+
+def _recognises(source: Source, options: Options) -> bool:
+    del options
+    if source.table is None:
+        return False
+    columns = source.table.columns
+    return any(all(first_of(columns, [name]) for name in names) for names in ENDS) and any(map(_is_latency, columns))
+
+
+def _read(source: Source, options: Options) -> tuple[Latencies]:
+    assert source.table is not None
+    return (read_pairs(source.table, options.latency),)
+
+
+IMPORTER = Importer("table of pairs of regions", "latency", _recognises, _read)

@@ -1,0 +1,103 @@
+"""From runs of a load test to a curve: how many requests were in the server, by Little's law where that was not measured."""
+
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from dgdlb_jax.fleets.document import counted
+from dgdlb_jax.fleets.importers.base import Curve, Point
+from dgdlb_jax.numerics.results import InputError
+
+# Beyond this relative difference between what was set and what Little's law gives, somebody should look.
+_DIFFERENT = 0.1
+# Requests whose numbers of tokens differ by more than this factor are of different kinds; sampled lengths differ by less.
+_UNLIKE = 1.5
+
+
+def workload(point: Point) -> float | None:
+    r"""$N = \lambda W$ where the number of requests was only capped and $W$ was measured; else what was held, else the cap."""
+    if point.held is not None:
+        return point.held
+    return point.throughput * point.latency if point.latency is not None else point.cap
+
+
+def settled(curve: Curve) -> Curve:
+    """The curve with one point for every setting, in order of the workload, and what its workloads are in words.
+
+    Repetitions of a setting become their median.
+
+    **Raises:** `InputError` when fewer than two points are left, or a point has no workload.
+    """
+    by_setting: dict[str, list[Point]] = {}
+    for k, point in enumerate(curve.points):
+        by_setting.setdefault(point.setting or f"#{k}", []).append(point)
+    merged = [_median(points) for points in by_setting.values()]
+    if any(workload(point) is None for point in merged):
+        raise InputError(
+            f"{curve.origin}: nothing says how many requests were in the server: give a concurrency or batch size, or a mean "
+            "end-to-end time (of which Little's law makes one)."
+        )
+    if len(merged) < 2:
+        raise InputError(
+            f"{curve.origin}: one point is no curve, which takes at least two points: give runs at several concurrencies or rates together."
+        )
+    notes = (*curve.notes, *_repeated(len(merged), len(curve.points)), *_unlike(merged), *_compared(merged))
+    return Curve(curve.name, tuple(sorted(merged, key=lambda point: workload(point) or 0.0)), curve.origin, notes)
+
+
+def _median(points: Sequence[Point]) -> Point:
+    if len(points) == 1:
+        return points[0]
+
+    def middle(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return median(known) if known else None
+
+    rates = sorted(point.throughput for point in points)
+    return points[0]._replace(
+        throughput=median(rates),
+        held=middle([point.held for point in points]),
+        latency=middle([point.latency for point in points]),
+        low=rates[0],
+        high=rates[-1],
+        samples=len(points),
+    )
+
+
+def _repeated(kept: int, given: int) -> tuple[str, ...]:
+    return (
+        (f"{counted(given, 'run', 'runs')} of {counted(kept, 'setting', 'settings')}: medians",) if given > kept else ()
+    )
+
+
+def _unlike(points: Sequence[Point]) -> tuple[str, ...]:
+    """That a curve mixes short and long requests, where it does: it then is that of no kind of request."""
+    tokens = [point.tokens for point in points if point.tokens]
+    if not tokens or max(tokens) <= _UNLIKE * min(tokens):
+        return ()
+    return (
+        f"its requests are not alike: {min(tokens):.4g} to {max(tokens):.4g} tokens each; import runs of one kind at a time",
+    )
+
+
+def _compared(points: Sequence[Point]) -> tuple[str, ...]:
+    """Where the workload comes from, and how far it is from what else is known of it."""
+    if all(point.held is None and point.latency is None for point in points):
+        return (
+            "the workload is the concurrency that was allowed, as no end-to-end time tells how much of it was used",
+        )
+    by_law = any(point.held is None and point.latency is not None for point in points)
+    notes = ["the workload is throughput times mean end-to-end time (Little's law)"] if by_law else []
+    pairs = [
+        (point.throughput * point.latency, point.cap if point.held is None else point.held)
+        for point in points
+        if point.latency is not None
+    ]
+    ratios = [law / set_to for law, set_to in pairs if set_to]
+    worst = max(ratios, key=lambda ratio: abs(ratio - 1), default=1.0)
+    if abs(worst - 1) > _DIFFERENT:
+        what = "the concurrency that was allowed" if by_law else "the workload that is stated"
+        notes.append(
+            f"throughput times end-to-end time is between {min(ratios):.2f} and {max(ratios):.2f} times {what} "
+            f"({fmean(ratios):.2f} on average): they differ by more than {_DIFFERENT:.0%}, look at the runs"
+        )
+    return tuple(notes)

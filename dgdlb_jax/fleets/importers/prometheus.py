@@ -1,0 +1,245 @@
+"""Results of Prometheus' `query_range`, as its HTTP interface or `promtool query range --format=json` writes them.
+
+Read from the documentation of the HTTP API, "Range queries" and "Range vectors" (Prometheus 2 and 3): `data.resultType` is `matrix`,
+values are `[seconds since 1970, "figure"]`. Which quantity a result is follows from the metric's name (those of vLLM 0.8 and later,
+Envoy, Istio, and names that end alike), or from the user: a result of `rate(...)` has no name.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
+from dgdlb_jax.fleets.importers.base import Curve, Demand, Importer, Options, Point, Series
+from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.numerics.results import InputError
+
+ROLES = ("arrivals", "throughput", "running", "waiting")
+"""What a result can be: requests/s into each frontend, out of each backend, requests in service, and those that wait for it."""
+
+_ENDINGS = {
+    "running": ("num_requests_running", "requests_running", "num_running_reqs", "requests_active"),
+    "waiting": ("num_requests_waiting", "requests_waiting", "num_queue_reqs", "num_waiting_reqs"),
+    "throughput": ("request_success_total", "request_success", "requests_completed_total", "upstream_rq_completed"),
+    "arrivals": (
+        "downstream_rq_total",
+        "http_requests_total",
+        "istio_requests_total",
+        "requests_received_total",
+        "requests_total",
+    ),
+}
+_GROUPS, _LEAST = 10, 5  # points of a curve, and samples behind each of them
+
+
+def series(source: Source, options: Options) -> tuple[Series, ...]:
+    """The quantities in a result, by the label that tells their series apart.
+
+    Counters (`..._total`) become rates: the increase over each step, from 0 after a reset.
+
+    **Raises:** `InputError` where the quantity or the label is not known, and for values that are no numbers.
+    """
+    by_role: dict[str, list[Mapping[str, Any]]] = {}
+    for result in _results(source):
+        by_role.setdefault(options.role or _role(source, result), []).append(result)
+    found = []
+    for role, results in by_role.items():
+        label = _label(source, results, options)
+        name = str(results[0]["metric"].get("__name__", ""))
+        values: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for result in results:
+            key = "" if label is None else str(result["metric"].get(label, ""))
+            values.setdefault(key, []).append(_samples(source, result))
+        series_by_name = {key: _summed(source, key, parts) for key, parts in values.items()}
+        notes = [f"{role} from {name or 'a result without a name'}" + (f", by {label}" if label else "")]
+        if role in ("arrivals", "throughput") and name.endswith("_total"):
+            series_by_name = {key: _rate(*one) for key, one in series_by_name.items()}
+            notes.append(f"{name} is a counter: its increase over each step is taken")
+        found.append(Series(role, series_by_name, source.name, tuple(notes)))
+    return tuple(found)
+
+
+def _results(source: Source) -> list[Mapping[str, Any]]:
+    document = source.document
+    data = document.get("data", document) if isinstance(document, dict) else document
+    results = data.get("result") if isinstance(data, dict) else data
+    if not isinstance(results, list):
+        return []
+    return [
+        r
+        for r in results
+        if isinstance(r, dict) and isinstance(r.get("metric"), dict) and isinstance(r.get("values"), list)
+    ]
+
+
+def _role(source: Source, result: Mapping[str, Any]) -> str:
+    name = str(result["metric"].get("__name__", ""))
+    plain = name.replace(":", "_")
+    for role, endings in _ENDINGS.items():
+        if plain.endswith(endings):
+            return role
+    what = f'the metric "{clipped(name)}" is not known' if name else "the result has no metric name, as after rate()"
+    raise InputError(
+        f"{source.name}: {what}: say what it is in front of the file, one of {', '.join(f'{role}=FILE' for role in ROLES)}."
+    )
+
+
+def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Options) -> str | None:
+    """The label whose values name frontends or backends: the only one that differs, or the one that the user says."""
+    labels = {
+        key: {str(r["metric"].get(key)) for r in results} for r in results for key in r["metric"] if key != "__name__"
+    }
+    differing = sorted(key for key, values in labels.items() if len(values) > 1)
+    if options.by is not None:
+        if options.by in labels:
+            return options.by
+        raise InputError(f'{source.name}: there is no label "{clipped(options.by)}": {nearest(options.by, labels)}')
+    if len(differing) > 1:
+        raise InputError(
+            f"{source.name}: the labels {listed(differing)} all differ: say which one names places with --by."
+        )
+    return differing[0] if differing else None
+
+
+def _samples(source: Source, result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        times, values = np.array([(float(time), float(value)) for time, value in result["values"]]).reshape(-1, 2).T
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{source.name}: the values of {clipped(str(dict(result['metric'])))} are no pairs of time and number: export it again."
+        ) from error
+    kept = np.isfinite(values)  # Prometheus writes NaN where a quotient has none
+    if not kept.any() or (values[kept] < 0).any():
+        raise InputError(
+            f"{source.name}: {clipped(str(dict(result['metric'])))} has {'a negative value' if kept.any() else 'no values'}: "
+            "correct the query."
+        )
+    return times[kept], values[kept]
+
+
+def _summed(source: Source, name: str, parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """One series for each name: several that share it are summed, at the times that all of them have."""
+    times = parts[0][0]
+    for other, _ in parts[1:]:
+        times = np.intersect1d(times, other)
+    if not times.size:
+        raise InputError(f'{source.name}: the series of "{clipped(name)}" have no time in common: query one range.')
+    return times, sum((values[np.isin(found, times)] for found, values in parts), start=np.zeros(times.size))
+
+
+def _rate(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    increase = np.where(np.diff(values) < 0, values[1:], np.diff(values))
+    return times[1:], increase / np.diff(times)
+
+
+def demand(arrivals: Series) -> Demand:
+    """Arrival rates as requests per step.
+
+    **Raises:** `InputError` where samples are missing: a gap is not a time without requests.
+    """
+    names = tuple(arrivals.by_name)
+    times = [found for found, _ in arrivals.by_name.values()]
+    begin, end = max(found[0] for found in times), min(found[-1] for found in times)
+    rates = [values[(found >= begin) & (found <= end)] for found, values in arrivals.by_name.values()]
+    grid = times[0][(times[0] >= begin) & (times[0] <= end)]
+    steps = np.diff(grid)
+    if grid.size < 2 or {len(rate) for rate in rates} != {grid.size} or np.ptp(steps) > 1e-6 * steps[0]:
+        raise InputError(
+            f"{arrivals.origin}: arrivals have gaps, or fewer than two samples in common: query a range without gaps."
+        )
+    width = float(steps[0])
+    note = f"{counted(grid.size, 'sample', 'samples')} every {width:g} s"
+    counts = np.stack(rates, axis=1) * width
+    return Demand(() if names == ("",) else names, width, counts, arrivals.origin, (*arrivals.notes, note))
+
+
+def curves(found: Sequence[Series]) -> tuple[Curve, ...]:
+    """A curve for each backend from what it held and what it served at the same times.
+
+    Pairs are put in order of what was held and cut into at most 10 groups of equal size, of 5 samples at least; a point is the mean of
+    a group, with the quartiles of its throughput as scatter. Times at which nothing was held say nothing of a curve.
+
+    **Raises:** `InputError` where throughput or running requests are missing, or fewer than two groups come out.
+    """
+    by_role = {one.role: one for one in found}
+    for role in ("throughput", "running"):
+        if role not in by_role:
+            have = ", ".join(sorted(by_role))
+            raise InputError(
+                f"{found[0].origin}: a curve needs throughput and running requests, and there is only {have}: add it."
+            )
+    served, running, waiting = (by_role.get(role) for role in ("throughput", "running", "waiting"))
+    assert served is not None
+    assert running is not None
+    origin = ", ".join(dict.fromkeys(one.origin for one in found))
+    notes = [note for one in found for note in one.notes]
+    if waiting is None:
+        notes.append(
+            "no waiting requests were given: the workload is what runs, which is too little where requests queue"
+        )
+    made = []
+    for name in served.by_name:
+        held = [one.by_name[name] for one in (running, waiting) if one is not None and name in one.by_name]
+        if not held or (waiting is not None and len(held) < 2):
+            raise InputError(
+                f'{origin}: "{clipped(name)}" has throughput, but not running and waiting: {nearest(name, running.by_name)}'
+            )
+        points = _grouped(origin, name, served.by_name[name], held)
+        made.append(Curve(name or "backend", points, origin, (*notes, _scatter(name, points))))
+    return tuple(made)
+
+
+def _grouped(
+    origin: str, name: str, served: tuple[np.ndarray, np.ndarray], held: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[Point, ...]:
+    times = served[0]
+    for found, _ in held:
+        times = np.intersect1d(times, found)
+    rate = served[1][np.isin(served[0], times)]
+    number = sum((values[np.isin(found, times)] for found, values in held), start=np.zeros(times.size))
+    order = np.argsort(number[number > 0], kind="stable")
+    number, rate = number[number > 0][order], rate[number > 0][order]
+    groups = min(_GROUPS, number.size // _LEAST)
+    points = [
+        _point(*pair)
+        for pair in zip(np.array_split(number, max(groups, 1)), np.array_split(rate, max(groups, 1)), strict=True)
+    ]
+    distinct = {point.held: point for point in points if point.throughput > 0}
+    if groups < 2 or len(distinct) < 2:
+        raise InputError(
+            f'{origin}: "{clipped(name)}" has {number.size} samples with requests, at {len(distinct)} workloads: query a longer range '
+            "in which the load varies."
+        )
+    return tuple(distinct.values())
+
+
+def _scatter(name: str, points: Sequence[Point]) -> str:
+    """How far half of the samples behind a point lie apart."""
+    spread = max(((p.high or 0.0) - (p.low or 0.0)) / p.throughput for p in points)
+    least = min(point.samples for point in points)
+    which = f'"{clipped(name)}": ' if name else ""
+    return (
+        f"{which}{counted(len(points), 'point', 'points')}, each the mean of {least} samples or more; the middle half of their throughputs "
+        f"ranges over at most {spread:.0%} of the mean"
+    )
+
+
+def _point(number: np.ndarray, rate: np.ndarray) -> Point:
+    low, high = np.quantile(rate, [0.25, 0.75]) if rate.size else (0.0, 0.0)
+    mean = float(rate.mean()) if rate.size else 0.0
+    return Point(
+        mean,
+        held=float(number.mean()) if number.size else 0.0,
+        low=float(low),
+        high=float(high),
+        samples=int(rate.size),
+    )
+
+
+def _recognises(source: Source, options: Options) -> bool:
+    del options
+    return bool(_results(source))
+
+
+IMPORTER = Importer("Prometheus range query", "series", _recognises, series)

@@ -1,0 +1,127 @@
+"""Demand as single requests: a line for each, in CSV or as JSON lines, with a column of times.
+
+Layouts that were read: Azure LLM inference traces of 2023 and 2024 (`TIMESTAMP,ContextTokens,GeneratedTokens`), BurstGPT
+(`Timestamp` in seconds, `Model`, `Request tokens`, ...), Mooncake (JSON lines, `timestamp` in milliseconds, `input_length`, ...), and
+any other with a time.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
+from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
+from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.times import read_times, time_column
+from dgdlb_jax.fleets.importers.words import first_of
+from dgdlb_jax.fleets.tables import Table
+from dgdlb_jax.numerics.results import InputError
+
+WIDTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 43200, 86400)
+"""Round bin widths, seconds."""
+RULE = "the least round width with 20 requests in a bin on average, at most half of the time"
+"""How the width of the bins is chosen where nobody says it."""
+
+_MOST_BINS = 1_000_000
+_IN_A_BIN = 20  # the count of a bin is then known to 22 % or so
+_PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster")
+
+
+def read_requests(table: Table, options: Options) -> Demand:
+    """Requests per bin, the first bin beginning at the first request; what is left at the end and fills no bin is left out.
+
+    **Raises:** `InputError` where there is no column of times, its unit is not known, all requests come at once, or a column that
+    names frontends names others too.
+    """
+    column = time_column(table)
+    if column is None:
+        hint = (
+            nearest("time_s", table.columns)
+            .replace("did you mean", "is it")
+            .replace("known here", "it has the columns")
+        )
+        raise InputError(
+            f'{table.name}: column "time_s" is missing ({hint.rstrip(".")}): a trace has the column time_s and requests or one column '
+            "per frontend, or a line per request with a column of times such as timestamp_ms."
+        )
+    times = read_times(table, column, options.time_unit)
+    by = _place_column(table, column, options)
+    width = options.bin_s or _width(times.seconds)
+    bins = int(np.floor(times.seconds.max() / width * (1 + 1e-12)))
+    if bins < 2:
+        raise InputError(
+            f"{table.name}: its requests span {times.seconds.max():.4g} s, less than two bins: give a longer trace, or narrower bins."
+        )
+    if bins > _MOST_BINS:
+        raise InputError(
+            f"{table.name}: bins of {width:g} s would be {bins:.2g}: give wider ones with bin_s (dgdlb import: --bin)."
+        )
+    names = () if by is None else tuple(dict.fromkeys(row.cells[by] for row in table.rows))
+    column_of = [0] * len(table.rows) if by is None else [names.index(row.cells[by]) for row in table.rows]
+    index = np.floor(times.seconds / width).astype(int)
+    counts = np.zeros((max(bins, int(index.max()) + 1), max(len(names), 1)))
+    np.add.at(counts, (index, np.array(column_of)), 1.0)
+    left = int(counts[bins:].sum())
+    notes = [
+        f"{counted(len(table.rows), 'request', 'requests')}, {times.written}",
+        f"{counted(bins, 'bin', 'bins')} of {width:g} s" + ("" if options.bin_s else f" ({RULE})"),
+    ]
+    if left:
+        notes.append(f"the end, {counted(left, 'request', 'requests')}, fills no bin and is left out")
+    if by is not None:
+        notes.append(f'"{clipped(by)}" says where they enter: {listed(names)}')
+    return Demand(names, float(width), counts[:bins], table.name, tuple(notes))
+
+
+def _width(seconds: np.ndarray) -> float:
+    span = float(seconds.max())
+    wanted = _IN_A_BIN * span / len(seconds)
+    fitting = [width for width in WIDTHS if 2 * width <= span]
+    return float(next((width for width in fitting if width >= wanted), fitting[-1] if fitting else WIDTHS[0]))
+
+
+def _place_column(table: Table, times: str, options: Options) -> str | None:
+    """The column that says where requests enter: as told, by its values where frontends are known, or by its name."""
+    if options.by is not None:
+        if options.by not in table.columns:
+            raise InputError(
+                f'{table.name}: there is no column "{clipped(options.by)}": {nearest(options.by, table.columns)}'
+            )
+        found = options.by
+    elif options.names:
+        naming = [c for c in table.columns if c != times and _values(table, c) & set(options.names)]
+        if len(naming) > 1:
+            raise InputError(
+                f"{table.name}: the columns {listed(naming)} all name frontends: say which one counts with by (dgdlb import: --by)."
+            )
+        found = naming[0] if naming else None
+    else:
+        found = first_of(table.columns, _PLACES)
+    if found is not None and options.names:
+        _check_names(table, found, options.names)
+    return found
+
+
+def _values(table: Table, column: str) -> set[str]:
+    return {row.cells[column] for row in table.rows}
+
+
+def _check_names(table: Table, column: str, names: Sequence[str]) -> None:
+    for row in table.rows:
+        if row.cells[column] not in names:
+            raise table.error(
+                row, column, "is no frontend, others in this column are", nearest(row.cells[column], names)
+            )
+
+
+def _recognises(source: Source, options: Options) -> bool:
+    del options
+    return source.table is not None and time_column(source.table) is not None
+
+
+def _read(source: Source, options: Options) -> tuple[Demand]:
+    assert source.table is not None
+    return (read_requests(source.table, options),)
+
+
+IMPORTER = Importer("table of requests", "demand", _recognises, _read)

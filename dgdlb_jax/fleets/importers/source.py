@@ -1,0 +1,104 @@
+"""A file or a folder that somebody hands over, looked at as JSON, as JSON lines or as a table."""
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from dgdlb_jax.fleets.document import Folder, read_text
+from dgdlb_jax.fleets.tables import Table
+from dgdlb_jax.numerics.results import InputError
+
+# A folder of results is no deeper and no larger than this; the root of a disk is.
+_DEEPEST, _MOST_FILES = 4, 5000
+
+
+class Source:
+    """What lies at a path, parsed at most once.
+
+    - `name`: what messages call it; `wanted_by`: who asks for it, in front of complaints that it cannot be read.
+    """
+
+    def __init__(self, path: Folder, name: str, wanted_by: str = ""):
+        self.path, self.name, self.wanted_by = path, name, wanted_by
+
+    @property
+    def is_folder(self) -> bool:
+        return self.path.is_dir()
+
+    @cached_property
+    def files(self) -> tuple["Source", ...]:
+        """All JSON and CSV files in a folder and below it, by name; for a file the file itself."""
+        if not self.is_folder:
+            return (self,)
+        found = tuple(islice(_below(self), _MOST_FILES + 1))
+        if len(found) > _MOST_FILES:
+            raise InputError(
+                f"{self.wanted_by}{self.name} holds more than {_MOST_FILES} files: give the folder of one load test."
+            )
+        return found
+
+    @cached_property
+    def text(self) -> str:
+        return read_text(self.path, self.wanted_by).removeprefix("\ufeff")
+
+    @cached_property
+    def document(self) -> Any:
+        """The JSON value of the file, or None where it is no JSON or begins with neither `{` nor `[`."""
+        if self.is_folder or self.text.lstrip()[:1] not in ("{", "["):
+            return None
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError):
+            return None
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]] | None:
+        """The objects of a JSON list or of JSON lines, or None where the file holds neither.
+
+        **Raises:** `InputError` for a line that is no object in a file whose other lines are.
+        """
+        if isinstance(self.document, list):
+            found = self.document
+            return found if found and all(isinstance(record, dict) for record in found) else None
+        if self.document is not None or self.is_folder or not self.text.lstrip().startswith("{"):
+            return None
+        return [self._record(number, line) for number, line in enumerate(self.text.splitlines(), 1) if line.strip()]
+
+    def _record(self, number: int, line: str) -> dict[str, Any]:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.name}:{number}: not valid JSON ({error}): correct the line.") from error
+        if not isinstance(record, dict):
+            raise InputError(f"{self.name}:{number}: not a JSON object: write one object per line.")
+        return record
+
+    @cached_property
+    def table(self) -> Table | None:
+        """The table in the file, or its JSON records as one; None for a folder and for any other JSON."""
+        if self.records is not None:
+            return Table.of_records(self.name, self.records)
+        if self.is_folder or self.document is not None:
+            return None
+        return Table(self.name, self.text)
+
+
+def _below(source: Source, depth: int = 0) -> Iterator[Source]:
+    """Files that may hold results, level by level; links to folders are not followed, they could lead anywhere."""
+    try:
+        paths = sorted(source.path.iterdir(), key=lambda path: path.name)
+    except OSError as error:
+        raise InputError(
+            f"{source.wanted_by}{source.name} cannot be read ({error.strerror}): check the folder."
+        ) from error
+    for path in paths:
+        inner = Source(path, f"{source.name}/{path.name}", source.wanted_by)
+        if path.is_dir():
+            linked = isinstance(path, Path) and path.is_symlink()
+            if depth < _DEEPEST and not linked:
+                yield from _below(inner, depth + 1)
+        elif path.name.endswith((".json", ".jsonl", ".csv")):
+            yield inner

@@ -1,0 +1,198 @@
+"""Throughput of a server as a plain table: a line for every workload, batch size or concurrency."""
+
+from typing import NamedTuple
+
+from dgdlb_jax.fleets.document import clipped, nearest
+from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
+from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, statistic_rank, unit_of, words
+from dgdlb_jax.fleets.tables import Row, Table
+from dgdlb_jax.numerics.results import InputError
+
+HELD = ("workload", "in_flight", "inflight", "batch_size", "batch", "batchsize", "num_running", "running", "n")
+"""Columns that say how many requests were in the server."""
+CAPS = ("concurrency", "max_concurrency", "conc", "num_concurrent", "concurrent_requests", "users", "clients")
+"""Columns that say how many there could be at most."""
+LAYOUT = (
+    "a table of throughput has a column workload, batch_size or concurrency, and one called throughput (requests/s), "
+    "throughput_rps or output_tokens_per_s"
+)
+
+_PER_SECOND = {"s", "sec", "second", "rps", "qps", "tps", "throughput", "tput"}
+_OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
+_INPUT = ("input_tokens", "input_len", "isl", "prompt_tokens", "input_length")
+# Settings in figures: rows that differ in one of them belong to different servers.
+_SETTINGS = {"tp", "pp", "ep", "dp", "gpus", "isl", "osl", *_OUTPUT, *_INPUT}
+_NO_NAME = {"date", "time", "timestamp", "url", "run", "seed", "note", "notes", "comment"}
+
+
+class Layout(NamedTuple):
+    """The columns of a table of throughput that are used; `tokens` says which tokens a throughput in tokens/s counts."""
+
+    throughput: str
+    tokens: str | None
+    held: str | None
+    cap: str | None
+    latency: str | None
+
+
+def layout(table: Table) -> Layout:
+    """Which column is what.
+
+    **Raises:** `InputError` where there is no throughput or nothing that says how many requests there were.
+    """
+    requests = [column for column in table.columns if _is_rate(column) and not _tokens_of(column)]
+    tokens = [column for column in table.columns if _is_rate(column) and _tokens_of(column)]
+    held, cap, latency = first_of(table.columns, HELD), first_of(table.columns, CAPS), _latency(table)
+    if not requests and not tokens:
+        raise _missing(table, "throughput")
+    if held is None and cap is None and latency is None:
+        raise _missing(table, "workload")
+    if requests:
+        return Layout(requests[0], None, held, cap, latency)
+    tokens.sort(key=lambda column: _tokens_of(column) != "output")
+    return Layout(tokens[0], _tokens_of(tokens[0]), held, cap, latency)
+
+
+def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
+    """The curves of a table: one for each kind of server that its other columns tell apart."""
+    found = layout(table)
+    rows = [row for row in table.rows if all(row.cells.get(key) == value for key, value in options.select.items())]
+    _check_selection(table, options, rows)
+    differing = _telling(_grouping(table, found, rows), rows)
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault("-".join(row.cells[column] for column in differing), []).append(row)
+    stem = table.name.rpartition("/")[2].rpartition(".")[0] or table.name
+    return tuple(
+        Curve(name or stem, tuple(_point(table, row, found, options) for row in group), table.name, _notes(found))
+        for name, group in groups.items()
+    )
+
+
+def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:
+    rate = table.number(row, found.throughput, above=True) / _tokens_per_request(table, row, found, options)
+    latency = None if found.latency is None else table.number(row, found.latency, above=True)
+    if latency is not None and found.latency is not None:
+        latency *= UNITS[unit_of(found.latency) or "s"]
+    return Point(
+        rate,
+        held=None if found.held is None else table.number(row, found.held, above=True),
+        cap=None if found.cap is None else table.number(row, found.cap, above=True),
+        latency=latency,
+    )
+
+
+def _tokens_per_request(table: Table, row: Row, found: Layout, options: Options) -> float:
+    if found.tokens is None:
+        return 1.0
+    if options.tokens_per_request is not None:
+        return options.tokens_per_request
+    wanted = {"output": (_OUTPUT,), "input": (_INPUT,), "total": (_INPUT, _OUTPUT)}.get(found.tokens, ())
+    columns = [first_of(table.columns, spellings) for spellings in wanted]
+    known = [column for column in columns if column is not None]
+    if not known or len(known) < len(columns):
+        raise InputError(
+            f'{table.name}: column "{clipped(found.throughput)}" is in tokens/s, and nothing says how many of these tokens a '
+            "request has: add a column output_tokens (and input_tokens for a total), or say tokens_per_request in the section of "
+            "the curve (dgdlb import: --tokens-per-request)."
+        )
+    return sum(table.number(row, column, above=True) for column in known)
+
+
+def _notes(found: Layout) -> tuple[str, ...]:
+    return () if found.tokens is None else (f'"{clipped(found.throughput)}" divided by the tokens of a request',)
+
+
+def _is_rate(column: str) -> bool:
+    found = words(column)
+    return bool(_PER_SECOND & set(found)) and not {"latency", "time", "duration", "gpu", "low", "high"} & set(found)
+
+
+def _tokens_of(column: str) -> str | None:
+    """Which tokens a throughput counts: `"output"`, `"input"`, `"total"`, `"some"` where it does not say, None for requests."""
+    found = set(words(column))
+    if not found & {"token", "tokens", "tok", "toks", "tps"}:
+        return None
+    if found & {"output", "out", "generated", "generation", "gen", "decode"}:
+        return "output"
+    if found & {"input", "in", "prompt", "prefill"}:
+        return "input"
+    return "total" if "total" in found else "some"
+
+
+def _latency(table: Table) -> str | None:
+    """The column of mean end-to-end times: that of the mean before that of the median, never a tail or a time per token."""
+    found = [
+        column
+        for column in table.columns
+        if ({"latency", "e2el", "duration"} & set(words(column)) or "e2e" in column.lower())
+        and not {"first", "token", "ttft", "tpot", "itl", "inter", "std"} & set(words(column))
+        and unit_of(column) is not None
+        and statistic_rank(column) <= 1
+    ]
+    means = [column for column in found if statistic_rank(column) == 1]
+    return (means or found or [None])[0]
+
+
+def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
+    """The columns that tell servers apart: names, and settings in figures."""
+    return [
+        column
+        for column in table.columns
+        if column not in found
+        and not _NO_NAME & set(words(column))
+        and (normal(column) in _SETTINGS or any(not _is_number(row.cells[column]) for row in rows if row.cells[column]))
+    ]
+
+
+def _telling(columns: list[str], rows: list[Row]) -> list[str]:
+    """The columns, in order, each of which tells rows apart that those before it do not."""
+    chosen: list[str] = []
+    kinds = 1
+    for column in columns:
+        more = len({tuple(row.cells[name] for name in (*chosen, column)) for row in rows})
+        if more > kinds:
+            chosen.append(column)
+            kinds = more
+    return chosen
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
+def _check_selection(table: Table, options: Options, rows: list[Row]) -> None:
+    for key, value in options.select.items():
+        if key not in table.columns:
+            raise InputError(f'{table.name}: select names the column "{clipped(key)}": {nearest(key, table.columns)}')
+        if not rows:
+            known = {row.cells[key] for row in table.rows}
+            raise InputError(f'{table.name}: no row has {key} "{clipped(value)}" as selected: {nearest(value, known)}')
+
+
+def _missing(table: Table, wanted: str) -> InputError:
+    hint = nearest(wanted, table.columns).replace("did you mean", "is it").replace("known here", "it has the columns")
+    return InputError(f'{table.name}: column "{wanted}" is missing ({hint.rstrip(".")}): {LAYOUT}.')
+
+
+def _recognises(source: Source, options: Options) -> bool:
+    del options
+    if source.table is None:
+        return False
+    columns = source.table.columns
+    return any(map(_is_rate, columns)) and (
+        first_of(columns, HELD) is not None or first_of(columns, CAPS) is not None or _latency(source.table) is not None
+    )
+
+
+def _read(source: Source, options: Options) -> tuple[Curve, ...]:
+    assert source.table is not None
+    return read_curves(source.table, options)
+
+
+IMPORTER = Importer("table of throughput", "curves", _recognises, _read)

@@ -1,0 +1,112 @@
+"""Columns of times: dates, seconds since 1970 in any unit, seconds since some start."""
+
+import math
+import re
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from dgdlb_jax.fleets.document import clipped
+from dgdlb_jax.fleets.importers.words import UNITS, first_of, unit_of, words
+from dgdlb_jax.fleets.tables import Row, Table
+from dgdlb_jax.numerics.results import InputError
+
+SPELLINGS = (
+    "timestamp", "time", "arrival_time", "arrival_timestamp", "arrived_at", "arrival", "request_time", "start_time", "created_at",
+    "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime",
+)  # fmt: skip
+"""What a column of times may be called, besides any of these with a unit."""
+
+_PLAIN_DATE = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?Z?")
+
+# Seconds since 1970 lie here between the years 2001 and 2128; figures in smaller units lie in ranges of their own.
+_EPOCH = (1e9, 5e9)
+
+
+class Times(NamedTuple):
+    """Seconds since the first time of all, in the order of the rows, and how they were written."""
+
+    seconds: Float[np.ndarray, " rows"]
+    written: str
+
+
+def time_column(table: Table) -> str | None:
+    """The column of times, by its name."""
+    plain = first_of(table.columns, SPELLINGS)
+    if plain is not None:
+        return plain
+    bare = {
+        column: "_".join(words(column)[:-1]) for column in table.columns if unit_of(column) and len(words(column)) > 1
+    }
+    return next((column for column, name in bare.items() if name in SPELLINGS), None)
+
+
+def read_times(table: Table, column: str, unit: str | None) -> Times:
+    """A column of times.
+
+    **Arguments:** `unit` of the figures; None: what the header says, or the one in which they are times since 1970.
+
+    **Raises:** `InputError` for cells that are no times, and for figures whose unit nothing says.
+    """
+    if _is_number(table.rows[0].cells[column]):
+        values = np.array([table.number(row, column, minimum=-math.inf) for row in table.rows])
+        unit = unit or unit_of(column) or _layout_unit(table, column)
+        epoch = _epoch_unit(values)
+        if unit is None and epoch is None:
+            raise InputError(
+                f'{table.name}: column "{clipped(column)}" does not say its unit: call it {column}_s, {column}_ms, {column}_us or '
+                f"{column}_ns, or say time_unit in the section of the demand (dgdlb import: --time-unit)."
+            )
+        since = " since 1970" if epoch is not None and epoch == (unit or epoch) else ""
+        unit = unit or epoch or "s"
+        return Times((values - values.min()) * UNITS[unit], f'"{clipped(column)}" in {unit}{since}')
+    dates = _plain_dates(table, column)
+    if dates is None:
+        dates = np.array([_date(table, row, column) for row in table.rows])
+    return Times(dates - dates.min(), f'"{clipped(column)}" as dates')
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell.replace(",", ".")))
+    except ValueError:
+        return False
+
+
+def _layout_unit(table: Table, column: str) -> str | None:
+    """The unit that a published layout has: Mooncake's in milliseconds, BurstGPT's in seconds."""
+    columns = set(table.columns)
+    if column == "timestamp" and {"input_length", "output_length"} <= columns:
+        return "ms"
+    if column == "Timestamp" and {"Request tokens", "Response tokens"} <= columns:
+        return "s"
+    return None
+
+
+def _epoch_unit(values: Float[np.ndarray, " rows"]) -> str | None:
+    low, high = float(values.min()), float(values.max())
+    return next((unit for unit, s in UNITS.items() if _EPOCH[0] <= low * s and high * s <= _EPOCH[1]), None)
+
+
+def _plain_dates(table: Table, column: str) -> Float[np.ndarray, " rows"] | None:
+    """Dates that all lack a time zone, or all have UTC, with any number of digits; None for others."""
+    cells = [row.cells[column] for row in table.rows]
+    if not all(map(_PLAIN_DATE.fullmatch, cells)) or len({cell.endswith("Z") for cell in cells}) > 1:
+        return None
+    try:
+        dates = np.array([cell.removesuffix("Z").replace(" ", "T", 1) for cell in cells], "datetime64[ns]")
+    except ValueError:
+        return None
+    return (dates - dates.min()).astype("timedelta64[ns]").astype(float) * 1e-9
+
+
+def _date(table: Table, row: Row, column: str) -> float:
+    try:
+        found = datetime.fromisoformat(row.cells[column].strip())
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, OSError) as error:
+        raise table.error(
+            row, column, "is no time", "write 2026-01-31 12:00:00.5 or a number of seconds in every line."
+        ) from error

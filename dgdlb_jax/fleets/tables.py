@@ -1,0 +1,145 @@
+"""Reading tables with errors that name file, line and column."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dgdlb_jax.fleets.document import Folder, clipped, counted, nearest, read_text, rule_for, shown
+from dgdlb_jax.numerics.checks import in_range
+from dgdlb_jax.numerics.results import InputError
+
+
+class Cells(Mapping[str, str]):
+    """The cells of a line by column. All lines share the places of the columns: logs have millions of lines."""
+
+    __slots__ = ("_places", "_texts")
+
+    def __init__(self, places: dict[str, int], texts: Sequence[str]):
+        self._places, self._texts = places, texts
+
+    def __getitem__(self, column: str) -> str:
+        return self._texts[self._places[column]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class Row(NamedTuple):
+    """One line of a table: its number in the file and its cells by column."""
+
+    line: int
+    cells: Mapping[str, str]
+
+
+# Whole cells that are numbers with a decimal comma, and with a decimal point.
+_COMMA, _POINT = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?"), re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
+
+
+class Table:
+    """A table in a text file: one header line, and comment lines that start with `#`. Further columns are ignored.
+
+    Cells are separated by commas, by semicolons or by tabs, whichever the header line has most of. Without commas between cells
+    numbers may have decimal commas, all of them or none.
+    """
+
+    def __init__(self, name: str, text: str):
+        self.name = clipped(name)
+        lines, cells = self._cells(text.removeprefix("\ufeff"))
+        self.columns = cells[0]
+        self._check_header(lines[0])
+        self._places = {column: k for k, column in enumerate(self.columns)}
+        self.rows = [self._row(line, row) for line, row in zip(lines[1:], cells[1:], strict=True)]
+        self.decimal_commas = self.separator != "," and any(
+            _COMMA.fullmatch(cell) for row in self.rows for cell in row.cells.values()
+        )
+
+    @classmethod
+    def read(cls, folder: Folder, name: str, wanted_by: str) -> "Table":
+        """The table in a file."""
+        return cls(name, read_text(folder / name, f"{wanted_by} names the table "))
+
+    @classmethod
+    def of_records(cls, name: str, records: Sequence[Mapping[str, Any]]) -> "Table":
+        """Records with the same kind of fields as a table; a field that a record lacks is an empty cell."""
+        table = cls.__new__(cls)
+        table.name, table.separator, table.decimal_commas = clipped(name), ",", False
+        table.columns = list(dict.fromkeys(str(key) for record in records for key in record))
+        text = [{column: _cell(record.get(column)) for column in table.columns} for record in records]
+        table.rows = [Row(number, cells) for number, cells in enumerate(text, start=1)]
+        return table
+
+    def _cells(self, text: str) -> tuple[list[int], list[list[str]]]:
+        """The line numbers and cells of everything that is neither blank nor a comment."""
+        numbered = enumerate(text.splitlines(), start=1)
+        kept = {k: line for k, line in numbered if line.strip() and not line.lstrip().startswith("#")}
+        self.separator = max(",;\t", key=next(iter(kept.values()), "").count)
+        try:
+            rows = list(csv.reader(io.StringIO("\n".join(kept.values())), delimiter=self.separator))
+        except csv.Error as error:
+            raise InputError(f"{self.name} is not a CSV table ({error}): separate plain cells by commas.") from error
+        if len(rows) != len(kept):
+            raise InputError(f"{self.name} has a quoted cell that runs over several lines: close the quotes in each.")
+        if len(rows) < 2:
+            raise InputError(f"{self.name} has no rows: write a line of column names and at least one line of values.")
+        return list(kept), [[cell.strip() for cell in row] for row in rows]
+
+    def _check_header(self, line: int) -> None:
+        for k, column in enumerate(self.columns):
+            if column in self.columns[:k]:
+                raise InputError(f'{self.name}:{line}: column "{clipped(column)}" occurs twice: rename or remove one.')
+
+    def _row(self, line: int, cells: list[str]) -> Row:
+        if len(cells) != len(self.columns):
+            raise InputError(
+                f"{self.name}:{line}: the line has {counted(len(cells), 'cell', 'cells')}, but the table has "
+                f"{counted(len(self.columns), 'column', 'columns')}: complete or correct the line."
+            )
+        return Row(line, Cells(self._places, cells))
+
+    def column(self, *known: str) -> str:
+        """Whichever of the known spellings of a column the table has."""
+        for name in known:
+            if name in self.columns:
+                return name
+        hint = (
+            nearest(known[0], self.columns)
+            .replace("did you mean", "is it")
+            .replace("known here:", "it has the columns")
+        )
+        raise InputError(f'{self.name}: column "{known[0]}" is missing ({hint.rstrip(".")}): add or rename it.')
+
+    def number(self, row: Row, column: str, *, minimum: float = 0.0, above: bool = False) -> float:
+        """A cell as a finite number of at least (or above) `minimum`."""
+        cell = row.cells[column]
+        if self.decimal_commas and _POINT.fullmatch(cell):
+            raise self.error(row, column, "has a point, other numbers have decimal commas", "write all in one way.")
+        try:
+            value = float(cell.replace(",", ".") if self.decimal_commas and _COMMA.fullmatch(cell) else cell)
+        except ValueError as error:
+            raise self.error(row, column, "is not a number", "correct the cell.") from error
+        if not in_range(value, minimum, above):
+            raise self.error(row, column, "is out of range", f"give {rule_for(minimum, above)}.")
+        return value
+
+    def numbers(self, column: str, *, minimum: float = 0.0, above: bool = False) -> list[float]:
+        """A whole column."""
+        return [self.number(row, column, minimum=minimum, above=above) for row in self.rows]
+
+    def error(self, row: Row, column: str, problem: str, remedy: str) -> InputError:
+        """The exception to raise about a cell: `latency.csv:7:3: rtt_ms "x" <problem>: <remedy>`."""
+        place = f"{self.name}:{row.line}:{self.columns.index(column) + 1}"
+        return InputError(f"{place}: {column} {shown(row.cells[column])} {problem}: {remedy}")
+
+    def known_names(self, columns: Sequence[str]) -> set[str]:
+        """Every name that occurs in the given columns."""
+        return {row.cells[column] for row in self.rows for column in columns}
+
+
+def _cell(value: Any) -> str:
+    """A value of a record as the text of a cell."""
+    return "" if value is None else str(value)

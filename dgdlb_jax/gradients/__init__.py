@@ -1,0 +1,1 @@
+"""Derivatives of simulated latency: exact marginal latencies, and tuning by them."""

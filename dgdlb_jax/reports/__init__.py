@@ -1,0 +1,1 @@
+"""What people read: text, tables, pictures, HTML pages, exported routings."""

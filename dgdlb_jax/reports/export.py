@@ -1,0 +1,80 @@
+"""Routings of a comparison as files that other programs read, and what rounding them to weights costs."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.reports.exporters import EXPORTERS, Names, Shares
+from dgdlb_jax.studies.compare import DGD, Comparison
+from dgdlb_jax.studies.outcome import backend_names, frontend_names, statistics_of
+
+FORMATS = tuple(EXPORTERS)
+"""What a routing can be written as."""
+
+
+def routings(comparison: Comparison) -> dict[str, Shares]:
+    """`optimum`, and `dgd-lb` if it ran: shares `(frontends, backends)`, for DGD-LB the mean over the window of its statistics."""
+    found = {"optimum": np.asarray(comparison.optimum.routing, float)}
+    if DGD in comparison.runs:
+        run = comparison.runs[DGD]
+        mean = np.asarray(statistics_of(run).mean_routing, float)
+        idle = mean.sum(1, keepdims=True) == 0  # a frontend that sends nothing still has a routing
+        found["dgd-lb"] = np.where(idle, np.asarray(run.final.routing, float), mean)
+    return {name: shares / shares.sum(1, keepdims=True) for name, shares in found.items()}
+
+
+def write_export(folder: Path, comparison: Comparison, form: str) -> list[Path]:
+    """Write the routings of a comparison into a folder.
+
+    **Arguments:** `form`: a name of `FORMATS`. `json` puts all routings into one file, the others have a file for each.
+
+    **Returns:** the paths.
+    """
+    names = Names(frontend_names(comparison.network), backend_names(comparison.network))
+    exporter, found = EXPORTERS[form], routings(comparison)
+    texts = {name: exporter.write(exporter.rounded(shares), names) for name, shares in found.items()}
+    if form == "json":
+        documents = {name: json.loads(text) for name, text in texts.items()}
+        return [_write(folder / "routing.json", json.dumps(documents, indent=2, ensure_ascii=False))]
+    stem = "routing" if form == "csv" else form
+    return [_write(folder / f"{stem}-{name}{exporter.suffix}", text) for name, text in texts.items()]
+
+
+def mean_latency(network: Network, shares: Shares) -> float:
+    r"""The mean latency at rest of a routing that never changes, at the mean rates.
+
+    $$ \Big( \sum_j N_j + \sum_{ij} \lambda_i x_{ij} \tau^{cost}_{ij} \Big) / \sum_i \lambda_i,
+       \quad \ell_j(N_j) = \sum_i \lambda_i x_{ij} $$
+
+    **Returns:** seconds; inf where a backend is sent more than it can serve.
+    """
+    flow = np.asarray(network.arrival_rate, float)[:, None] * shares
+    workload = np.asarray(network.mean_service.inverse(jnp.asarray(flow.sum(0), network.arrival_rate.dtype)), float)
+    held = np.where(flow.sum(0) > 0, workload, 0.0).sum()
+    return float((held + (flow * np.asarray(network.cost_latency, float)).sum()) / flow.sum())
+
+
+def rounding_costs(comparison: Comparison, form: str) -> list[str]:
+    """For each routing a sentence: what its weights in whole numbers cost over its exact shares. None for exact formats."""
+    exporter = EXPORTERS[form]
+    if exporter.total is None:
+        return []
+    return [_cost(comparison.network, form, exporter.total, name, shares, exporter.rounded(shares))
+            for name, shares in routings(comparison).items()]  # fmt: skip
+
+
+def _cost(network: Network, form: str, total: int, name: str, shares: Shares, rounded: Shares) -> str:
+    what = f"{form}: weights of {name} in whole numbers that sum to {total:,}"
+    off = f"no share is off by more than {np.abs(rounded - shares).max():.2%}"
+    exact, after = mean_latency(network, shares), mean_latency(network, rounded)
+    if not np.isfinite(after):
+        return f"{what} send a backend more than it can serve: use a format with finer weights; {off}."
+    return f"{what} cost {after / exact - 1:+.4%} of mean latency; {off}."
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,74 @@
+"""Istio: a DestinationRule whose `localityLbSetting.distribute` says where each region's requests go.
+
+Percentages per region of the caller, which sum to 100. Names are regions as nodes carry them (`topology.kubernetes.io/region`), spaces
+and the like made dashes. Istio distributes by locality only where outlier detection is set, so the rule has it.
+
+Schema: DestinationRule of networking.istio.io/v1 (Istio 1.22 and later).
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dgdlb_jax.reports.exporters.base import (
+    ByName,
+    Names,
+    Shares,
+    items,
+    json_exporter,
+    shares_of,
+    slugs,
+    weights_of,
+)
+
+_TOTAL = 100
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+
+
+def regions(names: Sequence[str]) -> list[str]:
+    """Names that can be values of labels in Kubernetes; all of them changed where one could not be."""
+    return list(names) if all(map(_LABEL.fullmatch, names)) else slugs(names)
+
+
+def places(names: Names) -> tuple[list[str], list[str]]:
+    """Frontends and backends as labels, one region with one name in both."""
+    every = tuple(dict.fromkeys((*names.frontends, *names.backends)))
+    label = dict(zip(every, regions(every), strict=True))
+    return [label[name] for name in names.frontends], [label[name] for name in names.backends]
+
+
+def _document(shares: Shares, names: Names) -> dict[str, Any]:
+    frontends, backends = places(names)
+    distribute = [
+        {
+            "from": f"{origin}/*",
+            "to": {f"{region}/*": weight for region, weight in weights_of(row, _TOTAL, backends).items()},
+        }
+        for origin, row in zip(frontends, shares, strict=True)
+    ]
+    outliers = {"consecutive5xxErrors": 5, "interval": "10s", "baseEjectionTime": "30s"}
+    balancer = {"localityLbSetting": {"enabled": True, "distribute": distribute}}
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": "dgdlb"},
+        "spec": {
+            "host": "service.example.invalid",
+            "trafficPolicy": {"loadBalancer": balancer, "outlierDetection": outliers},
+        },
+    }
+
+
+def _read(document: Any) -> ByName | None:
+    found: ByName = {}
+    try:
+        for rule in items(document, "DestinationRule", "networking.istio.io/"):
+            for entry in rule["spec"]["trafficPolicy"]["loadBalancer"]["localityLbSetting"]["distribute"]:
+                weights = {str(place).removesuffix("/*"): weight for place, weight in entry["to"].items()}
+                found[str(entry["from"]).removesuffix("/*")] = shares_of(weights)
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return found or None
+
+
+EXPORTER = json_exporter("istio", _TOTAL, _document, _read)

@@ -1,0 +1,190 @@
+"""What `dgdlb run` does with one fleet: load and check, compare, write, tell."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dgdlb_jax.equilibrium.feasibility import require_traffic
+from dgdlb_jax.equilibrium.optimum import solve_optimum
+from dgdlb_jax.fleets import load_fleet
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.parallel import in_the_background
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.reports import text
+from dgdlb_jax.reports.export import write_export
+from dgdlb_jax.reports.routing_csv import read_routing
+from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
+from dgdlb_jax.reports.status import Status
+from dgdlb_jax.studies.balancers import DGD, check_keys
+from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress, check_times
+from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
+from dgdlb_jax.studies.what_if import what_if
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person may choose; None leaves the choice to `compare`.
+
+    - `demand`: `mean`, or the name of a demand over time in the fleet's file for a second comparison under that.
+    - `policies`: keys of `BALANCERS`. `current`: path of the user's own routing table.
+    - `step_size` in 1/s^2, `dt` and `duration` in seconds, `start`: as for `compare`.
+    - `report`: write `report.html` as well. `export`: a format of `FORMATS` to write the routing in.
+    """
+
+    demand: str = "mean"
+    policies: Sequence[str] | None = None
+    current: Path | None = None
+    step_size: float | None = None
+    start: str = "proportional"
+    dt: float | None = None
+    duration: float | None = None
+    report: bool = False
+    export: str | None = None
+
+
+class Job:
+    """One fleet, from its file to its verdict.
+
+    **Arguments:** `settings`; `fleet`, a name or a path; `folder` for the files, None to write none.
+
+    **Raises:** `InputError` at once for whatever can be wrong with the inputs, before any work is done.
+    """
+
+    comparison: Comparison | None
+    trace: Comparison | None
+    stability: StabilityReport | None
+
+    def __init__(self, settings: Settings, fleet: str, folder: Path | None):
+        self.settings, self.folder = settings, folder
+        self.comparison, self.trace, self.stability = None, None, None
+        self.network = load_fleet(fleet, demand="constant")
+        self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
+        require_traffic(self.network)
+        check_times(self.network, settings.dt, settings.duration)
+        check_keys(settings.policies or ())
+        self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
+        if folder is not None:
+            check_folder(folder)
+
+    def run(self, status: Status, show: Callable[[str], None]) -> None:
+        """Compare at the mean rates, then under the trace if that was asked for, assess the stability, write the files.
+
+        **Arguments:** `status` is told what goes on; `show` takes what a person reads, part by part, as soon as it is known. What
+        is known by then stays in `comparison` and `trace` when it is interrupted.
+        """
+        chosen, name = self.settings, self.network.name or "fleet"
+        show(text.network_facts(self.network))
+        status.phase(f"{name}: optimum")
+        best = solve_optimum(self.network)  # compiled here, before several threads ask for it
+        with in_the_background() as later:
+            # Both may take longer to compile than all balancers to run. The changes are only computed so that they are compiled.
+            changes = None if self.network.varies else later(lambda: what_if(self.network, best))
+            stability = None
+            if chosen.policies is None or "dgd-lb" in chosen.policies:
+                stability = later(
+                    partial(stability_report, self.network, step_size=chosen.step_size, start=chosen.start)
+                )
+            for comparison in self._compared(self.network, name, status, show, changes):
+                self.comparison = comparison
+            if stability is not None:
+                status.phase(f"{name}: stability of {DGD}")
+                self.stability = assessed = stability.result()
+                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.summary()}")
+        if self.traced is not None:
+            show(f"\n{name} under its demand {chosen.demand!r}")
+            for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
+                self.trace = comparison
+        if self.folder is not None:
+            status.phase(f"{name}: writing files")
+            self._write(self.folder)
+            show(f"\n{self._written(self.folder)}")
+
+    def _compared(
+        self,
+        network: Network,
+        name: str,
+        status: Status,
+        show: Callable[[str], None],
+        changes: Future | None = None,
+    ) -> Iterator[Comparison]:
+        """The comparison after every balancer that has ended, its parts shown as they come."""
+        chosen = self.settings
+        status.phase(f"{name}: optimum")
+        work = ComparisonInProgress(
+            network, chosen.policies, also=self.also, step_size=chosen.step_size, dt=chosen.dt, start=chosen.start,
+            duration=chosen.duration, alike=self.traced,
+        )  # fmt: skip
+        count = len(work.policies)
+        status.phase(f"{name}: compiling {count} balancers")
+        work.compile()
+        show("\n".join(text.run_facts(work.comparison)))
+        status.say(f"{name}: {count} balancers take about {max(1.0, work.estimate):.0f} s")
+        table, done, begun = text.growing_table(list(work.policies), work.moving), 0, False
+        status.phase(f"{name}: 0 of {count} balancers done", work.estimate)
+        for piece in work.finished():
+            found = work.comparison
+            yield found
+            if not begun:
+                show("\n".join([*text.reference_facts(found), "", table.head(), table.row(text.best_cells(found))]))
+                begun = True
+            if piece in found.runs:
+                done += 1
+                show(table.row(text.row_cells(found.outcomes[piece], work.moving)))
+            status.phase(f"{name}: {done} of {count} balancers done", work.estimate * (1 - done / count))
+        status.phase(f"{name}: conclusions")
+        found = work.comparison
+        if changes is not None:
+            changes.result()
+        show("\n".join([*text.notes(found), text.resolution(found)]))
+        for part in text.after_table(found):
+            show(f"\n{part}")
+        yield found
+
+    def _written(self, folder: Path) -> str:
+        shown = folder if folder.is_absolute() else f"{os.curdir}{os.sep}{folder}"
+        wanted = (("report.html", self.settings.report), ("routing", self.settings.export))
+        more = [name for name, asked in wanted if asked]
+        return f"written: {shown}{os.sep} with {', '.join([*more, 'run.nc'])} and pictures"
+
+    def document(self) -> dict[str, Any]:
+        """What a script reads."""
+        assert self.comparison is not None
+        trace = None if self.trace is None else to_json(self.trace)
+        stability = None if self.stability is None else self.stability.document()
+        more = {"trace": trace, "stability": stability, "output": self.folder and str(self.folder)}
+        return to_json(self.comparison) | more
+
+    def _write(self, folder: Path) -> None:
+        assert self.comparison is not None
+        from dgdlb_jax.reports.plots import save_pictures  # needs matplotlib, which a run without files does not
+
+        with whole_folder(folder) as draft:
+            write_dataset(draft / "run.nc", self.comparison, self.trace)
+            save_pictures(self.comparison, draft)
+            if self.settings.report:
+                from dgdlb_jax.reports.html import comparison_report, write_page
+
+                write_page(draft / "report.html", comparison_report(self.comparison, self.trace))
+            if self.settings.export is not None:
+                write_export(draft, self.comparison, self.settings.export)
+            if self.trace is not None:
+                save_pictures(self.trace, draft, prefix="trace-")
+
+
+def folders(fleets: Sequence[str], output: Path | None) -> dict[str, Path]:
+    """Where the files of each fleet go: `output` itself for one fleet, folders inside it for several.
+
+    **Raises:** `InputError` when two fleets would share a folder.
+    """
+    names = {fleet: Path(fleet).stem if fleet.endswith(".toml") else Path(fleet).name for fleet in fleets}
+    for fleet, name in names.items():
+        twins = [other for other in fleets if names[other] == name]
+        if len(twins) > 1:
+            raise InputError(f"{fleet} and {twins[1]} would both be written as {name!r}; run them one at a time.")
+    if output is None:
+        return {fleet: Path(f"dgdlb-{name}") for fleet, name in names.items()}
+    return {fleet: output if len(fleets) == 1 else output / name for fleet, name in names.items()}

@@ -1,0 +1,124 @@
+"""One self-contained HTML file: text, tables and pictures, nothing to load from anywhere, readable on a narrow screen."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dgdlb_jax.numerics.files import disk_errors, write_text
+from dgdlb_jax.numerics.versions import versions
+from dgdlb_jax.reports import text
+from dgdlb_jax.reports.plots import latency_over_time, routing_by_frontend, save_png, workloads_of_all
+from dgdlb_jax.studies.compare import Comparison
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+p { max-width: 44rem; overflow-wrap: anywhere; } .lead { font-size: 1.1rem; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
+td.n, th.n { text-align: right; } pre { background: #f5f5f5; padding: .75rem; overflow-x: auto; font-size: .85rem; }
+footer { color: #555; font-size: .85rem; margin-top: 2rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { padding: .6rem; } h1 { font-size: 1.3rem; } .wide img { max-width: none; width: 38rem; } }
+"""
+
+
+def comparison_report(comparison: Comparison, trace: Comparison | None = None) -> str:
+    """What `dgdlb run` found, as HTML.
+
+    **Arguments:** `comparison` at the mean rates; `trace`: the one under a demand over time, if there was one.
+    """
+    parts = _comparison(comparison)
+    if trace is not None:
+        parts += [heading("Under a demand over time"), *_comparison(trace)]
+    return page(f"{comparison.network.name or 'A network'}: where requests should go", parts)
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A whole HTML document from its title and its parts."""
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{html.escape(title)}</h1>\n"
+        + "\n".join(parts)
+        + f"\n<footer>{html.escape(made)}. DGD-LB after arXiv:2504.10693.</footer>\n</body>\n</html>\n"
+    )
+
+
+def heading(text: str) -> str:
+    """A heading within the page."""
+    return f"<h2>{html.escape(text)}</h2>"
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph; `kind` is `lead` for the one that counts."""
+    return f'<p class="{kind}">{html.escape(text)}</p>' if kind else f"<p>{html.escape(text)}</p>"
+
+
+def preformatted(text: str) -> str:
+    """Text as it is."""
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:
+    """A table; columns in `right` are aligned to the right."""
+
+    def cells(kind: str, row: Sequence[object]) -> str:
+        return "".join(
+            f"<{kind}{' class=n' if k in right else ''}>{html.escape(str(cell))}</{kind}>" for k, cell in enumerate(row)
+        )
+
+    body = "\n".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f'<div class="wide"><table>\n<thead><tr>{cells("th", header)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def picture(figure: Figure, meaning: str) -> str:
+    """A figure inside the page, with what it shows for those who cannot see it."""
+    buffer = io.BytesIO()
+    save_png(figure, buffer, dpi=110)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    text = html.escape(meaning)
+    image = f'<div class="wide"><img alt="{text}" src="data:image/png;base64,{data}"></div>'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Write a page, whole or not at all. **Returns:** its path. **Raises:** `InputError` when the disk refuses."""
+    with disk_errors(str(path)):
+        write_text(path, text)
+    return path
+
+
+def _comparison(comparison: Comparison) -> list[str]:
+    parts = [paragraph(comparison.conclusion, "lead"), heading("Facts")]
+    parts += [paragraph(line) for line in text.facts(comparison).splitlines()]
+    parts.append(heading("Balancers"))
+    if comparison.moving:
+        parts.append(preformatted(text.table(comparison)))
+    else:
+        parts.append(table(*text.table_cells(comparison)))
+    parts.append(picture(latency_over_time(comparison).figure, "Mean latency over time, one line per balancer"))  # pyright: ignore[reportArgumentType]
+    if not comparison.moving:
+        parts += [heading("Routing"), table(*text.routing_cells(comparison), right=(1,))]
+        shown = routing_by_frontend(comparison).figure
+        parts.append(picture(shown, "Where each frontend sends its requests"))  # pyright: ignore[reportArgumentType]
+        parts += [
+            heading("One replica more or less, one backend less"),
+            table(*text.change_cells(comparison), right=(1, 2, 3)),
+        ]
+    parts += [
+        heading("Workloads"),
+        picture(workloads_of_all(comparison), "Workloads over time, one panel per balancer"),
+    ]
+    return parts
+
+
+def figure_text(value: float) -> str:
+    """A number of a table: four digits, a dash where there is none."""
+    return "–" if np.isnan(value) else "inf" if np.isinf(value) else f"{value:.4g}"

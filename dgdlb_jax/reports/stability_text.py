@@ -1,0 +1,316 @@
+"""What an engineer wants to know before choosing a step size: limits, what sets them, and what one would see beyond them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from dgdlb_jax.equilibrium.feasibility import require_traffic
+from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
+from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.numerics.formatting import number, seconds
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.reports.text_table import columns
+from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.stability import conditions
+from dgdlb_jax.stability.critical import CriticalMode, critical_mode
+from dgdlb_jax.stability.defaults import default_step_size, suggest_dt, suggest_duration
+from dgdlb_jax.stability.linearise import Linearisation, linearise
+from dgdlb_jax.stability.roots import Spectrum, characteristic_roots
+from dgdlb_jax.stability.sensitivity import limit_elasticities
+from dgdlb_jax.stability.sufficient import sufficient_step_size
+from dgdlb_jax.studies.outcome import backend_names, frontend_names
+from dgdlb_jax.studies.starts import start_state
+from dgdlb_jax.studies.time_steps import usual_step
+from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify, look_every
+
+FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+"""Parts of the critical step size that are tried from the run's own start."""
+_SLOW = 2  # of them: the slower the longer the run, so these are tried only if the next one fails
+_PATIENCE = 4.0  # seconds that runs of a few step sizes side by side may take
+_CLOSE = 0.01  # excess over the optimum below which a run has arrived
+
+
+@dataclass(frozen=True)
+class StabilityReport:
+    """Stability of DGD-LB in one network. Step sizes `(frontends,)` in 1/s^2.
+
+    - `recommended`: `default_step_size`. `guaranteed`: proven stable near the optimum by the rule named in `rule`; NaN where no rule
+      holds. `critical`: exact limit when all frontends are sped up in proportion to the recommended step sizes; inf without one.
+    - `limiting`: per frontend the backend whose link sets the guaranteed step size; -1 for frontends without a choice at the optimum.
+    - `mode`: the oscillation at the critical step sizes. `spectrum`: roots at the recommended ones.
+    - `by_link` `(frontends, backends)`, `by_backend` `(backends,)`: elasticities of the limit: per cent of change per per cent of
+      latency, and of capacity.
+    - `chosen`: "recommended", or "given" when the step sizes in `recommended` were.
+    - `settled`: the largest fraction of `critical` tried (of `FRACTIONS`) up to which every run from `start` that could be waited for
+      came within 1 % of the optimum and stayed (the two slowest are tried only if no faster one arrives); 0 if none, NaN if there is
+      no limit or no run could be waited for.
+    """
+
+    network: Network
+    optimum: Optimum
+    linear: Linearisation
+    recommended: Float[np.ndarray, " frontends"]
+    guaranteed: Float[np.ndarray, " frontends"]
+    critical: Float[np.ndarray, " frontends"]
+    rule: str
+    limiting: np.ndarray
+    mode: CriticalMode
+    spectrum: Spectrum
+    by_link: Float[np.ndarray, "frontends backends"]
+    by_backend: Float[np.ndarray, " backends"]
+    start: str
+    settled: float
+    chosen: str = "recommended"
+
+    @property
+    def factor(self) -> float:
+        """How many times faster than recommended the fleet may be before it oscillates; inf if there is no limit."""
+        return float(self.mode.step_size)
+
+    def text(self) -> str:
+        """What a person reads."""
+        return "\n\n".join([self.summary(), _table(self)])
+
+    def summary(self) -> str:
+        """The same without the table."""
+        return "\n".join(_headlines(self))
+
+    def document(self) -> dict[str, Any]:
+        """What a script reads: plain numbers, null where there is none, with the reason beside."""
+        return _document(self)
+
+
+def stability_report(
+    network: Network,
+    *,
+    step_size: ArrayLike | None = None,
+    start: str = "proportional",
+    from_start: bool = True,
+) -> StabilityReport:
+    """Assess the stability of DGD-LB in a network at its mean rates.
+
+    **Arguments:** a single `network`; `step_size`: 1/s^2, `default_step_size` by default; `start`:
+    where the runs of `settled` begin, as for `compare`; `from_start`: whether to make them.
+
+    **Returns:** a `StabilityReport`.
+
+    **Raises:** `InputError` when there is no demand or it exceeds capacity, or for an unknown start.
+    """
+    if network.batch is not None:
+        raise InputError("stability_report takes a single network: network[k] picks one out of a batch.")
+    require_traffic(network)
+    network = network.with_arrival_rate(network.arrival_rate)
+    optimum = solve_optimum(network)
+    step = default_step_size(network, optimum)
+    if step_size is not None:
+        step = jnp.broadcast_to(jnp.asarray(step_size, step.dtype), step.shape)
+    mode = critical_mode(network, DGDLB(step), optimum)
+    guaranteed, rule = _guaranteed(network, optimum)
+    linear = linearise(network, DGDLB(step), optimum)
+    by_link, by_backend = limit_elasticities(network, step, optimum, mode)
+    return StabilityReport(
+        network=network,
+        optimum=optimum,
+        linear=linear,
+        recommended=np.asarray(step),
+        guaranteed=guaranteed,
+        critical=np.asarray(step) * float(mode.step_size)
+        if np.isfinite(mode.step_size)
+        else np.full(step.shape, np.inf),
+        rule=rule,
+        limiting=_limiting(network, linear),
+        mode=mode,
+        spectrum=characteristic_roots(network, DGDLB(step), optimum),
+        by_link=by_link,
+        by_backend=by_backend,
+        start=start,
+        settled=_settled(network, optimum, step, float(mode.step_size), start) if from_start else float("nan"),
+        chosen="recommended" if step_size is None else "given",
+    )
+
+
+def _guaranteed(network: Network, optimum: Optimum) -> tuple[np.ndarray, str]:
+    for rule in (conditions.distributed, conditions.distributed_a):
+        try:
+            return np.asarray(sufficient_step_size(network, optimum, condition=rule)), rule.__name__
+        except InputError:
+            continue
+    return np.full(network.frontends, np.nan), "none holds: feedback and forward latencies differ"
+
+
+def _limiting(network: Network, linear: Linearisation) -> np.ndarray:
+    """The arc on which own round trip times gain is largest, per frontend with a choice."""
+    on = np.asarray(linear.support)
+    total = np.where(on, np.asarray(linear.arrival_rate)[:, None], 0).sum(0)
+    trip = np.asarray(network.latency + network.feedback_latency)
+    gain, slope = (np.where(on.any(0), value, 1) for value in (linear.gain, linear.slope))  # a dead backend has neither
+    load = np.where(on, trip * (gain / slope) * total, -1.0)
+    return np.where(on.any(1), load.argmax(1), -1)
+
+
+def _settled(network: Network, optimum: Optimum, step, factor: float, start: str) -> float:
+    """The largest tried fraction of the limit up to which every run arrives; slow ones are not asked where a faster one does.
+
+    Runs that are cut short and still on their way decide nothing; NaN when all of them do.
+    """
+    if not math.isfinite(factor):
+        return float("nan")
+    undecided = True
+    for tried in (FRACTIONS[_SLOW:], FRACTIONS[:_SLOW]):
+        arrived, failed = _arrived(network, optimum, [fraction * factor * step for fraction in tried], start)
+        good = arrived[: int(np.argmax(failed)) if failed.any() else len(tried)]
+        if good.any():
+            return tried[int(np.flatnonzero(good)[-1])]
+        undecided &= not failed.any()
+    return float("nan") if undecided else 0.0
+
+
+def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which step sizes bring the network within 1 % of the optimum and keep it there, and which do not however long one waits."""
+    initial = start_state(network, start)
+    wanted = np.array([float(suggest_duration(network, one, optimum)) for one in steps])
+    dt = np.array([float(suggest_dt(network, one, optimum, workload=initial[1])) for one in steps])
+    duration = np.minimum(wanted, dt * _PATIENCE / usual_step(len(steps) * network.latency.size))
+    networks, every = stack([network] * len(steps)), look_every(duration / dt)
+    frames = 2 ** math.ceil(math.log2(np.max(duration / dt) / every + 2))
+    runs = simulate_batch(
+        networks, DGDLB(jnp.stack(steps)), duration=duration, dt=dt, throw=False, frames=frames,
+        initial=jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * len(steps)), tuple(initial)),
+        save=SaveAt(every, fields=("workload",), after=(1 - LAST_PART) * duration, resumable=False),
+    )  # fmt: skip
+    assert runs.statistics is not None
+    verdict = classify(networks, runs).verdict
+    excess = np.asarray(runs.statistics.mean_latency) / float(optimum.mean_latency) - 1
+    arrived = (verdict == Verdict.settled) & (excess < _CLOSE)
+    waiting = (duration < wanted) & np.isin(verdict, (Verdict.settled, Verdict.moving, Verdict.too_short))
+    return arrived, ~arrived & ~waiting
+
+
+def _headlines(report: StabilityReport) -> list[str]:
+    network = report.network
+    moving = int(np.asarray(report.linear.support).any(1).sum())
+    lines = [
+        f"{network.name or 'network'}: {moving} of {network.frontends} frontends use two backends or more at the optimum"
+    ]
+    if not math.isfinite(report.factor):
+        lines.append(f"no limit: {_no_limit(report)}")
+    else:
+        lines.append(
+            f"limit: {number(report.factor)} times the {report.chosen} step sizes; beyond it an oscillation with a period of "
+            f"{seconds(float(report.mode.period))}: {_who(report)}"
+        )
+        lines.append(f"what sets it: {_causes(report)}")
+    lines.append(
+        f"at the {report.chosen} step sizes small deviations fall to 1 % in {seconds(float(report.spectrum.settling_time))}"
+        f"{_swinging(report)}"
+    )
+    if math.isfinite(report.settled):
+        tried = f"from {report.start} routing"
+        lines.append(
+            f"{tried}: settles up to {number(report.settled)} of the limit, the largest tried up to which all do"
+            if report.settled > 0
+            else f"{tried}: no run settled, down to {FRACTIONS[0]} of the limit"
+        )
+    region = float(report.linear.linear_region)
+    if region < 0.1:
+        lines.append(
+            f"caution: all this holds near the optimum; a workload {100 * region:.2g} % away from it already brings another arc into use"
+        )
+    lines.append(f"guaranteed: near the optimum, by the rule '{report.rule}'")
+    return lines
+
+
+def _no_limit(report: StabilityReport) -> str:
+    if not bool(np.asarray(report.linear.support).any()):
+        return "no frontend has two active backends at the optimum"
+    return "no latency delays the loop"
+
+
+def _who(report: StabilityReport) -> str:
+    """Who swings against whom: backends by the sign of their phase."""
+    shape, names = np.asarray(report.mode.workload), backend_names(report.network)
+    strong = np.flatnonzero(np.abs(shape) > 0.3)
+    first = [names[j] for j in strong if shape[j].real >= 0]
+    second = [names[j] for j in strong if shape[j].real < 0]
+    return " and ".join(first) + (f" against {' and '.join(second)}" if second else "")
+
+
+def _causes(report: StabilityReport) -> str:
+    fronts, backs = frontend_names(report.network), backend_names(report.network)
+    i, j = np.unravel_index(np.argmin(report.by_link), report.by_link.shape)
+    k = int(np.argmax(np.abs(report.by_backend)))
+    link, backend = report.by_link[i, j], report.by_backend[k]
+    return f"link {fronts[i]} - {backs[j]} ({link:+.2g} % per % of latency) and backend {backs[k]} ({backend:+.2g} % per % of capacity)"
+
+
+def _swinging(report: StabilityReport) -> str:
+    period = float(report.spectrum.period)
+    return f", swinging with a period of {seconds(period)}" if math.isfinite(period) else ", without swinging"
+
+
+def _table(report: StabilityReport) -> str:
+    names = backend_names(report.network)
+    header = ("frontend", report.chosen, "guaranteed", "critical", "limited by link to")
+    rows = []
+    for i, name in enumerate(frontend_names(report.network)):
+        j = report.limiting[i]
+        values = (report.recommended[i], report.guaranteed[i], report.critical[i])
+        shown = [number(value) if math.isfinite(value) else "none" for value in values]
+        rows.append((name, *shown, names[j] if j >= 0 else "(one backend at the optimum)"))
+    return (
+        columns(header, rows, right=(1, 2, 3)) + "\nstep sizes in 1/s^2; critical: all frontends sped up in proportion"
+    )
+
+
+def _document(report: StabilityReport) -> dict[str, Any]:
+    fronts, backs = frontend_names(report.network), backend_names(report.network)
+    found: dict[str, Any] = {
+        "fleet": report.network.name,
+        "limit_over_recommended": report.factor,
+        "period": float(report.mode.period),
+        "settling_time": float(report.spectrum.settling_time),
+        "abscissa": float(report.spectrum.abscissa),
+        "largest_settled_fraction": report.settled,
+        "start": report.start,
+        "linear_region": float(report.linear.linear_region),
+        "neutral_directions": int(report.linear.neutral),
+        "rule": report.rule,
+        "frontends": {},
+        "limit_per_link_latency": {
+            f: {b: float(report.by_link[i, j]) for j, b in enumerate(backs)} for i, f in enumerate(fronts)
+        },
+        "limit_per_capacity": {b: float(report.by_backend[j]) for j, b in enumerate(backs)},
+        "units": {"step_size": "1/s^2", "time": "s"},
+    }
+    for i, name in enumerate(fronts):
+        j = int(report.limiting[i])
+        found["frontends"][name] = {
+            "recommended": float(report.recommended[i]),
+            "guaranteed": float(report.guaranteed[i]),
+            "critical": float(report.critical[i]),
+            "limited_by": backs[j] if j >= 0 else None,
+        }
+    reason = _no_limit(report) if not math.isfinite(report.factor) else "nothing moves, or it was not looked for"
+    missing = sorted(_nullify(found))
+    if missing:
+        found["null_because"] = dict.fromkeys(missing, reason)
+    return found
+
+
+def _nullify(entry: dict[str, Any], prefix: str = "") -> list[str]:
+    """Replace numbers that are not finite by None; returns where."""
+    places = []
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            places += _nullify(value, f"{prefix}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            entry[key] = None
+            places.append(f"{prefix}{key}")
+    return places

@@ -1,0 +1,1 @@
+"""How fast a network may adapt: linearisation, limits of the step size, characteristic roots, defaults derived from them."""

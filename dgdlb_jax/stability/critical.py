@@ -1,0 +1,280 @@
+"""How fast a policy may be before the network latencies make it oscillate: exact limits of local stability."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+from jaxtyping import Array, ArrayLike, Complex, Float, Int
+
+from dgdlb_jax.equilibrium.arguments import policy_and_optimum
+from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.batch import each_network, per_frontend, require_double
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.device import on_host
+from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
+from dgdlb_jax.numerics.nyquist import eigenvalue_near, largest_crossing, slope_of
+from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure
+from dgdlb_jax.numerics.winding import turn
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.policies.sampled import SampledDGDLB
+from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
+from dgdlb_jax.stability.loop_transfer import Frequency, LoopTransfer
+from dgdlb_jax.stability.sampled import SampledLoop
+
+
+class CriticalMode(eqx.Module):
+    r"""The oscillation that a policy falls into when it is made too fast. In a batch every array has a leading axis.
+
+    - `step_size`: the factor that makes the policy critical (for plain DGD-LB the critical step size, 1/s^2); inf when there is none.
+    - `frequency`, `period`: of the oscillation, rad/s and seconds; 0 and inf when there is none.
+    - `workload` `(backends,)`: complex amplitudes, the largest is 1: who swings how much, and their phases who before whom.
+    - `routing` `(frontends, backends)`: complex amplitudes of the routing that go with it, 1/request.
+    - `result`: a `Result` code.
+    """
+
+    step_size: Float[Array, "*batch"]
+    frequency: Float[Array, "*batch"]
+    workload: Complex[Array, "*batch backends"]
+    routing: Complex[Array, "*batch frontends backends"]
+    result: Int[Array, "*batch"]
+
+    @property
+    def period(self) -> Float[Array, "*batch"]:
+        """Seconds."""
+        swings = self.frequency > 0
+        return jnp.where(swings, 2 * jnp.pi / jnp.where(swings, self.frequency, 1), jnp.inf)
+
+
+def critical_step_size(
+    network: Network,
+    policy: AbstractPolicy | Optimum | None = None,
+    optimum: Optimum | AbstractPolicy | None = None,
+    *,
+    direction: ArrayLike | None = None,
+    throw: bool = True,
+) -> Float[Array, "*batch"]:
+    r"""The exact limit of local stability: the step size at which DGD-LB begins to oscillate about the optimum.
+
+    $$ \eta_c = \min \{ 1 / |\mu| : \mu \text{ a negative real eigenvalue of } L(jw),\ w > 0 \} $$
+
+    with $L$ the loop at step size 1 (see `stability.loop_transfer`). Below it small deviations die out, just above they grow.
+
+    **Arguments:**
+
+    - `network`: one network or a batch.
+    - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is
+      the factor by which its velocity (for DGDLB: its step sizes) may be
+      multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
+    - `optimum`: of that network; solved when left out. It may follow the network directly: `critical_step_size(network, optimum)`.
+    - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
+    - `throw`: raise when the search gave up (seen only where slopes are many decades apart). Otherwise NaN stands for it.
+
+    **Returns:** a scalar (1/s^2 for the default policy), `(batch,)` for a batch; inf when no frontend has two active backends, or
+    no latency delays the loop; 0 for a policy that is unstable however slow.
+
+    Differentiable, forward and reverse, in latencies, rates, service parameters and the policy's parameters, while the arcs in use do
+    not change. Where several modes are critical at once it has a kink; the derivative is that of one of them.
+    Batches run in chunks of bounded memory. Eigenvalues are found by the host's processor: beside an accelerator the whole search runs
+    there; under `jit` or `grad` only they do, which waits for it often, and not on a TPU.
+
+    **Raises:** `InputError` in single precision, for a policy that jumps, or when demand exceeds capacity.
+
+    **Source:** own derivation; the generalised Nyquist criterion.
+    """
+    return critical_mode(network, policy, optimum, direction=direction, throw=throw).step_size
+
+
+def critical_mode(
+    network: Network,
+    policy: AbstractPolicy | Optimum | None = None,
+    optimum: Optimum | AbstractPolicy | None = None,
+    *,
+    direction: ArrayLike | None = None,
+    throw: bool = True,
+) -> CriticalMode:
+    """`critical_step_size` with the oscillation that sets in there: its frequency, and who swings against whom.
+
+    **Arguments:** as for `critical_step_size`. **Returns:** a `CriticalMode`, differentiable as well (modes up to a complex factor).
+    """
+    require_double(network, "The critical step size")
+    rule, best = policy_and_optimum("critical_step_size", network, policy, optimum)
+    rule = DGDLB(1.0) if rule is None else rule
+    check_smooth(rule)
+    factors = per_frontend(network, 1.0 if direction is None else direction)
+    search = partial(each_network, _critical_mode, effort=_effort)
+    mode = on_host(search, network.anonymous(), jax.tree.map(jnp.asarray, rule), best, factors)
+    if throw:
+        raise_on_failure(mode.result, "critical_step_size")
+    return mode
+
+
+def scaled(linear: Linearisation, factors: Float[Array, " frontends"]) -> Linearisation:
+    """The linearisation of a policy whose frontend i is `factors[i]` times as fast."""
+    own = None if linear.self_response is None else linear.self_response * factors[:, None, None]
+    return eqx.tree_at(
+        lambda lin: (lin.response, lin.self_response),
+        linear,
+        (linear.response * factors[:, None, None], own),
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+
+def critical_mode_of(loop: LoopTransfer | SampledLoop) -> CriticalMode:
+    """The critical mode of one loop; the derivative is that of the implicit function at the crossing."""
+    fixed: LoopTransfer | SampledLoop = stop_gradient(loop)
+    some = fixed.closed & (fixed.delay > 0)
+    first = jnp.where(some, fixed.first, 1.0)
+
+    def matrix(w):
+        return jnp.where(some, fixed.matrix(w), 0)
+
+    def bound(w):
+        return jnp.where(some, fixed.bound(w), 0)
+
+    crossing = largest_crossing(matrix, bound, fixed.stride, first, jnp.where(some, fixed.last, first))
+    found = crossing.size > 0
+    at = jnp.where(found, crossing.frequency, 1.0)
+    limit, drift = limit_near(loop, at, crossing.right, crossing.left, found)
+    limit = jnp.where(found, limit, jnp.inf)
+    s = 1j * at
+    shape = fixed.workload(s, crossing.right)
+    largest = shape[jnp.argmax(jnp.abs(shape))]
+    unit = jnp.where(found, crossing.right / jnp.where(largest == 0, 1, largest), 0)
+    failed = jnp.where(crossing.result == Result.successful, 1.0, jnp.nan)
+    drifts = _drifts_away(LoopTransfer(fixed.linear), crossing.left)
+    return CriticalMode(
+        step_size=jnp.where(drifts, 0.0, limit) * failed,
+        frequency=jnp.where(found, at + drift, 0.0),
+        workload=fixed.workload(s, unit),
+        routing=fixed.routing(s, unit) * jnp.where(found, limit, 0),
+        result=first_failure(
+            crossing.result, jnp.where(jnp.isnan(limit), code(Result.not_finite), code(Result.successful))
+        ),
+    )
+
+
+def limit_near(
+    loop: LoopTransfer | SampledLoop,
+    at: Frequency,
+    right: Complex[Array, " n"],
+    left: Complex[Array, " n"],
+    found: ArrayLike = True,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The limit 1 / |mu| at a crossing that is known, and how far its frequency moves: exact to first order in the loop.
+
+    **Arguments:** `at`: the frequency of the crossing, rad/s; `right`, `left`: eigenvectors there whose product is 1; `found`: whether
+    there is a crossing at all (else 1 and 0).
+    """
+    # The eigenvalue moves with the matrix; the frequency follows so that it stays real.
+    moved = eigenvalue_near(loop.matrix(at), right, left)
+    along = left.conj() @ slope_of(stop_gradient(loop).matrix, at) @ right
+    drift = -moved.imag / jnp.where(along.imag == 0, 1, along.imag)
+    return 1 / jnp.where(found, -(moved.real + along.real * drift), 1), jnp.where(found, drift, 0)
+
+
+def _critical_mode(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> CriticalMode:
+    return critical_mode_of(_loop(network, policy, optimum, factors))
+
+
+def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Float[Array, ""]:
+    """How far the walk along the frequencies may go: a guess, to put equals side by side."""
+    loop = _loop(network, policy, optimum, factors)
+    return jnp.where(loop.closed, loop.delay * loop.first * loop.bound(loop.first), 0)
+
+
+def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> LoopTransfer | SampledLoop:
+    if isinstance(policy, SampledDGDLB):
+        return SampledLoop(
+            scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max()
+        )
+    return LoopTransfer(scaled(linearise_one(network, policy, optimum), factors))
+
+
+def _drifts_away(loop: LoopTransfer, found: Array) -> Array:
+    """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part. Asked when the crossing has
+    been found."""
+    lin = loop.linear
+    tiny = 1e-6 / (1 / jnp.where(lin.support.any(0), lin.slope, jnp.inf).min() + loop.delay + 1e-300)
+    slow = eigvals(in_turn(found, tiny) * loop.at(tiny + 0j))
+    return (slow.real.min() < -1e-4 * jnp.abs(slow).max()) & loop.closed
+
+
+def count_unstable_roots(
+    network: Network,
+    policy: AbstractPolicy | Optimum,
+    optimum: Optimum | AbstractPolicy | None = None,
+    *,
+    factor: float = 1.0,
+) -> int:
+    r"""How many characteristic roots of the linearised dynamics lie in the right half plane, counted and not computed.
+
+    The argument of $\det(I + L(jw))$ is followed along the imaginary axis, refined until no turn can be missed. Independent of
+    `critical_step_size` and of `characteristic_roots`: no eigenvalue is followed.
+
+    **Arguments:** a single network, outside `jit`; `factor` multiplies the policy's velocity.
+
+    **Returns:** the count; 0 below the critical step size, 2 just above it.
+
+    **Raises:** `ConvergenceError` when a root lies too close to the axis to be counted.
+
+    **Source:** own derivation; the argument principle.
+    """
+    require_double(network, "count_unstable_roots")
+    rule, best = policy_and_optimum("count_unstable_roots", network, policy, optimum)
+    rule = DGDLB(1.0) if rule is None else rule
+    check_smooth(rule)
+    linear = each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, rule), best)
+    loop = LoopTransfer(scaled(linear, jnp.full(network.frontends, factor)))
+    if not bool(loop.closed):
+        return 0
+    first = float(_where_phases_begin(loop))
+    last = first
+    while float(_bound(loop, jnp.asarray(last))) >= 1:
+        last *= 2
+    last = max(last, 2 * first)
+
+    def phase(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        size = 64 * -(-points.size // 64)  # few shapes, few compilations
+        value, slope = _phase_of(loop, jnp.asarray(np.pad(points, (0, size - points.size), mode="edge")))
+        return np.asarray(value)[: points.size], np.asarray(slope)[: points.size]
+
+    def principal(w: float) -> float:
+        values = np.linalg.eigvals(np.asarray(_matrix(loop, jnp.asarray(w))))
+        return float(np.angle(1 + values).sum())
+
+    # Below `first` and above `last` no eigenvalue of I + L crosses the negative real axis, so principal values are continuous there.
+    return round(-(principal(first) - principal(last) + turn(phase, first, last)) / np.pi)
+
+
+@jax.jit
+def _matrix(loop: LoopTransfer, w: Frequency) -> Complex[Array, "n n"]:
+    return loop.matrix(w)
+
+
+@jax.jit
+def _bound(loop: LoopTransfer, w: Frequency) -> Frequency:
+    return loop.bound(w)
+
+
+@jax.jit
+def _where_phases_begin(loop: LoopTransfer) -> Frequency:
+    return jnp.where(
+        loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min()
+    )
+
+
+@jax.jit
+def _phase_of(
+    loop: LoopTransfer, points: Float[Array, " points"]
+) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
+    def logarithm(w):
+        matrix = loop.matrix(w)
+        whole = jnp.eye(matrix.shape[0]) + matrix
+        slope = jnp.trace(jnp.linalg.solve(whole, slope_of(loop.matrix, w)))
+        return jnp.angle(jnp.linalg.slogdet(whole)[0]), slope.imag
+
+    return jax.lax.map(logarithm, points, batch_size=64)

@@ -1,0 +1,282 @@
+"""How large a step size, how small a time step, how long a run: defaults from the optimum."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from dgdlb_jax.equilibrium.arguments import known_optimum, step_and_optimum
+from dgdlb_jax.equilibrium.operating_point import OperatingPoint, slope_and_gain
+from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.batch import each_network
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.results import is_concrete
+from dgdlb_jax.numerics.rounding import round_down, round_up
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.simulation.start import default_start
+
+StepSize = ArrayLike | AbstractPolicy
+"""1/s^2: a scalar, one number per frontend (in a batch also one per network), or a policy that has such a `step_size`."""
+
+_SAFETY = 0.25  # of what theorem C with the largest latency allows
+_MATTERS = 1e-3  # of all traffic: what a backend has to receive for its chatter to be worth resolving
+_TIE = 1e-6  # of a marginal latency, which an optimum knows to about 1e-9: no rounding decides which of two equals is the second
+_FAR_ABOVE = 10.0  # times the least marginal latency
+_DEAD = 1e-3  # of what the best backend of a frontend takes from it; a thousandth is also what a verdict looks at
+
+
+def default_step_size(
+    network: Network, optimum: Optimum | None = None, *, update_interval: ArrayLike = 0.0
+) -> Float[Array, "*batch frontends"]:
+    r"""A step size for DGD-LB that converges from usual starts as well, well below the limit of local stability.
+
+    $$ \eta_i = \frac14 \min_{j \in S^+_i} \frac{a_j}{2 c_j \Lambda^+_j \max_{k \in S^+_i} \tau_{ik}} $$
+    $S^+_i$ is the support at the optimum and, for a frontend with two arcs, its two cheapest by marginal latency (with those that
+    tie); $\Lambda^+_j$ is the rate of the frontends with $j \in S^+_i$; $\tau$ is the mean of forward and feedback latency. Dead
+    backends are left out: those whose marginal latency is ten times that of the cheapest, which no swing near the optimum brings
+    into use, and those that can take less than a thousandth of what the frontend's best backend can take from it.
+
+    **Arguments:**
+
+    - `network`: one network or a batch.
+    - `optimum`: of that network; solved when left out.
+    - `update_interval`: seconds between two updates of a frontend. Latencies count as at least that long, and at least as a
+      thousandth of the fastest service time: without any delay every step size is stable.
+
+    **Returns:** `(frontends,)` in 1/s^2, with a leading axis for a batch; 0 for a frontend with one arc or nothing to send.
+
+    **Source:** the condition of theorem C of this project (own derivation), made robust by measurements far from the optimum.
+    """
+    optimum = known_optimum("default_step_size", network, optimum)
+    interval = jnp.asarray(update_interval, network.latency.dtype)
+    return each_network(_default_step_size, network.anonymous(), optimum, interval)
+
+
+def slowest_decay_rate(
+    network: Network, step_size: StepSize | Optimum, optimum: Optimum | StepSize | None = None
+) -> Float[Array, "*batch"]:
+    r"""How slowly a small disturbance of the optimum dies out under DGD-LB with a small step size, 1/s.
+
+    The smaller of the slowest service, $\min_j a_j$, and of the slowest routing mode: the smallest eigenvalue of
+    $A^{-1} \sum_i \lambda_i \eta_i P_i C$ on the support that is not zero by structure, $P_i = I - 11^T/k_i$.
+
+    **Arguments:** `step_size` in 1/s^2, a scalar or one number per frontend (in a batch also one per network), or a policy
+    that has one.
+
+    **Returns:** a scalar, `(batch,)` for a batch; inf when nothing is in use.
+
+    **Source:** own derivation (the limit of small step sizes of the linearised dynamics).
+    """
+    step, best = step_and_optimum("slowest_decay_rate", network, step_size, optimum)
+    return each_network(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step), best)
+
+
+def drain_time(
+    network: Network,
+    step_size: StepSize | Optimum,
+    optimum: Optimum | StepSize | None = None,
+    *,
+    negligible: float = 1e-3,
+) -> Float[Array, "*batch"]:
+    r"""How long DGD-LB takes to empty the arcs that carry nothing at the optimum, seconds.
+
+    $$ \max_{ij} \frac{2}{\eta_i z_{ij}}, \qquad z_{ij} = 1/\ell_j'(N_j) + \tau^{cost}_{ij} - \nu_i > 0 $$
+    Close to the optimum the share of such an arc falls at a constant speed of at least $\eta_i z_{ij} / 2$: not a decay, and often what
+    takes longest, since differences in latency are small beside the time in service.
+
+    **Arguments:**
+
+    - `step_size`: in 1/s^2, a scalar or one number per frontend (in a batch also one per network), or a policy that has one.
+    - `negligible`: arcs that would raise the mean latency by less than this fraction if they carried all of their frontend's
+      traffic do not count.
+
+    **Returns:** a scalar, `(batch,)` for a batch; 0 when every arc counts for nothing.
+
+    **Source:** own derivation.
+    """
+    step, best = step_and_optimum("drain_time", network, step_size, optimum)
+    return each_network(
+        _drain_time,
+        network.anonymous(),
+        _per_frontend(network, step),
+        best,
+        jnp.asarray(negligible, network.latency.dtype),
+    )
+
+
+def suggest_dt(
+    network: Network,
+    step_size: StepSize | Optimum | None = None,
+    optimum: Optimum | StepSize | None = None,
+    *,
+    workload: ArrayLike | None = None,
+    jumps: bool = False,
+) -> float | Float[Array, "*batch"]:
+    r"""A time step that resolves the fastest service and the loop of DGD-LB, or the chatter of a rule that jumps.
+
+    $$ \min\Big( \frac{0.1}{\max_j \ell_j'(0)}, \frac{0.05}{w} \Big), \qquad
+       w \sqrt{w^2 + a_j^2} = c_j \sum_i \lambda_i \eta_i $$
+    with the largest $w$ of any backend, at the start or at the optimum; the sum is over frontends that have a choice and may use
+    the backend. The scheme is of second order for latencies shorter than a step, so a latency does not bound the step. For a rule
+    that jumps the second term is
+    $$ \max\Big( \frac{\max \tau}{20}, 0.004 \min_j \frac{N_j}{\Lambda_j} \Big) $$
+    with workloads and arrivals at the optimum: finer chatter is not worth resolving.
+
+    **Arguments:**
+
+    - `step_size` in 1/s^2, or a policy that has one; `default_step_size` when left out.
+    - `workload`: at the start, `(backends,)` requests, in a batch `(batch, backends)`; that of routing in proportion to nominal
+      capacity when left out.
+    - `jumps`: whether the rule jumps, as least latency does; the step size then plays no part.
+
+    **Returns:** seconds: for a single network a float, rounded down to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
+
+    **Source:** own measurements: at 0.05 / w the limit of stability moves by 0.7 % at most, whatever the latency.
+    """
+    step, best = step_and_optimum("suggest_dt", network, step_size, optimum)
+    nameless = network.anonymous()
+    if jumps:
+        dt = each_network(_dt_of_jumps, nameless, best)
+    else:
+        step = default_step_size(network, best) if step is None else step
+        start = _default_workload(nameless) if workload is None else jnp.asarray(workload, network.latency.dtype)
+        dt = each_network(_dt_of_loop, nameless, _per_frontend(network, step), best, start)
+    return round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
+
+
+def suggest_duration(
+    network: Network, step_size: StepSize | Optimum | None = None, optimum: Optimum | StepSize | None = None
+) -> float | Float[Array, "*batch"]:
+    """A duration after which DGD-LB has settled: twenty times the slowest decay time and the `drain_time` of arcs that matter by
+    1 %, and at least 50 of the largest latency.
+
+    Ten decay times are enough close to the optimum; from usual starts the built-in fleets took up to twice as long.
+
+    **Arguments:** `step_size` in 1/s^2, or a policy that has one; `default_step_size` when left out.
+
+    **Returns:** seconds: for a single network a float, rounded up to 1, 2 or 5 times a power of ten; `(batch,)` for a batch.
+    """
+    step, best = step_and_optimum("suggest_duration", network, step_size, optimum)
+    step = default_step_size(network, best) if step is None else step
+    duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step), best)
+    return round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
+
+
+def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array, ""]) -> Float[Array, " frontends"]:
+    point = OperatingPoint(network, optimum)
+    choices = _choices(network, point)
+    rate = network.arrival_rate
+    shared = (rate[:, None] * choices).sum(0)
+    fastest = 1e-3 * _ratio(1.0, _steepest_slope(network))
+    delay = jnp.maximum(0.5 * (network.latency + network.feedback_latency), jnp.maximum(interval, fastest))
+    longest = jnp.where(choices, delay, 0).max(1)
+    smallest = jnp.where(choices, _ratio(point.slope, 2 * point.gain * shared), jnp.inf).min(1)
+    step = _SAFETY * smallest / longest
+    moving = (network.mask.sum(1) > 1) & (rate > 0) & jnp.isfinite(step)
+    return jnp.where(moving, step, 0)
+
+
+def _slowest_decay_rate(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
+    return slowest_decay_rate_of(OperatingPoint(network, optimum), step_size)
+
+
+def slowest_decay_rate_of(point: OperatingPoint, step_size: Float[Array, " frontends"]) -> Float[Array, ""]:
+    """`slowest_decay_rate` at an operating point."""
+    active = point.used.any(0)
+    slowest_service = jnp.where(active, point.slope, jnp.inf).min()
+    rates = point.rates(point.strength(step_size), jnp.where(active, point.gain / point.slope, 0))
+    structural = rates <= 1e3 * rates.size * jnp.finfo(rates.dtype).eps * rates.max()
+    return jnp.minimum(slowest_service, jnp.where(structural, jnp.inf, rates).min())
+
+
+def _dt_of_loop(
+    network: Network, step_size: Float[Array, " frontends"], optimum: Optimum, start: Float[Array, " backends"]
+) -> Float[Array, ""]:
+    choices = _choices(network, OperatingPoint(network, optimum))
+    strength = jnp.where(choices.sum(1) > 1, network.arrival_rate * step_size, 0)
+    strength = (choices * strength[:, None]).sum(0)
+
+    def frequency(workload):
+        slope, gain = slope_and_gain(network, workload)
+        return jnp.where(strength > 0, _crossing(slope, gain * strength), 0).max()
+
+    steepest = jnp.maximum(frequency(start), frequency(optimum.workload))
+    return jnp.minimum(_dt_of_service(network), _ratio(0.05, steepest))
+
+
+def _dt_of_jumps(network: Network, optimum: Optimum) -> Float[Array, ""]:
+    inflow = network.arrival_rate @ optimum.routing
+    in_use = inflow > _MATTERS * inflow.sum()
+    service_time = jnp.where(in_use, optimum.workload / jnp.where(in_use, inflow, 1), jnp.inf).min()
+    chatter = jnp.maximum(_largest_latency(network) / 20, jnp.where(jnp.isfinite(service_time), 4e-3 * service_time, 0))
+    return jnp.minimum(_dt_of_service(network), jnp.where(chatter > 0, chatter, jnp.inf))
+
+
+def _dt_of_service(network: Network) -> Float[Array, ""]:
+    return _ratio(0.1, _steepest_slope(network))
+
+
+def _suggest_duration(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:
+    slowest = _slowest_decay_rate(network, step_size, optimum)
+    slowest = jnp.where(jnp.isfinite(slowest), slowest, _steepest_slope(network))
+    drained = _drain_time(network, step_size, optimum, jnp.asarray(1e-2, slowest.dtype))
+    return jnp.maximum(20 / slowest + drained, 50 * _largest_latency(network))
+
+
+def _drain_time(
+    network: Network, step_size: Float[Array, " frontends"], optimum: Optimum, negligible: Float[Array, ""]
+) -> Float[Array, ""]:
+    point = OperatingPoint(network, optimum)
+    slack = 1 / point.slope + network.cost_latency - optimum.multiplier[:, None]
+    cost = optimum.mean_latency * network.arrival_rate.sum()
+    counts = network.mask & ~point.used & (network.arrival_rate[:, None] * slack > negligible * cost)
+    speed = step_size[:, None] * slack / 2
+    strength = network.arrival_rate * step_size
+    partner = (point.used.sum(1) > 1) & (strength > 0) & ~jnp.eye(network.frontends, dtype=bool)
+    wait = jnp.where(partner, strength[:, None] / jnp.where(partner, strength, 1), 0).max(1)
+    return jnp.where(counts & (speed > 0), _ratio(1.0, speed) * (1 + wait[:, None]), 0).max()
+
+
+def _crossing(slope: Float[Array, " backends"], loop: Float[Array, " backends"]) -> Float[Array, " backends"]:
+    r"""The positive root of $w \sqrt{w^2 + a^2} = K$, without cancellation for small $K$."""
+    return loop * jnp.sqrt(2 / (slope**2 + jnp.sqrt(slope**4 + 4 * loop**2)))
+
+
+def _steepest_slope(network: Network) -> Float[Array, ""]:
+    r"""$\max_j \ell_j'(0)$ at the largest capacity of all times, 1/s, of backends that a frontend can reach."""
+    return jnp.where(network.backend_mask, network.fastest_service.initial_slope, 0).max()
+
+
+def _choices(network: Network, point: OperatingPoint) -> Bool[Array, "frontends backends"]:
+    """$S^+$: the support, and the two cheapest arcs of a frontend that has two, dead backends apart."""
+    factor = 1.0 if network.capacity is None else network.capacity.mean_rate
+    most = jnp.where(jnp.asarray(factor) > 0, factor * network.service.supremum, 0)
+    taken = jnp.where(network.mask, jnp.minimum(most, network.arrival_rate[:, None]), 0)
+    alive = network.mask & (taken >= _DEAD * taken.max(1, keepdims=True)) & (most > 0)
+    seen = jnp.where(alive, 1 / point.slope + network.cost_latency, jnp.inf)
+    least, second = jnp.sort(seen, axis=1)[:, [0, min(1, network.backends - 1)]].T[..., None]
+    cheapest = (seen <= (1 + _TIE) * second) & (seen <= _FAR_ABOVE * least)
+    return alive & (cheapest | point.used)
+
+
+def _largest_latency(network: Network) -> Float[Array, ""]:
+    return jnp.maximum(network.latency, network.feedback_latency).max()
+
+
+def _default_workload(network: Network) -> Float[Array, "*batch backends"]:
+    if network.batch is not None:
+        return default_start(network)[1]
+    return default_start(jax.tree.map(lambda leaf: leaf[None], network))[1][0]
+
+
+def _per_frontend(network: Network, step_size: ArrayLike) -> Float[Array, "*batch frontends"]:
+    """A step size as one number per frontend; in a batch `(batch,)` is one number per network."""
+    step = jnp.asarray(step_size, network.latency.dtype)
+    if network.batch is None:
+        return jnp.broadcast_to(step, (network.frontends,))
+    return jnp.broadcast_to(step[:, None] if step.ndim == 1 else step, (network.batch, network.frontends))
+
+
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float[Array, "..."]:
+    """The quotient, inf where the denominator is 0."""
+    positive = jnp.asarray(denominator) > 0
+    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), jnp.inf)

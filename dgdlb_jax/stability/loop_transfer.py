@@ -1,0 +1,193 @@
+r"""The loop transfer function of a linearised policy, and the frequencies at which to evaluate it.
+
+Eliminating the routing, workloads obey $(I + L(s)) n = 0$ with
+
+$$ L(s) = -\mathrm{diag}\frac{1}{s (s + a_j)} \sum_i \lambda_i D^{fwd}_i P_i V_i D^{fb}_i, \qquad D_i = \mathrm{diag}(e^{-s \tau_{ij}}) $$
+
+A policy that depends on its own routing needs the routing as unknown: $(I + L(s)) \xi = 0$ with
+$L(s) = -\frac1s P (W + V D^{fb} \mathrm{diag}\frac{1}{s + a} \Lambda D^{fwd})$. Either way a policy made $\eta$ times as fast has the loop
+$\eta L$: it is critical where an eigenvalue of $L(jw)$ is $-1/\eta$.
+
+**Source:** own derivation.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Complex, Float
+
+from dgdlb_jax.stability.linearise import Linearisation
+
+_PHASE = 0.2  # radians per stride along the axis of frequencies
+_GROWTH = 0.1  # relative growth of the frequency per stride
+_SAFETY = 1e-3  # where to start, relative to the frequency at which a phase of pi/2 is lost, when no theorem says more
+
+Frequency = Float[Array, ""]
+Laplace = Complex[Array, ""]
+
+
+class LoopTransfer(eqx.Module):
+    """The loop transfer function of one linearised network, as `largest_crossing` takes it."""
+
+    linear: Linearisation
+
+    @property
+    def delay(self) -> Float[Array, ""]:
+        """The longest way round a loop, seconds."""
+        lin = self.linear
+        return jnp.where(lin.support, lin.latency, 0).max() + jnp.where(lin.support, lin.feedback_latency, 0).max()
+
+    @property
+    def closed(self) -> Bool[Array, ""]:
+        """Whether there is anything that moves."""
+        return self.linear.support.any()
+
+    def matrix(self, frequency: Frequency) -> Complex[Array, "n n"]:
+        """$L(jw)$."""
+        return self.at(1j * frequency)
+
+    def at(self, s: Laplace) -> Complex[Array, "n n"]:
+        """$L(s)$: over backends, or over arcs `(frontends * backends)` when the policy depends on its own routing."""
+        if self.linear.self_response is None:
+            return self._arrivals(s, self.moves(s)) / (-(s + self.linear.slope))[:, None]
+        return -self._routing_loop(s)
+
+    def moves(self, s: Laplace) -> Complex[Array, "frontends backends backends"]:
+        """Routing per workload, when a policy does not depend on its own routing: $P_i V_i D^{fb}_i / s$."""
+        return self.linear.response * (_late(s * self.linear.feedback_latency) / s)[:, None, :]
+
+    def _arrivals(self, s: Laplace, moves) -> Complex[Array, "backends backends"]:
+        lin = self.linear
+        forward = lin.arrival_rate[:, None] * _late(s * lin.latency)
+        return (forward[:, :, None] * moves).sum(0)
+
+    def _routing_loop(self, s: Laplace) -> Complex[Array, "arcs arcs"]:
+        lin = self.linear
+        assert lin.self_response is not None
+        frontends, backends = lin.support.shape
+        forward = jnp.where(lin.support, lin.arrival_rate[:, None] * _late(s * lin.latency), 0)
+        through = self.moves(s) / (s + lin.slope)  # (i, j, k): routing of arc ij per arrival at backend k
+        arrivals = through[:, :, None, :] * forward[None, None]  # (i, j, i', k), the arc i'k sends to backend k
+        own = jnp.eye(frontends)[:, None, :, None] * lin.self_response[:, :, None, :] / s
+        return (arrivals + own).reshape(frontends * backends, -1)
+
+    def workload(self, s: Laplace, mode: Complex[Array, " n"]) -> Complex[Array, " backends"]:
+        """The workload of a mode of `at(s)`."""
+        lin = self.linear
+        if lin.self_response is None:
+            return mode
+        routing = mode.reshape(lin.support.shape)
+        forward = lin.arrival_rate[:, None] * _late(s * lin.latency)
+        return (forward * routing).sum(0) / (s + lin.slope)
+
+    def routing(self, s: Laplace, mode: Complex[Array, " n"]) -> Complex[Array, "frontends backends"]:
+        """The routing of a mode of `at(s)`, for the policy as linearised."""
+        lin = self.linear
+        if lin.self_response is None:
+            return jnp.einsum("ijk,k->ij", self.moves(s), mode)
+        return mode.reshape(lin.support.shape)
+
+    def bound(self, frequency: Frequency) -> Float[Array, ""]:
+        """A bound on the spectral radius of $L(jw)$ that falls with the frequency; 0 without a loop."""
+        lin = self.linear
+        size = 1 / jnp.sqrt(frequency**2 + lin.slope**2)
+        response = jnp.abs(lin.response)
+        if lin.self_response is None:
+            whole = (lin.arrival_rate[:, None, None] * response).sum(0)
+            # Rows and columns scaled alike leave eigenvalues alone; for a gradient rule this makes them symmetric.
+            scale = jnp.sqrt(size / jnp.where(lin.gain > 0, lin.gain, 1))
+            general = (size[:, None] * whole * scale[None] / scale[:, None]).sum(1).max() / frequency
+            tied = self._tied_bound(size) / frequency
+            return jnp.where(self.tied, jnp.minimum(tied, general), general)
+        flow = jnp.where(lin.support, lin.arrival_rate[:, None], 0)
+        columns = jnp.abs(lin.self_response).sum(1) + flow * (response.sum((0, 1)) * size)[None]
+        return columns.max() / frequency
+
+    def _tied_bound(self, size) -> Float[Array, ""]:
+        """The spectral radius of $|H| \\sum_i \\lambda_i \\eta_i P_i$: an upper bound at an optimum (theorem B), times the frequency."""
+        lin = self.linear
+        return lin.point.rates(lin.point.strength(self.step_size), size * lin.gain).max()
+
+    @property
+    def step_size(self) -> Float[Array, " frontends"]:
+        r"""$\eta_i$ with $V_i = -\eta_i \mathrm{diag}(c)$, if the policy is of that kind (see `tied`)."""
+        lin = self.linear
+        count = lin.support.sum(1)
+        diagonal = jnp.diagonal(lin.response, axis1=1, axis2=2) / jnp.where(lin.gain > 0, -lin.gain, 1)
+        total = jnp.where(lin.support, diagonal, 0).sum(1)  # each entry is eta (1 - 1/k)
+        return total / jnp.maximum(count - 1, 1)
+
+    @property
+    def tied(self) -> Bool[Array, ""]:
+        r"""Whether $V_i = -\eta_i \mathrm{diag}(c)$, both latencies agree and $\tau_{ij} + 1/a_j$ is the same on the support of a frontend.
+
+        So it is at an optimum when forward = feedback = cost latency (up to a constant per frontend), and theorem B holds.
+        """
+        lin = self.linear
+        if lin.self_response is not None:
+            return jnp.zeros((), bool)
+        level = lin.latency + 1 / lin.slope
+        highest = jnp.where(lin.support, level, -jnp.inf).max(1, keepdims=True)
+        lowest = jnp.where(lin.support, level, jnp.inf).min(1, keepdims=True)
+        kkt = jnp.where(lin.support.any(1, keepdims=True), highest - lowest <= 1e-6 * highest, True)
+        same = jnp.where(lin.support, jnp.abs(lin.latency - lin.feedback_latency) <= 1e-9 * lin.latency, True)
+        on = lin.support
+        count = jnp.maximum(on.sum(1), 1)[:, None, None]
+        projector = jnp.where(on[:, :, None] & on[:, None, :], jnp.eye(on.shape[1]) - 1 / count, 0)
+        expected = -self.step_size[:, None, None] * projector * lin.gain
+        gradient = jnp.abs(lin.response - expected) <= 1e-6 * jnp.abs(expected).max()
+        return kkt.all() & same.all() & gradient.all()
+
+    @property
+    def first(self) -> Frequency:
+        """No crossing lies below this frequency: by theorem B at an optimum, elsewhere with a wide margin."""
+        lin = self.linear
+        active = lin.support.any(0)
+        level = jnp.where(lin.support, lin.latency + 1 / lin.slope, 0).max(1)  # nu_i
+        highest = jnp.where(lin.point.same_part, level[:, None], 0).max(0)
+        ahead = jnp.where(active, jnp.maximum(highest - 1 / lin.slope, 0), 0)
+        by_theorem = quarter_turn(2 * ahead, lin.slope)
+        safe = _SAFETY * quarter_turn(jnp.broadcast_to(self.delay, lin.slope.shape), lin.slope)
+        return jnp.where(active, jnp.where(self.tied, (1 - 1e-9) * by_theorem, safe), jnp.inf).min()
+
+    @property
+    def last(self) -> Frequency:
+        """There is no last frequency."""
+        return jnp.full_like(self.delay, jnp.inf)
+
+    def stride(self, frequency: Frequency) -> Frequency:
+        """How far to the next frequency."""
+        return 1 / (self.delay / _PHASE + 1 / (_GROWTH * frequency))
+
+
+@jax.custom_jvp
+def _late(x: Complex[Array, "..."]) -> Complex[Array, "..."]:
+    r"""$e^{-x}$ for $x = s \tau$, sine and cosine by $t = \tan(x / 2)$.
+
+    One call of the C library instead of two, and the divisions come last: XLA keeps what it has divided, while sines and cosines are
+    computed again for every pair of backends that they are multiplied with.
+    """
+    t, decay = jnp.tan(x.imag / 2), jnp.exp(-x.real)
+    return jax.lax.complex(decay * (1 - t * t) / (1 + t * t), -2 * decay * t / (1 + t * t))
+
+
+@_late.defjvp
+def _late_along(primals, tangents):
+    (x,), (along,) = primals, tangents
+    late = _late(x)
+    return late, -along * late
+
+
+def quarter_turn(delay: Float[Array, "..."], slope: Float[Array, "..."]) -> Float[Array, "..."]:
+    r"""The frequency at which $w \cdot \text{delay} + \arctan(w / a) = \pi / 2$; very large without delay."""
+    # In u = w / a with d = a * delay: u d + arctan(u) = pi/2, i.e. u tan(u d) = 1; between 0 and pi / (2 d).
+    turn = jnp.maximum(delay * slope, 1e-30)
+    high = jnp.minimum(jnp.pi / (2 * turn), jnp.sqrt(1 / turn))  # tan(x) >= x
+
+    def halve(_, interval):
+        low, high = interval
+        middle = (low + high) / 2
+        below = middle * jnp.tan(middle * turn) < 1
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    return jax.lax.fori_loop(0, 60, halve, (jnp.zeros_like(high), high))[0] * slope

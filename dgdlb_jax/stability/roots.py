@@ -1,0 +1,210 @@
+"""Characteristic roots: how fast small deviations die out, and how they swing meanwhile."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float, Int
+
+from dgdlb_jax.equilibrium.arguments import policy_and_optimum
+from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.batch import require_double
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.collocation import generator
+from dgdlb_jax.numerics.device import on_host
+from dgdlb_jax.numerics.eigenvalues import eigvals
+from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.stability.linearise import Linearisation, linearise
+from dgdlb_jax.stability.loop_transfer import LoopTransfer
+
+_COUNT = 24
+_LEAST_DEGREE, _LARGEST_MATRIX = 14, 1500
+_NEWTON = 6
+_NEUTRAL = 1e-7  # relative to the fastest rate: roots that small are the neutral ones
+
+
+class Spectrum(eqx.Module):
+    r"""The rightmost characteristic roots of the dynamics near an equilibrium. In a batch every array has a leading axis.
+
+    - `roots` `(roots,)`: 1/s, the largest real part first, complex ones in pairs; -inf where there are no more. The neutral
+      roots at 0 are left out.
+    - `residual` `(roots,)`: relative smallest singular value of the characteristic matrix at each root; about 1e-15 for a root.
+    - `neutral`: how many roots are 0: directions that move routing without changing the flow of any backend.
+    - `abscissa`: the largest real part: small deviations vary as `exp(abscissa * t)`; negative when stable, -inf without dynamics.
+    """
+
+    roots: Complex[Array, "*batch roots"]
+    residual: Float[Array, "*batch roots"]
+    neutral: Int[Array, "*batch"]
+    abscissa: Float[Array, "*batch"]
+
+    @property
+    def dominant(self) -> Complex[Array, "*batch"]:
+        """The rightmost root, with positive imaginary part if it is one of a pair."""
+        first = self.roots[..., 0]
+        swings = jnp.abs(first.imag) > 1e-9 * jnp.abs(first.real)  # less is rounding
+        return first.real + 1j * jnp.where(swings, jnp.abs(first.imag), 0)
+
+    @property
+    def damping(self) -> Float[Array, "*batch"]:
+        r"""Damping ratio of the rightmost root, $-\mathrm{Re}\, s / |s|$: 1 when it does not swing or there is none, 0 at the limit."""
+        none = jnp.isneginf(self.dominant.real)
+        root = jnp.where(none, -1.0, self.dominant)
+        return -root.real / jnp.abs(root)
+
+    @property
+    def period(self) -> Float[Array, "*batch"]:
+        """Seconds of one swing of the rightmost root; inf when it does not swing."""
+        swing = self.dominant.imag
+        return jnp.where(swing > 0, 2 * jnp.pi / jnp.where(swing > 0, swing, 1), jnp.inf)
+
+    @property
+    def settling_time(self) -> Float[Array, "*batch"]:
+        """Seconds in which a small deviation falls to 1 %; inf when it does not."""
+        return jnp.where(self.abscissa < 0, jnp.log(100.0) / -jnp.minimum(self.abscissa, -1e-300), jnp.inf)
+
+
+def characteristic_roots(
+    network: Network,
+    policy: AbstractPolicy | Optimum | None = None,
+    optimum: Optimum | AbstractPolicy | None = None,
+    *,
+    count: int = _COUNT,
+    degree: int | None = None,
+) -> Spectrum:
+    r"""The rightmost roots of the dynamics linearised at the optimum, every latency kept as it is.
+
+    $$ \det\Big( \mathrm{diag}(s (s + a_j)) + \sum_i \lambda_i \eta_i D^{fwd}_i P_i D^{fb}_i C \Big) = 0 $$
+
+    (for DGD-LB). Collocation on Chebyshev points finds all of them roughly, Newton's method on the characteristic matrix makes each exact.
+
+    **Arguments:**
+
+    - `network`: one network or a batch, with values (not under `jit`).
+    - `policy`: a smooth flow policy; parameters as for `simulate`.
+    - `optimum`: of that network; solved when left out.
+    - `count`: how many roots to keep. `degree`: of the collocation polynomial; chosen from latencies and gains by default. Where
+      latencies are very different the matrix is kept at 1500 rows, and `count_unstable_roots` tells whether a root escaped.
+
+    **Returns:** a `Spectrum`.
+
+    **Raises:** `InputError` in single precision, under `jit`, for a policy that jumps or has memory.
+
+    **Source:** own derivation; collocation after Breda, Maset, Vermiglio (2005).
+    """
+    require_double(network, "characteristic_roots")
+    if not is_concrete(network, policy):
+        raise InputError("characteristic_roots needs values: call it outside jit, vmap and grad.")
+    policy, optimum = policy_and_optimum("characteristic_roots", network, policy, optimum)
+    linear = linearise(network, policy, optimum)
+    if network.batch is None:
+        one = _spectra(jax.tree.map(lambda leaf: leaf[None], linear), count, degree)
+        return jax.tree.map(lambda leaf: leaf[0], one)
+    return _spectra(linear, count, degree)
+
+
+def _spectra(linear: Linearisation, count: int, degree: int | None) -> Spectrum:
+    used = np.asarray(linear.point.used.any(-2))
+    reach = np.asarray(_fastest(linear))
+    host = jax.tree.map(np.asarray, linear)
+    starts = np.full((used.shape[0], count), -np.inf + 0j)
+    for n in range(used.shape[0]):
+        found = _rough_roots(jax.tree.map(lambda leaf, n=n: leaf[n], host), used[n], reach[n], degree)
+        found = found[np.argsort(-np.real(found), kind="stable")][:count]
+        starts[n, : found.size] = found
+    roots, residual = on_host(_polish, linear, jnp.asarray(starts))
+    order = jnp.argsort(-roots.real, axis=1)
+    roots, residual = (jnp.take_along_axis(values, order, axis=1) for values in (roots, residual))
+    return Spectrum(roots, residual, linear.neutral, roots[:, 0].real)
+
+
+def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: int | None) -> np.ndarray:
+    """Collocation for one network: workloads in use, and the routing of each frontend in a basis of its zero-sum directions."""
+    point = linear.point
+    moving = np.flatnonzero(point.support.any(1))
+    backends = np.flatnonzero(used)
+    place = {j: k for k, j in enumerate(backends)}
+    bases = [_zero_sum(np.asarray(point.support[i])) for i in moving]
+    size = backends.size + sum(basis.shape[1] for basis in bases)
+    if size == 0:
+        return np.zeros(0, complex)
+    still = np.zeros((size, size))
+    still[range(backends.size), range(backends.size)] = -point.slope[backends]
+    terms, delays, at = [still], [0.0], backends.size
+    for i, basis in zip(moving, bases, strict=True):
+        own = slice(at, at + basis.shape[1])
+        at += basis.shape[1]
+        if linear.self_response is not None:
+            still[own, own] = basis.T @ linear.self_response[i] @ basis
+        for j in backends:
+            sent, seen = np.zeros((2, size, size))
+            sent[place[j], own] = point.arrival_rate[i] * basis[j]
+            seen[own, place[j]] = basis.T @ linear.response[i, :, j]
+            for term, delay in ((sent, point.latency[i, j]), (seen, point.feedback_latency[i, j])):
+                if term.any():
+                    terms.append(term)
+                    delays.append(float(delay))
+    chosen = degree or max(_LEAST_DEGREE, 12 + int(np.ceil(0.7 * reach * max(delays))))
+    chosen = max(min(chosen, _LARGEST_MATRIX // size - 1), 4)
+    found = np.linalg.eigvals(generator(np.stack(terms), np.array(delays), chosen))
+    scale = max(point.slope[backends].max(), reach)
+    return found[np.abs(found) > _NEUTRAL * scale]
+
+
+def _zero_sum(support: np.ndarray) -> np.ndarray:
+    """An orthonormal basis `(backends, k - 1)` of the vectors on the support that sum to 0."""
+    on = support / np.sqrt(support.sum())
+    vectors = np.linalg.svd(np.diag(support.astype(float)) - np.outer(on, on))[0]
+    return vectors[:, : support.sum() - 1]
+
+
+@eqx.filter_jit
+def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
+    """A frequency above which no root crosses the imaginary axis, roughly; 0 without a loop."""
+
+    def one(lin):
+        loop = LoopTransfer(lin)
+        start = jnp.where(loop.closed & (loop.delay > 0), loop.first, 1.0)
+        last = jax.lax.while_loop(lambda w: loop.bound(w) > 1, lambda w: 1.3 * w, start)
+        return jnp.where(loop.closed, last, 0)
+
+    return jax.vmap(one)(linear)
+
+
+@eqx.filter_jit
+def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
+    """Successive linear problems for the characteristic matrix (Newton's method); a start that runs away is dropped."""
+
+    def characteristic(loop: LoopTransfer, s):
+        matrix = loop.at(s)
+        whole = jnp.eye(matrix.shape[0]) + matrix
+        # Without the pole of L at 0, and without that at -a where the unknowns are workloads.
+        if loop.linear.self_response is None:
+            return (s * (s + loop.linear.slope))[:, None] * whole
+        return s * whole
+
+    def one(loop: LoopTransfer, start):
+        trivial = jnp.min(jnp.abs(start + loop.linear.slope)) <= 1e-9 * jnp.abs(start)  # backends outside all loops
+
+        def improve(s, _):
+            value, slope = jax.jvp(lambda at: characteristic(loop, at), (s,), (jnp.ones_like(s),))
+            # The nearest root of the linear problem (value + step * slope) u = 0: quadratic, for several equal roots too.
+            steps = eigvals(jnp.linalg.solve(slope, value))
+            step = steps[jnp.argmin(jnp.abs(steps))]
+            return jnp.where(jnp.isfinite(step), s - step, s), None
+
+        s, _ = jax.lax.scan(improve, start, length=_NEWTON)
+        away = jnp.abs(s - start) > 0.1 * jnp.abs(start)
+        s = jnp.where(trivial, start, jnp.where(away, -jnp.inf, s))
+        none = jnp.isneginf(s.real)
+        value = characteristic(loop, jnp.where(none, 1.0, s))
+        scale = jnp.linalg.norm(value, axis=1, keepdims=True)
+        singular = jnp.linalg.svd(value / jnp.where(scale > 0, scale, 1), compute_uv=False)[-1]
+        return s, jnp.where(trivial | none, 0.0, singular)
+
+    def network(pair):
+        lin, own = pair
+        return jax.vmap(lambda start: one(LoopTransfer(lin), start))(own)
+
+    return jax.lax.map(network, (linear, starts))

@@ -1,0 +1,70 @@
+"""What a demand that moves is compared with: the optimum of every moment, as if the network were always at rest."""
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
+from dgdlb_jax.model.demand import Constant
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.results import InputError, Result
+
+
+@dataclass(frozen=True)
+class QuasiStatic:
+    r"""The moving quasi-static optimum: a reference, not a bound.
+
+    At every instant the optimum for the rates of that instant. Workloads would have to jump to follow it, so no
+    balancer can be there all the time; and since a queue may be shorter for a moment than at rest, a balancer can
+    also be below it for a while.
+
+    $$ \bar L = \int \sum_i \lambda_i(t)\, L^*(\lambda(t))\, dt \Big/ \int \sum_i \lambda_i(t)\, dt $$
+
+    - `time` `(time,)`: seconds. `optimum`: the optima, with a leading time axis.
+    - `total_rate` `(time,)`: requests/s.
+    - `latency` `(time,)`: $L^*$, seconds; NaN where there is no certified optimum, above capacity above all.
+    - `mean_latency`: $\bar L$, seconds, over the instants that have an optimum.
+    - `missing`: how many instants have none.
+    """
+
+    time: Float[np.ndarray, " time"]
+    optimum: Optimum
+    total_rate: Float[np.ndarray, " time"]
+    latency: Float[np.ndarray, " time"]
+    mean_latency: float
+    missing: int
+
+
+def quasi_static_optimum(network: Network, time: ArrayLike) -> QuasiStatic:
+    """Solve the optimum at the rates of every given instant, all in one batch.
+
+    **Arguments:** `network` with a demand over time; `time` `(time,)` seconds, evenly spaced or not.
+
+    **Returns:** a `QuasiStatic`.
+
+    **Raises:** `InputError` when demand exceeds capacity at every instant.
+    """
+    nameless = network.anonymous()
+    instants = jnp.asarray(time)
+    rates = jax.vmap(nameless.demand.rate)(instants)
+    optimum = jax.vmap(lambda t: solve_optimum(_frozen(nameless, t), throw=False))(instants)
+    good = np.asarray(optimum.result) == Result.successful
+    if not good.any():
+        raise InputError("The demand exceeds what the backends can serve at all times: lower the load or add capacity.")
+    total = np.asarray(rates).sum(-1)
+    latency = np.where(good, np.asarray(optimum.mean_latency), np.nan)
+    weight = np.where(good, np.gradient(np.asarray(instants, float)) if instants.size > 1 else 1.0, 0.0) * total
+    mean = float(np.sum(weight * np.where(good, latency, 0)) / np.sum(weight))
+    return QuasiStatic(np.asarray(instants), optimum, total, latency, mean, int((~good).sum()))
+
+
+def _frozen(network: Network, t: Float[Array, ""]) -> Network:
+    """The network as it is at one instant, for ever."""
+    still = network.with_arrival_rate(network.demand.rate(t))
+    if network.capacity is None:
+        return still
+    return eqx.tree_at(lambda n: n.capacity, still, Constant(network.capacity.rate(t)))

@@ -1,0 +1,191 @@
+"""How finely a balancer's run is resolved: a time step to begin with, and runs whose accuracy is measured."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.numerics.delay import rows_for
+from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
+from dgdlb_jax.stability.defaults import suggest_dt
+
+ACCURATE = 1e-3
+"""Change of the mean latency between a time step and twice as long a one below which a run is fine enough."""
+_OWN_CLOCK = 0.1  # of the shortest time constant of a rule itself
+_PILOT = 64  # long steps of the run that compiles a balancer
+_LONGEST_PILOT = 4096  # long steps of the run that shows what a step takes
+_ROWS = 48  # of a delay line: room for a latency of twenty steps whose step is halved once
+_MEASURED = (
+    0.3  # seconds that a run has to take for its steps to be what takes the time, whatever else the machine does
+)
+
+
+def usual_step(arcs: int) -> float:
+    """About how many seconds a time step takes on an idle core of the usual kind: a microsecond, and 25 ns for every arc."""
+    return 1e-6 + 2.5e-8 * arcs
+
+
+def time_step(
+    network: Network,
+    policy: AbstractPolicy,
+    step_size: ArrayLike,
+    optimum: Optimum,
+    workload: ArrayLike | None = None,
+) -> Float[Array, "*batch"]:
+    """`suggest_dt` for a policy: by its chatter if it jumps, by the loop otherwise, and by the rule's own time constant.
+
+    **Arguments:** as for `suggest_dt`; `step_size` of the gradient rules, 1/s^2.
+
+    **Returns:** seconds, a scalar or `(batch,)`.
+    """
+    dt = suggest_dt(network, step_size, optimum, workload=workload, jumps=not policy.differentiable)
+    own = policy.time_scale
+    own = own if own.ndim < 2 else own.min(axis=tuple(range(1, own.ndim)))
+    if network.batch is None:
+        own = own.min()
+    return jnp.minimum(jnp.asarray(dt), _OWN_CLOCK * own)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The instants at which all runs of a comparison are saved, and how each gets there.
+
+    - `duration`, `interval`: seconds; every run is saved after each `interval`.
+    - `after`: seconds from which statistics count.
+    """
+
+    duration: float
+    interval: float
+    after: float
+
+    @property
+    def instants(self) -> int:
+        """How many instants are saved, the start included."""
+        return math.ceil(self.duration / self.interval * (1 - 1e-12)) + 1
+
+    def steps_per_interval(self, dt: float) -> int:
+        """How many steps of at most `dt` make an interval."""
+        return max(1, math.ceil(self.interval / dt * (1 - 1e-9)))
+
+
+class ResolvedRun:
+    """One balancer in one network, run with two time steps side by side, the second half as long as the first.
+
+    The run with the shorter step is the result, and how far the other's mean latency is from it says how accurate that is. Both
+    are one compiled program, whose time steps and durations are data: what a step takes is measured before the run.
+
+    **Arguments:** a single `network`, its `policy`, `initial` routing and workload; `grid`; `dt`: seconds, the shorter step;
+    `finest`: seconds, below which the step is not halved any more; `reference`: the workload that distances refer to.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        policy: AbstractPolicy,
+        initial: tuple[ArrayLike, ArrayLike],
+        *,
+        dt: float,
+        finest: float,
+        reference: Float[Array, " backends"],
+    ):
+        self._networks = stack([network] * 2)
+        self._policies = jax.tree.map(lambda leaf: _twice(leaf) if jnp.ndim(leaf) else leaf, policy)
+        self._initial = _twice(initial[0]), _twice(initial[1])
+        self._names = network.frontend_names, network.backend_names
+        self._reference = _twice(reference)
+        self._longest = float(np.maximum(network.latency, network.feedback_latency).max())
+        self._finest = min(finest, dt)
+        self.dt, self.accuracy, self.seconds_per_step = dt, math.nan, math.nan
+
+    def compile(self, frames: int) -> None:
+        """Compile with room for so many saved instants, and measure what a step of both runs takes."""
+        self._frames = frames
+        steps = _PILOT
+        self._pilot(steps)  # compiles
+        self.seconds_per_step = math.inf
+        while True:
+            elapsed = self._pilot(steps)
+            self.seconds_per_step = min(self.seconds_per_step, elapsed / (2 * steps))
+            if elapsed > _MEASURED or steps >= _LONGEST_PILOT:
+                return
+            steps *= 8
+
+    def _pilot(self, steps: int) -> float:
+        """Seconds that so many long steps take."""
+        began = time.perf_counter()
+        self._simulate(2 * steps * self.dt, self.dt, every=2 * steps, after=0.0)
+        return time.perf_counter() - began
+
+    def seconds(self, grid: Grid) -> float:
+        """About how long the run takes here and now, if its first time step is fine enough."""
+        return self._steps(grid) * self.seconds_per_step
+
+    def work(self, grid: Grid) -> float:
+        """About how long that run takes on an idle core of the usual kind, seconds: what is decided must not depend on the machine."""
+        return self._steps(grid) * usual_step(self._networks.latency.size)
+
+    def _steps(self, grid: Grid) -> float:
+        return grid.duration / grid.interval * grid.steps_per_interval(self.dt)
+
+    def run(self, grid: Grid, most_work: float = math.inf) -> Trajectory:
+        """Run; halve the time step until it is fine enough, the finest allowed, or the next run would be more `work` than this.
+
+        **Raises:** `InputError` when the time step is too long for the fastest backend.
+        """
+        while True:
+            steps = grid.steps_per_interval(self.dt)
+            self.dt = grid.interval / steps
+            runs = self._simulate(grid.duration, self.dt, every=steps, after=grid.after)
+            self.accuracy = self._difference(runs)
+            again = 2 * self.work(grid) < most_work and self.dt / 2 >= self._finest * (1 - 1e-9)
+            if not (self.accuracy > ACCURATE and again):
+                return self._finer(runs, grid)
+            self.dt /= 2
+
+    def _simulate(self, duration: float, dt: float, *, every: int, after: float) -> Trajectory:
+        # The delay lines have room for the finest step that may come, so that all steps share compiled code, and are of one of a
+        # few lengths, so that similar networks do.
+        needed = rows_for(self._longest, min(self._finest, dt))
+        rows = _ROWS * 2 ** math.ceil(math.log2(max(1.0, needed / _ROWS)))
+        return jax.block_until_ready(
+            simulate_batch(
+                self._networks,
+                self._policies,
+                duration=duration,
+                dt=np.array([2 * dt, dt]),
+                initial=self._initial,
+                save=SaveAt(every, after=after, reference=self._reference, resumable=False),
+                max_latency=(rows - 2.5) * dt,
+                frames=self._frames,
+                throw=False,
+            )
+        )
+
+    def _difference(self, runs: Trajectory) -> float:
+        assert runs.statistics is not None
+        latency = np.asarray(runs.statistics.mean_latency)
+        return float(abs(latency[0] / latency[1] - 1)) if int(runs.result[0]) == Result.successful else math.nan
+
+    def _finer(self, runs: Trajectory, grid: Grid) -> Trajectory:
+        run = jax.tree.map(lambda leaf: leaf[1], runs)
+        result = Result(int(run.result))
+        if result in (Result.step_too_large, Result.latency_overflow):
+            raise InputError(f"dt = {self.dt:.6g} s: {result.sentence}")
+        saved = ("time", "routing", "workload", "arrival_rate", "cost_rate", "in_flight")
+        kept = {name: getattr(run, name)[: grid.instants] for name in saved}
+        return dataclasses.replace(run, **kept, frontend_names=self._names[0], backend_names=self._names[1])
+
+
+def _twice(value: ArrayLike) -> Array:
+    value = jnp.asarray(value)
+    return jnp.stack([value, value])
