@@ -77,6 +77,9 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import spillover as spillover
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.requests.engine import simulate_requests as simulate_requests
+    from dgdlb_jax.simulation.requests.engine import simulate_requests_batch as simulate_requests_batch
+    from dgdlb_jax.simulation.requests.trajectory import RequestTrajectory as RequestTrajectory
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
     from dgdlb_jax.simulation.trajectory import Statistics as Statistics
@@ -135,6 +138,8 @@ _HOME = {
         "register_policy", "spillover",
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
+    "simulation.requests.engine": ("simulate_requests", "simulate_requests_batch"),
+    "simulation.requests.trajectory": ("RequestTrajectory",),
     "numerics.delay": ("Checkpoints", "FullStorage"),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip

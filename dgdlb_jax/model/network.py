@@ -223,7 +223,9 @@ class Network(eqx.Module):
         check_entries(
             scale,
             positive,
-            lambda at, value: f"with_scale({scale}): a scale is a positive finite number, 10 for ten times the requests and replicas.",
+            lambda at, value: (
+                f"with_scale({scale}): a scale is a positive finite number, 10 for ten times the requests and replicas."
+            ),
         )
         factor = jnp.asarray(scale, self.latency.dtype)
         each = factor[:, None] if factor.ndim else factor

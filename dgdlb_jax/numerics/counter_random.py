@@ -15,15 +15,15 @@ Numbers = Float[Array, "..."]
 Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 
 
-def threefry(key: Words, counter: Words) -> Words:
+def threefry(key: Words, counter: Words, rounds: int = _ROUNDS) -> Words:
     """Two words of 32 random bits for each pair of words of a key and a counter.
 
-    **Source:** Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), Threefry-2x32 with 13 rounds.
+    **Source:** Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), Threefry-2x32.
     """
     u32 = jnp.uint32
     keys = (key[0], key[1], key[0] ^ key[1] ^ u32(_PARITY))
     x, y = counter[0] + keys[0], counter[1] + keys[1]
-    for r in range(_ROUNDS):
+    for r in range(rounds):
         by = _ROTATIONS[r // 4 % 2][r % 4]
         x = x + y
         y = ((y << u32(by)) | (y >> u32(32 - by))) ^ x

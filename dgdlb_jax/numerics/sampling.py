@@ -37,7 +37,7 @@ def poisson(u: Numbers, mean: Numbers) -> Numbers:
 
 
 def binomial(u: Numbers, n: Numbers, leave: Numbers, stay: Numbers) -> Numbers:
-    r"""Binomial numbers: how many of `n` leave, each with probability `leave`; `stay` is the rest of it, exact where `leave` is close to 1."""
+    """Binomial numbers: how many of `n` leave, each with probability `leave`; `stay` is 1 - leave, exact where it is small."""
     n, leave, stay = (values.astype(u.dtype) for values in (n, leave, stay))
     p, q = jnp.minimum(leave, stay), jnp.maximum(leave, stay)
     odds, mean = p / q, n * p

@@ -28,7 +28,14 @@ class Blocks(eqx.Module):
         return cls(backends, backends, frontends, frontends)
 
     def add(
-        self, number: Int[Array, ""], step: Backends, before: Backends, after: Backends, rate: Backends, sent: Arcs, cost: Arcs
+        self,
+        number: Int[Array, ""],
+        step: Backends,
+        before: Backends,
+        after: Backends,
+        rate: Backends,
+        sent: Arcs,
+        cost: Arcs,
     ) -> "Blocks":
         """One step of part `number`; outside the window its number is negative, and it does not count."""
         counts = (number >= 0).astype(step.dtype)
@@ -45,7 +52,9 @@ class Blocks(eqx.Module):
 def part_edges(steps: Int[Array, ""]) -> Int[Array, " edges"]:
     """Where the equal parts of a window of so many steps begin, and the end of the last one."""
     number = jnp.arange(BLOCKS + 1, dtype=jnp.int32)
-    return number * (steps // BLOCKS) + number * (steps % BLOCKS) // BLOCKS  # no product is above that of two small numbers
+    return (
+        number * (steps // BLOCKS) + number * (steps % BLOCKS) // BLOCKS
+    )  # no product is above that of two small numbers
 
 
 def block_of(k: Int[Array, ""], first: Int[Array, ""], last: Int[Array, ""]) -> Int[Array, ""]:
@@ -54,7 +63,9 @@ def block_of(k: Int[Array, ""], first: Int[Array, ""], last: Int[Array, ""]) -> 
     return jnp.where(k < first, -1, passed)
 
 
-def add_row(sums: Float[Array, "rows *rest"], row: Int[Array, ""], part: Float[Array, "*rest"]) -> Float[Array, "rows *rest"]:
+def add_row(
+    sums: Float[Array, "rows *rest"], row: Int[Array, ""], part: Float[Array, "*rest"]
+) -> Float[Array, "rows *rest"]:
     """`sums[row] + part` in its place, in a form that a native loop can do."""
     now = jax.lax.dynamic_slice_in_dim(sums, row, 1)
     return jax.lax.dynamic_update_slice_in_dim(sums, now + part[None], row, 0)

@@ -1,10 +1,10 @@
 r"""How long requests stay at a backend: cohorts of those that arrive in one step, followed until they are old.
 
-At any time there are `COHORTS` of them per backend, born at equal distances; how many of each are left is looked at now and then.
+At any time there are `COHORTS` of them per backend, born at equal distances; what is left of each is noted at equal distances of age.
 
-- Under *processor sharing* all $N$ requests of a backend are alike. When $D$ of them leave, each is among them with probability $D / N$, so of
-  a cohort $\prod (1 - D_k / N_k)$ is left in expectation, given what has left. One number per backend, $C = \sum \log(1 - D / N)$, serves
-  all cohorts.
+- Under *processor sharing* all $N$ requests of a backend are alike. When $D$ of them leave, each is among them with probability $D / N$,
+  so of a cohort $\prod (1 - D_k / N_k)$ is left in expectation, given how many have left. One number per backend,
+  $C = \sum \log(1 - D / N)$, serves all cohorts.
 - *First come, first served*: a cohort is at the end of the line when it arrives, and of the $P$ requests up to its last one
   $P - D$ are left after $D$ departures. Again one number per backend, the departures, serves all cohorts.
 
@@ -56,7 +56,13 @@ class Cohorts(eqx.Module):
 
 
 def follow(
-    plan: Following, cohorts: Cohorts, k: Int[Array, ""], workload: Backends, arrived: Backends, old: Backends, new: Backends
+    plan: Following,
+    cohorts: Cohorts,
+    k: Int[Array, ""],
+    workload: Backends,
+    arrived: Backends,
+    old: Backends,
+    new: Backends,
 ) -> Cohorts:
     """One step, in which `old` of the `workload` requests leave, and `new` of those that `arrived` in it."""
     age = jax.lax.rem(k - plan.first, plan.between_births)
@@ -73,14 +79,14 @@ def follow(
         """A new one; the marks of the others begin anew, so that no difference of large numbers is taken."""
         shifted = lambda first, rest: jnp.concatenate([first[None], rest[:-1]])
         mark = cohorts.mark - since if plan.in_order else cohorts.mark * jnp.exp(since)
-        return Cohorts(shifted(birth[0], cohorts.size), shifted(birth[1], mark), jnp.zeros_like(since), cohorts.alive, cohorts.born)
+        return Cohorts(
+            shifted(birth[0], cohorts.size), shifted(birth[1], mark), jnp.zeros_like(since), cohorts.alive, cohorts.born
+        )
 
     def look(cohorts: Cohorts) -> Cohorts:
         phase = age // plan.spacing
-        if plan.in_order:
-            left = jnp.clip(cohorts.mark - cohorts.since, 0, cohorts.size)
-        else:
-            left = cohorts.mark * jnp.exp(cohorts.since)
+        shared, in_line = cohorts.mark * jnp.exp(cohorts.since), jnp.clip(cohorts.mark - cohorts.since, 0, cohorts.size)
+        left = in_line if plan.in_order else shared
         seen = add_row(cohorts.alive, phase, left), add_row(cohorts.born, phase, cohorts.size)
         return eqx.tree_at(lambda c: (c.alive, c.born), cohorts, seen)
 

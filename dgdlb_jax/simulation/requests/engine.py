@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, line, run_as_told
@@ -33,9 +33,6 @@ from dgdlb_jax.simulation.step import Clock, time
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState
 
-Discipline = Literal["ps", "fcfs"]
-Count = Literal["backend", "arc"]
-
 _LANES = 8  # networks side by side: what they draw with stays in the cache
 _LONGEST_STAY = 15.0  # times in service for which requests are followed
 
@@ -43,13 +40,13 @@ _LONGEST_STAY = 15.0  # times in service for which requests are followed
 def simulate_requests(
     network: Network,
     policy: AbstractPolicy,
-    key: Key[Array, ""] | UInt32[Array, "2"],
+    key: Array,
     *,
     duration: float,
     dt: float,
     scale: float = 1.0,
-    discipline: Discipline = "ps",
-    count: Count = "backend",
+    discipline: str = "ps",
+    count: str = "backend",
     after: float = 0.0,
     save: SaveAt | None = None,
     initial: tuple[Matrices, Matrix] | None = None,
@@ -107,13 +104,13 @@ def simulate_requests(
 def simulate_requests_batch(
     networks: Network,
     policy: AbstractPolicy,
-    keys: Key[Array, " batch"] | UInt32[Array, "batch 2"],
+    keys: Array,
     *,
     duration: Numbers,
     dt: Numbers,
     scale: Numbers = 1.0,
-    discipline: Discipline = "ps",
-    count: Count = "backend",
+    discipline: str = "ps",
+    count: str = "backend",
     after: Numbers = 0.0,
     save: SaveAt | None = None,
     initial: tuple[Matrices, Matrix] | None = None,
@@ -154,7 +151,9 @@ def simulate_requests_batch(
     checks.policy_fits(networks, policy)
     networks, dtype = networks.anonymous(), networks.latency.dtype
     begin = default_start(networks) if initial is None else check_start(networks, initial)
-    first = _common("after / dt", np.ceil(np.broadcast_to(np.asarray(after, float), grid.dt.shape) / grid.dt * (1 - 1e-12)))
+    first = _common(
+        "after / dt", np.ceil(np.broadcast_to(np.asarray(after, float), grid.dt.shape) / grid.dt * (1 - 1e-12))
+    )
     inputs = _Inputs(
         network=networks,
         policy=policy,
@@ -219,20 +218,27 @@ def _check(networks: Network, keys: int, scale: Numbers, discipline: str, count:
     if networks.batch != keys:
         raise InputError(f"There are {keys} keys for {networks.batch} networks: give one for each.")
     if is_concrete(scale) and not np.all(np.isfinite(np.asarray(scale, float)) & (np.asarray(scale) > 0)):
-        raise InputError(f"scale is {scale}: give a positive finite number, 10 for ten times the requests and replicas.")
+        raise InputError(
+            f"scale is {scale}: give a positive finite number, 10 for ten times the requests and replicas."
+        )
     if discipline not in ("ps", "fcfs"):
-        raise InputError(f'discipline is {discipline!r}: choose "ps" (processor sharing) or "fcfs" (first come, first served).')
+        raise InputError(
+            f'discipline is {discipline!r}: choose "ps" (processor sharing) or "fcfs" (first come, first served).'
+        )
     if count not in ("backend", "arc"):
         raise InputError(f'count is {count!r}: choose "backend" or "arc".')
     if max(networks.frontends, networks.backends) > LARGEST:
-        raise InputError(f"A network of {networks.frontends} x {networks.backends} is too large: at most {LARGEST} on each side.")
+        raise InputError(
+            f"A network of {networks.frontends} x {networks.backends} is too large: at most {LARGEST} on each side."
+        )
 
 
 def _common(what: str, numbers: np.ndarray) -> int:
     """The number that all networks have in common."""
     if np.unique(numbers).size > 1:
         raise InputError(
-            f"{what} is {numbers.min():g} to {numbers.max():g} steps: networks of one batch have to take equally many; choose dt in proportion."
+            f"{what} is {numbers.min():g} to {numbers.max():g} steps: "
+            "networks of one batch have to take equally many; choose dt in proportion."
         )
     return int(numbers.flat[0])
 
@@ -291,8 +297,12 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
     now: RequestState = carry.state
     saved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), saved)
     fields: dict[str, Any] = dict.fromkeys(FIELDS) | saved
-    finite = jnp.isfinite(now.workload).reshape(-1, shape.lanes).all(0) & jnp.isfinite(now.routing).reshape(-1, shape.lanes).all(0)
-    too_long = (system.channels[0].overflow | system.channels[1].overflow).reshape(shape.backends, shape.frontends, shape.lanes)
+    finite = jnp.isfinite(now.workload).reshape(-1, shape.lanes).all(0) & jnp.isfinite(now.routing).reshape(
+        -1, shape.lanes
+    ).all(0)
+    too_long = (system.channels[0].overflow | system.channels[1].overflow).reshape(
+        shape.backends, shape.frontends, shape.lanes
+    )
     results = (
         jnp.where(too_long.any((0, 1)), Result.latency_overflow, Result.successful),
         jnp.where(finite, Result.successful, Result.not_finite),
@@ -341,7 +351,9 @@ def _begin(system: DelayedSystem, routing: Array, workload: Array, dt: Float[Arr
     n = jnp.floor(n + streams.for_backends(jnp.uint32(0xFFFFFFFF), Purpose.start)[0].astype(n.dtype))
     tail = parameters.late * mean
     if kept.counts_arcs:
-        rows = jax.lax.map(lambda row: poisson(draw(row), mean).astype(x.dtype), jnp.arange(kept.rows, dtype=jnp.uint32))
+        rows = jax.lax.map(
+            lambda row: poisson(draw(row), mean).astype(x.dtype), jnp.arange(kept.rows, dtype=jnp.uint32)
+        )
         tail = poisson(draw(kept.rows), tail).astype(x.dtype)
     else:
         rows = jnp.broadcast_to(mean, (kept.rows, *mean.shape))
