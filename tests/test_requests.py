@@ -106,7 +106,7 @@ def test_a_step_is_of_second_order_in_mean_and_variance(curve):
         )
         hazard = jax.vmap(lambda *state: hazard_of_step(field, jnp.zeros(1), jnp.full(1, dt), *state)[0])(
             counts, coming, coin
-        )
+        )[:, 0]
         chance = chances(hazard)
         shape = grid[0].shape
         leave, new_leave = (np.asarray(each).reshape(shape) for each in (chance.leave, chance.new_leave))
@@ -219,7 +219,8 @@ def test_moving_and_jumping_policies_agree_with_events():
 
 
 def test_the_gap_to_the_fluid_falls_like_one_over_the_scale():
-    """With a fixed routing the cost of noise is exactly 1/n of that at scale 1: one request more at load rho is served after rho / (1 - rho) others."""
+    """With a fixed routing the cost of noise is exactly 1/n of that at scale 1:
+    one request more at load rho is served after rho / (1 - rho) others."""
     flow = RATES @ SHARES
     served_after = flow / (SERVICE - flow)
     network_time = (RATES[:, None] * SHARES * LATENCY).sum()
