@@ -1,6 +1,7 @@
 """What `dgdlb run` does with one fleet: load and check, compare, write, tell."""
 
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports import text
-from dgdlb_jax.reports.export import write_export
+from dgdlb_jax.reports.export import rounding_costs, write_export
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
@@ -97,7 +98,10 @@ class Job:
             if stability is not None:
                 status.phase(f"{name}: stability of {DGD}")
                 self.stability = assessed = stability.result()
-                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.summary()}")
+                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.text()}")
+        for fit in self.service.fits.values():
+            show("\n" + textwrap.fill(f"Measured curve {fit}", 100))
+        show(f"\n{text.inputs(self.network)}")
         if self.traced is not None:
             show(f"\n{name} under its demand {chosen.demand!r}")
             for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
@@ -167,15 +171,25 @@ class Job:
 
     def _write(self, folder: Path) -> None:
         assert self.comparison is not None
-        from dgdlb_jax.reports.plots import save_pictures  # needs matplotlib, which a run without files does not
+        from dgdlb_jax.reports.axes import save_png  # needs matplotlib, which a run without files does not
+        from dgdlb_jax.reports.curve_plots import measured_curves
+        from dgdlb_jax.reports.plots import save_pictures
 
         with whole_folder(folder) as draft:
             write_dataset(draft / "run.nc", self.comparison, self.trace)
             save_pictures(self.comparison, draft)
+            if self.service.fits:
+                found = measured_curves(self.service, self.comparison.optimum)
+                save_png(found, draft / "curves.png")
             if self.settings.report:
                 from dgdlb_jax.reports.html import comparison_report, write_page
 
-                write_page(draft / "report.html", comparison_report(self.comparison, self.trace))
+                export = self.settings.export
+                page = comparison_report(
+                    self.comparison, self.trace, stability=self.stability, service=self.service,
+                    weights=rounding_costs(self.comparison, export) if export else (),
+                )  # fmt: skip
+                write_page(draft / "report.html", page)
             if self.settings.export is not None:
                 write_export(draft, self.comparison, self.settings.export)
             if self.trace is not None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _SAME = 0.015  # difference of two shares that a table does not mention
 _WIDEST = (22, 8, 8, 24, 8)  # characters that a cell of the table may take, after the name
 _MOST_BACKENDS = 12  # whose flow the terminal shows; the report has all
+_MOST_ROWS = 40  # of inputs that the terminal shows
 _MOST_CHANGES = 8  # backends that the terminal shows; the report has all
 _VISIBLE = 0.005  # smallest share of a frontend's traffic that a table shows
 
@@ -213,6 +214,27 @@ def change(found: Change | None) -> str:
     if math.isfinite(found.latency):
         return f"{'+' if found.latency > 0 else ''}{seconds(found.latency)}"
     return f"short by {number(found.short_by)} req/s" if found.short_by > 0 else "no optimum found"
+
+
+def inputs(network: Network) -> str:
+    """What was given, as far as it has room: see `input_cells`."""
+    header, rows = input_cells(network)
+    wide = len(header) - _MOST_BACKENDS - 2
+    if wide > 0 or len(rows) > _MOST_ROWS:
+        latency = 1e3 * np.asarray(network.latency, float)[np.asarray(network.mask)]
+        return f"inputs: one-way latencies of {number(latency.min())} to {number(latency.max())} ms; all of them are in run.nc"
+    return columns(header, rows, right=range(1, len(header)))
+
+
+def input_cells(network: Network) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of a table of one-way latencies in ms, frontends down, backends across, with rates and capacities."""
+    latency, mask = 1e3 * np.asarray(network.latency, float), np.asarray(network.mask)
+    capacity, rates = np.asarray(network.nominal_capacity, float), np.asarray(network.arrival_rate, float)
+    rows = [("(capacity, requests/s)", "", *map(number, capacity))]
+    for i, name in enumerate(frontend_names(network)):
+        cells = (number(value) if there else "-" for value, there in zip(latency[i], mask[i], strict=True))
+        rows.append((name, number(rates[i]), *cells))
+    return ("one-way latency (ms) from", "requests/s", *backend_names(network)), rows
 
 
 def side_by_side(comparisons: "Sequence[Comparison]") -> str:
