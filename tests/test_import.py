@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.cli import main
+from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.fleets import FleetWarning, load_fleet
-from dgdlb_jax.reports.export import mean_latency
 from dgdlb_jax.reports.exporters import EXPORTERS, Names
 from dgdlb_jax.reports.routing_csv import read_routing
 from test_importers import RATES, SAVED, query_range
@@ -70,7 +70,7 @@ def test_from_raw_files_to_envoy(raw, capsys):
     names = Names(network.frontend_names, network.backend_names)
     (raw / "envoy.json").write_text(exporter.write(exporter.rounded(np.asarray(optimum.routing)), names))
     found = np.asarray(read_routing(raw / "envoy.json", network).routing)
-    assert mean_latency(network, found) == pytest.approx(float(optimum.mean_latency), rel=1e-4)
+    assert latency_at_rest(network, found) == pytest.approx(float(optimum.mean_latency), rel=1e-4)
 
 
 def test_every_figure_has_its_origin_above_it(raw):

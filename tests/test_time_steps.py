@@ -1,5 +1,7 @@
 """Runs whose accuracy is measured: how fine a step is, what it depends on, and what is said of it."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from dgdlb_jax.studies import compare as comparing
 from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.compare import ComparisonInProgress, compare
 from dgdlb_jax.studies.starts import start_state
-from dgdlb_jax.studies.time_steps import ACCURATE, Grid, ResolvedRun, time_step
+from dgdlb_jax.studies.time_steps import ACCURATE, Grid, ResolvedRun, time_step, what_sets
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -87,9 +89,26 @@ def test_a_rule_with_a_clock_of_its_own_is_resolved():
         np.testing.assert_allclose(time_step(networks, policy, step, optimum), [expected], rtol=1e-9)
 
 
+def test_what_sets_a_step_is_said():
+    """A tenth of the fastest service or of the rule's own clock where that is the step, the loop or the jumps where it is shorter."""
+    own = PeakEWMA(decay=0.01)
+    assert what_sets(own, 0.001, 1.0) == "the rule's own time constant"
+    assert what_sets(DGDLB(0.05), 0.1, 1.0) == "the fastest service"
+    assert what_sets(DGDLB(0.05), 0.05, 1.0) == "the loop of news and reaction"
+    assert what_sets(LeastLatency(), 0.05, 1.0) == "the jumps of the rule"
+    said = ComparisonInProgress(pair(), ["dgd-lb"], duration=1.0)
+    assert set(said.comparison.set_by) == set()  # nothing has run
+    assert said._set_by == {DGD: "the fastest service"}
+
+
 def test_a_given_step_is_used_as_it_is():
     found = compare(pair(), ["dgd-lb", "least-latency"], dt=0.03, duration=6.0)
     assert found.time_steps == {DGD: 0.03, "least latency": 0.03}
+    assert not found.set_by
+    told = dataclasses.replace(
+        found, set_by={DGD: "the fastest service", "least latency": "the jumps of the rule, halved"}
+    )
+    assert "set by the fastest service (1); the jumps of the rule, halved (1)" in resolution(told)
     for run in found.runs.values():
         assert float(run.final.time_step) == 0.03
 

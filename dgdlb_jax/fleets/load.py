@@ -75,9 +75,15 @@ def load_fleet(fleet: str | Path, *, demand: str | None = None) -> Network:
     """
     document, folder = _open(fleet)
     network, service = _read(document, folder, demand)
-    for text in (*document.notes, *(str(fit) for fit in service.fits if fit.is_doubtful)):
+    for text in (*document.notes, *(str(fit) for fit in service.fits.values() if fit.is_doubtful)):
         warnings.warn(text, FleetWarning, stacklevel=2)
     return network
+
+
+def read_measured(fleet: str | Path) -> Service:
+    """The service curves of a fleet and the measurements behind them. Arguments and errors are those of `load_fleet`."""
+    document, folder = _open(fleet)
+    return read_service(document, document.section("backends"), document.section("backends").names("names"), folder)
 
 
 def describe_fleet(fleet: str | Path) -> FleetInfo:
@@ -95,7 +101,7 @@ def describe_fleet(fleet: str | Path) -> FleetInfo:
         service_time=(float(alone.min()), float(alone.max())),
         demands=("constant", *document.section("demand", {}).sections()),
         sources=_sources(document),
-        fits=tuple(str(fit) for fit in service.fits),
+        fits=tuple(str(fit) for fit in service.fits.values()),
     )
 
 

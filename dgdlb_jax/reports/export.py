@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
+from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.reports.exporters import EXPORTERS, Names, Shares
 from dgdlb_jax.studies.compare import DGD, Comparison
@@ -43,20 +43,6 @@ def write_export(folder: Path, comparison: Comparison, form: str) -> list[Path]:
     return [_write(folder / f"{stem}-{name}{exporter.suffix}", text) for name, text in texts.items()]
 
 
-def mean_latency(network: Network, shares: Shares) -> float:
-    r"""The mean latency at rest of a routing that never changes, at the mean rates.
-
-    $$ \Big( \sum_j N_j + \sum_{ij} \lambda_i x_{ij} \tau^{cost}_{ij} \Big) / \sum_i \lambda_i,
-       \quad \ell_j(N_j) = \sum_i \lambda_i x_{ij} $$
-
-    **Returns:** seconds; inf where a backend is sent more than it can serve.
-    """
-    flow = np.asarray(network.arrival_rate, float)[:, None] * shares
-    workload = np.asarray(network.mean_service.inverse(jnp.asarray(flow.sum(0), network.arrival_rate.dtype)), float)
-    held = np.where(flow.sum(0) > 0, workload, 0.0).sum()
-    return float((held + (flow * np.asarray(network.cost_latency, float)).sum()) / flow.sum())
-
-
 def rounding_costs(comparison: Comparison, form: str) -> list[str]:
     """For each routing a sentence: what its weights in whole numbers cost over its exact shares. None for exact formats."""
     exporter = EXPORTERS[form]
@@ -69,7 +55,7 @@ def rounding_costs(comparison: Comparison, form: str) -> list[str]:
 def _cost(network: Network, form: str, total: int, name: str, shares: Shares, rounded: Shares) -> str:
     what = f"{form}: weights of {name} in whole numbers that sum to {total:,}"
     off = f"no share is off by more than {np.abs(rounded - shares).max():.2%}"
-    exact, after = mean_latency(network, shares), mean_latency(network, rounded)
+    exact, after = np.asarray(latency_at_rest(network, np.stack([shares, rounded])))
     if not np.isfinite(after):
         return f"{what} send a backend more than it can serve: use a format with finer weights; {off}."
     return f"{what} cost {after / exact - 1:+.4%} of mean latency; {off}."

@@ -1,27 +1,29 @@
 """What `dgdlb run` does with one fleet: load and check, compare, write, tell."""
 
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
-from dgdlb_jax.fleets import load_fleet
+from dgdlb_jax.fleets import load_fleet, read_measured
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports import text
-from dgdlb_jax.reports.export import write_export
+from dgdlb_jax.reports.export import rounding_costs, write_export
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
 from dgdlb_jax.studies.balancers import DGD, check_keys
 from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress, check_times
 from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
+from dgdlb_jax.studies.scatter import measure_scatter
 from dgdlb_jax.studies.what_if import what_if
 
 
@@ -62,6 +64,7 @@ class Job:
         self.settings, self.folder = settings, folder
         self.comparison, self.trace, self.stability = None, None, None
         self.network = load_fleet(fleet, demand="constant")
+        self.service = read_measured(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         require_traffic(self.network)
         check_times(self.network, settings.dt, settings.duration)
@@ -83,17 +86,22 @@ class Job:
         with in_the_background() as later:
             # Both may take longer to compile than all balancers to run. The changes are only computed so that they are compiled.
             changes = None if self.network.varies else later(lambda: what_if(self.network, best))
+            current = self.also[CURRENT].routing if self.also else None
+            scattered = later(lambda: measure_scatter(self.network, best, self.service, current))
             stability = None
             if chosen.policies is None or "dgd-lb" in chosen.policies:
                 stability = later(
                     partial(stability_report, self.network, step_size=chosen.step_size, start=chosen.start)
                 )
-            for comparison in self._compared(self.network, name, status, show, changes):
+            for comparison in self._compared(self.network, name, status, show, changes, scattered):
                 self.comparison = comparison
             if stability is not None:
                 status.phase(f"{name}: stability of {DGD}")
                 self.stability = assessed = stability.result()
-                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.summary()}")
+                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.text()}")
+        for fit in self.service.fits.values():
+            show("\n" + textwrap.fill(f"Measured curve {fit}", 100))
+        show(f"\n{text.inputs(self.network)}")
         if self.traced is not None:
             show(f"\n{name} under its demand {chosen.demand!r}")
             for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
@@ -110,6 +118,7 @@ class Job:
         status: Status,
         show: Callable[[str], None],
         changes: Future | None = None,
+        scattered: Future | None = None,
     ) -> Iterator[Comparison]:
         """The comparison after every balancer that has ended, its parts shown as they come."""
         chosen = self.settings
@@ -139,6 +148,8 @@ class Job:
         found = work.comparison
         if changes is not None:
             changes.result()
+        if scattered is not None:
+            found = replace(found, scatter=scattered.result())
         show("\n".join([*text.notes(found), text.resolution(found)]))
         for part in text.after_table(found):
             show(f"\n{part}")
@@ -160,15 +171,25 @@ class Job:
 
     def _write(self, folder: Path) -> None:
         assert self.comparison is not None
-        from dgdlb_jax.reports.plots import save_pictures  # needs matplotlib, which a run without files does not
+        from dgdlb_jax.reports.axes import save_png  # needs matplotlib, which a run without files does not
+        from dgdlb_jax.reports.curve_plots import measured_curves
+        from dgdlb_jax.reports.plots import save_pictures
 
         with whole_folder(folder) as draft:
             write_dataset(draft / "run.nc", self.comparison, self.trace)
             save_pictures(self.comparison, draft)
+            if self.service.fits:
+                found = measured_curves(self.service, self.comparison.optimum)
+                save_png(found, draft / "curves.png")
             if self.settings.report:
                 from dgdlb_jax.reports.html import comparison_report, write_page
 
-                write_page(draft / "report.html", comparison_report(self.comparison, self.trace))
+                export = self.settings.export
+                page = comparison_report(
+                    self.comparison, self.trace, stability=self.stability, service=self.service,
+                    weights=rounding_costs(self.comparison, export) if export else (),
+                )  # fmt: skip
+                write_page(draft / "report.html", page)
             if self.settings.export is not None:
                 write_export(draft, self.comparison, self.settings.export)
             if self.trace is not None:

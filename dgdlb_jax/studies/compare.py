@@ -1,19 +1,16 @@
 """Balancers side by side in one network, against its optimum."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
-from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
-from dgdlb_jax.equilibrium.prices import ShadowPrices, shadow_prices
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
@@ -24,18 +21,15 @@ from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
-from dgdlb_jax.studies import results
 from dgdlb_jax.studies.balancers import BALANCERS as BALANCERS
 from dgdlb_jax.studies.balancers import CURRENT as CURRENT
 from dgdlb_jax.studies.balancers import DGD as DGD
 from dgdlb_jax.studies.balancers import balancers
-from dgdlb_jax.studies.conclusion import conclusion
-from dgdlb_jax.studies.outcome import Outcome, outcome
-from dgdlb_jax.studies.quasi_static import QuasiStatic, quasi_static_optimum
+from dgdlb_jax.studies.comparison import Comparison as Comparison
+from dgdlb_jax.studies.quasi_static import QuasiStatic, longest_service, quasi_static_optimum
 from dgdlb_jax.studies.starts import start_state
-from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, time_step
+from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, time_step, what_sets
 from dgdlb_jax.studies.verdict import LAST_PART
-from dgdlb_jax.studies.what_if import WhatIf, what_if
 
 Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
@@ -44,92 +38,6 @@ PATIENCE, CORES = 15.0, 2
 """Seconds that the runs of a comparison may take by default on so many cores; where settling takes longer, they end before."""
 _MOST_STEPS = 1e9  # of a run
 _REFERENCE = "quasi-static optimum"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Balancers that ran in the same network from the same start.
-
-    - `network`, `optimum`: what they ran in, and the optimum at its mean rates.
-    - `step_size` `(frontends,)` 1/s^2 of DGD-LB, `dt` (the shortest time step of all) and `duration` in seconds, `start`: what they ran
-      with.
-    - `time_steps`: name -> seconds, where it is not `dt`. `accuracy`: name -> relative change of the mean latency with twice that
-      time step; NaN where that is too long to run.
-    - `unresolved`: names of rules that jump and whose time step is too long to show how they swing: above a quarter of the largest
-      latency.
-    - `settling`: seconds after which DGD-LB has settled, as suggested; `duration` is shorter where that would take too long.
-    - `runs`: name -> `Trajectory`, all saved at the same instants; statistics cover the last fifth, or all of the run
-      when demand moves.
-    - `reference`: the moving quasi-static optimum; None when demand is constant.
-    """
-
-    network: Network
-    optimum: Optimum
-    step_size: Float[Array, " frontends"]
-    dt: float
-    duration: float
-    start: str
-    runs: dict[str, Trajectory] = field(repr=False)
-    reference: QuasiStatic | None = field(default=None, repr=False)
-    time_steps: dict[str, float] = field(default_factory=dict)
-    accuracy: dict[str, float] = field(default_factory=dict)
-    unresolved: frozenset[str] = frozenset()
-    settling: float = math.nan
-
-    @cached_property
-    def prices(self) -> ShadowPrices:
-        """What a little more of everything is worth at the optimum."""
-        return shadow_prices(self.network)
-
-    @cached_property
-    def changes(self) -> list[WhatIf]:
-        """What one replica more or less, and losing a backend, would change in the optimal mean latency."""
-        return what_if(self.network, self.optimum)
-
-    @property
-    def moving(self) -> bool:
-        """Whether demand or capacity moves, so that there is a reference instead of an optimum."""
-        return self.network.varies
-
-    @property
-    def best_latency(self) -> float:
-        """Mean latency of the optimum, or of the reference when demand moves, seconds."""
-        return float(self.optimum.mean_latency) if self.reference is None else self.reference.mean_latency
-
-    @cached_property
-    def outcomes(self) -> dict[str, Outcome]:
-        """Name -> figures of that balancer."""
-        return {
-            name: outcome(
-                self.network, name, run, self.best_latency, moving=self.moving, resolved=name not in self.unresolved
-            )
-            for name, run in self.runs.items()
-        }
-
-    def table(self) -> list[Outcome]:
-        """The figures, DGD-LB first, then from the best to the worst."""
-
-        def rank(row: Outcome):
-            finite = bool(np.isfinite(row.mean_latency))
-            return row.balancer != DGD, not finite, row.mean_latency if finite else row.short_by
-
-        return sorted(self.outcomes.values(), key=rank)
-
-    @property
-    def steepest_latency(self) -> float:
-        r"""$\max \tau_{ij} \ell_j'(N_j)$ over the arcs in use at the optimum: latency on the backends' time scale."""
-        slope = self.network.mean_service.slope(self.optimum.workload)
-        used = (self.optimum.routing > 1e-6) & (self.network.arrival_rate > 0)[:, None]
-        return float(jnp.max(jnp.where(used, self.network.latency * slope, 0)))
-
-    @property
-    def conclusion(self) -> str:
-        """One or two sentences that say what these numbers mean for the network."""
-        return conclusion(self)
-
-    def to_xarray(self):
-        """All of it as an `xarray.Dataset`, with inputs, units and versions."""
-        return results.to_dataset(self)
 
 
 def compare(
@@ -218,6 +126,8 @@ class ComparisonInProgress:
             self.policies = {**chosen, **(also or {})}
             self.settling = float(suggest_duration(network, self.step_size, optimum))
             self._running = network if alike is None else _under_flat_trace(network, alike)
+            self._set_by: dict[str, str] = {}
+            self._fastest_service = 1 / max(_steepest_slope(network), np.finfo(float).tiny)
             self.grid = self._first_grid(dt, duration)
             self._runs = self._resolved(dt)
             if duration is None and not self.moving:
@@ -266,6 +176,11 @@ class ComparisonInProgress:
             time_steps={name: self._runs[name].dt for name in names},
             accuracy={name: self._runs[name].accuracy for name in names},
             settling=self.settling,
+            set_by={
+                name: self._set_by[name] + ", halved" * self._runs[name].halved
+                for name in names
+                if name in self._set_by
+            },
         )
 
     def compile(self) -> None:
@@ -302,18 +217,19 @@ class ComparisonInProgress:
         """Let all runs end earlier if together they take too long, but not before they can be judged."""
         work = sum(run.work(self.grid) for run in self._runs.values()) / CORES
         if work > PATIENCE:
-            shortest = 5 * max(2 * _largest_latency(self.network), _longest_service(self.network, self.optimum))
+            shortest = 5 * max(2 * _largest_latency(self.network), longest_service(self.network, self.optimum))
             affordable = round_down(self.grid.duration * PATIENCE / work)
             self.grid = self._grid(max(affordable, min(round_up(shortest), self.grid.duration)), dt)
             self._runs = self._resolved(dt)
 
     def _resolved(self, dt: float | None) -> dict[str, ResolvedRun]:
-        return {name: self._resolved_run(policy, dt) for name, policy in self.policies.items()}
+        return {name: self._resolved_run(name, policy, dt) for name, policy in self.policies.items()}
 
-    def _resolved_run(self, policy: AbstractPolicy, dt: float | None) -> ResolvedRun:
+    def _resolved_run(self, name: str, policy: AbstractPolicy, dt: float | None) -> ResolvedRun:
         network, finest = self.network, dt
         if dt is None:
             suggested = float(time_step(network, policy, self.step_size, self.optimum, self._initial[1]))
+            self._set_by[name] = what_sets(policy, suggested, self._fastest_service)
             dt = self.grid.interval / self.grid.steps_per_interval(suggested)
             finest = _largest_latency(network) / 20
         return ResolvedRun(
@@ -366,11 +282,10 @@ def _largest_latency(network: Network) -> float:
     return float(jnp.maximum(network.latency, network.feedback_latency).max())
 
 
-def _longest_service(network: Network, optimum: Optimum) -> float:
-    """The longest mean time in service of a backend in use at the optimum, seconds."""
-    inflow = network.arrival_rate @ optimum.routing
-    in_use = inflow > 1e-3 * inflow.sum()
-    return float(jnp.where(in_use, optimum.workload / jnp.where(in_use, inflow, 1), 0).max())
+def _steepest_slope(network: Network) -> float:
+    """The slope of the steepest curve at no workload, of backends that can be reached, 1/s."""
+    slopes = np.asarray(network.fastest_service.initial_slope, float)
+    return float(np.max(np.where(np.asarray(network.backend_mask), slopes, 0)))
 
 
 def _natural_duration(network: Network, settling: float) -> float:

@@ -1,5 +1,6 @@
 """What a demand that moves is compared with: the optimum of every moment, as if the network were always at rest."""
 
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -9,9 +10,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
-from dgdlb_jax.model.demand import Constant
+from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
+
+FOLLOWED = 5.0
+"""How many times as long as a time in service a demand has to stay as it is for queues to follow it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,32 @@ def quasi_static_optimum(network: Network, time: ArrayLike) -> QuasiStatic:
     weight = np.where(good, np.gradient(np.asarray(instants, float)) if instants.size > 1 else 1.0, 0.0) * total
     mean = float(np.sum(weight * np.where(good, latency, 0)) / np.sum(weight))
     return QuasiStatic(np.asarray(instants), optimum, total, latency, mean, int((~good).sum()))
+
+
+def steady_for(network: Network) -> float:
+    """About how long demand and capacity stay as they are, seconds: a bin of a trace, the time between two jumps (median), the radian of a
+    cycle; inf for what does not move or is of an unknown kind."""
+    moving = [part for part in (network.demand, network.capacity) if part is not None]
+    return min(map(_steady_for, moving), default=math.inf)
+
+
+def _steady_for(demand: AbstractDemand) -> float:
+    match demand:
+        case Trace(bin_width=width):
+            return float(np.min(width))
+        case DailyCycle(period=period):
+            return float(np.min(period)) / (2 * math.pi)
+        case Jumps(times=times):
+            between = np.diff(np.unique(np.asarray(times)))
+            return float(np.median(between)) if between.size else math.inf
+    return math.inf
+
+
+def longest_service(network: Network, optimum: Optimum) -> float:
+    """The longest mean time in service of a backend in use at the optimum, seconds."""
+    inflow = np.asarray(network.arrival_rate, float) @ np.asarray(optimum.routing, float)
+    in_use = inflow > 1e-3 * inflow.sum()
+    return float(np.max(np.where(in_use, np.asarray(optimum.workload) / np.where(in_use, inflow, 1), 0)))
 
 
 def _frozen(network: Network, t: Float[Array, ""]) -> Network:

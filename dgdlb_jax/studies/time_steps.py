@@ -22,6 +22,7 @@ from dgdlb_jax.stability.defaults import suggest_dt
 ACCURATE = 1e-3
 """Change of the mean latency between a time step and twice as long a one below which a run is fine enough."""
 _OWN_CLOCK = 0.1  # of the shortest time constant of a rule itself
+_OF_SERVICE = 0.1  # of the fastest service, as in `suggest_dt`
 _PILOT = 64  # long steps of the run that compiles a balancer
 _LONGEST_PILOT = 4096  # long steps of the run that shows what a step takes
 _ROWS = 48  # of a delay line: room for a latency of twenty steps whose step is halved once
@@ -54,6 +55,17 @@ def time_step(
     if network.batch is None:
         own = own.min()
     return jnp.minimum(jnp.asarray(dt), _OWN_CLOCK * own)
+
+
+def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
+    """What decided a time step that `time_step` gave, in words; `fastest_service`: seconds that a lone request takes at the fastest
+    backend."""
+    own = np.asarray(policy.time_scale, float).min()
+    if dt >= _OWN_CLOCK * own * (1 - 1e-6):
+        return "the rule's own time constant"
+    if dt >= _OF_SERVICE * fastest_service * (1 - 1e-6):
+        return "the fastest service"
+    return "the loop of news and reaction" if policy.differentiable else "the jumps of the rule"
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ class ResolvedRun:
         self._reference = _twice(reference)
         self._longest = float(np.maximum(network.latency, network.feedback_latency).max())
         self._finest = min(finest, dt)
-        self.dt, self.accuracy, self.seconds_per_step = dt, math.nan, math.nan
+        self.dt, self.accuracy, self.seconds_per_step, self.halved = dt, math.nan, math.nan, False
 
     def compile(self, frames: int) -> None:
         """Compile with room for so many saved instants, and measure what a step of both runs takes."""
@@ -151,6 +163,7 @@ class ResolvedRun:
             if not (self.accuracy > ACCURATE and again):
                 return self._finer(runs, grid)
             self.dt /= 2
+            self.halved = True
 
     def _simulate(self, duration: float, dt: float, *, every: int, after: float) -> Trajectory:
         # The delay lines have room for the finest step that may come, so that all steps share compiled code, and are of one of a

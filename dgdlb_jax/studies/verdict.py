@@ -195,7 +195,7 @@ def _classify(networks: Network, runs: Trajectory) -> Assessment:
 
 
 def moving_mean(
-    time: ArrayLike, cost_rate: ArrayLike, total_rate: ArrayLike, window: float
+    time: ArrayLike, cost_rate: ArrayLike, total_rate: ArrayLike, window: ArrayLike
 ) -> Float[np.ndarray, " time"]:
     r"""Mean latency over the last `window` seconds, at every saved instant.
 
