@@ -15,13 +15,15 @@ from dgdlb_jax.fleets import load_fleet, read_measured
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.reports import text
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.reports import requests_text, text
 from dgdlb_jax.reports.export import rounding_costs, write_export
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
 from dgdlb_jax.studies.balancers import DGD, check_keys
 from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress, check_times
+from dgdlb_jax.studies.requests import SEEDS, RequestStudy, RequestStudyInProgress
 from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.studies.scatter import measure_scatter
 from dgdlb_jax.studies.what_if import what_if
@@ -34,6 +36,7 @@ class Settings:
     - `demand`: `mean`, or the name of a demand over time in the fleet's file for a second comparison under that.
     - `policies`: keys of `BALANCERS`. `current`: path of the user's own routing table.
     - `step_size` in 1/s^2, `dt` and `duration` in seconds, `start`: as for `compare`.
+    - `requests`: run the balancers with whole requests as well, at this `scale`, this many `seeds` each, under this `discipline`.
     - `report`: write `report.html` as well. `export`: a format of `FORMATS` to write the routing in.
     """
 
@@ -44,6 +47,10 @@ class Settings:
     start: str = "proportional"
     dt: float | None = None
     duration: float | None = None
+    requests: bool = False
+    scale: float = 1.0
+    seeds: int = SEEDS
+    discipline: str = "ps"
     report: bool = False
     export: str | None = None
 
@@ -59,10 +66,12 @@ class Job:
     comparison: Comparison | None
     trace: Comparison | None
     stability: StabilityReport | None
+    requests: RequestStudy | None
 
     def __init__(self, settings: Settings, fleet: str, folder: Path | None):
         self.settings, self.folder = settings, folder
-        self.comparison, self.trace, self.stability = None, None, None
+        self.comparison, self.trace, self.stability, self.requests = None, None, None, None
+        self._policies: dict[str, AbstractPolicy] = {}
         self.network = load_fleet(fleet, demand="constant")
         self.service = read_measured(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
@@ -99,6 +108,8 @@ class Job:
                 status.phase(f"{name}: stability of {DGD}")
                 self.stability = assessed = stability.result()
                 show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.text()}")
+        if chosen.requests:
+            self._with_requests(name, status, show)
         for fit in self.service.fits.values():
             show("\n" + textwrap.fill(f"Measured curve {fit}", 100))
         show(f"\n{text.inputs(self.network)}")
@@ -128,6 +139,8 @@ class Job:
             duration=chosen.duration, alike=self.traced,
         )  # fmt: skip
         count = len(work.policies)
+        if network is self.network:
+            self._policies = dict(work.policies)
         status.phase(f"{name}: compiling {count} balancers")
         work.compile()
         show("\n".join(text.run_facts(work.comparison)))
@@ -155,6 +168,24 @@ class Job:
             show(f"\n{part}")
         yield found
 
+    def _with_requests(self, name: str, status: Status, show: Callable[[str], None]) -> None:
+        """The same balancers with whole requests, each row shown as it comes."""
+        assert self.comparison is not None
+        chosen = self.settings
+        work = RequestStudyInProgress(
+            self.comparison, self._policies, scale=chosen.scale, seeds=chosen.seeds, discipline=chosen.discipline
+        )
+        table = requests_text.growing_table(work.names)
+        show(f"\nWhole requests, at random\n{table.head()}")
+        status.phase(f"{name}: whole requests, 0 of {len(work.names)} balancers done")
+        for done, row in enumerate(work.finished(), start=1):
+            self.requests = work.study
+            show(table.row(requests_text.cells(row)))
+            status.phase(f"{name}: whole requests, {done} of {len(work.names)} balancers done")
+        self.requests = work.study
+        show(f"  {requests_text.facts(work.study)}")
+        show("\n" + textwrap.fill(" ".join(requests_text.sentences(work.study)), 100))
+
     def _written(self, folder: Path) -> str:
         shown = folder if folder.is_absolute() else f"{os.curdir}{os.sep}{folder}"
         wanted = (("report.html", self.settings.report), ("routing", self.settings.export))
@@ -166,7 +197,13 @@ class Job:
         assert self.comparison is not None
         trace = None if self.trace is None else to_json(self.trace)
         stability = None if self.stability is None else self.stability.document()
-        more = {"trace": trace, "stability": stability, "output": self.folder and str(self.folder)}
+        requests = None if self.requests is None else self.requests.document()
+        more = {
+            "trace": trace,
+            "stability": stability,
+            "requests": requests,
+            "output": self.folder and str(self.folder),
+        }
         return to_json(self.comparison) | more
 
     def _write(self, folder: Path) -> None:
@@ -181,13 +218,17 @@ class Job:
             if self.service.fits:
                 found = measured_curves(self.service, self.comparison.optimum)
                 save_png(found, draft / "curves.png")
+            if self.requests is not None:
+                from dgdlb_jax.reports.request_plots import latency_distribution
+
+                save_png(latency_distribution(self.requests), draft / "requests.png")
             if self.settings.report:
                 from dgdlb_jax.reports.html import comparison_report, write_page
 
                 export = self.settings.export
                 page = comparison_report(
                     self.comparison, self.trace, stability=self.stability, service=self.service,
-                    weights=rounding_costs(self.comparison, export) if export else (),
+                    weights=rounding_costs(self.comparison, export) if export else (), requests=self.requests,
                 )  # fmt: skip
                 write_page(draft / "report.html", page)
             if self.settings.export is not None:

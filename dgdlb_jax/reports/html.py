@@ -12,13 +12,15 @@ from matplotlib.figure import Figure
 from dgdlb_jax.fleets import Service
 from dgdlb_jax.numerics.files import disk_errors, write_text
 from dgdlb_jax.numerics.versions import versions
-from dgdlb_jax.reports import text
+from dgdlb_jax.reports import requests_text, text
 from dgdlb_jax.reports.axes import save_png
 from dgdlb_jax.reports.curve_plots import measured_curves
 from dgdlb_jax.reports.plots import latency_over_time, routing_by_frontend, workloads_of_all
+from dgdlb_jax.reports.request_plots import latency_distribution
 from dgdlb_jax.reports.stability_text import STEP_SIZES, StabilityReport
 from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.compare import Comparison
+from dgdlb_jax.studies.requests import RequestStudy
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem; margin: 0 auto; padding: 1rem; }
@@ -40,17 +42,26 @@ def comparison_report(
     stability: StabilityReport | None = None,
     service: Service | None = None,
     weights: Sequence[str] = (),
+    requests: RequestStudy | None = None,
 ) -> str:
     """What `dgdlb run` found, as HTML: all that it prints, and the pictures.
 
     **Arguments:** `comparison` at the mean rates; `trace`: the one under a demand over time, `stability`: of DGD-LB, `service`: the
-    curves and the measurements behind them, `weights`: sentences on weights in whole numbers, as far as there are any.
+    curves and the measurements behind them, `weights`: sentences on weights in whole numbers, `requests`: the balancers with
+    whole requests, as far as there are any.
     """
     parts = _comparison(comparison)
     if stability is not None:
         header, rows = stability.table_cells()
         parts += [heading(f"Stability of {DGD}"), *map(paragraph, stability.summary().splitlines())]
         parts += [table(header, rows, right=(1, 2, 3)), paragraph(STEP_SIZES)]
+    if requests is not None:
+        parts += [
+            heading("Whole requests, at random"),
+            table(requests_text.HEADER, [*map(requests_text.cells, requests.rows)]),
+        ]
+        parts += [paragraph(requests_text.facts(requests)), *map(paragraph, requests_text.sentences(requests))]
+        parts.append(picture(latency_distribution(requests), "How many requests take longer, by balancer"))
     if service is not None and service.fits:
         shown = measured_curves(service, comparison.optimum)
         parts += [heading("Measured curves"), *map(paragraph, map(str, service.fits.values()))]

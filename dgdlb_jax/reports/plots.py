@@ -40,7 +40,7 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
         lines += ax.plot(
             *_recent_latency(comparison, name),
             label=_with_excess(comparison, name),
-            **_style(name),
+            **balancer_style(name),
             lw=2.4 if first else 1.4,
             zorder=4 if first else 3,
         )
@@ -172,7 +172,7 @@ def save_pictures(comparison: Comparison, folder: Path, prefix: str = "") -> lis
     return paths
 
 
-def _style(name: str) -> dict[str, Any]:
+def balancer_style(name: str) -> dict[str, Any]:
     """Colour and line style of a balancer, the same in every picture: the usual ones are solid, the others are not."""
     if name in _BALANCER_COLOURS:
         return {"color": _BALANCER_COLOURS[name]}

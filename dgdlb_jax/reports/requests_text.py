@@ -56,7 +56,9 @@ def sentences(study: RequestStudy) -> list[str]:
         found.append(f"Not run: {enumerated(study.left_out)}, whose fluid run has no latency.")
     unknown = [row.balancer for row in study.rows if any(math.isnan(value) for value in row.quantiles)]
     if unknown:
-        found.append(f"{enumerated(unknown)}: some requests stayed longer than they were followed, so a percentile is missing.")
+        found.append(
+            f"{enumerated(unknown)}: some requests stayed longer than they were followed, so a percentile is missing."
+        )
     return found
 
 

@@ -7,6 +7,7 @@ run. What comes out: mean latency with its standard error, percentiles, and what
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,11 @@ from dgdlb_jax.studies.comparison import Comparison
 from dgdlb_jax.studies.verdict import Verdict
 
 QUANTILES = (0.5, 0.95, 0.99)
+LEVELS = tuple(float(1 - later) for later in np.geomspace(1, 1e-3, 61)[1:])
+"""Parts of the requests at which the distribution of their latencies is kept."""
 SEEDS = 16
-_STEPS = 20_000  # of a run at most; a longer run only makes the error smaller
+_WORK, _MOST, _LEAST = 2e8, 100_000, 5_000
+"""Arcs times steps of all runs of a balancer, a few seconds; steps of a run at most and at least."""
 _SURE = 2.0  # standard errors of a difference beyond which an order counts
 _COUNTING = (LeastRequest, WeightedLeastRequest, PeakEWMA)
 
@@ -36,6 +40,7 @@ class RequestOutcome:
     - `mean`, `error`: mean latency with whole requests over all runs, and its standard error from their scatter, seconds.
     - `quantiles`: latencies that the parts `QUANTILES` of the requests do not exceed, seconds; NaN where requests live longer than
       they were followed.
+    - `distribution`: the same at the parts `LEVELS`.
     - `own_counts`: whether the rule counts its own requests, of which it is given means here.
     """
 
@@ -44,6 +49,7 @@ class RequestOutcome:
     mean: float
     error: float
     quantiles: tuple[float, ...]
+    distribution: tuple[float, ...] = ()
     own_counts: bool = False
 
     @property
@@ -87,6 +93,25 @@ class RequestStudy:
             and better.mean - worse.mean > _SURE * math.hypot(better.error, worse.error)
         ]
 
+    def document(self) -> dict[str, Any]:
+        """What a script reads; None where a figure is not known."""
+        plain = lambda value: value if math.isfinite(value) else None
+        rows = [
+            {
+                "balancer": row.balancer,
+                "fluid_mean_latency": plain(row.fluid),
+                "mean_latency": plain(row.mean),
+                "standard_error": plain(row.error),
+                **{f"p{100 * q:.0f}": plain(value) for q, value in zip(QUANTILES, row.quantiles, strict=True)},
+                "own_requests_counted_in_the_mean": row.own_counts,
+            }
+            for row in self.rows
+        ]
+        return {
+            "scale": self.scale, "seeds": self.seeds, "discipline": self.discipline, "duration": self.duration,
+            "balancers": rows, "left_out": list(self.left_out),
+        }  # fmt: skip
+
     def holds_from(self, row: RequestOutcome, within: float = 0.01) -> float:
         """The scale from which noise costs this balancer no more than a part `within` of its latency, were the cost to fall like 1/n."""
         return self.scale * max(abs(row.noise), _SURE * row.noise_error) / within
@@ -111,13 +136,19 @@ class RequestStudyInProgress:
         discipline: str = "ps",
     ):
         if comparison.moving:
-            raise InputError("Whole requests are compared at constant rates: give the comparison under the mean demand.")
+            raise InputError(
+                "Whole requests are compared at constant rates: give the comparison under the mean demand."
+            )
         if seeds < 2:
             raise InputError(f"seeds is {seeds}: a standard error needs at least 2 runs.")
         self._comparison, self._policies = comparison, policies
         self._scale, self._seeds, self._discipline = scale, seeds, discipline
         self._rows: list[RequestOutcome] = []
-        steady = {name: row for name, row in comparison.outcomes.items() if row.verdict not in (Verdict.diverging, Verdict.failed)}
+        steady = {
+            name: row
+            for name, row in comparison.outcomes.items()
+            if row.verdict not in (Verdict.diverging, Verdict.failed)
+        }
         self.names: Sequence[str] = [name for name in policies if name in steady]
         self._left_out = tuple(name for name in policies if name in comparison.runs and name not in steady)
         self._duration = 0.0
@@ -136,15 +167,19 @@ class RequestStudyInProgress:
         for name in self.names:
             run = self._run(name)
             mean, error = run.across_runs()
-            quantiles = tuple(float(value) for value in run.latency_quantiles(QUANTILES))
+            found = [float(value) for value in run.latency_quantiles((*QUANTILES, *LEVELS))]
+            quantiles, distribution = tuple(found[: len(QUANTILES)]), tuple(found[len(QUANTILES) :])
             counts = isinstance(self._policies[name], _COUNTING)
-            self._rows.append(RequestOutcome(name, fluid[name].mean_latency, mean, error, quantiles, counts))
+            self._rows.append(
+                RequestOutcome(name, fluid[name].mean_latency, mean, error, quantiles, distribution, counts)
+            )
             yield self._rows[-1]
 
     def _run(self, name: str):
         comparison = self._comparison
         dt = comparison.time_steps.get(name, comparison.dt)
-        steps = min(_STEPS, round(comparison.duration / dt))
+        arcs = comparison.network.frontends * comparison.network.backends
+        steps = int(np.clip(_WORK / (arcs * self._seeds), _LEAST, _MOST))
         after = steps // 5
         self._duration = (steps - after) * dt
         return simulate_requests_batch(
