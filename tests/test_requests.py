@@ -9,8 +9,11 @@ from scipy import stats
 import dgdlb_jax as dgd
 from dgdlb_jax.numerics.counter_random import threefry, uniforms
 from dgdlb_jax.numerics.sampling import binomial, poisson
+from dgdlb_jax.reports import requests_text
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
+from dgdlb_jax.studies.compare import ComparisonInProgress
+from dgdlb_jax.studies.requests import LEVELS, RequestOutcome, RequestStudy, RequestStudyInProgress
 from request_oracles import chain_of_steps, gradient_rule, simulate_events, stationary, stationary_counts
 
 KEYS = jax.random.split(jax.random.key(7), 32)
@@ -289,3 +292,64 @@ def test_whole_numbers_have_no_gradient():
 def test_what_is_refused(options, sentence):
     with pytest.raises(dgd.InputError, match=sentence):
         many_runs(dgd.Uniform(), **options)
+
+
+def row(balancer, fluid, mean, error=0.001, **more):
+    return RequestOutcome(
+        balancer, fluid, mean, error, (0.9, 2.0, 3.0), tuple(np.linspace(0.1, 4, len(LEVELS))), **more
+    )
+
+
+def study(*rows, scale=1.0, **more):
+    return RequestStudy(scale, 16, "ps", 100.0, 0.9, rows, **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence", "otherwise"),
+    [
+        (study(row("DGD-LB", 1.0, 1.05), row("nearest", 1.2, 1.25)), "The order of the balancers holds", "another one"),
+        (study(row("DGD-LB", 1.0, 1.3), row("nearest", 1.2, 1.25)), "another one: nearest before DGD-LB", "holds with"),
+        (
+            study(row("DGD-LB", 1.0, 1.3, 0.1), row("nearest", 1.2, 1.25)),
+            "The order of the balancers holds",
+            "another one",
+        ),
+        (study(row("DGD-LB", 1.0, 1.05)), "from a scale of about 5.00 on", "order"),
+        (study(row("DGD-LB", 1.0, 1.05), scale=10.0), "from a scale of about 50.0 on", "at this scale"),
+        (study(row("DGD-LB", 1.0, 1.004)), "at this scale the fluid figures hold", "from a scale"),
+        (study(row("DGD-LB", 1.0, 1.001)), "cannot tell from nothing", "hold within"),
+        (study(row("least request", 1.0, 1.05, own_counts=True)), "is given the mean of its own requests", "Not run"),
+        (study(row("DGD-LB", 1.0, 1.05), left_out=("nearest",)), "Not run: nearest", "is given the mean"),
+    ],
+)
+def test_what_is_said_of_a_study(found, sentence, otherwise):
+    text = " ".join(requests_text.sentences(found))
+    assert sentence in text
+    assert otherwise not in text
+
+
+def test_a_study_of_a_comparison():
+    """Fluid figures are those of the comparison, counts those of `simulate_requests_batch`; the JSON and the picture hold them."""
+    network = dgd.load_fleet("two-by-two")
+    work = ComparisonInProgress(network, ["dgd-lb", "nearest"])
+    work.compile()
+    list(work.finished())
+    requests = RequestStudyInProgress(work.comparison, work.policies, scale=4.0, seeds=6)
+    rows = list(requests.finished())
+    assert [row.balancer for row in rows] == ["DGD-LB", "nearest"]
+    for row in rows:
+        assert row.fluid == work.comparison.outcomes[row.balancer].mean_latency
+        # Noise costs about 5 % at scale 1, and falls like 1/n.
+        assert abs(row.noise - 0.05 / 4) < 4 * row.noise_error + 0.005
+        assert row.quantiles[0] < row.mean < row.quantiles[1] < row.quantiles[2]
+    document = requests.study.document()
+    assert [entry["balancer"] for entry in document["balancers"]] == ["DGD-LB", "nearest"]
+    assert document["balancers"][0]["p99"] == rows[0].quantiles[2]
+    matplotlib = pytest.importorskip("matplotlib")
+    del matplotlib
+    from dgdlb_jax.reports.request_plots import latency_distribution
+
+    (ax,) = latency_distribution(requests.study).axes
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), rows[0].distribution)
+    with pytest.raises(dgd.InputError, match="at least 2 runs"):
+        RequestStudyInProgress(work.comparison, work.policies, seeds=1)

@@ -1,12 +1,11 @@
 """What a run of whole requests leaves behind: a `Trajectory` of counts, how far its means can be trusted, and latencies by quantile."""
 
-from typing import Literal
-
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.simulation.trajectory import Trajectory
 
 _POINTS = 4001  # of the grid on which quantiles are sought; between its points survival is a straight line
@@ -78,9 +77,7 @@ class RequestTrajectory(Trajectory):
             raise InputError("across_runs needs a batch of runs: give simulate_requests_batch several keys.")
         return float(means.mean()), float(means.std(ddof=1) / np.sqrt(means.size))
 
-    def latency_quantiles(
-        self, q: ArrayLike, by: Literal["all", "frontend", "backend"] = "all"
-    ) -> Float[np.ndarray, "..."]:
+    def latency_quantiles(self, q: Numbers, by: str = "all") -> Float[np.ndarray, "..."]:
         """Latencies that a part `q` of the requests does not exceed, seconds; all runs of a batch together.
 
         **Arguments:** `q`: one part, or several. `by`: of all requests, of those of each frontend, or of each backend.
