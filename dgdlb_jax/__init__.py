@@ -1,6 +1,22 @@
 """A differentiable simulator of load balancing with network latencies, after DGD-LB (arXiv:2504.10693).
 
 Names are resolved on first use, so that `import dgdlb_jax` costs nothing beyond what is used.
+
+What is where; imports run upwards in this table only:
+
+| in `dgdlb_jax/` | |
+|---|---|
+| `numerics` | projections, systems with delays and their derivatives: nothing about load balancing |
+| `model` | service curves, demands, networks, topologies: what is simulated |
+| `policies` | the balancers, one rule each, and their registry |
+| `simulation` | the engine: networks and a policy in, a trajectory out |
+| `equilibrium` | the certified optimum, feasibility, prices of demand and capacity |
+| `stability` | linearisation, critical step sizes, roots, and the defaults derived from them |
+| `gradients` | exact marginal latencies, tuning |
+| `fleets` | from files to a network, and importers of files that people have |
+| `studies` | comparisons, verdicts, sweeps, claims: what is asked of networks |
+| `reports` | text, tables, pictures, pages, exports: what people read |
+| `cli` | one module per command |
 """
 
 import importlib
