@@ -210,6 +210,14 @@ def test_values_out_of_range_are_named(changes, named):
         compare(small_network(), ["dgd-lb"], **(SETTINGS | changes))
 
 
+def test_a_part_of_a_comparison(comparison):
+    some = comparison.select("uniform", DGD)
+    assert list(some.runs) == ["uniform", DGD]
+    assert some.outcomes["uniform"] == comparison.outcomes["uniform"]
+    with pytest.raises(InputError, match="did you mean uniform"):
+        comparison.select("unifrom")
+
+
 def test_progress_ends_complete():
     told = []
     compare(small_network(), ["uniform", "nearest"], **SETTINGS, progress=lambda *news: told.append(news))

@@ -5,7 +5,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgdlb_jax.cli.common import interrupt_heard, names, notes, positive, require_extra, set_up_jax
+from dgdlb_jax.cli.common import (
+    interrupt_heard,
+    names,
+    notes,
+    positive,
+    quick_compilation,
+    require_extra,
+    set_up_jax,
+)
 from dgdlb_jax.policies.registry import POLICIES
 
 if TYPE_CHECKING:
@@ -13,6 +21,8 @@ if TYPE_CHECKING:
 
 HEADLINE = ("small-models", "global-llm")
 """What `dgdlb run` runs when no fleet is named."""
+
+_TINY = 64  # links up to which compiling would take longer than it saves
 
 _ABOUT = """Find the optimal routing of a fleet, then let DGD-LB and the balancers in use today run in it from the
 same start. Prints what each of them costs over the optimum, whether it settles, oscillates or lets queues grow
@@ -168,7 +178,8 @@ def run_fleets(options: argparse.Namespace) -> None:
     settings = Settings(**{name: getattr(options, name) for name in chosen}, **_about_requests(options))
     with notes():
         jobs = [Job(settings, fleet, where[fleet]) for fleet in fleets]  # complaints come before any work
-    with status(options.quiet) as told:
+    tiny = all(job.network.frontends * job.network.backends <= _TINY for job in jobs)
+    with quick_compilation(tiny), status(options.quiet) as told:
         show = (lambda text: None) if options.json else told.show
         try:
             for k, job in enumerate(jobs):

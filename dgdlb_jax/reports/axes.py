@@ -82,7 +82,7 @@ def tell_apart(ax: Axes, lines: list[Line2D]) -> None:
 
     Call it when the limits of the axes are what they will be.
     """
-    ax.get_xlim(), ax.get_ylim()
+    _ = ax.get_xlim(), ax.get_ylim()  # only now do limits that nobody set follow the lines
     heights = [_heights(ax, line) for line in lines]
     groups: list[list[int]] = []
     for k, height in enumerate(heights):

@@ -29,6 +29,7 @@ p { max-width: 44rem; overflow-wrap: anywhere; } .lead { font-size: 1.1rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
+td:last-child:not(.n) { white-space: normal; min-width: 15rem; }
 td.n, th.n { text-align: right; } pre { background: #f5f5f5; padding: .75rem; overflow-x: auto; font-size: .85rem; }
 footer { color: #555; font-size: .85rem; margin-top: 2rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) { body { padding: .6rem; } h1 { font-size: 1.3rem; } .wide img { max-width: none; width: 44rem; } }

@@ -260,4 +260,4 @@ def _leave_out_the_drowning(ax: Axes, comparison: Comparison) -> None:
     most = (1 + _FAR_ABOVE) * comparison.best_latency
     highest = [row.highest_latency for row in comparison.outcomes.values() if row.mean_latency < most]
     if len(highest) < len(comparison.runs):
-        ax.set_ylim(top=2 * max(highest, default=0) + comparison.best_latency)
+        ax.set_ylim(top=1.3 * max([*highest, comparison.best_latency]))

@@ -168,7 +168,7 @@ def flow_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[tuple[st
     inflow = {label: rate @ np.asarray(one, float) for label, one in shares.items()}
     capacity, names = np.asarray(network.nominal_capacity, float), backend_names(network)
     order = np.argsort(-inflow["at the optimum"], kind="stable")
-    rows = [(names[j], number(capacity[j]), *(number(one[j]) for one in inflow.values())) for j in order]
+    rows = [(names[j], number(float(capacity[j])), *(number(float(one[j])) for one in inflow.values())) for j in order]
     return ("backend gets (requests/s)", "capacity", *inflow), rows
 
 

@@ -18,6 +18,7 @@ from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
@@ -27,7 +28,7 @@ from dgdlb_jax.studies.balancers import DGD as DGD
 from dgdlb_jax.studies.balancers import balancers
 from dgdlb_jax.studies.comparison import Comparison as Comparison
 from dgdlb_jax.studies.quasi_static import QuasiStatic, longest_service, quasi_static_optimum
-from dgdlb_jax.studies.starts import start_state
+from dgdlb_jax.studies.starts import start_routing, start_state
 from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, time_step, what_sets
 from dgdlb_jax.studies.verdict import LAST_PART
 
@@ -37,6 +38,7 @@ Progress = Callable[[int, int, str], None]
 PATIENCE, CORES = 15.0, 2
 """Seconds that the runs of a comparison may take by default on so many cores; where settling takes longer, they end before."""
 _MOST_STEPS = 1e9  # of a run
+_STATIC = {Uniform: "uniform", ProportionalToCapacity: "proportional", Nearest: "nearest"}
 _REFERENCE = "quasi-static optimum"
 
 
@@ -227,6 +229,7 @@ class ComparisonInProgress:
 
     def _resolved_run(self, name: str, policy: AbstractPolicy, dt: float | None) -> ResolvedRun:
         network, finest = self.network, dt
+        policy = _as_table(policy, network)
         if dt is None:
             suggested = float(time_step(network, policy, self.step_size, self.optimum, self._initial[1]))
             self._set_by[name] = what_sets(policy, suggested, self._fastest_service)
@@ -280,6 +283,14 @@ def _under_flat_trace(network: Network, alike: Network) -> Network:
 
 def _largest_latency(network: Network) -> float:
     return float(jnp.maximum(network.latency, network.feedback_latency).max())
+
+
+def _as_table(policy: AbstractPolicy, network: Network) -> AbstractPolicy:
+    """A rule that looks at nothing that changes as the table it comes to, so that all of those are one compiled program."""
+    rule = next((name for kind, name in _STATIC.items() if type(policy) is kind), None)
+    if rule is None or network.capacity is not None:
+        return policy
+    return FixedRouting(start_routing(network, rule))
 
 
 def _steepest_slope(network: Network) -> float:

@@ -1,7 +1,7 @@
 """Balancers that ran in the same network from the same start, and what follows from their runs."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.equilibrium.prices import ShadowPrices, shadow_prices
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.checks import did_you_mean
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies import results
 from dgdlb_jax.studies.balancers import CURRENT, DGD
@@ -111,6 +113,14 @@ class Comparison:
     def mean_routing(self, balancer: str) -> Float[np.ndarray, "frontends backends"]:
         """The shares of a balancer in `runs`, on average over the window of its statistics (all of the run when demand moves)."""
         return np.asarray(statistics_of(self.runs[balancer]).mean_routing, float)
+
+    def select(self, *balancers: str) -> "Comparison":
+        """The same comparison with some of its runs. **Raises:** `InputError` for a name that did not run."""
+        for name in balancers:
+            if name not in self.runs:
+                hint = did_you_mean(name, self.runs, ".")
+                raise InputError(f"No balancer called {name!r} ran here: choose from {', '.join(self.runs)}{hint}")
+        return replace(self, runs={name: self.runs[name] for name in balancers})
 
     @property
     def steepest_latency(self) -> float:

@@ -190,15 +190,15 @@ class ResolvedRun:
         return float(abs(latency[0] / latency[1] - 1)) if int(runs.result[0]) == Result.successful else math.nan
 
     def _finer(self, runs: Trajectory, grid: Grid) -> Trajectory:
-        run = jax.tree.map(lambda leaf: leaf[1], runs)
+        # On the host: slices of every size would each be compiled.
+        run = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[1]), runs)
         result = Result(int(run.result))
         if result in (Result.step_too_large, Result.latency_overflow):
             raise InputError(f"dt = {self.dt:.6g} s: {result.sentence}")
         saved = ("time", "routing", "workload", "arrival_rate", "cost_rate", "in_flight")
-        kept = {name: getattr(run, name)[: grid.instants] for name in saved}
+        kept = {name: jnp.asarray(np.asarray(getattr(run, name))[: grid.instants]) for name in saved}
         return dataclasses.replace(run, **kept, frontend_names=self._names[0], backend_names=self._names[1])
 
 
 def _twice(value: ArrayLike) -> Array:
-    value = jnp.asarray(value)
-    return jnp.stack([value, value])
+    return jnp.asarray(np.stack([np.asarray(value)] * 2))

@@ -188,7 +188,7 @@ def redrawn(fit: ServiceFit, errors: np.ndarray, draw: np.random.Generator) -> S
     curve = np.asarray(fit.service.rate(jnp.asarray(workload)[:, None]), float)[:, 0]
     try:
         again = fit_service(workload, curve * (1 + draw.choice(errors, count)), name=fit.name)
-    except InputError:
+    except (InputError, ConvergenceError):
         return fit
     return again
 
