@@ -21,6 +21,8 @@ SAME_SHARE = 0.01
 """Relative change of the share sent to a backend, over the second half of a run, up to which it counts as fixed."""
 SHRINKING = 0.95
 """Factor per period below which swings die out."""
+AMONG_LARGEST = 0.25
+"""Part of the largest range from which a steady swing decides: the fleet as a whole will not settle."""
 
 _LOOKS = 601  # instants of the second half of a run that are looked at, at most
 _ROUNDING = 1e-4  # relative: an inflow this close to a supremum is not above it
@@ -133,7 +135,8 @@ class Evidence:
         return 2 * np.abs(after - before) <= SAME_SHARE * np.maximum(after, before)
 
     def movements(self) -> tuple[Bool[np.ndarray, "runs backends"], ...]:
-        """Which workloads with a range above the limit are undecided (too few turns), move, or move in one direction."""
+        """Which workloads with a range above the limit are undecided (too few turns), move, or move in one direction; of a fleet that
+        swings on none is undecided or moves."""
         first = int(np.argmax(self.late, 1).min())
         start = np.take_along_axis(self.workload, np.argmax(self.late, 1)[:, None, None], 1)
         values = np.where(self.late[..., None], self.workload, start)[:, first:].swapaxes(0, 1)
@@ -145,7 +148,13 @@ class Evidence:
         straight = np.where(fast, self._fast_drift(size), one_way(values) | _mostly_drift(found, seen, self.mean))
         undecided = wide & ~fast & ~straight & ((found.peaks < 2) | (found.troughs < 2))
         shrinking = ~fast & ~undecided & (found.shrinkage < SHRINKING) & _shrinks(values)
-        return undecided, wide & (straight | shrinking), wide & straight
+        moving = wide & (straight | shrinking)
+        unsteady = ~self._swings_on(wide & ~undecided & ~moving)[:, None]
+        return undecided & unsteady, moving & unsteady, wide & straight
+
+    def _swings_on(self, steady: Bool[np.ndarray, "runs backends"]) -> Bool[np.ndarray, " runs"]:
+        """Whether one of the largest swings is `steady`: of many backends some turn late, or swing less at the end, by chance."""
+        return (steady & (self.range >= AMONG_LARGEST * self.range.max(-1, keepdims=True))).any(-1)
 
     def _faster_than_instants(
         self, values: Float[np.ndarray, "time runs backends"]
