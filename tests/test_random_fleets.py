@@ -29,7 +29,7 @@ def confirmed(short: Outcome, long: Outcome) -> bool:
 
 def longer(found: Comparison, key: str) -> Outcome:
     name = BALANCERS[key].label
-    again = compare(found.network, [key], dt=found.time_steps[name] / 2, duration=4 * found.duration)
+    again = compare(found.network, [key], dt=found.time_steps[name] / 2, duration=4 * found.outcomes[name].duration)
     return again.outcomes[name]
 
 

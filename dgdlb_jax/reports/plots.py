@@ -79,7 +79,7 @@ def routing_by_frontend(comparison: Comparison, *, ax: Axes | None = None) -> Ax
     """
     network = comparison.network
     ax = new_axes((9.5, 1.6 + 0.36 * network.frontends)) if ax is None else ax
-    run = comparison.runs.get(DGD)
+    run = comparison.judged.get(DGD)
     _stack(ax, np.asarray(comparison.optimum.routing), -0.19, 0.36, 1.0)
     if run is not None:
         _stack(ax, np.asarray(statistics_of(run).mean_routing), 0.19, 0.30, 0.55)

@@ -147,7 +147,7 @@ def routing(comparison: "Comparison") -> str:
 def routing_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[list[str]]]:
     """Header and rows of the routing table."""
     network, best = comparison.network, np.asarray(comparison.optimum.routing)
-    run = comparison.runs.get(DGD)
+    run = comparison.judged.get(DGD)
     last = None if run is None else np.asarray(statistics_of(run).mean_routing)
     names, rates = backend_names(network), np.asarray(network.arrival_rate)
     header = ("frontend", "requests/s", "sends at the optimum", *(() if last is None else (f"under {DGD}",)))
@@ -252,6 +252,11 @@ def notes(comparison: "Comparison") -> list[str]:
             found.append(f"{row.balancer}: queues grow without end at {enumerated(row.short_backends)}")
         elif row.verdict is Verdict.failed:
             found.append(f"{row.balancer}: {row.result.sentence}")
+        if row.balancer in comparison.longer:
+            first, then = seconds(comparison.duration), seconds(row.duration)
+            found.append(
+                f"{row.balancer}: no verdict after {first}, so it ran for {then}, and its figures are those of that end"
+            )
         if row.verdict in (Verdict.too_short, Verdict.moving):
             found.append(f"{row.balancer}: {row.reason}")
         if row.verdict in (Verdict.diverging, Verdict.failed):
