@@ -255,7 +255,7 @@ def notes(comparison: "Comparison") -> list[str]:
         if row.balancer in comparison.longer:
             first, then = seconds(comparison.duration), seconds(row.duration)
             found.append(
-                f"{row.balancer}: no verdict after {first}, so it ran for {then}, and its figures are those of that end"
+                f"{row.balancer}: not decided after {first}, so it ran for {then}; its figures are of the end of that"
             )
         if row.verdict in (Verdict.too_short, Verdict.moving):
             found.append(f"{row.balancer}: {row.reason}")
