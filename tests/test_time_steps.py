@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.equilibrium.optimum import solve_optimum
+from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies import DGDLB, LeastLatency, PeakEWMA, SampledDGDLB, Softmin, Uniform
@@ -105,6 +106,16 @@ def test_long_runs_end_early_and_say_so(monkeypatch):
     assert "wait for it" not in "\n".join(run_facts(whole.comparison))
     given = ComparisonInProgress(pair(), ["dgd-lb"], duration=1000.0)
     assert given.grid.duration == 1000.0
+
+
+def test_all_of_a_long_trace_is_run_with_twice_the_step(monkeypatch):
+    trace = Trace(10.0, np.full((20, 2), [6.0, 2.0]))
+    whole = ComparisonInProgress(pair(arrival_rate=trace), ["dgd-lb"])
+    monkeypatch.setattr(comparing, "PATIENCE", 1e-4)
+    work = ComparisonInProgress(pair(arrival_rate=trace), ["dgd-lb"])
+    assert work.grid == whole.grid
+    assert work.comparison.dt == 2 * whole.comparison.dt
+    assert ComparisonInProgress(pair(arrival_rate=trace), ["dgd-lb"], dt=0.05).comparison.dt == 0.05
 
 
 def test_without_a_verdict_a_balancer_runs_longer(monkeypatch):

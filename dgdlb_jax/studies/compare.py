@@ -189,7 +189,7 @@ class ComparisonInProgress:
     - `also`: name -> policy, in addition to `policies`: your own against the usual ones.
     - `step_size`: of DGD-LB, 1/s^2, a scalar or `(frontends,)`; `default_step_size` by default.
     - `dt`: seconds, the same for all; by default `suggest_dt` for each balancer, halved as long as the mean latency changes by more
-      than 0.1 % with it.
+      than 0.1 % with it. Twice that to begin with under a demand over time that takes more than `PATIENCE` seconds.
     - `duration`: seconds; by default `suggest_duration`, or what can be run within `PATIENCE` seconds if that is shorter. Balancers that
       have come to no verdict then run again, several times as long, as far as that takes no more than as many seconds again.
     - `start`: one of `STARTS`, with the workloads that carry that routing, or `(routing, workload)`.
@@ -235,7 +235,9 @@ class ComparisonInProgress:
             self._running = network if alike is None else _under_flat_trace(network, alike)
             self.grid = self._first_grid(dt, duration)
             self._runs = self._resolved(dt)
-            if duration is None and not self.moving:
+            if dt is None and self.moving:
+                self._coarsen()
+            elif duration is None and not self.moving:
                 self._shorten(dt)
         self._may_run_longer = duration is None and not self.moving
         self._done: dict[str, Trajectory] = {}
@@ -348,12 +350,20 @@ class ComparisonInProgress:
 
     def _shorten(self, dt: float | None) -> None:
         """Let all runs end earlier if together they take too long, but not before they can be judged."""
-        work = sum(run.work(self.grid) for run in self._runs.values()) / CORES
-        if work > PATIENCE:
+        if (work := self._work()) > PATIENCE:
             shortest = 5 * max(2 * largest_latency(self.network), longest_service(self.network, self.optimum))
             affordable = round_down(self.grid.duration * PATIENCE / work)
             self.grid = self._grid(max(affordable, min(round_up(shortest), self.grid.duration)), dt)
             self._runs = self._resolved(dt)
+
+    def _coarsen(self) -> None:
+        """Begin with twice the time step if all runs together take too long under a demand of which none can be left out."""
+        if self._work() > PATIENCE:
+            for run in self._runs.values():
+                run.dt *= 2
+
+    def _work(self) -> float:
+        return sum(run.work(self.grid) for run in self._runs.values()) / CORES
 
     def _resolved(self, dt: float | None) -> dict[str, ResolvedRun]:
         return {name: self._resolved_run(policy, dt) for name, policy in self.policies.items()}
