@@ -19,7 +19,7 @@ def routings(comparison: Comparison) -> dict[str, Shares]:
     """`optimum`, and `dgd-lb` if it ran: shares `(frontends, backends)`, for DGD-LB the mean over the window of its statistics."""
     found = {"optimum": np.asarray(comparison.optimum.routing, float)}
     if DGD in comparison.runs:
-        run = comparison.runs[DGD]
+        run = comparison.judged[DGD]
         mean = np.asarray(statistics_of(run).mean_routing, float)
         idle = mean.sum(1, keepdims=True) == 0  # a frontend that sends nothing still has a routing
         found["dgd-lb"] = np.where(idle, np.asarray(run.final.routing, float), mean)

@@ -22,7 +22,8 @@ from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
 from dgdlb_jax.studies.balancers import DGD, check_keys
-from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress, check_times
+from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress
+from dgdlb_jax.studies.durations import check_times
 from dgdlb_jax.studies.requests import SEEDS, RequestStudy, RequestStudyInProgress
 from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.studies.scatter import measure_scatter

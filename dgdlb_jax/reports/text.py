@@ -305,6 +305,11 @@ def notes(comparison: "Comparison") -> list[str]:
             found.append(f"{row.balancer}: queues grow without end at {enumerated(row.short_backends)}")
         elif row.verdict is Verdict.failed:
             found.append(f"{row.balancer}: {row.result.sentence}")
+        if row.balancer in comparison.longer:
+            first, then = seconds(comparison.duration), seconds(row.duration)
+            found.append(
+                f"{row.balancer}: not decided after {first}, so it ran for {then}; its figures are of the end of that"
+            )
         if row.verdict in (Verdict.too_short, Verdict.moving):
             found.append(f"{row.balancer}: {row.reason}")
         if row.verdict in (Verdict.diverging, Verdict.failed):

@@ -17,8 +17,9 @@ from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies import results
 from dgdlb_jax.studies.balancers import CURRENT, DGD
 from dgdlb_jax.studies.conclusion import conclusion
+from dgdlb_jax.studies.durations import longest_service
 from dgdlb_jax.studies.outcome import Outcome, outcome, statistics_of
-from dgdlb_jax.studies.quasi_static import FOLLOWED, QuasiStatic, longest_service, steady_for
+from dgdlb_jax.studies.quasi_static import FOLLOWED, QuasiStatic, steady_for
 from dgdlb_jax.studies.scatter import Scatter
 from dgdlb_jax.studies.switching import Switch, switch
 from dgdlb_jax.studies.what_if import WhatIf, what_if
@@ -40,6 +41,7 @@ class Comparison:
     - `scatter`: how the recommended routing moves within the scatter of measured curves, where somebody asked (`measure_scatter`).
     - `runs`: name -> `Trajectory`, all saved at the same instants; statistics cover the last fifth, or all of the run
       when demand moves.
+    - `longer`: name -> `Trajectory` of the same balancer where the run in `runs` came to no verdict: its figures are those of this one.
     - `reference`: the moving quasi-static optimum; None when demand is constant.
     """
 
@@ -57,6 +59,7 @@ class Comparison:
     settling: float = math.nan
     set_by: dict[str, str] = field(default_factory=dict)
     scatter: Scatter | None = None
+    longer: dict[str, Trajectory] = field(default_factory=dict, repr=False)
 
     @cached_property
     def prices(self) -> ShadowPrices:
@@ -88,6 +91,11 @@ class Comparison:
         return self.network.varies
 
     @property
+    def judged(self) -> dict[str, Trajectory]:
+        """Name -> the run that its figures are those of: the longest there is."""
+        return self.runs | self.longer
+
+    @property
     def best_latency(self) -> float:
         """Mean latency of the optimum, or of the reference when demand moves, seconds."""
         return float(self.optimum.mean_latency) if self.reference is None else self.reference.mean_latency
@@ -98,7 +106,7 @@ class Comparison:
         best = self.best_latency if self.unmeasurable is None else math.nan
         return {
             name: outcome(self.network, name, run, best, moving=self.moving, resolved=name not in self.unresolved)
-            for name, run in self.runs.items()
+            for name, run in self.judged.items()
         }
 
     def table(self) -> list[Outcome]:
@@ -111,8 +119,8 @@ class Comparison:
         return sorted(self.outcomes.values(), key=rank)
 
     def mean_routing(self, balancer: str) -> Float[np.ndarray, "frontends backends"]:
-        """The shares of a balancer in `runs`, on average over the window of its statistics (all of the run when demand moves)."""
-        return np.asarray(statistics_of(self.runs[balancer]).mean_routing, float)
+        """The shares of a balancer, on average over the window of its statistics (all of the run when demand moves)."""
+        return np.asarray(statistics_of(self.judged[balancer]).mean_routing, float)
 
     def select(self, *balancers: str) -> "Comparison":
         """The same comparison with some of its runs. **Raises:** `InputError` for a name that did not run."""
@@ -120,7 +128,8 @@ class Comparison:
             if name not in self.runs:
                 hint = did_you_mean(name, self.runs, ".")
                 raise InputError(f"No balancer called {name!r} ran here: choose from {', '.join(self.runs)}{hint}")
-        return replace(self, runs={name: self.runs[name] for name in balancers})
+        longer = {name: self.longer[name] for name in balancers if name in self.longer}
+        return replace(self, runs={name: self.runs[name] for name in balancers}, longer=longer)
 
     @property
     def steepest_latency(self) -> float:

@@ -44,7 +44,8 @@ class QuasiStatic:
 
 
 def quasi_static_optimum(network: Network, time: ArrayLike) -> QuasiStatic:
-    """Solve the optimum at the rates of every given instant, all in one batch.
+    """Solve the optimum at the rates of every given instant, one after the other: all of them run the code that is compiled already for
+    the optimum at the mean rates.
 
     **Arguments:** `network` with a demand over time; `time` `(time,)` seconds, evenly spaced or not.
 
@@ -52,10 +53,15 @@ def quasi_static_optimum(network: Network, time: ArrayLike) -> QuasiStatic:
 
     **Raises:** `InputError` when demand exceeds capacity at every instant.
     """
-    nameless = network.anonymous()
+    still = network.anonymous()
     instants = jnp.asarray(time)
-    rates = jax.vmap(nameless.demand.rate)(instants)
-    optimum = jax.vmap(lambda t: solve_optimum(_frozen(nameless, t), throw=False))(instants)
+    rates = jax.vmap(still.demand.rate)(instants)
+    factors = None if still.capacity is None else jax.vmap(still.capacity.rate)(instants)
+    found = [
+        solve_optimum(_frozen(still, rates[k], None if factors is None else factors[k]), throw=False)
+        for k in range(instants.size)
+    ]
+    optimum = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
     good = np.asarray(optimum.result) == Result.successful
     if not good.any():
         raise InputError("The demand exceeds what the backends can serve at all times: lower the load or add capacity.")
@@ -85,16 +91,7 @@ def _steady_for(demand: AbstractDemand) -> float:
     return math.inf
 
 
-def longest_service(network: Network, optimum: Optimum) -> float:
-    """The longest mean time in service of a backend in use at the optimum, seconds."""
-    inflow = np.asarray(network.arrival_rate, float) @ np.asarray(optimum.routing, float)
-    in_use = inflow > 1e-3 * inflow.sum()
-    return float(np.max(np.where(in_use, np.asarray(optimum.workload) / np.where(in_use, inflow, 1), 0)))
-
-
-def _frozen(network: Network, t: Float[Array, ""]) -> Network:
+def _frozen(network: Network, rate: Array, factor: Array | None) -> Network:
     """The network as it is at one instant, for ever."""
-    still = network.with_arrival_rate(network.demand.rate(t))
-    if network.capacity is None:
-        return still
-    return eqx.tree_at(lambda n: n.capacity, still, Constant(network.capacity.rate(t)))
+    found = eqx.tree_at(lambda n: n.demand, network, Constant(rate))
+    return found if factor is None else eqx.tree_at(lambda n: n.capacity, found, Constant(factor))

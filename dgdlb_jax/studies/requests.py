@@ -185,7 +185,7 @@ class RequestStudyInProgress:
         return simulate_requests_batch(
             comparison.network, self._policies[name], jax.random.split(jax.random.key(0), self._seeds), duration=steps * dt, dt=dt,
             scale=self._scale, discipline=self._discipline, after=after * dt,
-            initial=_state_at_the_end(comparison.network, comparison.runs[name], self._scale),
+            initial=_state_at_the_end(comparison.network, comparison.judged[name], self._scale),
         )  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def to_json(comparison: "Comparison") -> dict[str, Any]:
             "instants_without_optimum": comparison.reference.missing,
         }
     for entry, run in zip(
-        found["balancers"], (comparison.runs[row.balancer] for row in comparison.table()), strict=True
+        found["balancers"], (comparison.judged[row.balancer] for row in comparison.table()), strict=True
     ):
         entry["mean_routing"] = _routing(network, statistics_of(run).mean_routing)
     return found
@@ -205,6 +205,7 @@ def _figures(comparison: "Comparison") -> dict[str, tuple]:
         ("settle_time", "settle_time", "s", "time to settle; NaN when the run did not"),
         ("swing", "swing", "1", "largest (max - min) / mean of a workload that matters, in the last fifth"),
         ("drift", "drift", "1", "the same of a workload that moves in one direction; 0 without one"),
+        ("judged_after", "duration", "s", "how long the run was that these figures are those of the end of"),
     )
     found: dict[str, tuple] = {
         name: (("balancer",), [getattr(row, attribute) for row in rows], *rest) for name, attribute, *rest in table
@@ -227,7 +228,7 @@ def _figures(comparison: "Comparison") -> dict[str, tuple]:
         "",
         "why it can not be called settled or oscillating",
     )
-    routing = np.stack([np.asarray(statistics_of(run).mean_routing) for run in comparison.runs.values()])
+    routing = np.stack([np.asarray(statistics_of(run).mean_routing) for run in comparison.judged.values()])
     found["mean_routing"] = (
         ("balancer", *_ARC),
         routing,

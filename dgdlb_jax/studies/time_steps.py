@@ -89,6 +89,10 @@ class Grid:
         """How many steps of at most `dt` make an interval."""
         return max(1, math.ceil(self.interval / dt * (1 - 1e-9)))
 
+    def times(self, factor: int) -> "Grid":
+        """As many instants of runs that are so many times as long."""
+        return Grid(*(factor * seconds for seconds in (self.duration, self.interval, self.after)))
+
 
 class ResolvedRun:
     """One balancer in one network, run with two time steps side by side, the second half as long as the first.
