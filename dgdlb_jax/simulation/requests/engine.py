@@ -151,6 +151,7 @@ def simulate_requests_batch(
     checks.policy_fits(networks, policy)
     networks, dtype = networks.anonymous(), networks.latency.dtype
     begin = default_start(networks) if initial is None else check_start(networks, initial)
+    assert isinstance(begin, tuple)
     first = _common(
         "after / dt", np.ceil(np.broadcast_to(np.asarray(after, float), grid.dt.shape) / grid.dt * (1 - 1e-12))
     )
