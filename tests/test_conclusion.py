@@ -78,7 +78,7 @@ def test_another_routing_that_is_as_good_is_explained():
     swapped = [[0.7, 0.3], [0.3, 0.7]]
     said = words.about_routings(stub(swapped), ROW)
     assert "(west sends 30 % of its requests elsewhere), but every backend gets as much" in said
-    assert "as the network is 2.0 % of it: it does not matter" in said
+    assert "differs by only 0.10 %, as the network is 2.0 % of it: it hardly matters" in said
     assert "network" not in words.about_routings(stub(swapped, network_share=0.5), ROW)
     # West alone moves 30 % of half of all requests: each backend gets 15 % of all more or less.
     assert "gets 15 % of all requests more or less" in words.about_routings(stub([[0.7, 0.3], [0, 1]]), ROW)

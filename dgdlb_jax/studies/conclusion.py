@@ -92,7 +92,7 @@ def about_routings(comparison: "Comparison", row: Outcome) -> str:
     why = f", as the network is {percent(share)} of it" if share < _LITTLE_NETWORK else ""
     return (
         f"Its routing is another ({frontend_names(comparison.network)[i]} sends {percent(elsewhere[i])} of its requests elsewhere), "
-        f"but {backends} and the mean latency is the same{why}: it does not matter which of the two you take."
+        f"but {backends} and the mean latency differs by only {percent(abs(row.excess))}{why}: it hardly matters which you take."
     )
 
 
