@@ -1,5 +1,6 @@
 """What `dgdlb run` does with one fleet: load and check, compare, write, tell."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports import text
-from dgdlb_jax.reports.export import write_export
+from dgdlb_jax.reports.export import roundings, write_export
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
@@ -156,6 +157,11 @@ class Job:
         trace = None if self.trace is None else to_json(self.trace)
         stability = None if self.stability is None else self.stability.document()
         more = {"trace": trace, "stability": stability, "output": self.folder and str(self.folder)}
+        if self.settings.export:
+            more["rounding"] = {
+                name: one._asdict() | {"cost": one.cost if math.isfinite(one.cost) else None}
+                for name, one in roundings(self.comparison, self.settings.export).items()
+            }
         return to_json(self.comparison) | more
 
     def _write(self, folder: Path) -> None:

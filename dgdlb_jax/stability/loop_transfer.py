@@ -148,7 +148,8 @@ class LoopTransfer(eqx.Module):
         lin = self.linear
         active = lin.support.any(0)
         level = jnp.where(lin.support, lin.latency + 1 / lin.slope, 0).max(1)  # nu_i
-        highest = jnp.where(lin.point.same_part, level[:, None], 0).max(0)
+        # Near saturation a latency is the difference of much larger numbers: rounding may only lower the frequency.
+        highest = jnp.where(lin.point.same_part, level[:, None], 0).max(0) * (1 + 4 * jnp.finfo(level.dtype).eps)
         ahead = jnp.where(active, jnp.maximum(highest - 1 / lin.slope, 0), 0)
         by_theorem = quarter_turn(2 * ahead, lin.slope)
         safe = _SAFETY * quarter_turn(jnp.broadcast_to(self.delay, lin.slope.shape), lin.slope)
