@@ -291,7 +291,7 @@ def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends:
     page.section("demand.trace", "dgdlb run FLEET --demand trace; without it the mean rates")
     page.put("kind", "trace", _said(demand))
     page.put("table", table, "requests per bin, scaled to the mean rates")
-    if choices.shift_s == "longitude":
+    if isinstance(choices.shift_s, str):
         page.put("shift_s", _by_longitude(frontends, demand.width), _SUN.format(frontends[0]))
     elif choices.shift_s:
         shifts = list(_for_each(choices.shift_s, frontends, "shift"))
