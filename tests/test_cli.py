@@ -48,7 +48,7 @@ def _keep_jax_settings(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     """One run of `two-by-two` with all its files, from another process: (folder, JSON document)."""
     folder = tmp_path_factory.mktemp("run") / "new" / "out"
-    done = _dgdlb("run", "two-by-two", *SHORT, "--json", "--output", str(folder))
+    done = _dgdlb("run", "two-by-two", *SHORT, "--json", "--export", "istio", "--output", str(folder))
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
@@ -65,6 +65,10 @@ def _names(document):
 def test_json_is_all_there_is_on_standard_output(finished):
     _, document = finished
     assert document["fleet"] == "two-by-two"
+    for name in ("optimum", "dgd-lb"):
+        assert document["rounding"][name]["total"] == 100
+        assert 0 <= document["rounding"][name]["largest_error"] <= 0.01
+        assert abs(document["rounding"][name]["cost"]) < 0.01
     names = [row["balancer"] for row in document["balancers"]]
     assert names[0] == "DGD-LB"
     assert set(names) == {"DGD-LB", "least latency", "GMSR", "least workload", "proportional", "uniform", "nearest"}
@@ -106,7 +110,9 @@ def test_run_nc_holds_runs_inputs_units_and_versions(finished):
 def test_pictures_are_written_and_not_empty(finished):
     image = pytest.importorskip("matplotlib.image")
     folder, _ = finished
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["run.nc", *PICTURES])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["run.nc", "istio-dgd-lb.json", "istio-optimum.json", *PICTURES]
+    )
     for name in PICTURES:
         pixels = image.imread(folder / name)
         assert min(pixels.shape[:2]) > 200

@@ -13,7 +13,7 @@ from dgdlb_jax.cli import build_parser, main
 from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.reports.export import rounding_costs, routings, write_export
+from dgdlb_jax.reports.export import rounding_costs, roundings, routings, write_export
 from dgdlb_jax.reports.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
 from dgdlb_jax.reports.exporters.envoy import envoy_bootstrap
 from dgdlb_jax.reports.routing_csv import read_routing
@@ -77,6 +77,9 @@ def test_the_cost_of_rounding_is_said(comparison):
     worse = latency_at_rest(comparison.network, rounded) / latency_at_rest(comparison.network, exact) - 1
     assert worse >= 0
     assert f"{worse:+.4%}" in optimum
+    found = roundings(comparison, "istio")
+    assert found["optimum"] == (100, pytest.approx(worse), pytest.approx(np.abs(rounded - exact).max()))
+    assert roundings(comparison, "json") == {}
 
 
 def strict(schema):

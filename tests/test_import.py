@@ -108,6 +108,20 @@ def test_what_no_file_says_can_be_told(raw):
     assert float(network.latency[0, 1]) == 0.002
 
 
+def test_one_day_for_all_cities_by_the_sun(raw, capsys):
+    """Hourly counts, and cities 82 degrees apart: the sun is 5.4 hours later, which is 5 bins."""
+    (raw / "day.csv").write_text("time_s,requests\n" + "".join(f"{3600 * k},{k + 1}\n" for k in range(24)))
+    (raw / "cities.csv").write_text(
+        "from,to,rtt_ms\nParis,Toronto,90\nToronto,Paris,90\nParis,Paris,1\nToronto,Toronto,1\n"
+    )
+    files = ["cities.csv", "runs", "day.csv"]
+    assert main(["import", *files, "--fleet", "sun.toml", "--shift-s", "longitude"]) == 0
+    paris, toronto = np.asarray(quietly("sun.toml", demand="trace").demand.rates).T
+    assert (np.argmax(toronto) - np.argmax(paris)) % 24 == round((2.37 + 79.38) / 15)
+    assert main(["import", *files, "--fleet", "x.toml", "--shift-s", "longitude", "--frontends", "Paris,Lutetia"]) == 2
+    assert 'Where "Lutetia" lies is not known' in capsys.readouterr().err
+
+
 def test_prometheus_alone_beside_latencies(raw):
     held = 4 + 3 * (np.arange(100) % 10)
     (raw / "run.json").write_text(query_range("vllm:num_requests_running", "pod", {"us": held, "in": held}))

@@ -15,6 +15,7 @@ from dgdlb_jax.fleets.latencies import Places, read_latencies
 from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import closest
+from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
 
 _SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "sources")
@@ -124,13 +125,9 @@ def _open(fleet: str | Path) -> tuple[Section, Folder]:
     if isinstance(fleet, str) and fleet in fleet_names():
         return parse(_data() / f"{fleet}.toml"), _data()
     path = Path(fleet)
-    try:
-        missing = not path.exists()
-    except (OSError, ValueError):
-        missing = True
-    if missing and not (isinstance(fleet, Path) or path.suffix == ".toml" or len(path.parts) > 1):
+    if not exists(path) and not (isinstance(fleet, Path) or path.suffix == ".toml" or len(path.parts) > 1):
         raise _unknown(str(fleet))
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"{path} is a folder: give the path of the fleet's .toml file.")
     return parse(path), path.parent
 

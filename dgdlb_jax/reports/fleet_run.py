@@ -1,5 +1,6 @@
 """What `dgdlb run` does with one fleet: load and check, compare, write, tell."""
 
+import math
 import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.reports import requests_text, text
-from dgdlb_jax.reports.export import rounding_costs, write_export
+from dgdlb_jax.reports.export import rounding_costs, roundings, write_export
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
@@ -199,12 +200,14 @@ class Job:
         trace = None if self.trace is None else to_json(self.trace)
         stability = None if self.stability is None else self.stability.document()
         requests = None if self.requests is None else self.requests.document()
-        more = {
-            "trace": trace,
-            "stability": stability,
-            "requests": requests,
-            "output": self.folder and str(self.folder),
-        }
+        more: dict[str, Any] = {
+            "trace": trace, "stability": stability, "requests": requests, "output": self.folder and str(self.folder),
+        }  # fmt: skip
+        if self.settings.export:
+            more["rounding"] = {
+                name: one._asdict() | {"cost": one.cost if math.isfinite(one.cost) else None}
+                for name, one in roundings(self.comparison, self.settings.export).items()
+            }
         return to_json(self.comparison) | more
 
     def _write(self, folder: Path) -> None:

@@ -95,8 +95,11 @@ def simulate(
         routing, workload = initial
         initial = jnp.asarray(routing), jnp.asarray(workload)
     one = partial(jax.tree.map, lambda leaf: leaf[None])
+    # A network with values keeps them within somebody's jit, so that the size of the delay buffer is known.
+    with jax.ensure_compile_time_eval() if is_concrete(network) else nullcontext():
+        networks = one(network)
     runs = simulate_batch(
-        one(network),
+        networks,
         jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) else leaf, policy),
         duration=duration,
         dt=dt,

@@ -150,13 +150,13 @@ class Statistics(eqx.Module):
 
     @property
     def mean_latency(self) -> Float[Array, "*batch"]:
-        """Time-integrated cost over time-integrated arrivals, seconds."""
-        return self.cost / self.arrivals
+        """Time-integrated cost over time-integrated arrivals, seconds; 0 where nothing was sent and nothing was there."""
+        return self.cost / jnp.where(self.cost > 0, self.arrivals, 1)
 
     @property
     def network_share(self) -> Float[Array, "*batch"]:
-        """The part of the latency that is spent on the network."""
-        return self.network_cost / self.cost
+        """The part of the latency that is spent on the network; 0 where there is none."""
+        return self.network_cost / jnp.where(self.cost > 0, self.cost, 1)
 
     @property
     def swing(self) -> Float[Array, "*batch"]:

@@ -15,7 +15,7 @@ from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
@@ -121,6 +121,7 @@ class ComparisonInProgress:
     ):
         if network.batch is not None:
             raise InputError("compare takes a single network: network[k] picks one out of a batch.")
+        require_values("compare", network, step_size)
         require_traffic(network)
         check_times(network, dt, duration)
         self._home = device.small_work()

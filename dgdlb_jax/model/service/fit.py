@@ -9,7 +9,7 @@ import numpy as np
 from dgdlb_jax.model.service.base import Numbers
 from dgdlb_jax.model.service.tabulated import Tabulated
 from dgdlb_jax.numerics.checks import check_entries, positive
-from dgdlb_jax.numerics.results import ConvergenceError, InputError
+from dgdlb_jax.numerics.results import ConvergenceError, InputError, require_values
 
 # Curves of different tables get the same number of components where possible, so that their networks stack.
 _COMPONENTS = 6
@@ -130,6 +130,7 @@ def fit_service(
     **Raises:** `InputError` on fewer than two points, workloads that are repeated or not positive, throughput that is not
     positive or highest at the smallest workload, or a table that is nowhere near a service curve. **Source:** own derivation.
     """
+    require_values("fit_service", workload, throughput, candidates)
     points, rates = _table(workload, throughput, name)
     rising = slice(_peak(rates, points, name) + 1)
     fitted, highest = points[rising], float(rates.max())
