@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Carry, Checkpoints, DelayedSystem, FullStorage, delayed_scan, run_as_told
@@ -94,10 +95,11 @@ def simulate(
     if isinstance(initial, tuple):
         routing, workload = initial
         initial = jnp.asarray(routing), jnp.asarray(workload)
+    policy = each_frontend(network, policy, type(policy).__name__)
     one = partial(jax.tree.map, lambda leaf: leaf[None])
     runs = simulate_batch(
         one(network),
-        jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) else leaf, policy),
+        jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, policy),
         duration=duration,
         dt=dt,
         initial=None if initial is None else one(initial),
@@ -133,7 +135,8 @@ def simulate_batch(
     **Arguments:** as for `simulate`, with a leading batch axis:
 
     - `networks`: a batch, from `stack` or a topology family.
-    - `policy`: parameters are scalars, `(batch,)` or `(batch, frontends, ...)`.
+    - `policy`: parameters are scalars, `(frontends,)` and shared by all networks, or `(batch, frontends, ...)`, where either axis may
+      be 1: `(batch, 1)` is one number for each network.
     - `duration`, `dt`: scalars or `(batch,)`. A network that reaches its end first stands still until all have.
     - `frames`: room for this many saved instants. With it the number of steps is data, not compiled in: batches of other durations,
       time steps and `save.every` share compiled code if their delay lines are equally long (`max_latency`). Room that is left over
@@ -162,8 +165,7 @@ def simulate_batch(
     dtype = networks.latency.dtype
     if isinstance(initial, SimulationState):
         checks.resumable(initial, grid)
-    policy = jax.tree.map(jnp.asarray, policy)
-    checks.policy_fits(networks, policy)
+    policy = each_frontend(networks, policy, type(policy).__name__)
     inputs = _Inputs(
         network=networks.anonymous(),
         policy=policy,
