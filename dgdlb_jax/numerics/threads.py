@@ -87,7 +87,7 @@ def _most_threads(threads: int | None) -> int:
 
 def _may_use_threads(batch: PyTree) -> bool:
     in_main = threading.current_thread() is threading.main_thread()
-    plain = in_main and device.on_cpu() and not jax.config.jax_disable_jit
+    plain = in_main and device.on_cpu() and not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
     return plain and is_concrete(batch) and not _under_jit() and _on_one_device(batch)
 
 
