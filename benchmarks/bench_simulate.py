@@ -54,6 +54,7 @@ def ours(
         max_latency=(rows - 2) * DT,
         lanes=lanes,
         devices=devices,
+        threads=None if devices is None else 1,
         throw=False,
     )
 

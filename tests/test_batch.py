@@ -16,6 +16,9 @@ from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.latency import LeastLatency
 from dgdlb_jax.simulation.engine import CACHE, LANES, NARROW, _lanes, simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.stability.critical import critical_step_size
+from dgdlb_jax.stability.defaults import suggest_duration
+from dgdlb_jax.stability.linearise import linearise
 from helpers import CURVES, DT, MAX_LATENCY, SETTINGS, STEPS, small_network, some_start
 
 FEW = SETTINGS | {"save": SaveAt(every=20)}
@@ -245,3 +248,38 @@ def test_tiles_fit_the_cache_and_one_native_function():
         assert lanes == 1 or (lanes * arcs < TOO_LARGE and lanes * size <= LANES)
         assert lanes == 1 or rows * lanes * arcs * 8 <= CACHE or (lanes // 2) * size * 8 < NARROW
     assert _lanes(network, 128, 1) == 1
+
+
+def test_one_axis_of_a_parameter_is_the_frontends_or_refused():
+    """Three networks of three frontends: what `(3,)` means is said, never guessed; each reading is that of single networks."""
+    batch = stack([network_of_size(n, 3, 4) for n in (0, 1, 2)])
+    values = jnp.asarray([0.05, 0.1, 0.2])
+    with pytest.raises(
+        InputError, match=r"DGDLB\.step_size has one axis of 3 entries.*values\[:, None\].*values\[None\]"
+    ):
+        simulate_batch(batch, DGDLB(values), **FEW)
+    for function in (critical_step_size, linearise):
+        with pytest.raises(InputError, match="one axis of 3 entries"):
+            function(batch, DGDLB(values))
+    with pytest.raises(InputError, match="step_size has one axis of 3 entries"):
+        suggest_duration(batch, values)
+    for n in range(3):
+        for said, meant in ((values[None], values), (values[:, None], values[n])):
+            runs = simulate_batch(batch, DGDLB(said), **FEW)
+            alone = simulate(batch[n], DGDLB(meant), **FEW)
+            np.testing.assert_allclose(runs.workload[n], alone.workload, **ROUNDING)
+
+
+def test_one_axis_is_shared_where_only_the_frontends_fit():
+    batch = stack([network_of_size(n, 3, 4) for n in (0, 1, 2)])
+    values = jnp.asarray([0.05, 0.1, 0.2])
+    two = part(batch, slice(2))
+    shared = simulate_batch(two, DGDLB(values), **FEW)
+    expected = simulate_batch(two, DGDLB(jnp.stack([values, values])), **FEW)
+    np.testing.assert_array_equal(shared.routing, expected.routing)
+    with pytest.warns(DeprecationWarning, match=r"DGDLB\.step_size of shape \(batch,\).*values\[:, None\]"):
+        each = simulate_batch(two, DGDLB(values[:2]), **FEW)
+    np.testing.assert_array_equal(each.routing, simulate_batch(two, DGDLB(values[:2, None]), **FEW).routing)
+    for wrong in (jnp.ones(5), jnp.ones((3, 3)), jnp.ones((2, 4))):
+        with pytest.raises(InputError, match=r"DGDLB\.step_size has \d entries"):
+            simulate_batch(two, DGDLB(wrong), **FEW)

@@ -1,6 +1,7 @@
 """The centralized optimum: where traffic should go, with a certificate."""
 
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -24,6 +25,7 @@ from dgdlb_jax.equilibrium.interior_point import interior_point
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
+from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
 
 # The relative duality gap that counts as solved, in float64; other precisions get what their rounding allows.
@@ -87,9 +89,11 @@ def solve_optimum(network: Network, *, throw: bool = True) -> Optimum:
     if single:
         networks = jax.tree.map(lambda leaf: leaf[None], networks)
     lanes, devices = _tiling(networks)
-    numbers = _COPIES * lanes * math.prod(networks[1].shape[1:])
+    parts = parts_for(networks[1].shape[0], networks) if devices == 1 else 1
+    lanes = min(lanes, math.ceil(networks[1].shape[0] / parts))
+    numbers = _COPIES * lanes * parts * math.prod(networks[1].shape[1:])
     device.check_fits(networks[1].dtype.itemsize * numbers, "The optimum of so large a network", "use smaller networks")
-    optimum = _solve_batch(networks, lanes, devices)
+    optimum = in_threads(partial(_solve_batch, lanes=lanes, devices=devices), networks, parts)
     if single:
         optimum = jax.tree.map(lambda leaf: leaf[0], optimum)
     if throw and is_concrete(optimum):

@@ -98,7 +98,7 @@ def tune(
     @eqx.filter_jit
     def value_and_slope(point, fixed):
         def value(point):
-            policy = _for_batch(_exponentials(point, fixed), networks.batch)
+            policy = _shared(_exponentials(point, fixed))
             return jnp.mean(objective(simulate_batch(networks, policy, **settings)))
 
         return jax.value_and_grad(value)(point)
@@ -122,10 +122,9 @@ def tune(
     return Tuned(_exponentials(best[1], fixed), jnp.asarray(best[0]), np.asarray(history))
 
 
-def _for_batch(policy: AbstractFlowPolicy, size: int | None) -> AbstractFlowPolicy:
-    """The policy for a batch: `(frontends,)` parameters are shared, those with an axis more have one row for each network."""
-    share = lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)) if jnp.ndim(leaf) == 1 else leaf
-    return jax.tree.map(share, policy)
+def _shared(policy: AbstractFlowPolicy) -> AbstractFlowPolicy:
+    """The policy for a batch: `(frontends,)` parameters are shared, as `(1, frontends)` says however many networks there are."""
+    return jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) == 1 else leaf, policy)
 
 
 def _logarithms(policy: AbstractFlowPolicy):

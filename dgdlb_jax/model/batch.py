@@ -1,6 +1,7 @@
-"""An analysis written for one network, applied to one or to many: in chunks of bounded memory."""
+"""From one network to many: an analysis of one applied to each, and what the axes of a parameter mean in a batch."""
 
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
@@ -42,15 +43,82 @@ def each_network(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def per_frontend(network: Network, value: Any) -> Float[Array, "*batch frontends"]:
-    """A scalar, `(frontends,)` or `(batch, frontends)` as one number per frontend and network."""
+def each_frontend(network: Network, parameters: PyTree, what: str) -> PyTree:
+    """Numbers and arrays of a policy with their axes written out: scalars stay, others become `(batch, frontends, ...)`.
+
+    In a batch an array has the axes `(batch, frontends, ...)`, either of which may be 1: `(1, frontends)` is shared by all networks,
+    `(batch, 1)` by the frontends of each. A single axis is that of the frontends, `(batch,)` with other lengths is deprecated, and where
+    both fit the array is refused: nothing is told from a coincidence of sizes. For a single network the first axis is the frontends.
+
+    **Arguments:** `what`: a name for messages.
+
+    **Raises:** `InputError` naming the parameter, for axes that do not fit or may be either.
+    """
+
+    def complete(path: tuple, leaf: Any) -> Array:
+        return _complete(network, jnp.asarray(leaf), what + jax.tree_util.keystr(path))
+
+    return jax.tree_util.tree_map_with_path(complete, parameters)
+
+
+def per_frontend(network: Network, value: Any, what: str) -> Float[Array, "*batch frontends"]:
+    """One number per frontend and network from a scalar or an array, whose axes mean what `each_frontend` says."""
     shape = network.latency.shape[:-1]
-    number = jnp.asarray(value, network.latency.dtype)
-    if number.ndim > len(shape) or number.shape not in ((), shape[-1:], shape):
+    number = each_frontend(network, jnp.asarray(value, network.latency.dtype), what)
+    if number.ndim and number.shape != shape:
         raise InputError(
-            f"A direction of shape {number.shape} does not fit: give one number for each of {shape[-1]} frontends."
+            f"{what} has shape {number.shape}: give a scalar, or one number for each of {shape[-1]} frontends."
         )
     return jnp.broadcast_to(number, shape)
+
+
+def _complete(network: Network, leaf: Array, name: str) -> Array:
+    size, frontends = network.batch, network.frontends
+    if leaf.ndim == 0:
+        return leaf
+    if size is None:
+        if leaf.shape[0] != frontends:
+            raise InputError(
+                f"{name} has {leaf.shape[0]} entries, but the network has {frontends} frontends: give a scalar, or one for each."
+            )
+        return leaf
+    if leaf.ndim == 1:
+        leaf = _two_axes(leaf, size, frontends, name)
+    if leaf.shape[0] not in (1, size):
+        raise InputError(f"{name} has {leaf.shape[0]} entries, but there are {size} networks: give one for each.")
+    if leaf.shape[1] not in (1, frontends):
+        raise InputError(
+            f"{name} has {leaf.shape[1]} entries, but the network has {frontends} frontends: give a scalar, or one for each."
+        )
+    return jnp.broadcast_to(leaf, (size, frontends, *leaf.shape[2:]))
+
+
+def _two_axes(leaf: Array, size: int, frontends: int, name: str) -> Array:
+    """`(1, frontends)` or `(batch, 1)`, whichever an array of one axis can only be."""
+    length = leaf.shape[0]
+    per_network, shared = (
+        "of shape (batch, 1), as values[:, None], gives one to each network",
+        "(1, frontends), as values[None]",
+    )
+    if length == size == frontends and length > 1:
+        raise InputError(
+            f"{name} has one axis of {length} entries, and there are {size} networks of {frontends} frontends, so it may mean either: "
+            f"an array {per_network}, {shared}, one to each frontend."
+        )
+    if length == frontends:
+        return leaf[None]
+    if length == size:
+        warnings.warn(
+            f"{name} of shape (batch,) is deprecated, since it is taken for (frontends,) when both are equally long: an array "
+            f"{per_network}.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return leaf[:, None]
+    raise InputError(
+        f"{name} has {length} entries, but there are {size} networks of {frontends} frontends: give a scalar, or an array "
+        f"{per_network}, {shared}, one to each frontend."
+    )
 
 
 def require_double(network: Network, what: str) -> None:

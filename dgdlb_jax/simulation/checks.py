@@ -10,7 +10,6 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import rows_for
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 LARGEST_STEP = 2**31 - 2  # steps are counted in int32
@@ -117,22 +116,6 @@ def resumable(state: SimulationState, time_grid: Grid) -> None:
         raise InputError(
             f"The run would pass step {LARGEST_STEP}, the last that can be counted: start afresh from (routing, workload)."
         )
-
-
-def policy_fits(networks: Network, policy: AbstractPolicy) -> None:
-    """Check that a policy's parameters are scalars, one number per network, or have the network's frontend axis.
-
-    **Raises:** `InputError` naming the parameter.
-    """
-    size, frontends = networks.latency.shape[:2]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(policy):
-        name = type(policy).__name__ + jax.tree_util.keystr(path)
-        if leaf.ndim and leaf.shape[0] != size:
-            raise InputError(f"{name} has {leaf.shape[0]} entries, but there are {size} networks: give one for each.")
-        if leaf.ndim > 1 and leaf.shape[1] != frontends:
-            raise InputError(
-                f"{name} has {leaf.shape[1]} entries, but the network has {frontends} frontends: give a scalar, or one for each."
-            )
 
 
 def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> None:

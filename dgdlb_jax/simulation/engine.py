@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Carry, Checkpoints, DelayedSystem, FullStorage, delayed_scan, run_as_told
 from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
 from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
+from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import has_a_mesh, map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -94,13 +96,14 @@ def simulate(
     if isinstance(initial, tuple):
         routing, workload = initial
         initial = jnp.asarray(routing), jnp.asarray(workload)
+    policy = each_frontend(network, policy, type(policy).__name__)
     one = partial(jax.tree.map, lambda leaf: leaf[None])
     # A network with values keeps them within somebody's jit, so that the size of the delay buffer is known.
     with jax.ensure_compile_time_eval() if is_concrete(network) else nullcontext():
         networks = one(network)
     runs = simulate_batch(
         networks,
-        jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) else leaf, policy),
+        jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, policy),
         duration=duration,
         dt=dt,
         initial=None if initial is None else one(initial),
@@ -127,6 +130,7 @@ def simulate_batch(
     throw: bool = True,
     devices: int | None = None,
     lanes: int | None = None,
+    threads: int | None = None,
     adjoint: FullStorage | Checkpoints | None = None,
     extra_flow: ArrayLike | None = None,
     fused: bool = False,
@@ -136,7 +140,8 @@ def simulate_batch(
     **Arguments:** as for `simulate`, with a leading batch axis:
 
     - `networks`: a batch, from `stack` or a topology family.
-    - `policy`: parameters are scalars, `(batch,)` or `(batch, frontends, ...)`.
+    - `policy`: parameters are scalars, `(frontends,)` and shared by all networks, or `(batch, frontends, ...)`, where either axis may
+      be 1: `(batch, 1)` is one number for each network.
     - `duration`, `dt`: scalars or `(batch,)`. A network that reaches its end first stands still until all have.
     - `frames`: room for this many saved instants. With it the number of steps is data, not compiled in: batches of other durations,
       time steps and `save.every` share compiled code if their delay lines are equally long (`max_latency`). Room that is left over
@@ -144,6 +149,9 @@ def simulate_batch(
     - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`. A mesh of
       the user's (`jax.set_mesh`, or explicit axes) is left in charge: then the batch is spread as it lies.
     - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
+    - `threads`: parts of the batch that run at the same time, at most, on the one device of a CPU; by default what the environment
+      variable DGDLB_THREADS says, or one for each core that the process may use. Answers depend on it by rounding. One inside `jit`,
+      `grad`, `vmap` and threads of the user's.
     - `fused`: on a CUDA device, all steps in one kernel: 2 to 10 times as fast (benchmarks/README.md), the same answers up to rounding.
       For runs that keep nothing in between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`;
       networks up to about 32 x 32, constant or cyclic demand, curves given by formulas.
@@ -165,8 +173,7 @@ def simulate_batch(
     dtype = networks.latency.dtype
     if isinstance(initial, SimulationState):
         checks.resumable(initial, grid)
-    policy = jax.tree.map(jnp.asarray, policy)
-    checks.policy_fits(networks, policy)
+    policy = each_frontend(networks, policy, type(policy).__name__)
     inputs = _Inputs(
         network=networks.anonymous(),
         policy=policy,
@@ -198,14 +205,17 @@ def simulate_batch(
     largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
     free = is_concrete(inputs) and not has_a_mesh(networks.latency)
     spread = min(devices or (jax.local_device_count() if free else 1), size)
-    lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
+    parts = parts_for(size, inputs, threads) if free and spread == 1 else 1
+    lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / (spread * parts))))
     instants = frames or (count_frames(steps, save.every) + 1 if save.every and save.fields else 1)
     kept = Kept(save.fields, instants, save.resumable)
-    check_memory((size, networks.frontends, networks.backends), lanes * spread, grid.rows, kept, dtype.itemsize)
+    check_memory((size, networks.frontends, networks.backends), lanes * spread * parts, grid.rows, kept, dtype.itemsize)
     with _kernels().compiling(policy) if fused else nullcontext():
         sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
         runs = or_without(
-            lambda native: _run(inputs, dataclasses.replace(plan, native=native), spread, lanes),
+            lambda native: in_threads(
+                lambda part: _run(part, dataclasses.replace(plan, native=native), spread, lanes), inputs, parts
+            ),
             (jax.tree.structure((inputs, plan)), sizes, spread, lanes),
         )
     if throw:

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
-from dgdlb_jax.model.batch import each_network, per_frontend, require_double
+from dgdlb_jax.model.batch import each_frontend, each_network, per_frontend, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
@@ -105,9 +105,10 @@ def critical_mode(
     rule, best = policy_and_optimum("critical_step_size", network, policy, optimum)
     rule = DGDLB(1.0) if rule is None else rule
     check_smooth(rule)
-    factors = per_frontend(network, 1.0 if direction is None else direction)
+    factors = per_frontend(network, 1.0 if direction is None else direction, "direction")
+    rule = each_frontend(network, rule, type(rule).__name__)
     search = partial(each_network, _critical_mode, effort=_effort)
-    mode = on_host(search, network.anonymous(), jax.tree.map(jnp.asarray, rule), best, factors)
+    mode = on_host(search, network.anonymous(), rule, best, factors)
     if throw:
         require_served(network, best)
         raise_on_failure(mode.result, "critical_step_size")
@@ -234,7 +235,8 @@ def count_unstable_roots(
     rule = DGDLB(1.0) if rule is None else rule
     check_smooth(rule)
     require_served(network, best)
-    linear = each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, rule), best)
+    rule = each_frontend(network, rule, type(rule).__name__)
+    linear = each_network(linearise_one, network.anonymous(), rule, best)
     loop = LoopTransfer(scaled(linear, jnp.full(network.frontends, factor)))
     if not bool(loop.closed):
         return 0

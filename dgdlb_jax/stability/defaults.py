@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from dgdlb_jax.equilibrium.arguments import known_optimum, step_and_optimum
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint, slope_and_gain
 from dgdlb_jax.equilibrium.optimum import Optimum
-from dgdlb_jax.model.batch import each_network
+from dgdlb_jax.model.batch import each_network, per_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import is_concrete
 from dgdlb_jax.numerics.rounding import round_down, round_up
@@ -15,7 +15,7 @@ from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.start import default_start
 
 StepSize = ArrayLike | AbstractPolicy
-"""1/s^2: a scalar, one number per frontend (in a batch also one per network), or a policy that has such a `step_size`."""
+"""1/s^2: a scalar, one number per frontend (in a batch `(batch, frontends)` or `(batch, 1)` too), or a policy with a `step_size`."""
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
 _MATTERS = 1e-3  # of all traffic: what a backend has to receive for its chatter to be worth resolving
@@ -59,7 +59,7 @@ def slowest_decay_rate(
     The smaller of the slowest service, $\min_j a_j$, and of the slowest routing mode: the smallest eigenvalue of
     $A^{-1} \sum_i \lambda_i \eta_i P_i C$ on the support that is not zero by structure, $P_i = I - 11^T/k_i$.
 
-    **Arguments:** `step_size` in 1/s^2, a scalar or one number per frontend (in a batch also one per network), or a policy
+    **Arguments:** `step_size` in 1/s^2, a scalar or one number per frontend (in a batch also `(batch, frontends)`), or a policy
     that has one.
 
     **Returns:** a scalar, `(batch,)` for a batch; inf when nothing is in use.
@@ -67,7 +67,7 @@ def slowest_decay_rate(
     **Source:** own derivation (the limit of small step sizes of the linearised dynamics).
     """
     step, best = step_and_optimum("slowest_decay_rate", network, step_size, optimum)
-    return each_network(_slowest_decay_rate, network.anonymous(), _per_frontend(network, step), best)
+    return each_network(_slowest_decay_rate, network.anonymous(), per_frontend(network, step, "step_size"), best)
 
 
 def drain_time(
@@ -85,7 +85,7 @@ def drain_time(
 
     **Arguments:**
 
-    - `step_size`: in 1/s^2, a scalar or one number per frontend (in a batch also one per network), or a policy that has one.
+    - `step_size`: in 1/s^2, a scalar or one number per frontend (in a batch also `(batch, frontends)`), or a policy that has one.
     - `negligible`: arcs that would raise the mean latency by less than this fraction if they carried all of their frontend's
       traffic do not count.
 
@@ -97,7 +97,7 @@ def drain_time(
     return each_network(
         _drain_time,
         network.anonymous(),
-        _per_frontend(network, step),
+        per_frontend(network, step, "step_size"),
         best,
         jnp.asarray(negligible, network.latency.dtype),
     )
@@ -139,7 +139,7 @@ def suggest_dt(
     else:
         step = default_step_size(network, best) if step is None else step
         start = _default_workload(nameless) if workload is None else jnp.asarray(workload, network.latency.dtype)
-        dt = each_network(_dt_of_loop, nameless, _per_frontend(network, step), best, start)
+        dt = each_network(_dt_of_loop, nameless, per_frontend(network, step, "step_size"), best, start)
     return round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
 
 
@@ -157,7 +157,7 @@ def suggest_duration(
     """
     step, best = step_and_optimum("suggest_duration", network, step_size, optimum)
     step = default_step_size(network, best) if step is None else step
-    duration = each_network(_suggest_duration, network.anonymous(), _per_frontend(network, step), best)
+    duration = each_network(_suggest_duration, network.anonymous(), per_frontend(network, step, "step_size"), best)
     return round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
 
 
@@ -266,14 +266,6 @@ def _default_workload(network: Network) -> Float[Array, "*batch backends"]:
     if network.batch is not None:
         return default_start(network)[1]
     return default_start(jax.tree.map(lambda leaf: leaf[None], network))[1][0]
-
-
-def _per_frontend(network: Network, step_size: ArrayLike) -> Float[Array, "*batch frontends"]:
-    """A step size as one number per frontend; in a batch `(batch,)` is one number per network."""
-    step = jnp.asarray(step_size, network.latency.dtype)
-    if network.batch is None:
-        return jnp.broadcast_to(step, (network.frontends,))
-    return jnp.broadcast_to(step[:, None] if step.ndim == 1 else step, (network.batch, network.frontends))
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float[Array, "..."]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint
 from dgdlb_jax.equilibrium.optimum import Optimum
-from dgdlb_jax.model.batch import each_network
+from dgdlb_jax.model.batch import each_frontend, each_network
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
@@ -110,7 +110,8 @@ def linearise(
     rule, best = policy_and_optimum("linearise", network, policy, optimum)
     rule = DGDLB(1.0) if rule is None else rule
     check_smooth(rule)
-    return each_network(linearise_one, network.anonymous(), jax.tree.map(jnp.asarray, rule), best)
+    rule = each_frontend(network, rule, type(rule).__name__)
+    return each_network(linearise_one, network.anonymous(), rule, best)
 
 
 def check_smooth(policy: AbstractPolicy) -> None:

@@ -49,7 +49,7 @@ def calm_softmin(network: Network) -> Softmin:
         return jnp.maximum(one.latency, one.feedback_latency).max() + 1 / slope
 
     anonymous = network.anonymous()
-    time = unit(anonymous) if network.batch is None else jax.vmap(unit)(anonymous)
+    time = unit(anonymous) if network.batch is None else jax.vmap(unit)(anonymous)[:, None]
     return Softmin(3 * time, 1 / time)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.delay import rows_for
 from dgdlb_jax.numerics.results import InputError, Result
@@ -50,10 +51,8 @@ def time_step(
     **Returns:** seconds, a scalar or `(batch,)`.
     """
     dt = suggest_dt(network, step_size, optimum, workload=workload, jumps=not policy.differentiable)
-    own = policy.time_scale
-    own = own if own.ndim < 2 else own.min(axis=tuple(range(1, own.ndim)))
-    if network.batch is None:
-        own = own.min()
+    own = each_frontend(network, policy, type(policy).__name__).time_scale
+    own = own.min() if network.batch is None or own.ndim == 0 else own.reshape(network.batch, -1).min(1)
     return jnp.minimum(jnp.asarray(dt), _OWN_CLOCK * own)
 
 

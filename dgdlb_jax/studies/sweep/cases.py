@@ -155,7 +155,7 @@ def _balancer(
 ) -> AbstractPolicy:
     policy = BALANCERS[name].make(networks, optimum, step_size)
     for parameter, values in parameters.items():
-        policy = _with_parameter(policy, parameter, functools.partial(_replaced, jnp.asarray(values)), name)
+        policy = _with_parameter(policy, parameter, functools.partial(_replaced, jnp.asarray(values)[:, None]), name)
     return policy
 
 
