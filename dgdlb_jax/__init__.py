@@ -77,6 +77,14 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import spillover as spillover
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.plugins import AbstractExtension as AbstractExtension
+    from dgdlb_jax.simulation.plugins import AbstractStatistic as AbstractStatistic
+    from dgdlb_jax.simulation.plugins import Maximum as Maximum
+    from dgdlb_jax.simulation.plugins import Minimum as Minimum
+    from dgdlb_jax.simulation.plugins import Observable as Observable
+    from dgdlb_jax.simulation.plugins import TimeIntegral as TimeIntegral
+    from dgdlb_jax.simulation.plugins import TimeMean as TimeMean
+    from dgdlb_jax.simulation.plugins import View as View
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
     from dgdlb_jax.simulation.trajectory import Statistics as Statistics
@@ -136,6 +144,9 @@ _HOME = {
     ),
     "simulation.engine": ("simulate", "simulate_batch"),
     "numerics.delay": ("Checkpoints", "FullStorage"),
+    "simulation.plugins": (
+        "AbstractExtension", "AbstractStatistic", "Maximum", "Minimum", "Observable", "TimeIntegral", "TimeMean", "View",
+    ),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
