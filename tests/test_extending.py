@@ -133,7 +133,7 @@ class Crowding(dgd.AbstractStatistic):
 
 
 class Autoscaler(dgd.AbstractExtension):
-    """Capacity that follows the workload, heard of after a delay: z' = rate (1 + gain * N(t - delay) - z)."""
+    """Capacity that follows the workload, observed after a delay: z' = rate (1 + gain * N(t - delay) - z)."""
 
     seconds: jax.Array
     gain: jax.Array

@@ -16,7 +16,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Carry, Checkpoints, DelayedSystem, FullStorage, delayed_scan, run_as_told
 from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
-from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop, or_without
+from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.tiles import has_a_mesh, map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
@@ -27,17 +27,12 @@ from dgdlb_jax.simulation.clock import Clock
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.memory import Kept, check_memory
 from dgdlb_jax.simulation.observe import ObserveFields
+from dgdlb_jax.simulation.plan import Plan, check_frames, choose_lanes
 from dgdlb_jax.simulation.plugins import AbstractExtension
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
 from dgdlb_jax.simulation.step import StepState, delayed_system, overflow
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
-
-# Measured: benchmarks/bench_simulate.py prints half and twice the tile beside it.
-CACHE = 5e6  # bytes that the delay lines of a tile may take
-LANES = 128  # frontends x lanes at most: what a step computes with stays in the nearest cache
-SHARE = 0.15  # of an accelerator's memory that the delay lines of a tile may take; there are up to four copies at the end of a run
-NARROW = 128  # bytes of frontends x lanes at least: vector units are full, which outweighs the cache
 
 
 def simulate(
@@ -82,7 +77,7 @@ def simulate(
       little memory. Nothing else depends on it; forward mode needs none.
     - `extra_flow`: `(time, frontends, backends)`, requests/s that are sent at the saved instants (`save.every` steps apart) for the
       length of a step, besides what is routed: something to differentiate with respect to. Zero by default.
-    - `extensions`: state variables of your own that hear of the network through delays, see `AbstractExtension`.
+    - `extensions`: state variables of your own that observe the network through delays, see `AbstractExtension`.
 
     **Returns:** a `Trajectory`. `jax.grad`, `jax.vjp`, `jax.jvp` and `jax.linearize` work, with respect to all numbers in the network
     (latencies as well), the policy, `initial`, `extra_flow` and what `save` and `extensions` contain; second derivatives do not.
@@ -191,13 +186,13 @@ def simulate_batch(
     checks.same_extensions(inputs.initial, more_rows)
     size, steps = networks.batch, int(grid.steps.max())
     if frames is None:
-        plan = _Plan(
+        plan = Plan(
             grid.rows, steps, save.every, save.fields, save.summary, save.resumable, adjoint, size, fused=fused,
             extensions=more_rows,
         )  # fmt: skip
     else:
-        _check_frames(frames, steps, save.every, extra_flow is not None)
-        plan = _Plan(
+        check_frames(frames, steps, save.every, extra_flow is not None)
+        plan = Plan(
             grid.rows, None, None, save.fields, save.summary, save.resumable, frames=frames, extensions=more_rows
         )
     if inputs.extra is not None:
@@ -212,7 +207,7 @@ def simulate_batch(
     largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
     free = is_concrete(inputs, plugins) and not has_a_mesh(networks.latency)
     spread = min(devices or (jax.local_device_count() if free else 1), size)
-    lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / spread)))
+    lanes = min(largest, lanes or choose_lanes(networks, grid.rows, math.ceil(size / spread)))
     instants = frames or (count_frames(steps, save.every) + 1 if save.every and save.fields else 1)
     kept = Kept(save.fields, instants, save.resumable)
     check_memory((size, networks.frontends, networks.backends), lanes * spread, grid.rows, kept, dtype.itemsize)
@@ -242,23 +237,6 @@ class _Inputs(eqx.Module):
     extra: Float[Array, "batch instants frontends backends"] | None
 
 
-class _Plan(eqx.Module):
-    """Everything that is compiled in."""
-
-    rows: int = eqx.field(static=True)
-    steps: int | None = eqx.field(static=True)
-    every: int | None = eqx.field(static=True)
-    fields: tuple[str, ...] = eqx.field(static=True)
-    summary: bool = eqx.field(static=True)
-    resumable: bool = eqx.field(static=True)
-    adjoint: FullStorage | Checkpoints | None = eqx.field(static=True, default=None)
-    networks: int = eqx.field(static=True, default=0)
-    frames: int = eqx.field(static=True, default=0)
-    fused: bool = eqx.field(static=True, default=False)
-    native: bool = eqx.field(static=True, default=True)
-    extensions: tuple[int, ...] = eqx.field(static=True, default=())  # rows of the delay line of each
-
-
 def _steps_before(after: ArrayLike, dt: Float[np.ndarray, " batch"]) -> Int[Array, " batch"]:
     """How many steps begin before this time, but for the rounding of the quotient; in the graph if the time is traced."""
     library = np if is_concrete(after) else jnp
@@ -267,7 +245,7 @@ def _steps_before(after: ArrayLike, dt: Float[np.ndarray, " batch"]) -> Int[Arra
     return jnp.asarray(library.ceil(exact * (1 - rounding)), jnp.int32)
 
 
-def _check_fused(plan: _Plan, inputs: _Inputs, plugins: Plugins) -> None:
+def _check_fused(plan: Plan, inputs: _Inputs, plugins: Plugins) -> None:
     if plugins:
         raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
     if not device.on_gpu():
@@ -289,32 +267,8 @@ def _kernels():
     return fused
 
 
-def _check_frames(frames: int, steps: int, every: int | None, has_extra_flow: bool) -> None:
-    needed = 0 if every is None else count_frames(steps, every) + 1
-    if frames < needed:
-        raise InputError(
-            f"frames={frames} has no room for the {needed} instants of SaveAt(every={every}): raise one of them."
-        )
-    if has_extra_flow:
-        raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
-
-
-def _lanes(network: Network, rows: int, networks: int) -> int:
-    """How many networks run side by side on one device: on CPU a tile that fits the cache and one native function, else what fits
-    the memory."""
-    arcs, size = network.frontends * network.backends, network.latency.dtype.itemsize
-    if not device.on_cpu():
-        line = rows * arcs  # numbers
-        return max(1, int(min(networks, SHARE * device.memory() / (line * size))))
-    widest = min(LANES / network.frontends, (TOO_LARGE - 1) / arcs)
-    fitting = math.log2(CACHE / (rows * arcs * size))
-    narrowest = math.log2(NARROW / (network.frontends * size))
-    lanes = 2 ** max(math.floor(fitting), math.ceil(narrowest), 0)
-    return min(lanes, 2 ** math.floor(math.log2(max(1, widest))), networks)
-
-
 @eqx.filter_jit
-def _run(inputs: _Inputs, plugins: Plugins, plan: _Plan, spread: int, lanes: int) -> Trajectory:
+def _run(inputs: _Inputs, plugins: Plugins, plan: Plan, spread: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
     run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared[0]), shared[1], plan)
@@ -324,7 +278,7 @@ def _run(inputs: _Inputs, plugins: Plugins, plan: _Plan, spread: int, lanes: int
     return with_automatic_axes(run, inputs.network.latency)(batched, (shared, plugins))
 
 
-def _run_tile(inputs: _Inputs, plugins: Plugins, plan: _Plan) -> Trajectory:
+def _run_tile(inputs: _Inputs, plugins: Plugins, plan: Plan) -> Trajectory:
     network, dt = inputs.network, inputs.dt
     field = Field(network, inputs.policy)
     count_wires = "in_flight" in plan.fields
@@ -362,7 +316,7 @@ def _run_tile(inputs: _Inputs, plugins: Plugins, plan: _Plan) -> Trajectory:
     return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results), measured=measured)
 
 
-def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, plan: _Plan) -> tuple[Carry, dict[str, Any]]:
+def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, plan: Plan) -> tuple[Carry, dict[str, Any]]:
     """The run, and what is saved of it: time as second axis, behind the batch."""
     batch_first = partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, 0, 1))
     observe = lambda carry: system.observe(system.parameters, carry.k, carry.state)

@@ -1,4 +1,4 @@
-"""What a user adds to a run: observables, statistics, and state variables that hear of the network with a delay.
+"""What a user adds to a run: observables, statistics, and state variables that observe the network with a delay.
 
 All three are written for **one network**, and for one instant or one step. The simulator applies them to many networks at once, and
 differentiates them like everything else: in both modes, with respect to their own numbers as well.
@@ -198,7 +198,7 @@ class Minimum(_OfObservable):
 
 
 class AbstractExtension(eqx.Module):
-    r"""A state variable that hears of the network through delays, and may change how fast backends serve.
+    r"""A state variable that observes the network through delays, and may change how fast backends serve.
 
     $$ \dot z = velocity(view(t), z, y), \qquad y_a = signal_{s(a)}(t - delay_a), \qquad \ell_j \to capacity_j(z)\,\ell_j $$
 
