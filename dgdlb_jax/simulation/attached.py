@@ -149,8 +149,9 @@ class Applied:
 
     def observe(self, k: Int[Array, ""], state: Any) -> PyTree:
         """The user's observable, lanes first."""
-        seen = self.view(k, state)
-        return jax.vmap(lambda seen: jax.tree.map(jnp.asarray, self.plugins.observable(seen.time, seen)))(seen)
+        observable = self.plugins.observable
+        assert observable is not None
+        return jax.vmap(lambda seen: jax.tree.map(jnp.asarray, observable(seen.time, seen)))(self.view(k, state))
 
     def init(self) -> tuple[PyTree, ...]:
         """States of all statistics."""
@@ -325,6 +326,7 @@ def resume(several: tuple[ExtensionState, ...]) -> tuple[tuple[Extended, ...], t
     channels = []
     for own in several:
         assert own.line is not None
+        assert own.reading is not None
         ring = jnp.moveaxis(own.line, 0, -1)
         reading = jnp.moveaxis(own.reading, (0, 1, 2), (2, 1, 0))
         channels.append(ChannelState(DelayLine(ring.reshape(-1), len(ring)), reading.reshape(len(reading), -1)))

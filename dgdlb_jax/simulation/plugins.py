@@ -61,7 +61,7 @@ class Observable(eqx.Module):
     `("frontend", "backend")`; `units`; `description`.
     """
 
-    fn: Callable
+    fn: Any
     name: str = eqx.field(static=True)
     dims: tuple[str, ...] = eqx.field(static=True)
     units: str = eqx.field(static=True)
@@ -126,15 +126,15 @@ class _OfObservable(AbstractStatistic):
     """A reduction of an observable over time."""
 
     observable: Observable
+    name: str = eqx.field(static=True)
+    dims: tuple[str, ...] = eqx.field(static=True)
+    units: str = eqx.field(static=True)
+    description: str = eqx.field(static=True)
 
     def __init__(self, fn: Callable, **labels: Any):
         """`fn` and labels as for `Observable`."""
         self.observable = fn if isinstance(fn, Observable) else Observable(fn, **labels)
-
-    name = property(lambda self: self.observable.name)
-    dims = property(lambda self: self.observable.dims)
-    units = property(lambda self: self.observable.units)
-    description = property(lambda self: self.observable.description)
+        self.name, self.dims, self.units, self.description = Label.of(self.observable)
 
     def at(self, view: View) -> Array:
         """The observable's value."""
