@@ -103,6 +103,14 @@ if TYPE_CHECKING:
     from dgdlb_jax.reports.text import table as table
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.plugins import AbstractExtension as AbstractExtension
+    from dgdlb_jax.simulation.plugins import AbstractStatistic as AbstractStatistic
+    from dgdlb_jax.simulation.plugins import Maximum as Maximum
+    from dgdlb_jax.simulation.plugins import Minimum as Minimum
+    from dgdlb_jax.simulation.plugins import Observable as Observable
+    from dgdlb_jax.simulation.plugins import TimeIntegral as TimeIntegral
+    from dgdlb_jax.simulation.plugins import TimeMean as TimeMean
+    from dgdlb_jax.simulation.plugins import View as View
     from dgdlb_jax.simulation.requests.engine import simulate_requests as simulate_requests
     from dgdlb_jax.simulation.requests.engine import simulate_requests_batch as simulate_requests_batch
     from dgdlb_jax.simulation.requests.trajectory import RequestTrajectory as RequestTrajectory
@@ -182,6 +190,9 @@ _HOME = {
     "simulation.requests.engine": ("simulate_requests", "simulate_requests_batch"),
     "simulation.requests.trajectory": ("RequestTrajectory",),
     "numerics.delay": ("Checkpoints", "FullStorage"),
+    "simulation.plugins": (
+        "AbstractExtension", "AbstractStatistic", "Maximum", "Minimum", "Observable", "TimeIntegral", "TimeMean", "View",
+    ),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

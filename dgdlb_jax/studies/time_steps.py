@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
-from dgdlb_jax.numerics.delay import rows_for
+from dgdlb_jax.numerics.delay import delay_for, rows_for
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -181,7 +181,7 @@ class ResolvedRun:
                 dt=np.array([2 * dt, dt]),
                 initial=self._initial,
                 save=SaveAt(every, after=after, reference=self._reference, resumable=False),
-                max_latency=(rows - 2.5) * dt,
+                max_latency=delay_for(rows, dt),
                 frames=self._frames,
                 throw=False,
             )
