@@ -45,8 +45,9 @@ def best_step_size(
 
     $$ \max_{\eta} \; -\max \mathrm{Re}\, s(\eta) $$
 
-    First along a direction (a grid from a hundredth of the critical step size on, then golden section), then frontend by frontend if asked for (a local search that only accepts
-    what is better). It settles small deviations fastest; from far starts it is no safer than any other.
+    First along a direction (a grid from a hundredth of the critical step size on, then golden section), then frontend by frontend if
+    asked for (a local search that only accepts what is better). It settles small deviations fastest; from far starts it is no safer
+    than any other.
 
     **Arguments:**
 
