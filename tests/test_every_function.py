@@ -232,6 +232,7 @@ def test_tuning_is_never_worse_than_its_start(name):
     assert np.isfinite(tuned.history).all()
     assert float(tuned.value) == tuned.history.min() <= tuned.history[0]
     run = dgd.simulate(case, tuned.policy, **DGD)
+    assert run.statistics is not None
     assert float(run.statistics.mean_latency) == pytest.approx(float(tuned.value), rel=1e-9)
 
 
@@ -263,6 +264,7 @@ def test_a_hundred_thousand_steps_in_single_precision():
         run = dgd.simulate(
             case, dgd.DGDLB(0.05), duration=1e4, dt=0.1, save=dgd.SaveAt.statistics(), initial=(optimum.routing, optimum.workload)
         )  # fmt: skip
+        assert run.statistics is not None
         assert run.statistics.mean_latency.dtype == np.float32
         assert int(run.result) == Result.successful
     np.testing.assert_allclose(run.final.workload, exact.workload, rtol=2e-3)

@@ -73,7 +73,7 @@ def _size(batch: PyTree) -> int:
 
 
 def _most_threads(threads: int | None) -> int:
-    place, value = ("threads", threads) if threads is not None else (VARIABLE, os.environ.get(VARIABLE) or cores())
+    place, value = ("threads", threads) if threads is not None else (VARIABLE, os.getenv(VARIABLE) or cores())
     try:
         most = int(value)
     except (TypeError, ValueError):

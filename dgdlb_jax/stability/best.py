@@ -45,9 +45,9 @@ def best_step_size(
 
     $$ \max_{\eta} \; -\max \mathrm{Re}\, s(\eta) $$
 
-    First along a direction (a grid from a hundredth of the critical step size on, then golden section), then frontend by
-    frontend if asked for (a local search that only accepts
-    what is better). It settles small deviations fastest; from far starts it is no safer than any other.
+    First along a direction (a grid from a hundredth of the critical step size on, then golden section), then frontend by frontend if
+    asked for (a local search that only accepts what is better). It settles small deviations fastest; from far starts it is no safer
+    than any other.
 
     **Arguments:**
 
@@ -66,7 +66,7 @@ def best_step_size(
         raise InputError("best_step_size takes a single network: network[k] picks one out of a batch.")
     require_values("best_step_size", network, optimum, direction)
     optimum = known_optimum("best_step_size", network, optimum)
-    along = per_frontend(network, 1.0 if direction is None else direction, "direction")
+    along = per_frontend(network, 1.0 if direction is None else direction)
     limit = float(critical_step_size(network, optimum=optimum, direction=along))
     if not np.isfinite(limit):
         raise InputError(

@@ -71,6 +71,7 @@ def test_the_gradient_of_a_long_run(little, rng):
         found = dgd.simulate(
             network, dgd.DGDLB(step_size), duration=2e8 * DT, dt=DT, save=dgd.SaveAt.statistics(), adjoint=adjoint, throw=False
         )  # fmt: skip
+        assert found.statistics is not None
         return found.statistics.cost
 
     step = jax.ShapeDtypeStruct((), jnp.float64)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
+from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, line, run_as_told
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
@@ -91,10 +92,11 @@ def simulate_requests(
             f"simulate_requests takes one network, this is a batch of {network.batch}: use simulate_requests_batch, or network[0]."
         )
     one = partial(jax.tree.map, lambda leaf: leaf[None])
+    policy = each_frontend(network, policy, type(policy).__name__)
     if initial is not None:
         initial = one((jnp.asarray(initial[0]), jnp.asarray(initial[1])))
     runs = simulate_requests_batch(
-        one(network), jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) else leaf, policy), jnp.asarray(key)[None],
+        one(network), jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, policy), jnp.asarray(key)[None],
         duration=duration, dt=dt, scale=scale, discipline=discipline, count=count, after=after, save=save, initial=initial,
         follow=follow, longest_stay=longest_stay, max_latency=max_latency, throw=throw,
     )  # fmt: skip
@@ -137,7 +139,7 @@ def simulate_requests_batch(
         names = networks.frontend_names, networks.backend_names
         networks = repeat(networks.anonymous())
         initial = None if initial is None else repeat(initial)
-        policy = jax.tree.map(lambda leaf: repeat(leaf) if jnp.ndim(leaf) else leaf, policy)
+        policy = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None] if jnp.ndim(leaf) else leaf, policy)
     else:
         names = networks.frontend_names, networks.backend_names
     _check(networks, len(words), scale, discipline, count)
@@ -147,8 +149,7 @@ def simulate_requests_batch(
     steps = _common("duration / dt", grid.steps)
     if throw:
         checks.explain(networks, grid, max_latency)
-    policy = jax.tree.map(jnp.asarray, policy)
-    checks.policy_fits(networks, policy)
+    policy = each_frontend(networks, policy, type(policy).__name__)
     networks, dtype = networks.anonymous(), networks.latency.dtype
     begin = default_start(networks) if initial is None else check_start(networks, initial)
     assert isinstance(begin, tuple)
