@@ -66,7 +66,7 @@ def best_step_size(
         raise InputError("best_step_size takes a single network: network[k] picks one out of a batch.")
     require_values("best_step_size", network, optimum, direction)
     optimum = known_optimum("best_step_size", network, optimum)
-    along = per_frontend(network, 1.0 if direction is None else direction)
+    along = per_frontend(network, 1.0 if direction is None else direction, "direction")
     limit = float(critical_step_size(network, optimum=optimum, direction=along))
     if not np.isfinite(limit):
         raise InputError(
