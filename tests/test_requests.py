@@ -13,6 +13,7 @@ from dgdlb_jax.reports import requests_text
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
 from dgdlb_jax.studies.compare import ComparisonInProgress
+from dgdlb_jax.studies.noise import stationary_latency
 from dgdlb_jax.studies.requests import LEVELS, RequestOutcome, RequestStudy, RequestStudyInProgress
 from request_oracles import chain_of_steps, gradient_rule, simulate_events, stationary, stationary_counts
 
@@ -234,6 +235,19 @@ def test_the_gap_to_the_fluid_falls_like_one_over_the_scale():
         mean, error = run.across_runs()
         noise = float(served_after.sum() / RATES.sum()) / scale
         assert abs(mean - fluid - noise) < 4 * error
+
+
+def test_the_estimate_by_the_identity_varies_less_and_agrees():
+    """At the optimum of two equal backends noise costs rho / (1 - rho) requests each, exactly; least latency as a policy that jumps."""
+    optimum = dgd.solve_optimum(NETWORK)
+    flow = RATES @ np.asarray(optimum.routing)
+    exact = float(optimum.mean_latency) + (flow / (SERVICE - flow)).sum() / RATES.sum()
+    for policy, known in ((dgd.FixedRouting(optimum.routing), exact), (dgd.LeastLatency(), None)):
+        run = many_runs(policy, initial=(np.asarray(optimum.routing), np.asarray(optimum.workload)))
+        each, (direct, error) = stationary_latency(run, NETWORK, optimum), run.across_runs()
+        smaller = each.std(ddof=1) / np.sqrt(len(KEYS))
+        assert smaller < 0.6 * error
+        assert abs(each.mean() - (direct if known is None else known)) < 4 * (error if known is None else smaller)
 
 
 def test_requests_are_conserved_and_runs_depend_on_their_keys_alone():

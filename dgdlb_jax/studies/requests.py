@@ -20,6 +20,7 @@ from dgdlb_jax.policies.requests import LeastRequest, PeakEWMA, WeightedLeastReq
 from dgdlb_jax.simulation.requests.engine import simulate_requests_batch
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.comparison import Comparison
+from dgdlb_jax.studies.noise import stationary_latency
 from dgdlb_jax.studies.verdict import Verdict
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -37,7 +38,8 @@ class RequestOutcome:
     """What whole requests make of a balancer.
 
     - `balancer`: its name. `fluid`: mean latency of the fluid run, seconds.
-    - `mean`, `error`: mean latency with whole requests over all runs, and its standard error from their scatter, seconds.
+    - `mean`, `error`: mean latency with whole requests over all runs, and its standard error from their scatter, seconds: by
+      `stationary_latency`, which varies less than the latencies themselves.
     - `quantiles`: latencies that the parts `QUANTILES` of the requests do not exceed, seconds; NaN where requests live longer than
       they were followed.
     - `distribution`: the same at the parts `LEVELS`.
@@ -166,7 +168,8 @@ class RequestStudyInProgress:
         fluid = self._comparison.outcomes
         for name in self.names:
             run = self._run(name)
-            mean, error = run.across_runs()
+            each = stationary_latency(run, self._comparison.network, self._comparison.optimum, self._scale)
+            mean, error = float(each.mean()), float(each.std(ddof=1) / math.sqrt(self._seeds))
             found = [float(value) for value in run.latency_quantiles((*QUANTILES, *LEVELS))]
             quantiles, distribution = tuple(found[: len(QUANTILES)]), tuple(found[len(QUANTILES) :])
             counts = isinstance(self._policies[name], _COUNTING)
