@@ -14,42 +14,33 @@ from jaxtyping import Array, Float, PyTree
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError, is_concrete
-from dgdlb_jax.numerics.threads import in_threads, is_shared, parts_for
 
 _LANES = 4  # networks side by side on a CPU; they wait for the slowest of them, and few are faster there
-_CHUNK = 512  # networks at a time: what memory depends on
-# Frontends or backends: for larger matrices LAPACK starts threads of its own, and calls from several threads wait for each other's.
-_OWN_THREADS = 16
+_CHUNK = 512  # networks per call: what memory depends on
 
 
 def each_network(
-    function: Callable[..., Any],
-    network: Network,
-    *arguments: Any,
-    effort: Callable[..., Array] | None = None,
-    threads: int | None = None,
+    function: Callable[..., Any], network: Network, *arguments: Any, effort: Callable[..., Array] | None = None
 ) -> Any:
     """`function(network, *arguments)`, for a batch mapped over its leading axis; scalars and functions among them are shared.
 
-    **Arguments:** `effort(network, *arguments)`: a guess of the work, so that networks of equal effort run side by side; `threads`: how
-    many parts of a batch are computed at the same time, at most (see `parts_for`).
+    **Arguments:** `effort(network, *arguments)`: a guess of the work, so that networks of equal effort run side by side.
     """
-    together = (network, *arguments)
     if network.batch is None:
-        return _one(function, together)
+        return _one(function, (network, *arguments))
+    if not is_concrete(network, arguments):
+        return _many(function, effort, (network, *arguments))
     chunks = -(-network.batch // _CHUNK)
-    many = lambda part: _many(function, effort, part)
-    small = max(network.frontends, network.backends) <= _OWN_THREADS
-    parts = parts_for(min(network.batch, _CHUNK), together, threads) if small else 1
-    if chunks == 1 or not is_concrete(together):
-        return in_threads(many, together, parts)
+    if chunks == 1:
+        return _many(function, effort, (network, *arguments))
+    # One after the other: eigenvalues from several threads at once can block each other for ever (seen with jaxlib 0.10.2).
     edges = np.linspace(0, network.batch, chunks + 1).astype(int)
-    shared, batched = eqx.partition(together, is_shared)
-    done = []
+    shared, batched = eqx.partition((network, *arguments), _is_shared)
+    parts = []
     for begin, end in itertools.pairwise(edges):
         part = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], batched)
-        done.append(jax.block_until_ready(in_threads(many, eqx.combine(shared, part), parts)))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *done)
+        parts.append(jax.block_until_ready(_many(function, effort, eqx.combine(shared, part))))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def each_frontend(network: Network, parameters: PyTree, what: str) -> PyTree:
@@ -139,6 +130,10 @@ def require_double(network: Network, what: str) -> None:
         )
 
 
+def _is_shared(leaf: Any) -> bool:
+    return not eqx.is_array(leaf) or leaf.ndim == 0
+
+
 @eqx.filter_jit
 def _one(function, arguments):
     return function(*arguments)
@@ -146,7 +141,7 @@ def _one(function, arguments):
 
 @eqx.filter_jit
 def _many(function, effort, arguments):
-    shared, batched = eqx.partition(arguments, is_shared)
+    shared, batched = eqx.partition(arguments, _is_shared)
     size = jax.tree.leaves(batched)[0].shape[0]
 
     grouped = lambda function, batch: _in_groups(lambda part: function(*eqx.combine(shared, part)), batch, size)

@@ -37,10 +37,9 @@ def thread_limit(asked: int | None = None) -> int:
     name, given = ("threads", asked) if asked is not None else (VARIABLE, os.getenv(VARIABLE) or cores())
     try:
         number = int(given)
-        whole = number == float(given) and number > 0
     except (TypeError, ValueError, OverflowError):
-        whole = False
-    if not whole:
+        number = 0
+    if number < 1 or number != float(given):
         raise InputError(
             f"{name} is {given!r}: give a positive integer, 1 for a single thread, or leave it out for all cores."
         )

@@ -56,7 +56,6 @@ def critical_step_size(
     *,
     direction: ArrayLike | None = None,
     throw: bool = True,
-    threads: int | None = None,
 ) -> Float[Array, "*batch"]:
     r"""The exact limit of local stability: the step size at which DGD-LB begins to oscillate about the optimum.
 
@@ -73,8 +72,6 @@ def critical_step_size(
     - `optimum`: of that network; solved when left out. It may follow the network directly: `critical_step_size(network, optimum)`.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
     - `throw`: raise when the search gave up (seen only where slopes are many decades apart). Otherwise NaN stands for it.
-    - `threads`: how many parts of a batch are searched at the same time on a CPU, at most; as in `simulate_batch`. One for networks
-      larger than 16 x 16, whose eigenvalues LAPACK finds with threads of its own.
 
     **Returns:** a scalar (1/s^2 for the default policy), `(batch,)` for a batch; inf when no frontend has two active backends, or
     no latency delays the loop; 0 for a policy that is unstable however slow.
@@ -88,7 +85,7 @@ def critical_step_size(
 
     **Source:** own derivation; the generalised Nyquist criterion.
     """
-    return critical_mode(network, policy, optimum, direction=direction, throw=throw, threads=threads).step_size
+    return critical_mode(network, policy, optimum, direction=direction, throw=throw).step_size
 
 
 def critical_mode(
@@ -98,7 +95,6 @@ def critical_mode(
     *,
     direction: ArrayLike | None = None,
     throw: bool = True,
-    threads: int | None = None,
 ) -> CriticalMode:
     """`critical_step_size` with the oscillation that sets in there: its frequency, and who swings against whom.
 
@@ -110,7 +106,7 @@ def critical_mode(
     check_smooth(rule)
     factors = per_frontend(network, 1.0 if direction is None else direction, "direction")
     rule = each_frontend(network, rule, type(rule).__name__)
-    search = partial(each_network, _critical_mode, effort=_effort, threads=threads)
+    search = partial(each_network, _critical_mode, effort=_effort)
     mode = on_host(search, network.anonymous(), rule, best, factors)
     if throw:
         raise_on_failure(mode.result, "critical_step_size")
