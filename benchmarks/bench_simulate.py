@@ -23,7 +23,7 @@ import numpy as np
 
 import dgdlb_jax as dgd
 from common import machine, seconds
-from dgdlb_jax.simulation.engine import _lanes
+from dgdlb_jax.simulation.plan import choose_lanes
 
 jax.config.update("jax_enable_x64", options.double)
 DT, STEP_SIZE = 0.01, 0.05
@@ -176,7 +176,7 @@ def tiles() -> None:
         "\n| network | rows | networks side by side | DGD-LB, half of that | as chosen | twice that |\n|---|---|---|---|---|---|"
     )
     for size, rows in ((3, 128), (10, 128), (10, 1024), (32, 128), (32, 1024)):
-        chosen = _lanes(networks(1, size, size, rows), rows, 4096)
+        chosen = choose_lanes(networks(1, size, size, rows), rows, 4096)
         batch, steps = networks(4 * chosen, size, size, rows), max(2 * rows, 1000)
         unit = 1e9 / (4 * chosen * size**2 * steps)
         tried = [lanes for lanes in (chosen // 2, chosen, 2 * chosen) if lanes]

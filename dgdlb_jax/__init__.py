@@ -1,12 +1,29 @@
 """A differentiable simulator of load balancing with network latencies, after DGD-LB (arXiv:2504.10693).
 
 Names are resolved on first use, so that `import dgdlb_jax` costs nothing beyond what is used.
+
+What is where; imports run upwards in this table only:
+
+| in `dgdlb_jax/` | |
+|---|---|
+| `numerics` | projections, systems with delays and their derivatives: nothing about load balancing |
+| `model` | service curves, demands, networks, topologies: what is simulated |
+| `policies` | the balancers, one rule each, and their registry |
+| `simulation` | the engine: networks and a policy in, a trajectory out |
+| `equilibrium` | the certified optimum, feasibility, prices of demand and capacity |
+| `stability` | linearisation, critical step sizes, roots, and the defaults derived from them |
+| `gradients` | exact marginal latencies, tuning |
+| `fleets` | from files to a network, and importers of files that people have |
+| `studies` | comparisons, verdicts, sweeps, claims: what is asked of networks |
+| `reports` | text, tables, pictures, pages, exports: what people read |
+| `cli` | one module per command |
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgdlb_jax.equilibrium.at_rest import latency_at_rest as latency_at_rest
     from dgdlb_jax.equilibrium.optimum import Optimum as Optimum
     from dgdlb_jax.equilibrium.optimum import solve_optimum as solve_optimum
     from dgdlb_jax.equilibrium.prices import ShadowPrices as ShadowPrices
@@ -75,8 +92,28 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
     from dgdlb_jax.policies import register_policy as register_policy
     from dgdlb_jax.policies import spillover as spillover
+    from dgdlb_jax.policies.base import least as least
+    from dgdlb_jax.policies.latency import latency_as_seen as latency_as_seen
+    from dgdlb_jax.reports import gallery as plots  # noqa: F401 - an alias of another name
+    from dgdlb_jax.reports.export import write_export as write_export
+    from dgdlb_jax.reports.reproduce import reproduce as reproduce
+    from dgdlb_jax.reports.routing_csv import read_routing as read_routing
+    from dgdlb_jax.reports.stability_text import stability_report as stability_report
+    from dgdlb_jax.reports.text import report as report
+    from dgdlb_jax.reports.text import table as table
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.plugins import AbstractExtension as AbstractExtension
+    from dgdlb_jax.simulation.plugins import AbstractStatistic as AbstractStatistic
+    from dgdlb_jax.simulation.plugins import Maximum as Maximum
+    from dgdlb_jax.simulation.plugins import Minimum as Minimum
+    from dgdlb_jax.simulation.plugins import Observable as Observable
+    from dgdlb_jax.simulation.plugins import TimeIntegral as TimeIntegral
+    from dgdlb_jax.simulation.plugins import TimeMean as TimeMean
+    from dgdlb_jax.simulation.plugins import View as View
+    from dgdlb_jax.simulation.requests.engine import simulate_requests as simulate_requests
+    from dgdlb_jax.simulation.requests.engine import simulate_requests_batch as simulate_requests_batch
+    from dgdlb_jax.simulation.requests.trajectory import RequestTrajectory as RequestTrajectory
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
     from dgdlb_jax.simulation.trajectory import Statistics as Statistics
@@ -98,8 +135,12 @@ if TYPE_CHECKING:
     from dgdlb_jax.stability.roots import Spectrum as Spectrum
     from dgdlb_jax.stability.roots import characteristic_roots as characteristic_roots
     from dgdlb_jax.stability.sufficient import sufficient_step_size as sufficient_step_size
+    from dgdlb_jax.studies.balancers import BALANCERS as BALANCERS
+    from dgdlb_jax.studies.claims import read_claims as read_claims
     from dgdlb_jax.studies.compare import Comparison as Comparison
     from dgdlb_jax.studies.compare import compare as compare
+    from dgdlb_jax.studies.stability import study_networks as study_networks
+    from dgdlb_jax.studies.stability import tightness as tightness
     from dgdlb_jax.studies.sweep import open_sweep as open_sweep
     from dgdlb_jax.studies.sweep import sweep as sweep
 
@@ -134,12 +175,28 @@ _HOME = {
         "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest",
         "register_policy", "spillover",
     ),
+    "equilibrium.at_rest": ("latency_at_rest",),
+    "policies.base": ("least",),
+    "policies.latency": ("latency_as_seen",),
+    "reports.export": ("write_export",),
+    "reports.reproduce": ("reproduce",),
+    "reports.routing_csv": ("read_routing",),
+    "reports.stability_text": ("stability_report",),
+    "reports.text": ("report", "table"),
+    "studies.balancers": ("BALANCERS",),
+    "studies.claims": ("read_claims",),
+    "studies.stability": ("study_networks", "tightness"),
     "simulation.engine": ("simulate", "simulate_batch"),
+    "simulation.requests.engine": ("simulate_requests", "simulate_requests_batch"),
+    "simulation.requests.trajectory": ("RequestTrajectory",),
     "numerics.delay": ("Checkpoints", "FullStorage"),
+    "simulation.plugins": (
+        "AbstractExtension", "AbstractStatistic", "Maximum", "Minimum", "Observable", "TimeIntegral", "TimeMean", "View",
+    ),
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"conditions": "stability.conditions", "topologies": "model.topologies"}
+_MODULES = {"conditions": "stability.conditions", "plots": "reports.gallery", "topologies": "model.topologies"}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

@@ -20,11 +20,11 @@ from dgdlb_jax.numerics.delay.checkpoint import schedule
 from dgdlb_jax.numerics.delay.memory import Checkpoints, FullStorage, Memory
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
+from dgdlb_jax.numerics.totals import Total
 from dgdlb_jax.policies.base import AbstractFlowPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.greedy import LeastWorkload
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
-from dgdlb_jax.simulation.summary import Total
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, central_difference, small_network
 

@@ -14,7 +14,8 @@ from dgdlb_jax.numerics.native import TOO_LARGE
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.latency import LeastLatency
-from dgdlb_jax.simulation.engine import CACHE, LANES, NARROW, _lanes, simulate, simulate_batch
+from dgdlb_jax.simulation.engine import simulate, simulate_batch
+from dgdlb_jax.simulation.plan import CACHE, LANES, NARROW, choose_lanes
 from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.stability.critical import critical_step_size
 from dgdlb_jax.stability.defaults import suggest_duration
@@ -243,11 +244,11 @@ def test_tiles_fit_the_cache_and_one_native_function():
     """
     for size, rows in ((1, 16), (3, 128), (10, 128), (10, 4096), (32, 128), (32, 1024), (100, 128)):
         network = stack([wide(np.random.default_rng(0), size, size)])
-        lanes, arcs = _lanes(network, rows, 10**6), size**2
+        lanes, arcs = choose_lanes(network, rows, 10**6), size**2
         assert lanes & (lanes - 1) == 0
         assert lanes == 1 or (lanes * arcs < TOO_LARGE and lanes * size <= LANES)
         assert lanes == 1 or rows * lanes * arcs * 8 <= CACHE or (lanes // 2) * size * 8 < NARROW
-    assert _lanes(network, 128, 1) == 1
+    assert choose_lanes(network, 128, 1) == 1
 
 
 def test_one_axis_of_a_parameter_is_the_frontends_or_refused():

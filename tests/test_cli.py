@@ -1,8 +1,10 @@
 """The command line, as a person or a script uses it."""
 
+import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import pytest
 
 from dgdlb_jax.cli import main
 from dgdlb_jax.reports import status
-from helpers import own_process
+from helpers import ROOT, own_process
 
 xarray = pytest.importorskip("xarray")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -46,7 +48,7 @@ def _keep_jax_settings(tmp_path, monkeypatch):
 def finished(tmp_path_factory):
     """One run of `two-by-two` with all its files, from another process: (folder, JSON document)."""
     folder = tmp_path_factory.mktemp("run") / "new" / "out"
-    done = _dgdlb("run", "two-by-two", *SHORT, "--json", "--output", str(folder))
+    done = _dgdlb("run", "two-by-two", *SHORT, "--json", "--export", "istio", "--output", str(folder))
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
@@ -63,6 +65,10 @@ def _names(document):
 def test_json_is_all_there_is_on_standard_output(finished):
     _, document = finished
     assert document["fleet"] == "two-by-two"
+    for name in ("optimum", "dgd-lb"):
+        assert document["rounding"][name]["total"] == 100
+        assert 0 <= document["rounding"][name]["largest_error"] <= 0.01
+        assert abs(document["rounding"][name]["cost"]) < 0.01
     names = [row["balancer"] for row in document["balancers"]]
     assert names[0] == "DGD-LB"
     assert set(names) == {"DGD-LB", "least latency", "GMSR", "least workload", "proportional", "uniform", "nearest"}
@@ -104,7 +110,9 @@ def test_run_nc_holds_runs_inputs_units_and_versions(finished):
 def test_pictures_are_written_and_not_empty(finished):
     image = pytest.importorskip("matplotlib.image")
     folder, _ = finished
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["run.nc", *PICTURES])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["run.nc", "istio-dgd-lb.json", "istio-optimum.json", *PICTURES]
+    )
     for name in PICTURES:
         pixels = image.imread(folder / name)
         assert min(pixels.shape[:2]) > 200
@@ -136,6 +144,74 @@ def test_a_person_reads_a_verdict(finished, tmp_path):
         assert expected in done.stdout
     assert "Your current routing costs" in " ".join(done.stdout.split())
     assert (tmp_path / "dgdlb-two-by-two" / "run.nc").is_file()
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """A fleet with a measured curve and a routing in use: (what was printed, the report)."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = ("paris,amsterdam,0.2", "paris,osaka,0.8", "tokyo,osaka,1", "oregon,osaka,1")
+    (folder / "now.csv").write_text("\n".join(("frontend,backend,share", *rows)))
+    fleet = str(ROOT / "dgdlb_jax" / "data" / "example" / "fleet.toml")
+    options = ["--policies", "dgd-lb,least-latency", "--current", "now.csv", "--export", "envoy"]
+    done = _dgdlb("run", fleet, *SHORT, *options, "--report", "--output", "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, (folder / "out" / "report.html").read_text()
+
+
+def test_the_report_holds_what_the_terminal_prints(reported):
+    printed, page = reported
+    shown = " ".join(html.unescape(re.sub("<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)).split())
+    for heading in (
+        "backend gets (requests/s)",
+        "optimal mean latency with",
+        "Stability of",
+        "Measured",
+        "one-way latency",
+    ):
+        assert heading in printed
+    left_out = ("---", "written: ", "Stability of DGD-LB (more", "example under its demand")
+    for line in printed.splitlines():
+        if not line.strip().startswith(left_out):
+            for cell in re.split(r"\s{2,}", line.strip().removeprefix("Measured curve ")):
+                assert cell in shown, line
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome", "chromium-browser"))), None)
+_MEASURE = """<!doctype html><body><iframe id="page" style="width: {width}px; height: 900px; border: 0" srcdoc="{page}"></iframe>
+<script>document.getElementById("page").onload = (event) => {{
+  const page = event.target.contentDocument, width = page.documentElement.clientWidth;
+  const scrolls = (e) => e && (e.className == "wide" || e.tagName == "PRE" || scrolls(e.parentElement));
+  const wide = [...page.body.querySelectorAll("*")].filter(e => e.getBoundingClientRect().right > width + 1 && !scrolls(e));
+  const empty = [...page.images].filter(e => !e.naturalWidth);
+  const found = {{page: page.documentElement.scrollWidth, width, wide: wide.map(e => e.outerHTML.slice(0, 80)), empty: empty.length,
+    pictures: [...page.images].map(e => e.getBoundingClientRect().width)}};
+  document.body.innerHTML = "<pre>" + JSON.stringify(found).replaceAll("<", "(") + "</pre>";
+}}</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser is installed: chromium or google-chrome")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_page(reported, width, tmp_path):
+    """In a browser: tables and pictures scroll by themselves, and pictures keep a width at which their letters can be read."""
+    outer = tmp_path / "outer.html"
+    outer.write_text(_MEASURE.format(width=width, page=html.escape(reported[1])))
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--virtual-time-budget=20000",
+    ]
+    done = subprocess.run(
+        [BROWSER, *options, "--dump-dom", outer.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    found = json.loads(html.unescape(re.search("<pre>(.*)</pre>", done.stdout, flags=re.DOTALL)[1]))
+    assert found["page"] <= found["width"] <= width  # less a scroll bar
+    assert found["wide"] == []
+    assert found["empty"] == 0
+    assert len(found["pictures"]) == 4  # latency, routing, workloads, curves
+    assert min(found["pictures"]) >= 600
 
 
 def test_an_existing_folder_keeps_what_else_is_in_it(tmp_path):

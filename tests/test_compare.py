@@ -18,7 +18,7 @@ from dgdlb_jax.numerics.formatting import percent, seconds
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.static import FixedRouting, Uniform
 from dgdlb_jax.reports.routing_csv import read_routing
-from dgdlb_jax.reports.text import report, verdict
+from dgdlb_jax.reports.text import flow_cells, report, verdict
 from dgdlb_jax.reports.text_table import columns
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT
 from dgdlb_jax.studies.compare import DGD, compare
@@ -165,6 +165,11 @@ def test_the_report_reads_well(comparison):
     for expected in ("pair: 2 frontends, 2 backends, 8.00 requests/s", "west", "virginia", "DGD-LB finds the optimum"):
         assert expected in text
     assert not any(line != line.rstrip() for line in text.splitlines())
+    # What backends get comes before who sends where, and adds up.
+    header, rows = flow_cells(comparison)
+    assert text.index(header[0]) < text.index("sends at the optimum")
+    assert header[2:] == ("at the optimum", "under DGD-LB")
+    assert sum(float(row[2]) for row in rows) == pytest.approx(8.0, abs=0.01)
 
 
 def test_starts(comparison):
@@ -205,6 +210,14 @@ def test_values_out_of_range_are_named(changes, named):
         compare(small_network(), ["dgd-lb"], **(SETTINGS | changes))
 
 
+def test_a_part_of_a_comparison(comparison):
+    some = comparison.select("uniform", DGD)
+    assert list(some.runs) == ["uniform", DGD]
+    assert some.outcomes["uniform"] == comparison.outcomes["uniform"]
+    with pytest.raises(InputError, match="did you mean uniform"):
+        comparison.select("unifrom")
+
+
 def test_progress_ends_complete():
     told = []
     compare(small_network(), ["uniform", "nearest"], **SETTINGS, progress=lambda *news: told.append(news))
@@ -239,6 +252,21 @@ def test_a_flat_trace_has_the_optimum_as_its_reference(flat, comparison):
     document = to_json(flat)["balancers"][0]
     assert document["verdict"] == "settled"
     assert document["null_because"]["settle_time"].endswith("demand moves")
+
+
+def test_no_percentage_over_a_reference_that_queues_cannot_follow(flat):
+    """The same run as if its bins had lasted half a second: a request spends 0.7 s at a backend."""
+    assert flat.unmeasurable is None
+    fast = dataclasses.replace(flat, network=small_network(arrival_rate=Trace(0.5, flat.network.demand.rates)))
+    steady, service = fast.unmeasurable
+    assert steady == 0.5
+    # Above the 0.5 s of a lone request, below that of a backend which gets 6 of its 8 (1 - exp(-N / 4)) requests/s.
+    assert 0.5 < service <= 4 * math.log(4) / 6 + 1e-6
+    assert math.isnan(fast.outcomes["uniform"].excess)
+    entry = json.loads(json.dumps(to_json(fast), allow_nan=False))["balancers"][0]
+    assert entry["null_because"]["excess"].startswith("Demand stays as it is for 500 ms")
+    assert "no percentages over it" in report(fast).replace("\n", " ")
+    assert "no percentages over it" not in report(flat).replace("\n", " ")
 
 
 def test_mean_rates_and_a_trace_share_compiled_programs(flat, comparison):

@@ -94,6 +94,7 @@ def test_rows_for_holds_the_delay_and_little_more(delay, dt):
     rows = delay_line.rows_for(delay, dt)
     assert not delay_line.taps(jnp.asarray([delay / dt]), jnp.asarray([0]), 1, rows).overflow.any()
     assert rows <= math.ceil(delay / dt) + 3
+    assert rows == delay_line.rows_for(max(delay_line.delay_for(rows, dt), 0.0), dt)
 
 
 @pytest.mark.parametrize("delay", [5.0, 5.5, 1e9, np.inf, np.nan])

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dgdlb_jax.cli import build_parser, main
+from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.reports.export import mean_latency, rounding_costs, routings, write_export
+from dgdlb_jax.reports.export import rounding_costs, roundings, routings, write_export
 from dgdlb_jax.reports.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
 from dgdlb_jax.reports.exporters.envoy import envoy_bootstrap
 from dgdlb_jax.reports.routing_csv import read_routing
@@ -58,12 +59,12 @@ def test_every_format_is_read_back_as_it_was_written(form, fleet, rng, tmp_path)
     found = np.asarray(read_routing(tmp_path / "now", fleet).routing)
     np.testing.assert_allclose(found, exporter.rounded(shares), atol=1e-8)
     assert np.abs(found - shares).max() <= (1 / exporter.total if exporter.total else 1e-8)
-    assert mean_latency(fleet, found) == pytest.approx(mean_latency(fleet, exporter.rounded(shares)), rel=1e-6)
+    assert latency_at_rest(fleet, found) == pytest.approx(latency_at_rest(fleet, exporter.rounded(shares)), rel=1e-6)
 
 
 def test_mean_latency_is_that_of_the_optimum(comparison):
     """At its own routing, by Little's law: the same figure from workloads that were computed another way."""
-    found = mean_latency(comparison.network, routings(comparison)["optimum"])
+    found = latency_at_rest(comparison.network, routings(comparison)["optimum"])
     assert found == pytest.approx(float(comparison.optimum.mean_latency), rel=1e-6)
 
 
@@ -73,9 +74,12 @@ def test_the_cost_of_rounding_is_said(comparison):
     assert "dgd-lb" in dgd
     assert rounding_costs(comparison, "csv") == []
     exact, rounded = routings(comparison)["optimum"], EXPORTERS["istio"].rounded(routings(comparison)["optimum"])
-    worse = mean_latency(comparison.network, rounded) / mean_latency(comparison.network, exact) - 1
+    worse = latency_at_rest(comparison.network, rounded) / latency_at_rest(comparison.network, exact) - 1
     assert worse >= 0
     assert f"{worse:+.4%}" in optimum
+    found = roundings(comparison, "istio")
+    assert found["optimum"] == (100, pytest.approx(worse), pytest.approx(np.abs(rounded - exact).max()))
+    assert roundings(comparison, "json") == {}
 
 
 def strict(schema):

@@ -1,4 +1,5 @@
-"""What a user adds from outside the package: a policy, a curve, a topology, a demand; each in one call, each used everywhere."""
+"""What a user adds from outside the package: a policy, a curve, a topology, a demand, each in one call, each used everywhere; an
+observable, a statistic, and a state variable with a delayed channel."""
 
 import json
 import subprocess
@@ -104,6 +105,73 @@ class Fading(dgd.AbstractDemand):
 
     def jumps_within(self, start, length):
         return jnp.zeros_like(self.mean), jnp.zeros_like(self.mean)
+
+
+def surplus(t, view):
+    """How much faster requests arrive at a backend than they are served, requests/s."""
+    return view.inflow - view.service_rate
+
+
+class Crowding(dgd.AbstractStatistic):
+    """exp(sharpness * workload), summed over backends and averaged over time."""
+
+    sharpness: jax.Array
+    name: str = eqx.field(static=True, default="crowding")
+    dims: tuple = eqx.field(static=True, default=())
+    units: str = eqx.field(static=True, default="1")
+    description: str = eqx.field(static=True, default="mean of the exponential workload")
+
+    def init(self, network):
+        return jnp.zeros((), network.latency.dtype)
+
+    def update(self, state, before, after, step):
+        ends = [jnp.exp(self.sharpness * view.workload).sum() for view in (before, after)]
+        return state + step * sum(ends) / 2
+
+    def finish(self, state, duration):
+        return state / duration
+
+
+class Autoscaler(dgd.AbstractExtension):
+    """Capacity that follows the workload, observed after a delay: z' = rate (1 + gain * N(t - delay) - z)."""
+
+    seconds: jax.Array
+    gain: jax.Array
+    rate: float = eqx.field(static=True, default=0.5)
+    name: str = eqx.field(static=True, default="autoscaler")
+
+    def init(self, network):
+        return jnp.ones(network.backends)
+
+    def delay(self, network):
+        return jnp.broadcast_to(self.seconds, (network.backends,))
+
+    def signal(self, view, state):
+        return view.workload
+
+    def velocity(self, view, state, received):
+        return self.rate * (1 + self.gain * received - state)
+
+    def capacity(self, state):
+        return state
+
+
+class Received(dgd.AbstractExtension):
+    """How many of its requests have reached a backend since the start, for every arc."""
+
+    name: str = eqx.field(static=True, default="received")
+
+    def init(self, network):
+        return jnp.zeros_like(network.latency)
+
+    def delay(self, network):
+        return network.latency
+
+    def signal(self, view, state):
+        return view.flow
+
+    def velocity(self, view, state, received):
+        return received
 
 
 @family()
@@ -267,3 +335,93 @@ def test_every_class_of_the_registry_is_public():
     built_in = [entry for entry in POLICIES.values() if isinstance(entry.policy, str)]
     assert {entry.load().__name__ for entry in built_in} <= set(dgd.__all__)
     assert all(isinstance(getattr(dgd, entry.load().__name__), type) for entry in built_in)
+
+
+SETTINGS = {"duration": 5.0, "dt": 0.05, "max_latency": 0.4}
+
+
+def three(mine) -> dgd.Network:
+    network = two_by_two(mine["Halfway"])
+    return dgd.stack([network, network.with_latency_scale(0.5), network.with_latency_scale(2.0)])
+
+
+def test_observables_and_statistics_are_those_that_they_repeat(mine):
+    """What a run keeps and sums up itself is what a plug-in sees, in a batch that ends at different times, behind `after`."""
+    queue = dgd.Observable(lambda t, view: view.workload, name="queue", dims="backend", units="requests")
+    charged = lambda t, view: view.workload.sum() + (view.flow * view.network.cost_latency).sum()
+    extremes = dgd.Maximum(queue.fn, name="highest"), dgd.Minimum(queue.fn, name="lowest")
+    own = dgd.TimeMean(queue), dgd.TimeIntegral(charged, name="cost"), *extremes, mine["Crowding"](0.1)
+    save = dgd.SaveAt(every=7, fn=queue, after=1.0, statistics=own)
+    settings = SETTINGS | {"duration": np.array([5.0, 3.0, 4.2])}
+    runs = dgd.simulate_batch(three(mine), dgd.DGDLB(0.02), save=save, **settings)
+    found, known = runs.measured, runs.statistics
+    assert known is not None
+    np.testing.assert_array_equal(runs.observed, runs.workload)
+    np.testing.assert_allclose(found["queue"], known.mean_workload, rtol=1e-12)
+    np.testing.assert_allclose(found["cost"], known.cost, rtol=1e-12)
+    np.testing.assert_array_equal(found["highest"], known.highest_workload)
+    np.testing.assert_array_equal(found["lowest"], known.lowest_workload)
+    table = runs.to_xarray()
+    assert table["queue"].dims == ("batch", "time", "backend")
+    assert (table["window_queue"].dims, table["window_queue"].units) == (("batch", "backend"), "requests")
+    assert table["window_crowding"].long_name == "mean of the exponential workload"
+    # Jensen's inequality, and nearly constant workloads.
+    bound = np.exp(0.1 * np.asarray(known.mean_workload)).sum(-1)
+    assert np.all(found["crowding"] >= bound)
+    np.testing.assert_allclose(found["crowding"], bound, rtol=1e-2)
+
+
+def test_a_statistic_an_observable_and_their_numbers_are_differentiated(mine):
+    def total(values):
+        step, sharpness = values
+        save = dgd.SaveAt(every=20, fields=(), fn=mine["surplus"], statistics=(mine["Crowding"](sharpness),))
+        runs = dgd.simulate_batch(three(mine), dgd.DGDLB(step), save=save, **SETTINGS)
+        return runs.measured["crowding"].sum() + (runs.observed**2).sum()
+
+    total, at = jax.jit(total), jnp.array([0.02, 0.1])
+    gradient = jax.grad(total)(at)
+    for direction in jnp.eye(2):
+        expected = central_difference(lambda size, along=direction: total(at + size * along), jnp.asarray(0.0), 1.0)
+        assert float(gradient @ direction) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_extension_is_simulated_differentiated_and_resumed(mine):
+    save = dgd.SaveAt(every=20, fn=lambda t, view: view.extensions["autoscaler"])
+
+    def run(values, duration=5.0, initial=None):
+        own = (mine["Autoscaler"](values[0], values[1]), mine["Received"]())
+        settings = SETTINGS | {"duration": duration}
+        return dgd.simulate_batch(three(mine), dgd.DGDLB(0.02), initial=initial, save=save, extensions=own, **settings)
+
+    at = jnp.array([0.333, 0.03])
+    whole, first = run(at), run(at, 2.5)
+    rest = run(at, 2.5, first.final)
+    jax.tree.map(np.testing.assert_array_equal, whole.final, rest.final)
+    np.testing.assert_array_equal(whole.observed[:, -1], whole.final.extensions[0].state)
+    # Where the second extension adds up flow that was sent a latency ago, what is missing of all that was sent is on the wires.
+    assert whole.in_flight is not None
+    sent = 5.0 * np.asarray(whole.arrival_rate)[:, 0].sum(-1)
+    came = np.asarray(whole.final.extensions[1].state).sum((1, 2))
+    before = np.asarray(whole.in_flight)[:, 0]
+    np.testing.assert_allclose(sent - came, np.asarray(whole.in_flight)[:, -1] - before, atol=1e-9)
+    total = jax.jit(lambda values: run(values).final.workload.sum())
+    gradient = jax.grad(total)(at)
+    for direction in jnp.eye(2):
+        expected = central_difference(lambda size, along=direction: total(at + size * along), jnp.asarray(0.0), 1.0)
+        assert float(gradient @ direction) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_plug_in_that_does_not_fit_is_one_sentence(mine):
+    network, policy = two_by_two(dgd.Hyperbolic), dgd.DGDLB(0.02)
+    mean = dgd.TimeMean(mine["surplus"])
+    scaler = mine["Autoscaler"](0.1, 0.1)
+    start = dgd.simulate(network, policy, duration=1.0, dt=0.05).final
+    for settings, expected in (
+        ({"save": dgd.SaveAt.statistics(mean, mean)}, "Two statistics are called 'surplus'"),
+        ({"extensions": (mine["Autoscaler"](-0.1, 0.1),)}, "give finite delays that are not negative"),
+        ({"extensions": (scaler,), "initial": start}, "give the same extensions"),
+    ):
+        with pytest.raises(dgd.InputError, match=expected):
+            dgd.simulate(network, policy, duration=1.0, dt=0.05, **settings)
+    with pytest.raises(dgd.InputError, match="saves no instants"):
+        dgd.SaveAt(None, fn=mine["surplus"])

@@ -15,7 +15,7 @@ from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import project_simplex
 from dgdlb_jax.policies.gradient import DGDLB
-from dgdlb_jax.simulation import engine, fused
+from dgdlb_jax.simulation import engine, fused, plan
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import CURVES, POLICIES, SETTINGS, single_precision, small_network, some_of, some_start
@@ -205,10 +205,10 @@ def test_tiles_fit_the_memory_of_the_device(accelerator, monkeypatch):
     )
     monkeypatch.setattr(device, "memory", lambda: 80e9)
     line = 1000 * 100 * network.latency.dtype.itemsize
-    assert engine._lanes(network, 1000, 10**9) == int(engine.SHARE * 80e9 / line)
-    assert engine._lanes(network, 1000, 7) == 7
+    assert plan.choose_lanes(network, 1000, 10**9) == int(plan.SHARE * 80e9 / line)
+    assert plan.choose_lanes(network, 1000, 7) == 7
     monkeypatch.setattr(device, "memory", lambda: float("inf"))
-    assert engine._lanes(network, 1000, 10**6) == 10**6
+    assert plan.choose_lanes(network, 1000, 10**6) == 10**6
 
 
 def test_a_delay_line_that_cannot_be_counted_is_refused():

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.cli import main
+from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.fleets import FleetWarning, load_fleet
-from dgdlb_jax.reports.export import mean_latency
 from dgdlb_jax.reports.exporters import EXPORTERS, Names
 from dgdlb_jax.reports.routing_csv import read_routing
 from test_importers import RATES, SAVED, query_range
@@ -70,7 +70,7 @@ def test_from_raw_files_to_envoy(raw, capsys):
     names = Names(network.frontend_names, network.backend_names)
     (raw / "envoy.json").write_text(exporter.write(exporter.rounded(np.asarray(optimum.routing)), names))
     found = np.asarray(read_routing(raw / "envoy.json", network).routing)
-    assert mean_latency(network, found) == pytest.approx(float(optimum.mean_latency), rel=1e-4)
+    assert latency_at_rest(network, found) == pytest.approx(float(optimum.mean_latency), rel=1e-4)
 
 
 def test_every_figure_has_its_origin_above_it(raw):
@@ -106,6 +106,20 @@ def test_what_no_file_says_can_be_told(raw):
     np.testing.assert_allclose(network.arrival_rate[0] / network.arrival_rate[1], 3, rtol=1e-12)
     np.testing.assert_array_equal(network.service.count, [3, 2])
     assert float(network.latency[0, 1]) == 0.002
+
+
+def test_one_day_for_all_cities_by_the_sun(raw, capsys):
+    """Hourly counts, and cities 82 degrees apart: the sun is 5.4 hours later, which is 5 bins."""
+    (raw / "day.csv").write_text("time_s,requests\n" + "".join(f"{3600 * k},{k + 1}\n" for k in range(24)))
+    (raw / "cities.csv").write_text(
+        "from,to,rtt_ms\nParis,Toronto,90\nToronto,Paris,90\nParis,Paris,1\nToronto,Toronto,1\n"
+    )
+    files = ["cities.csv", "runs", "day.csv"]
+    assert main(["import", *files, "--fleet", "sun.toml", "--shift-s", "longitude"]) == 0
+    paris, toronto = np.asarray(quietly("sun.toml", demand="trace").demand.rates).T
+    assert (np.argmax(toronto) - np.argmax(paris)) % 24 == round((2.37 + 79.38) / 15)
+    assert main(["import", *files, "--fleet", "x.toml", "--shift-s", "longitude", "--frontends", "Paris,Lutetia"]) == 2
+    assert 'Where "Lutetia" lies is not known' in capsys.readouterr().err
 
 
 def test_prometheus_alone_beside_latencies(raw):

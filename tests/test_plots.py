@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.model.service import Hyperbolic, fit_service
 from dgdlb_jax.reports import plots
+from dgdlb_jax.reports.axes import tell_apart
+from dgdlb_jax.reports.curve_plots import measured_curve
 from dgdlb_jax.simulation.trajectory import SimulationState, Statistics, Trajectory
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT
 from dgdlb_jax.studies.compare import DGD, Comparison
@@ -172,6 +174,35 @@ def test_latency_lines_are_on_a_log_axis_with_the_optimum_dashed(comparison):
     assert "nearest: diverging" in texts
     dashed = [line for line in ax.get_lines() if line.get_linestyle() == "--" and len(line.get_ydata()) == 2]
     assert dashed[0].get_ydata()[0] == pytest.approx(0.1)
+
+
+def test_the_time_axis_is_logarithmic_and_shows_the_beginning(comparison):
+    ax = plots.latency_over_time(comparison)
+    assert ax.get_xscale() == "log"
+    assert ax.get_xlim() == pytest.approx((60 / (INSTANTS - 1), 60.0))
+
+
+def test_lines_that_coincide_take_turns():
+    """Three lines, of which two are the same: both get dashes in the other's gaps, the third stays as it is."""
+    ax = Figure().subplots()
+    x = np.linspace(0, 1, 50)
+    lines = [ax.plot(x, y)[0] for y in (x, x, 1 - x)]
+    tell_apart(ax, lines)
+    (first, on), (second, _), alone = (line._unscaled_dash_pattern for line in lines)
+    assert abs(second - first) == on[0]
+    assert on[0] == on[1]
+    assert alone == (0, None)
+
+
+def test_a_measured_curve_shows_its_points_and_its_range():
+    """The point past the highest throughput is hollow, and the fitted curve ends at the highest."""
+    fit = fit_service([1, 2, 4, 8, 16], [1.0, 1.8, 3.0, 4.0, 3.5])
+    ax = measured_curve(fit, operating=[3.0])
+    shown = {line.get_label(): line for line in ax.get_lines()}
+    np.testing.assert_allclose(shown["measured"].get_xdata(), [1, 2, 4, 8])
+    np.testing.assert_allclose(shown["left out"].get_xydata(), [[16, 3.5]])
+    np.testing.assert_allclose(shown["fitted"].get_xdata()[[0, -1]], [1, 8])
+    assert 1.8 < shown["at the optimum"].get_ydata()[0] < 3.0  # between its neighbours
 
 
 def test_workload_bands_hold_the_series(comparison):

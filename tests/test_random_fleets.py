@@ -1,7 +1,7 @@
 """Fleets of all kinds end in a verdict that a run four times as long with half the step confirms; how long each took is printed.
 
 A comparison ends after a fixed amount of work. Where a large fleet has not come to rest by then it says *moving* or *too short to
-judge*, which is no verdict: these are counted apart.
+judge*, which is no verdict.
 """
 
 import time
@@ -29,7 +29,7 @@ def confirmed(short: Outcome, long: Outcome) -> bool:
 
 def longer(found: Comparison, key: str) -> Outcome:
     name = BALANCERS[key].label
-    again = compare(found.network, [key], dt=found.time_steps[name] / 2, duration=4 * found.duration)
+    again = compare(found.network, [key], dt=found.time_steps[name] / 2, duration=4 * found.outcomes[name].duration)
     return again.outcomes[name]
 
 
@@ -53,16 +53,15 @@ def check(seeds: range, sizes: tuple) -> tuple[list[str], list[str], list[float]
 
 
 @pytest.mark.parametrize(
-    ("seeds", "sizes", "most_undecided"),
+    ("seeds", "sizes"),
     [
-        pytest.param(range(20), SIZES, 0.0, id="20"),
-        pytest.param(range(1000, 1200), LARGE, 0.1, id="200", marks=pytest.mark.full),
+        pytest.param(range(20), SIZES[1:], id="20"),
+        pytest.param(range(1000, 1200), LARGE, id="200", marks=pytest.mark.full),
     ],
 )
-def test_verdicts_are_confirmed(seeds, sizes, most_undecided):
+def test_verdicts_are_confirmed(seeds, sizes):
     failures, undecided, taken = check(seeds, sizes)
     print(f"{len(seeds)} fleets, {max(taken):.1f} s at most")
     print("not confirmed:", *failures, sep="\n  ")
     print("no verdict:", *undecided, sep="\n  ")
-    assert len(failures) <= 0.02 * len(seeds) * len(POLICIES)
-    assert len(undecided) <= most_undecided * len(seeds) * len(POLICIES)
+    assert len(failures) + len(undecided) <= 0.02 * len(seeds) * len(POLICIES)

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+import dgdlb_jax.studies.sweep
 from dgdlb_jax import load_fleet, open_sweep
 from dgdlb_jax.cli import build_parser
-from dgdlb_jax.studies.sweep import read_spec
 from helpers import ROOT, own_process
 
 README = (ROOT / "README.md").read_text()
@@ -20,10 +20,10 @@ def _blocks(language: str) -> list[str]:
 
 
 CHECKS = """
-# Averaged over the first 2000 steps, the way there included: 6 % over the optimum in the median, 20 % at most; nobody beats it.
-assert excess.shape == (1000,)
-assert 0.03 < float(jnp.median(excess)) < 0.08
-assert 0 < float(excess.min()) < float(excess.max()) < 0.25
+# Over the last fifth of 20 000 steps, which few of these networks need to settle in: 1 % over the optimum in the median, 11 % at most.
+assert excess.shape == (200,)
+assert 0.005 < float(jnp.median(excess)) < 0.03
+assert 0 < float(excess.min()) < float(excess.max()) < 0.2
 assert float(abs(run.routing.sum(-1) - 1).max()) < 1e-12
 assert found["excess"].shape == (3, 3)
 """
@@ -42,16 +42,9 @@ def test_python_blocks_run_in_order(tmp_path):
 
 def test_the_fleet_of_the_readme_loads(tmp_path):
     (tmp_path / "my-fleet.toml").write_text(_blocks("toml")[0])
-    (tmp_path / "gpu.csv").write_text(_blocks("csv")[0])
     network = load_fleet(tmp_path / "my-fleet.toml")
     assert network.frontend_names == ("paris", "tokyo")
     assert float(network.nominal_capacity[0]) == pytest.approx(3 * 9.2, rel=1e-3)
-
-
-def test_the_sweep_of_the_readme_is_read(tmp_path):
-    (tmp_path / "my-sweep.toml").write_text(_blocks("toml")[1])
-    spec = read_spec(tmp_path / "my-sweep.toml")
-    assert (spec.dimensions, spec.size) == (("policy", "seed", "regime"), 24)
 
 
 def test_the_sweep_behind_the_picture_runs_and_shows_what_the_text_says(tmp_path):
@@ -74,8 +67,15 @@ def test_the_sweep_behind_the_picture_runs_and_shows_what_the_text_says(tmp_path
         assert float(far[0]) > float(far[2])
 
 
+def test_it_is_short():
+    assert len(README.splitlines()) <= 250
+
+
 def test_commands_are_known_to_the_command_line():
-    lines = [line.split("#")[0] for block in _blocks("sh") for line in block.splitlines()]
+    text = README + dgdlb_jax.studies.sweep.__doc__
+    lines = [
+        line.split("#")[0] for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
+    ]
     commands = [
         shlex.split(line.partition("dgdlb ")[2]) for line in lines if re.match(r"((srun|mpirun) .*)?dgdlb ", line)
     ]

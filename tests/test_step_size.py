@@ -154,7 +154,9 @@ def test_dgdlb_settles_at_the_optimum(family, count):
     assert np.nanmin(excess) > -1e-9  # the certificate: nobody beats the optimum at rest
 
 
-@pytest.mark.parametrize("fleet", ["small-models", "global-prefill", "global-llm"])
+@pytest.mark.parametrize(
+    "fleet", ["global-prefill", "global-llm", pytest.param("small-models", marks=pytest.mark.full)]
+)
 def test_real_fleets_settle_from_every_start(fleet):
     """Excess below 0.2 %, swing of 1 % over the last fifth: after 100 s, 900 s with seconds of service.
 

@@ -89,10 +89,10 @@ def kill_until_done(tmp_path, kills, rng, spec):
     return path, halfway
 
 
-def test_killed_three_times_it_ends_the_same(tmp_path, rng):
-    spec = small(seeds=240)  # 60 chunks: more than three runs of a fraction of a second can finish
-    path, halfway = kill_until_done(tmp_path, 3, rng, spec)
-    assert halfway == 3
+def test_killed_it_ends_the_same(tmp_path, rng):
+    spec = small(seeds=120)  # 30 chunks: more than a run of a fraction of a second can finish
+    path, halfway = kill_until_done(tmp_path, 1, rng, spec)
+    assert halfway == 1
     assert not list(path.rglob("*.part*"))
     sweep(spec, tmp_path / "whole.zarr", progress=False).close()
     assert files(path) == files(tmp_path / "whole.zarr")

@@ -84,6 +84,20 @@ def test_heatmap_has_the_medians(dataset):
     assert np.ma.is_masked(shown[1, -1])
 
 
+def test_a_heatmap_of_other_inputs_shows_one_policy_and_says_which(dataset):
+    """Two loads besides: the medians of DGD-LB alone, although the other balancer diverges at the last step."""
+    wider = xarray.concat([dataset, dataset], xarray.DataArray([0.5, 0.7], dims="load", name="load"))
+    ax = pictures.standard_pictures(wider)["heatmap"].axes[0]
+    assert "made-up, DGD-LB: excess" in ax.get_title(loc="left")
+    expected = np.log10(dataset["excess"].sel(policy="dgd-lb").quantile(0.5, "seed", method="nearest").values)
+    np.testing.assert_allclose(ax.images[0].get_array(), np.stack([expected] * 2))
+    assert "DGD-LB" not in pictures.heatmap(dataset).get_title(loc="left")  # there the balancers are the rows
+
+
+def test_nothing_is_drawn_where_nothing_settles(dataset):
+    assert "settling" not in pictures.standard_pictures(dataset.assign(settle_time=np.nan * dataset["settle_time"]))
+
+
 def test_distribution_ends_where_values_are_infinite(dataset):
     found = lines(pictures.distribution(dataset))
     assert found["DGD-LB"].get_ydata()[-1] == 1

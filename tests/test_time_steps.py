@@ -1,21 +1,24 @@
 """Runs whose accuracy is measured: how fine a step is, what it depends on, and what is said of it."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dgdlb_jax.equilibrium.optimum import solve_optimum
+from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies import DGDLB, LeastLatency, PeakEWMA, SampledDGDLB, Softmin, Uniform
-from dgdlb_jax.reports.text import resolution, run_facts
+from dgdlb_jax.reports.text import notes, resolution, run_facts
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.studies import compare as comparing
 from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.compare import ComparisonInProgress, compare
 from dgdlb_jax.studies.starts import start_state
-from dgdlb_jax.studies.time_steps import ACCURATE, Grid, ResolvedRun, time_step
+from dgdlb_jax.studies.time_steps import ACCURATE, Grid, ResolvedRun, time_step, what_sets
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -87,9 +90,26 @@ def test_a_rule_with_a_clock_of_its_own_is_resolved():
         np.testing.assert_allclose(time_step(networks, policy, step, optimum), [expected], rtol=1e-9)
 
 
+def test_what_sets_a_step_is_said():
+    """A tenth of the fastest service or of the rule's own clock where that is the step, the loop or the jumps where it is shorter."""
+    own = PeakEWMA(decay=0.01)
+    assert what_sets(own, 0.001, 1.0) == "the rule's own time constant"
+    assert what_sets(DGDLB(0.05), 0.1, 1.0) == "the fastest service"
+    assert what_sets(DGDLB(0.05), 0.05, 1.0) == "the loop of news and reaction"
+    assert what_sets(LeastLatency(), 0.05, 1.0) == "the jumps of the rule"
+    said = ComparisonInProgress(pair(), ["dgd-lb"], duration=1.0)
+    assert set(said.comparison.set_by) == set()  # nothing has run
+    assert said._set_by == {DGD: "the fastest service"}
+
+
 def test_a_given_step_is_used_as_it_is():
     found = compare(pair(), ["dgd-lb", "least-latency"], dt=0.03, duration=6.0)
     assert found.time_steps == {DGD: 0.03, "least latency": 0.03}
+    assert not found.set_by
+    told = dataclasses.replace(
+        found, set_by={DGD: "the fastest service", "least latency": "the jumps of the rule, halved"}
+    )
+    assert "set by the fastest service (1); the jumps of the rule, halved (1)" in resolution(told)
     for run in found.runs.values():
         assert float(run.final.time_step) == 0.03
 
@@ -105,6 +125,33 @@ def test_long_runs_end_early_and_say_so(monkeypatch):
     assert "wait for it" not in "\n".join(run_facts(whole.comparison))
     given = ComparisonInProgress(pair(), ["dgd-lb"], duration=1000.0)
     assert given.grid.duration == 1000.0
+
+
+def test_all_of_a_long_trace_is_run_with_twice_the_step(monkeypatch):
+    trace = Trace(10.0, np.full((20, 2), [6.0, 2.0]))
+    whole = ComparisonInProgress(pair(arrival_rate=trace), ["dgd-lb"])
+    monkeypatch.setattr(comparing, "PATIENCE", 1e-4)
+    work = ComparisonInProgress(pair(arrival_rate=trace), ["dgd-lb"])
+    assert work.grid == whole.grid
+    assert work.comparison.dt == 2 * whole.comparison.dt
+    assert ComparisonInProgress(pair(arrival_rate=trace), ["dgd-lb"], dt=0.05).comparison.dt == 0.05
+
+
+def test_without_a_verdict_a_balancer_runs_longer(monkeypatch):
+    """From 3 s, too short for anybody, four times as long and again; its figures are those of that run, its series those of all."""
+    network = pair()
+    monkeypatch.setattr(comparing, "suggest_duration", lambda *_: 3.0)
+    found = compare(network, ["dgd-lb", "uniform"])
+    row = found.outcomes[DGD]
+    assert (found.duration, row.verdict.name) == (3.0, "settled")
+    assert row.duration in (12.0, 48.0, 192.0)
+    assert [float(runs[DGD].time[-1]) for runs in (found.runs, found.judged)] == [3.0, row.duration]
+    same = compare(network, ["dgd-lb"], duration=row.duration, dt=found.time_steps[DGD]).outcomes[DGD]
+    assert row.mean_latency == pytest.approx(same.mean_latency, rel=1e-9)
+    assert "DGD-LB: not decided after 3.00 s, so it ran for" in "\n".join(notes(found))
+    monkeypatch.setattr(comparing, "PATIENCE", 1e-9)
+    assert not compare(network, ["dgd-lb"]).longer
+    assert not compare(network, ["dgd-lb"], duration=3.0).longer
 
 
 def test_what_is_known_so_far_is_a_comparison():

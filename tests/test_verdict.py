@@ -95,6 +95,30 @@ def test_verdicts(judged, workload, expected):
     assert Verdict(int(judged(workload).verdict)).name == expected
 
 
+@pytest.mark.parametrize(
+    ("workload", "beside", "expected"),
+    [
+        (wave(0.5, factor=0.9), wave(0.4), "oscillating"),  # one dies out, the other goes on
+        (wave(0.5, period=25.0), wave(0.4), "oscillating"),  # one has no two turns, the other has
+        (ramp(0.5), wave(0.4), "oscillating"),
+        (wave(0.5, factor=0.9), wave(0.03), "moving"),  # what goes on is small beside what dies out
+        (wave(0.5, period=25.0), wave(0.03), "too_short"),
+        (ramp(0.5), wave(0.03), "moving"),
+        (wave(0.5, factor=0.9), wave(0.4, factor=0.9), "moving"),
+    ],
+)
+def test_a_fleet_swings_on_where_one_of_its_largest_swings_does(judged, workload, beside, expected):
+    assert Verdict(int(judged(workload, beside=beside).verdict)).name == expected
+
+
+def test_slowly_fading_swings_are_told_from_steady_ones(judged):
+    """Over ten periods 0.97 makes 0.74, below the fifth that counts, and 0.99 makes 0.90."""
+    fading = {factor: bool(judged(wave(0.5, factor=factor)).fading) for factor in (0.97, 0.99, 1.0, 1.03)}
+    assert fading == {0.97: True, 0.99: False, 1.0: False, 1.03: False}
+    assert not judged(wave(0.5, factor=0.9)).fading  # moving, which says as much
+    assert not judged(wave(0.01, factor=0.97)).fading  # settled
+
+
 def test_the_swing_is_that_of_backends_that_matter(judged):
     assert float(judged(2e-7 * wave(1.9)).swing) == 0
     assert float(judged(wave(0.3)).swing) == pytest.approx(0.3, rel=1e-3)

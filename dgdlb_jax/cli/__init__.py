@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _forget_output()
         what = clipped(str(error.filename)) if error.filename else "Standard output, or a file,"
-        return _refuse(f"{what} cannot be used ({error.strerror or error}): make room, or correct its permissions.")
+        return _refuse(
+            f"{what} cannot be used ({error.strerror or error}): make room, choose another name, or correct its permissions."
+        )
     except BaseException as error:  # what an import or a library makes of an interrupt may be another exception
         if not (heard.any or isinstance(error, KeyboardInterrupt)):
             raise

@@ -92,6 +92,19 @@ def _cache_folder() -> Path | None:
 
 
 @contextlib.contextmanager
+def quick_compilation(wanted: bool) -> Iterator[None]:
+    """Compile with few optimisations: a loop over a tiny network runs for less time than it would take to optimise it."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", before or wanted)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@contextlib.contextmanager
 def notes() -> Iterator[None]:
     """Warnings about a fleet's tables as lines that a person can read."""
     with warnings.catch_warnings(record=True) as caught:

@@ -83,7 +83,11 @@ def _add_choices(add) -> None:
     )
     add("--weights", metavar="X,X", type=_numbers, default=(), help="shares of the traffic, one for each frontend")
     add(
-        "--shift-s", metavar="S,S", type=_numbers, default=(), help="how much later each frontend sees one common trace"
+        "--shift-s",
+        metavar="S,S",
+        type=_shifts,
+        default=(),
+        help="how much later each frontend sees one common trace; longitude: by where the cities lie, from the first one on",
     )
     add("--load", metavar="X", type=positive, default=0.7, help="total rate over capacity (default: 0.7)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
@@ -106,6 +110,10 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers") from None
+
+
+def _shifts(text: str) -> tuple[float, ...] | str:
+    return text if text == "longitude" else _numbers(text)
 
 
 def import_files(options: argparse.Namespace) -> None:

@@ -5,7 +5,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgdlb_jax.cli.common import interrupt_heard, names, notes, positive, require_extra, set_up_jax
+from dgdlb_jax.cli.common import (
+    interrupt_heard,
+    names,
+    notes,
+    positive,
+    quick_compilation,
+    require_extra,
+    set_up_jax,
+)
 from dgdlb_jax.policies.registry import POLICIES
 
 if TYPE_CHECKING:
@@ -13,6 +21,8 @@ if TYPE_CHECKING:
 
 HEADLINE = ("small-models", "global-llm")
 """What `dgdlb run` runs when no fleet is named."""
+
+_TINY = 64  # links up to which compiling would take longer than it saves
 
 _ABOUT = """Find the optimal routing of a fleet, then let DGD-LB and the balancers in use today run in it from the
 same start. Prints what each of them costs over the optimum, whether it settles, oscillates or lets queues grow
@@ -25,6 +35,7 @@ _EXAMPLES = """examples:
   dgdlb run global-llm --demand trace
   dgdlb run my-fleet.toml --report --export envoy
   dgdlb run two-by-two --policies dgd-lb,least-latency --duration 60
+  dgdlb run two-by-two --requests --scale 10
   dgdlb run two-by-two --json --no-files | jq '.balancers[] | [.balancer, .excess]'
 
 words, about the last fifth of the run and the backends that get more than 0.1 % of the work:
@@ -115,6 +126,23 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         help="folder for run.nc and pictures (default: ./dgdlb-FLEET; with several "
         "fleets, a folder for each inside DIR)",
     )
+    add(
+        "--requests",
+        action="store_true",
+        help="run the balancers with whole requests at random as well: mean latency with its error, percentiles, what noise costs",
+    )
+    add(
+        "--scale",
+        metavar="N",
+        type=positive,
+        help="with --requests: rates and replicas times N (default: 1, the fleet as it is)",
+    )
+    add("--seeds", metavar="N", type=int, help="with --requests: runs of each balancer (default: 16)")
+    add(
+        "--discipline",
+        choices=("ps", "fcfs"),
+        help="with --requests: processor sharing (default), or first come, first served",
+    )
     add("--report", action="store_true", help="write report.html as well: tables and pictures in one file")
     add(
         "--export",
@@ -147,10 +175,11 @@ def run_fleets(options: argparse.Namespace) -> None:
     fleets = list(dict.fromkeys(options.fleets)) or list(HEADLINE)
     where = dict.fromkeys(fleets) if options.no_files else folders(fleets, options.output)
     chosen = ("demand", "policies", "current", "step_size", "start", "dt", "duration", "report", "export")
-    settings = Settings(**{name: getattr(options, name) for name in chosen})
+    settings = Settings(**{name: getattr(options, name) for name in chosen}, **_about_requests(options))
     with notes():
         jobs = [Job(settings, fleet, where[fleet]) for fleet in fleets]  # complaints come before any work
-    with status(options.quiet) as told:
+    tiny = all(job.network.frontends * job.network.backends <= _TINY for job in jobs)
+    with quick_compilation(tiny), status(options.quiet) as told:
         show = (lambda text: None) if options.json else told.show
         try:
             for k, job in enumerate(jobs):
@@ -167,6 +196,20 @@ def run_fleets(options: argparse.Namespace) -> None:
         _print_json([job.document() for job in jobs], len(jobs) == 1)
     elif len(jobs) > 1:
         print(f"\n{side_by_side([job.comparison for job in jobs if job.comparison is not None])}")
+
+
+def _about_requests(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of runs with whole requests, as far as they were given."""
+    from dgdlb_jax.numerics.results import InputError
+
+    found = {
+        name: getattr(options, name) for name in ("scale", "seeds", "discipline") if getattr(options, name) is not None
+    }
+    if found and not options.requests:
+        raise InputError(f"--{next(iter(found))} is about whole requests: give --requests as well.")
+    if found.get("seeds", 2) < 2:
+        raise InputError(f"--seeds {found['seeds']}: a standard error needs at least 2 runs.")
+    return {"requests": options.requests, **found}
 
 
 def _tell_what_is_known(jobs: "list[Job]", options: argparse.Namespace) -> None:

@@ -104,6 +104,13 @@ def solve_optimum(network: Network, *, throw: bool = True, threads: int | None =
     return optimum
 
 
+def require_served(network: Network, optimum: Optimum) -> None:
+    """Raise `InputError` for a single network with values that has no optimum, because it asks for more than can be served."""
+    if network.batch is None and is_concrete(network, optimum) and int(optimum.result) == Result.infeasible:
+        explain_infeasible(network, optimum.result)
+        raise_on_failure(optimum.result, "solve_optimum")
+
+
 def _tiling(networks: PyTree) -> tuple[int, int]:
     """How many networks are solved side by side, and on how many devices."""
     batch, frontends, backends = networks[1].shape

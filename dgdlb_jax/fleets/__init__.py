@@ -89,6 +89,7 @@ by content, and a `FleetWarning` says what was understood (`dgdlb import` does t
   Prometheus' `query_range`.
 """
 
+from dgdlb_jax.fleets.curves import Service as Service
 from dgdlb_jax.fleets.load import FleetInfo as FleetInfo
 from dgdlb_jax.fleets.load import FleetWarning as FleetWarning
 from dgdlb_jax.fleets.load import Source as Source
@@ -96,4 +97,5 @@ from dgdlb_jax.fleets.load import describe_fleet as describe_fleet
 from dgdlb_jax.fleets.load import fleet_names as fleet_names
 from dgdlb_jax.fleets.load import list_fleets as list_fleets
 from dgdlb_jax.fleets.load import load_fleet as load_fleet
+from dgdlb_jax.fleets.load import read_measured as read_measured
 from dgdlb_jax.model.document import write_fleet as write_fleet

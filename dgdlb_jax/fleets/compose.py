@@ -13,11 +13,15 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers import Curve, Demand, Finding, Latencies
+from dgdlb_jax.fleets.importers.words import normal
 from dgdlb_jax.fleets.load import load_fleet
 from dgdlb_jax.fleets.tidy import curve_csv, demand_csv, latency_csv
+from dgdlb_jax.model.cities import CITIES
 from dgdlb_jax.model.document import check_not_inputs, toml_value, write_all
 from dgdlb_jax.numerics.results import InputError
 
+_SECONDS_PER_DEGREE = 240.0  # of longitude: the sun goes round in a day
+_SUN = "how much later the sun is than over {}, by longitude and in whole bins: a modelling choice, everybody has the same day"
 _LOAD = 0.7  # of the highest measured throughput, where nobody says how many servers there are
 
 F = TypeVar("F", Latencies, Demand, Curve)
@@ -29,7 +33,8 @@ class Choices:
 
     - `frontends`, `backends`: names; by default those of the demand, and every region that latencies lead to.
     - `curves`: the curve of each backend, by its name; `replicas`: servers behind each backend, one number for all or one for each.
-    - `weights`: shares of the traffic, one for each frontend; `shift_s`: how much later each of them sees one common day.
+    - `weights`: shares of the traffic, one for each frontend; `shift_s`: how much later each of them sees one common day, or
+      `"longitude"`: an hour for every 15 degrees that it lies west of the first of them.
     - `load`: total rate over nominal capacity, for files without demand or without replicas.
     - `inside_ms`: one way, inside a region.
     """
@@ -39,7 +44,7 @@ class Choices:
     curves: tuple[str, ...] = ()
     replicas: tuple[float, ...] = ()
     weights: tuple[float, ...] = ()
-    shift_s: tuple[float, ...] = ()
+    shift_s: tuple[float, ...] | str = ()
     load: float = _LOAD
     inside_ms: float | None = None
 
@@ -286,9 +291,25 @@ def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends:
     page.section("demand.trace", "dgdlb run FLEET --demand trace; without it the mean rates")
     page.put("kind", "trace", _said(demand))
     page.put("table", table, "requests per bin, scaled to the mean rates")
-    if choices.shift_s:
+    if isinstance(choices.shift_s, str):
+        page.put("shift_s", _by_longitude(frontends, demand.width), _SUN.format(frontends[0]))
+    elif choices.shift_s:
         shifts = list(_for_each(choices.shift_s, frontends, "shift"))
         page.put("shift_s", shifts, "how much later each frontend sees the day, as told: a modelling choice")
+
+
+def _by_longitude(frontends: tuple[str, ...], width: float) -> list[float]:
+    """Seconds by which the sun is later than over the first frontend, the shorter way round, in whole bins."""
+    known = {normal(city): longitude for city, (_, longitude) in CITIES.items()}
+    unknown = [name for name in frontends if normal(name) not in known]
+    if unknown:
+        raise InputError(
+            f'Where "{clipped(unknown[0])}" lies is not known, so no day can be shifted by longitude: name a city '
+            f"({listed(sorted(CITIES))}), or give a number of seconds for each frontend."
+        )
+    first, *_ = longitudes = [known[normal(name)] for name in frontends]
+    west = [(first - longitude + 180) % 360 - 180 for longitude in longitudes]
+    return [round(degrees * _SECONDS_PER_DEGREE / width) * width for degrees in west]
 
 
 def _sources(page: _Page, found: Iterable[Latencies | Curve | Demand]) -> None:

@@ -19,10 +19,27 @@ from dgdlb_jax.model.service import (
 
 
 class Service(NamedTuple):
-    """The curve over all backends, and the fits that it came from."""
+    """The curve over all backends, and what it was made of: for each backend the name of its curve, by name the curves and fits (None
+    for those that were not measured), and the replicas."""
 
     curve: AbstractService
-    fits: tuple[ServiceFit, ...]
+    chosen: tuple[str, ...]
+    parts: dict[str, tuple[AbstractService, ServiceFit | None]]
+    replicas: np.ndarray | None
+
+    @property
+    def fits(self) -> dict[str, ServiceFit]:
+        """Curve name -> fit, of those that were measured."""
+        return {name: fit for name, (_, fit) in self.parts.items() if fit is not None}
+
+    def refitted(self, fits: Mapping[str, ServiceFit]) -> AbstractService:
+        """The curve over all backends with other fits of some curves: of the same shape as it was, so that compiled code serves both,
+        unless a fit has more components than usual."""
+        curves = {name: curve for name, (curve, _) in self.parts.items()} | {
+            name: fit.service for name, fit in fits.items()
+        }
+        curve = concatenate([curves[name] for name in self.chosen])
+        return curve if self.replicas is None else Replicas(curve, self.replicas)
 
 
 def read_service(document: Section, backends: Section, names: tuple[str, ...], folder: Folder) -> Service:
@@ -34,10 +51,11 @@ def read_service(document: Section, backends: Section, names: tuple[str, ...], f
     for name, section in known.items():
         if name not in used:
             _read_curve(section, folder)  # a curve nobody uses is still held to the rules
-    curve = concatenate([read[name][0] for name in chosen])
+    curve, replicas = concatenate([read[name][0] for name in chosen]), None
     if "replicas" in backends:
-        curve = backends.build(Replicas, curve, np.array(backends.numbers("replicas", len(names), above=True)))
-    return Service(curve, tuple(fit for _, fit in read.values() if fit is not None))
+        replicas = np.array(backends.numbers("replicas", len(names), above=True))
+        curve = backends.build(Replicas, curve, replicas)
+    return Service(curve, chosen, read, replicas)
 
 
 def _chosen_curves(backends: Section, names: tuple[str, ...], known: dict[str, Section]) -> tuple[str, ...]:

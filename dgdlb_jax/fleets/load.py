@@ -15,6 +15,7 @@ from dgdlb_jax.fleets.latencies import Places, read_latencies
 from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import closest
+from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
 
 _SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "sources")
@@ -75,9 +76,15 @@ def load_fleet(fleet: str | Path, *, demand: str | None = None) -> Network:
     """
     document, folder = _open(fleet)
     network, service = _read(document, folder, demand)
-    for text in (*document.notes, *(str(fit) for fit in service.fits if fit.is_doubtful)):
+    for text in (*document.notes, *(str(fit) for fit in service.fits.values() if fit.is_doubtful)):
         warnings.warn(text, FleetWarning, stacklevel=2)
     return network
+
+
+def read_measured(fleet: str | Path) -> Service:
+    """The service curves of a fleet and the measurements behind them. Arguments and errors are those of `load_fleet`."""
+    document, folder = _open(fleet)
+    return read_service(document, document.section("backends"), document.section("backends").names("names"), folder)
 
 
 def describe_fleet(fleet: str | Path) -> FleetInfo:
@@ -95,7 +102,7 @@ def describe_fleet(fleet: str | Path) -> FleetInfo:
         service_time=(float(alone.min()), float(alone.max())),
         demands=("constant", *document.section("demand", {}).sections()),
         sources=_sources(document),
-        fits=tuple(str(fit) for fit in service.fits),
+        fits=tuple(str(fit) for fit in service.fits.values()),
     )
 
 
@@ -118,13 +125,9 @@ def _open(fleet: str | Path) -> tuple[Section, Folder]:
     if isinstance(fleet, str) and fleet in fleet_names():
         return parse(_data() / f"{fleet}.toml"), _data()
     path = Path(fleet)
-    try:
-        missing = not path.exists()
-    except (OSError, ValueError):
-        missing = True
-    if missing and not (isinstance(fleet, Path) or path.suffix == ".toml" or len(path.parts) > 1):
+    if not exists(path) and not (isinstance(fleet, Path) or path.suffix == ".toml" or len(path.parts) > 1):
         raise _unknown(str(fleet))
-    if path.is_dir():
+    if is_folder(path):
         raise InputError(f"{path} is a folder: give the path of the fleet's .toml file.")
     return parse(path), path.parent
 

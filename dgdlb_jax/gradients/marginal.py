@@ -11,7 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
-from dgdlb_jax.numerics.results import ConvergenceError, InputError, Result, first_failure, raise_on_failure
+from dgdlb_jax.numerics.results import (
+    ConvergenceError,
+    InputError,
+    Result,
+    first_failure,
+    raise_on_failure,
+    require_values,
+)
 from dgdlb_jax.numerics.simplex import project_tangent_cone
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State
@@ -119,7 +126,9 @@ def marginal_latency(
         )
     if network.batch is not None:
         raise InputError(f"marginal_latency takes one network, this is a batch of {network.batch}: use network[0].")
-    run_on = _run_on(network, policy, duration) if run_on is None else run_on
+    if run_on is None:
+        require_values("marginal_latency without run_on", network, policy)
+        run_on = _run_on(network, policy, duration)
     settings = {
         "dt": dt,
         "max_latency": _roomy_latency(network, dt) if max_latency is None else max_latency,
@@ -132,6 +141,7 @@ def marginal_latency(
         duration=duration,
         dt=dt,
         initial=initial,
+        max_latency=max_latency,
         throw=throw,
         save=SaveAt(every=1, fields=("workload",), resumable=False),
     )

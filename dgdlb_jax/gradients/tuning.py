@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -79,6 +79,7 @@ def tune(
         raise InputError(
             f"{type(policy).__name__} jumps, so a run has no gradient to tune it by: use its smooth relative, Softmin."
         )
+    require_values("tune", networks, policy, initial)
     if any(np.any(np.asarray(leaf) < 0) for leaf in jax.tree.leaves(eqx.filter(policy, eqx.is_inexact_array))):
         raise InputError(f"{type(policy).__name__} has a negative parameter: tune works on positive ones.")
     if networks.batch is None:

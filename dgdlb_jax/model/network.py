@@ -12,8 +12,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from dgdlb_jax.model.demand import AbstractDemand, Constant
 from dgdlb_jax.model.document import write_fleet
 from dgdlb_jax.model.magnitudes import check_magnitudes
-from dgdlb_jax.model.service import AbstractService, Scaled
-from dgdlb_jax.numerics.checks import check_entries, floating, not_negative
+from dgdlb_jax.model.service import AbstractService, Replicas, Scaled
+from dgdlb_jax.numerics.checks import check_entries, floating, not_negative, positive
 from dgdlb_jax.numerics.precision import float_type, with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.text import clipped
@@ -214,6 +214,23 @@ class Network(eqx.Module):
             )
         factor = jnp.where(self.load > 0, jnp.asarray(load) / jnp.where(self.load > 0, self.load, 1), 0)
         return _checked(_replace(self, demand=self.demand.scaled(factor if self.batch is None else factor[:, None])))
+
+    def with_scale(self, scale: Numbers) -> "Network":
+        r"""Rates and replicas times `scale` (a scalar, or one per network): $n \lambda_i$ and $n\, \ell_j(N_j / n)$.
+
+        Optimum, routing and fluid latencies stay; with whole requests, the larger the scale the less noise.
+        """
+        check_entries(
+            scale,
+            positive,
+            lambda at, value: (
+                f"with_scale({scale}): a scale is a positive finite number, 10 for ten times the requests and replicas."
+            ),
+        )
+        factor = jnp.asarray(scale, self.latency.dtype)
+        each = factor[:, None] if factor.ndim else factor
+        service = Replicas(self.service, jnp.broadcast_to(each, self.nominal_capacity.shape))
+        return _checked(_replace(self, demand=self.demand.scaled(each), service=service))
 
     def with_latency(
         self,

@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from dgdlb_jax.numerics.results import InputError
@@ -67,6 +68,22 @@ def _publish(draft: Path, folder: Path) -> None:
         return
     for file in draft.iterdir():
         file.replace(folder / file.name)
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything by that name; no where no file can have it (too long, a NUL in it)."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path | Traversable) -> bool:
+    """Whether it is a folder; no where no file can have that name."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ _ELEMENTWISE = """
 """
 _MOVING = """
     broadcast_in_dim concatenate copy copy_p dynamic_slice dynamic_update_slice empty expand_dims gather iota optimization_barrier pad
-    reshape rev slice split squeeze stack tile transpose
+    reshape rev slice split squeeze stack tile transpose unstack
 """
 _SUMMING = """
     argmax argmin cumlogsumexp cummax cummin cumprod cumsum reduce reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum

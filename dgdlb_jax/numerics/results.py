@@ -72,6 +72,12 @@ def is_concrete(*trees) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in itertools.chain(*map(jax.tree.leaves, trees)))
 
 
+def require_values(what: str, *trees) -> None:
+    """Raise `InputError` for a function that has to look at values, where a transformation of JAX hides them."""
+    if not is_concrete(*trees):
+        raise InputError(f"{what} needs values: call it outside jit, vmap and grad.")
+
+
 def raise_on_failure(results: Int[Array, "..."], what: str) -> None:
     """Raise the error that fits the first failure, with its sentence and its place in a batch. Does nothing under tracing.
 

@@ -1,4 +1,18 @@
-"""How frontends route: one interface, many members. Classes are loaded on first use; `registry` knows them by name."""
+"""How frontends route: one interface, many members. Classes are loaded on first use; `registry` knows them by name.
+
+| family | `--policies` | what a frontend looks at |
+|---|---|---|
+| static | `uniform`, `proportional`, `nearest`, `spillover`, `oracle` (the optimum itself) | nothing that changes |
+| by queue | `least-workload`, `shortest-delay`, `two-choices` | workloads, as old as the feedback latency |
+| by own requests | `least-request`, `weighted-least-request` (Envoy), `peak-ewma` (Finagle) | what it has under way itself |
+| by latency | `least-latency`, `prequal` (hot and cold) | workload over throughput, plus the network |
+| by margin | `gmsr`, `gmsr-network`, `softmin` | what one more request would cost |
+| gradient | `dgd-lb`, `sampled-dgd-lb` (once a second), `mirror-descent`, `log-dgd-lb` | the same, followed step by step |
+| safer | `reciprocal-dgd-lb`, `curvature-dgd-lb`, `capped-dgd-lb` | the same, in other steps |
+
+Rules are fluid: shares instead of single requests, expectations instead of chance. Rules that jump have no gradient and say so;
+`Softmin` is their smooth relative.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from dgdlb_jax.reports.plots import COLOURS, STYLES, finish, new_axes, new_figure
+from dgdlb_jax.reports.axes import COLOURS, STYLES, finish, new_axes, new_figure
 from dgdlb_jax.reports.sweep_plots import curves, distribution
 from dgdlb_jax.studies import verdict as ends
 from dgdlb_jax.studies.balancers import BALANCERS

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.model.network import Network
+from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.reports.exporters import EXPORTERS, Names, Shares
 from dgdlb_jax.studies.compare import DGD, Comparison
 from dgdlb_jax.studies.outcome import backend_names, frontend_names, statistics_of
@@ -19,7 +19,7 @@ def routings(comparison: Comparison) -> dict[str, Shares]:
     """`optimum`, and `dgd-lb` if it ran: shares `(frontends, backends)`, for DGD-LB the mean over the window of its statistics."""
     found = {"optimum": np.asarray(comparison.optimum.routing, float)}
     if DGD in comparison.runs:
-        run = comparison.runs[DGD]
+        run = comparison.judged[DGD]
         mean = np.asarray(statistics_of(run).mean_routing, float)
         idle = mean.sum(1, keepdims=True) == 0  # a frontend that sends nothing still has a routing
         found["dgd-lb"] = np.where(idle, np.asarray(run.final.routing, float), mean)
@@ -43,36 +43,42 @@ def write_export(folder: Path, comparison: Comparison, form: str) -> list[Path]:
     return [_write(folder / f"{stem}-{name}{exporter.suffix}", text) for name, text in texts.items()]
 
 
-def mean_latency(network: Network, shares: Shares) -> float:
-    r"""The mean latency at rest of a routing that never changes, at the mean rates.
+class Rounding(NamedTuple):
+    """What a routing's weights in whole numbers, which sum to `total`, do to it.
 
-    $$ \Big( \sum_j N_j + \sum_{ij} \lambda_i x_{ij} \tau^{cost}_{ij} \Big) / \sum_i \lambda_i,
-       \quad \ell_j(N_j) = \sum_i \lambda_i x_{ij} $$
-
-    **Returns:** seconds; inf where a backend is sent more than it can serve.
+    - `cost`: mean latency over that of the exact shares, minus 1; inf where they send a backend more than it can serve.
+    - `largest_error`: of a share.
     """
-    flow = np.asarray(network.arrival_rate, float)[:, None] * shares
-    workload = np.asarray(network.mean_service.inverse(jnp.asarray(flow.sum(0), network.arrival_rate.dtype)), float)
-    held = np.where(flow.sum(0) > 0, workload, 0.0).sum()
-    return float((held + (flow * np.asarray(network.cost_latency, float)).sum()) / flow.sum())
+
+    total: int
+    cost: float
+    largest_error: float
+
+
+def roundings(comparison: Comparison, form: str) -> dict[str, Rounding]:
+    """For each routing by name; none for formats that take shares as they are."""
+    exporter = EXPORTERS[form]
+    if exporter.total is None:
+        return {}
+    found = {}
+    for name, shares in routings(comparison).items():
+        rounded = exporter.rounded(shares)
+        exact, after = np.asarray(latency_at_rest(comparison.network, np.stack([shares, rounded])))
+        found[name] = Rounding(exporter.total, float(after / exact - 1), float(np.abs(rounded - shares).max()))
+    return found
 
 
 def rounding_costs(comparison: Comparison, form: str) -> list[str]:
-    """For each routing a sentence: what its weights in whole numbers cost over its exact shares. None for exact formats."""
-    exporter = EXPORTERS[form]
-    if exporter.total is None:
-        return []
-    return [_cost(comparison.network, form, exporter.total, name, shares, exporter.rounded(shares))
-            for name, shares in routings(comparison).items()]  # fmt: skip
+    """`roundings` as a sentence for each routing."""
+    return [_sentence(form, name, one) for name, one in roundings(comparison, form).items()]
 
 
-def _cost(network: Network, form: str, total: int, name: str, shares: Shares, rounded: Shares) -> str:
-    what = f"{form}: weights of {name} in whole numbers that sum to {total:,}"
-    off = f"no share is off by more than {np.abs(rounded - shares).max():.2%}"
-    exact, after = mean_latency(network, shares), mean_latency(network, rounded)
-    if not np.isfinite(after):
+def _sentence(form: str, name: str, one: Rounding) -> str:
+    what = f"{form}: weights of {name} in whole numbers that sum to {one.total:,}"
+    off = f"no share is off by more than {one.largest_error:.2%}"
+    if not np.isfinite(one.cost):
         return f"{what} send a backend more than it can serve: use a format with finer weights; {off}."
-    return f"{what} cost {after / exact - 1:+.4%} of mean latency; {off}."
+    return f"{what} cost {one.cost:+.4%} of mean latency; {off}."
 
 
 def _write(path: Path, text: str) -> Path:

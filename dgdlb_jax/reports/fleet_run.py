@@ -1,27 +1,33 @@
 """What `dgdlb run` does with one fleet: load and check, compare, write, tell."""
 
+import math
 import os
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
-from dgdlb_jax.fleets import load_fleet
+from dgdlb_jax.fleets import load_fleet, read_measured
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.reports import text
-from dgdlb_jax.reports.export import write_export
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.reports import requests_text, text
+from dgdlb_jax.reports.export import rounding_costs, roundings, write_export
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
 from dgdlb_jax.studies.balancers import DGD, check_keys
-from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress, check_times
+from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress
+from dgdlb_jax.studies.durations import check_times
+from dgdlb_jax.studies.requests import SEEDS, RequestStudy, RequestStudyInProgress
 from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
+from dgdlb_jax.studies.scatter import measure_scatter
 from dgdlb_jax.studies.what_if import what_if
 
 
@@ -32,6 +38,7 @@ class Settings:
     - `demand`: `mean`, or the name of a demand over time in the fleet's file for a second comparison under that.
     - `policies`: keys of `BALANCERS`. `current`: path of the user's own routing table.
     - `step_size` in 1/s^2, `dt` and `duration` in seconds, `start`: as for `compare`.
+    - `requests`: run the balancers with whole requests as well, at this `scale`, this many `seeds` each, under this `discipline`.
     - `report`: write `report.html` as well. `export`: a format of `FORMATS` to write the routing in.
     """
 
@@ -42,6 +49,10 @@ class Settings:
     start: str = "proportional"
     dt: float | None = None
     duration: float | None = None
+    requests: bool = False
+    scale: float = 1.0
+    seeds: int = SEEDS
+    discipline: str = "ps"
     report: bool = False
     export: str | None = None
 
@@ -57,11 +68,14 @@ class Job:
     comparison: Comparison | None
     trace: Comparison | None
     stability: StabilityReport | None
+    requests: RequestStudy | None
 
     def __init__(self, settings: Settings, fleet: str, folder: Path | None):
         self.settings, self.folder = settings, folder
-        self.comparison, self.trace, self.stability = None, None, None
+        self.comparison, self.trace, self.stability, self.requests = None, None, None, None
+        self._policies: dict[str, AbstractPolicy] = {}
         self.network = load_fleet(fleet, demand="constant")
+        self.service = read_measured(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         require_traffic(self.network)
         check_times(self.network, settings.dt, settings.duration)
@@ -83,17 +97,24 @@ class Job:
         with in_the_background() as later:
             # Both may take longer to compile than all balancers to run. The changes are only computed so that they are compiled.
             changes = None if self.network.varies else later(lambda: what_if(self.network, best))
+            current = self.also[CURRENT].routing if self.also else None
+            scattered = later(lambda: measure_scatter(self.network, best, self.service, current))
             stability = None
             if chosen.policies is None or "dgd-lb" in chosen.policies:
                 stability = later(
                     partial(stability_report, self.network, step_size=chosen.step_size, start=chosen.start)
                 )
-            for comparison in self._compared(self.network, name, status, show, changes):
+            for comparison in self._compared(self.network, name, status, show, changes, scattered):
                 self.comparison = comparison
             if stability is not None:
                 status.phase(f"{name}: stability of {DGD}")
                 self.stability = assessed = stability.result()
-                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.summary()}")
+                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.text()}")
+        if chosen.requests:
+            self._with_requests(name, status, show)
+        for fit in self.service.fits.values():
+            show("\n" + textwrap.fill(f"Measured curve {fit}", 100))
+        show(f"\n{text.inputs(self.network)}")
         if self.traced is not None:
             show(f"\n{name} under its demand {chosen.demand!r}")
             for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
@@ -110,6 +131,7 @@ class Job:
         status: Status,
         show: Callable[[str], None],
         changes: Future | None = None,
+        scattered: Future | None = None,
     ) -> Iterator[Comparison]:
         """The comparison after every balancer that has ended, its parts shown as they come."""
         chosen = self.settings
@@ -119,6 +141,8 @@ class Job:
             duration=chosen.duration, alike=self.traced,
         )  # fmt: skip
         count = len(work.policies)
+        if network is self.network:
+            self._policies = dict(work.policies)
         status.phase(f"{name}: compiling {count} balancers")
         work.compile()
         show("\n".join(text.run_facts(work.comparison)))
@@ -139,10 +163,30 @@ class Job:
         found = work.comparison
         if changes is not None:
             changes.result()
+        if scattered is not None:
+            found = replace(found, scatter=scattered.result())
         show("\n".join([*text.notes(found), text.resolution(found)]))
         for part in text.after_table(found):
             show(f"\n{part}")
         yield found
+
+    def _with_requests(self, name: str, status: Status, show: Callable[[str], None]) -> None:
+        """The same balancers with whole requests, each row shown as it comes."""
+        assert self.comparison is not None
+        chosen = self.settings
+        work = RequestStudyInProgress(
+            self.comparison, self._policies, scale=chosen.scale, seeds=chosen.seeds, discipline=chosen.discipline
+        )
+        table = requests_text.growing_table(work.names)
+        show(f"\nWhole requests, at random\n{table.head()}")
+        status.phase(f"{name}: whole requests, 0 of {len(work.names)} balancers done")
+        for done, row in enumerate(work.finished(), start=1):
+            self.requests = work.study
+            show(table.row(requests_text.cells(row)))
+            status.phase(f"{name}: whole requests, {done} of {len(work.names)} balancers done")
+        self.requests = work.study
+        show(f"  {requests_text.facts(work.study)}")
+        show("\n" + textwrap.fill(" ".join(requests_text.sentences(work.study)), 100))
 
     def _written(self, folder: Path) -> str:
         shown = folder if folder.is_absolute() else f"{os.curdir}{os.sep}{folder}"
@@ -155,20 +199,42 @@ class Job:
         assert self.comparison is not None
         trace = None if self.trace is None else to_json(self.trace)
         stability = None if self.stability is None else self.stability.document()
-        more = {"trace": trace, "stability": stability, "output": self.folder and str(self.folder)}
+        requests = None if self.requests is None else self.requests.document()
+        more: dict[str, Any] = {
+            "trace": trace, "stability": stability, "requests": requests, "output": self.folder and str(self.folder),
+        }  # fmt: skip
+        if self.settings.export:
+            more["rounding"] = {
+                name: one._asdict() | {"cost": one.cost if math.isfinite(one.cost) else None}
+                for name, one in roundings(self.comparison, self.settings.export).items()
+            }
         return to_json(self.comparison) | more
 
     def _write(self, folder: Path) -> None:
         assert self.comparison is not None
-        from dgdlb_jax.reports.plots import save_pictures  # needs matplotlib, which a run without files does not
+        from dgdlb_jax.reports.axes import save_png  # needs matplotlib, which a run without files does not
+        from dgdlb_jax.reports.curve_plots import measured_curves
+        from dgdlb_jax.reports.plots import save_pictures
 
         with whole_folder(folder) as draft:
             write_dataset(draft / "run.nc", self.comparison, self.trace)
             save_pictures(self.comparison, draft)
+            if self.service.fits:
+                found = measured_curves(self.service, self.comparison.optimum)
+                save_png(found, draft / "curves.png")
+            if self.requests is not None:
+                from dgdlb_jax.reports.request_plots import latency_distribution
+
+                save_png(latency_distribution(self.requests), draft / "requests.png")
             if self.settings.report:
                 from dgdlb_jax.reports.html import comparison_report, write_page
 
-                write_page(draft / "report.html", comparison_report(self.comparison, self.trace))
+                export = self.settings.export
+                page = comparison_report(
+                    self.comparison, self.trace, stability=self.stability, service=self.service,
+                    weights=rounding_costs(self.comparison, export) if export else (), requests=self.requests,
+                )  # fmt: skip
+                write_page(draft / "report.html", page)
             if self.settings.export is not None:
                 write_export(draft, self.comparison, self.settings.export)
             if self.trace is not None:

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from dgdlb_jax.gradients.marginal import MarginalLatency
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.reports.plots import as_written, finish, new_axes, new_figure
+from dgdlb_jax.reports.axes import as_written, finish, new_axes, new_figure
 from dgdlb_jax.studies.outcome import backend_names, frontend_names
 
 _NAMED = 40  # more arcs than these have numbers instead of names

@@ -9,33 +9,70 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from dgdlb_jax.fleets import Service
 from dgdlb_jax.numerics.files import disk_errors, write_text
 from dgdlb_jax.numerics.versions import versions
-from dgdlb_jax.reports import text
-from dgdlb_jax.reports.plots import latency_over_time, routing_by_frontend, save_png, workloads_of_all
+from dgdlb_jax.reports import requests_text, text
+from dgdlb_jax.reports.axes import save_png
+from dgdlb_jax.reports.curve_plots import measured_curves
+from dgdlb_jax.reports.plots import latency_over_time, routing_by_frontend, workloads_of_all
+from dgdlb_jax.reports.request_plots import latency_distribution
+from dgdlb_jax.reports.stability_text import STEP_SIZES, StabilityReport
+from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.compare import Comparison
+from dgdlb_jax.studies.requests import RequestStudy
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; max-width: 62rem; margin: 0 auto; padding: 1rem; }
-h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
+h1 { font-size: 1.6rem; margin: .5rem 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p { max-width: 44rem; overflow-wrap: anywhere; } .lead { font-size: 1.1rem; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #555; font-size: .9rem; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #ddd; white-space: nowrap; }
+td:last-child:not(.n) { white-space: normal; min-width: 15rem; }
 td.n, th.n { text-align: right; } pre { background: #f5f5f5; padding: .75rem; overflow-x: auto; font-size: .85rem; }
 footer { color: #555; font-size: .85rem; margin-top: 2rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { body { padding: .6rem; } h1 { font-size: 1.3rem; } .wide img { max-width: none; width: 38rem; } }
+@media (max-width: 40rem) { body { padding: .6rem; } h1 { font-size: 1.3rem; } .wide img { max-width: none; width: 44rem; } }
 """
 
 
-def comparison_report(comparison: Comparison, trace: Comparison | None = None) -> str:
-    """What `dgdlb run` found, as HTML.
+def comparison_report(
+    comparison: Comparison,
+    trace: Comparison | None = None,
+    *,
+    stability: StabilityReport | None = None,
+    service: Service | None = None,
+    weights: Sequence[str] = (),
+    requests: RequestStudy | None = None,
+) -> str:
+    """What `dgdlb run` found, as HTML: all that it prints, and the pictures.
 
-    **Arguments:** `comparison` at the mean rates; `trace`: the one under a demand over time, if there was one.
+    **Arguments:** `comparison` at the mean rates; `trace`: the one under a demand over time, `stability`: of DGD-LB, `service`: the
+    curves and the measurements behind them, `weights`: sentences on weights in whole numbers, `requests`: the balancers with
+    whole requests, as far as there are any.
     """
     parts = _comparison(comparison)
+    if stability is not None:
+        header, rows = stability.table_cells()
+        parts += [heading(f"Stability of {DGD}"), *map(paragraph, stability.summary().splitlines())]
+        parts += [table(header, rows, right=(1, 2, 3)), paragraph(STEP_SIZES)]
+    if requests is not None:
+        parts += [
+            heading("Whole requests, at random"),
+            table(requests_text.HEADER, [*map(requests_text.cells, requests.rows)]),
+        ]
+        parts += [paragraph(requests_text.facts(requests)), *map(paragraph, requests_text.sentences(requests))]
+        parts.append(picture(latency_distribution(requests), "How many requests take longer, by balancer"))
+    if service is not None and service.fits:
+        shown = measured_curves(service, comparison.optimum)
+        parts += [heading("Measured curves"), *map(paragraph, map(str, service.fits.values()))]
+        parts.append(picture(shown, "Measured throughput, the fitted curve, and where it is extrapolated"))
+    if weights:
+        parts += [heading("Weights in whole numbers"), *map(paragraph, weights)]
     if trace is not None:
         parts += [heading("Under a demand over time"), *_comparison(trace)]
+    header, rows = text.input_cells(comparison.network)
+    parts += [heading("Inputs"), table(header, rows, right=range(1, len(header)))]
     return page(f"{comparison.network.name or 'A network'}: where requests should go", parts)
 
 
@@ -98,14 +135,14 @@ def write_page(path: Path, text: str) -> Path:
 def _comparison(comparison: Comparison) -> list[str]:
     parts = [paragraph(comparison.conclusion, "lead"), heading("Facts")]
     parts += [paragraph(line) for line in text.facts(comparison).splitlines()]
-    parts.append(heading("Balancers"))
-    if comparison.moving:
-        parts.append(preformatted(text.table(comparison)))
-    else:
-        parts.append(table(*text.table_cells(comparison)))
+    parts += [heading("Balancers"), table(*text.table_cells(comparison))]
+    said = [*text.notes(comparison), *text.resolution(comparison).splitlines()]
+    parts += [paragraph(line.strip()) for line in said]
     parts.append(picture(latency_over_time(comparison).figure, "Mean latency over time, one line per balancer"))  # pyright: ignore[reportArgumentType]
     if not comparison.moving:
-        parts += [heading("Routing"), table(*text.routing_cells(comparison), right=(1,))]
+        header, rows = text.flow_cells(comparison)
+        parts += [heading("What backends get"), table(header, rows, right=range(1, len(header)))]
+        parts += [heading("Where frontends send"), table(*text.routing_cells(comparison), right=(1,))]
         shown = routing_by_frontend(comparison).figure
         parts.append(picture(shown, "Where each frontend sends its requests"))  # pyright: ignore[reportArgumentType]
         parts += [

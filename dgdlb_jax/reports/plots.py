@@ -1,27 +1,25 @@
 """Pictures of a comparison. Functions take axes and return them; without axes they make a figure (`axes.figure`)."""
 
-import warnings
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from dgdlb_jax.numerics.formatting import number, seconds
-from dgdlb_jax.reports.text import verdict
+from dgdlb_jax.reports.axes import COLOURS as COLOURS
+from dgdlb_jax.reports.axes import STYLES as STYLES
+from dgdlb_jax.reports.axes import as_written, finish, log_seconds, log_time, new_axes, new_figure, save_png, tell_apart
+from dgdlb_jax.reports.text import latency, verdict
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT, DGD
 from dgdlb_jax.studies.compare import CURRENT, Comparison
 from dgdlb_jax.studies.conclusion import excess
-from dgdlb_jax.studies.outcome import backend_names, frontend_names, smooth_latency, statistics_of
+from dgdlb_jax.studies.outcome import backend_names, frontend_names
+from dgdlb_jax.studies.verdict import moving_mean
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; line styles and hatches tell repeats apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#7F7F7F")
-STYLES = ("-", "--", ":", "-.")
 _HATCHES = ("", "///", "...", "xxx")
 _FAR_ABOVE = 5.0  # excess of those that may leave a picture at the top
 _USUAL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F")
@@ -30,19 +28,19 @@ _BALANCER_COLOURS[CURRENT] = "#000000"
 
 
 def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
-    """Mean latency (moving mean) over time, one line per balancer, the optimum dashed.
+    """Mean latency (moving mean) over time, one line per balancer, the optimum dashed. The time axis is logarithmic unless demand moves:
+    what happens, happens early. Lines that coincide take turns.
 
     **Arguments:** `comparison`; `ax`: axes to draw on, a new figure by default. **Returns:** the axes.
     """
     ax = new_axes((9, 5)) if ax is None else ax
+    lines = []
     for name in _drawing_order(comparison):
-        run = comparison.runs[name]
         first = name == DGD
-        ax.plot(
-            np.asarray(run.time),
-            smooth_latency(comparison.network, run),
+        lines += ax.plot(
+            *_recent_latency(comparison, name),
             label=_with_excess(comparison, name),
-            **_style(name),
+            **balancer_style(name),
             lw=2.4 if first else 1.4,
             zorder=4 if first else 3,
         )
@@ -56,19 +54,20 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
     ax.plot([], [], color="black", ls="--", lw=1.2, label=label)
     ax.set_yscale("log")
     _leave_out_the_drowning(ax, comparison)
-    _log_seconds(ax)
+    log_seconds(ax)
     finish(ax, "time (s)", "mean latency per request", f"{comparison.network.name or 'network'}: latency by balancer")
-    ax.set_xlim(0, comparison.duration)
+    _time_axis(ax, comparison)
     handles, labels = ax.get_legend_handles_labels()
     order = [len(labels) - 1, *range(len(labels) - 1)]
     ax.legend(
         [handles[k] for k in order],
         [labels[k] for k in order],
-        title=f"over the {'reference' if comparison.moving else 'optimum'}",
+        title=_legend_title(comparison),
         loc="upper left",
         bbox_to_anchor=(1.01, 1),
         frameon=False,
     )
+    tell_apart(ax, lines)  # the legend shows them as they were
     return as_written(ax)
 
 
@@ -79,10 +78,9 @@ def routing_by_frontend(comparison: Comparison, *, ax: Axes | None = None) -> Ax
     """
     network = comparison.network
     ax = new_axes((9.5, 1.6 + 0.36 * network.frontends)) if ax is None else ax
-    run = comparison.runs.get(DGD)
     _stack(ax, np.asarray(comparison.optimum.routing), -0.19, 0.36, 1.0)
-    if run is not None:
-        _stack(ax, np.asarray(statistics_of(run).mean_routing), 0.19, 0.30, 0.55)
+    if DGD in comparison.runs:
+        _stack(ax, comparison.mean_routing(DGD), 0.19, 0.30, 0.55)
     for j, name in enumerate(backend_names(network)):
         ax.barh([0], [0], color=COLOURS[j % 8], hatch=_hatch(j), edgecolor="white", label=name)
     rates = np.asarray(network.arrival_rate)
@@ -91,7 +89,7 @@ def routing_by_frontend(comparison: Comparison, *, ax: Axes | None = None) -> Ax
     ax.set_ylim(network.frontends - 0.4, -0.6)
     ax.set_xlim(0, 1)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.0f} %"))
-    below = "" if run is None else f"; pale bars: {DGD} in the end"
+    below = "" if DGD not in comparison.runs else f"; pale bars: {DGD} in the end"
     finish(
         ax,
         "share of the frontend's requests",
@@ -115,26 +113,31 @@ def workloads_over_time(
     """
     ax = new_axes((9, 5)) if ax is None else ax
     run, best = comparison.runs[balancer], np.asarray(comparison.optimum.workload)
-    ax.set_xlim(0, comparison.duration)
+    lines = []
     for j, name in enumerate(backend_names(comparison.network)):
-        colour, style = COLOURS[j % 8], STYLES[j // 8 % 4]
-        _band(ax, np.asarray(run.time), np.asarray(run.workload)[:, j], color=colour, ls=style, label=name)
-        if not comparison.moving:
-            ax.plot(*_margin(ax, best[j]), color=colour, lw=4, clip_on=False, solid_capstyle="butt")
+        colour, style = _backend_style(j)
+        series, even = np.asarray(run.workload)[:, j], comparison.moving
+        lines += _band(ax, np.asarray(run.time), series, even, color=colour, ls=style, label=name)
+        if not comparison.moving:  # a short level line just outside the right edge
+            beside = ax.get_yaxis_transform()
+            ax.plot(
+                [1, 1.02], [best[j]] * 2, transform=beside, color=colour, lw=4, clip_on=False, solid_capstyle="butt"
+            )
     finish(ax, "time (s)", "workload (requests)", f"{comparison.network.name or 'network'}: workloads under {balancer}")
-    ax.set_xlim(0, comparison.duration)
+    _time_axis(ax, comparison)
     ax.set_ylim(bottom=0)
     if legend:
         ax.legend(title="backend", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    tell_apart(ax, lines)
     return as_written(ax)
 
 
 def workloads_of_all(comparison: Comparison) -> Figure:
-    """`workloads_over_time` for every balancer, in one figure."""
+    """`workloads_over_time` for every balancer, in one figure of two columns, as wide as the others."""
     names = [row.balancer for row in comparison.table()]
-    wide = min(len(names), 4 if len(names) > 6 else 3)
+    wide = min(len(names), 2)
     tall = -(-len(names) // wide)
-    figure = new_figure((4.2 * wide + 1.8, 2.9 * tall))
+    figure = new_figure((9.0, 2.6 * tall + 0.9))
     grid = figure.subplots(tall, wide, squeeze=False)
     for k, ax in enumerate(grid.flat):
         if k >= len(names):
@@ -142,11 +145,15 @@ def workloads_of_all(comparison: Comparison) -> Figure:
             continue
         workloads_over_time(comparison, names[k], ax=ax, legend=False)
         ax.set_title(_with_excess(comparison, names[k]), loc="left", fontsize=10)
-        ax.set_ylabel("workload (requests)" if k % wide == 0 else "")
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    title = "backend" if comparison.moving else "backend\n(marks: optimum)"
-    figure.legend(handles, labels, title=title, loc="outside right upper", frameon=False)
+        ax.set_ylabel("")
+        ax.set_xlabel("time (s)" if k + wide >= len(names) else "")
+    labels = backend_names(comparison.network)
+    handles = [Line2D([], [], color=colour, ls=style) for colour, style in map(_backend_style, range(len(labels)))]
+    title = "backend" if comparison.moving else "backend (marks at the right: optimum)"
+    columns = max(1, min(len(labels), 90 // (6 + max(map(len, labels)))))
+    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(f"{comparison.network.name or 'network'}: workloads by balancer")
+    figure.supylabel("workload (requests)", fontsize="medium")
     return as_written(figure)
 
 
@@ -165,35 +172,7 @@ def save_pictures(comparison: Comparison, folder: Path, prefix: str = "") -> lis
     return paths
 
 
-Drawn = TypeVar("Drawn", Axes, Figure)
-
-
-def as_written(drawn: Drawn) -> Drawn:
-    """The same axes or figure, in which all texts stand as they are: a dollar sign in a name begins no formula."""
-    for text in drawn.findobj(Text):
-        text.set_parse_math(False)
-    return drawn
-
-
-def save_png(figure: Figure, target: Path | BytesIO, dpi: int = 130) -> None:
-    """Write a figure as PNG. Letters that the font lacks are boxes; matplotlib would say so for each of them, at every drawing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        figure.savefig(target, dpi=dpi, format="png")
-
-
-def new_figure(size: tuple[float, float]) -> Figure:
-    """A figure that no global state knows of, so that scripts without a display and threads can draw."""
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def new_axes(size: tuple[float, float]) -> Axes:
-    return new_figure(size).subplots()
-
-
-def _style(name: str) -> dict[str, Any]:
+def balancer_style(name: str) -> dict[str, Any]:
     """Colour and line style of a balancer, the same in every picture: the usual ones are solid, the others are not."""
     if name in _BALANCER_COLOURS:
         return {"color": _BALANCER_COLOURS[name]}
@@ -208,23 +187,46 @@ def _drawing_order(comparison: Comparison) -> list[str]:
 
 def _with_excess(comparison: Comparison, name: str) -> str:
     row = comparison.outcomes[name]
+    if comparison.unmeasurable is not None:
+        return f"{name}: {latency(row)}"
     return f"{name}: {excess(row) or verdict(row)}"
 
 
-def _band(ax: Axes, time: np.ndarray, values: np.ndarray, bins: int = 250, **style) -> None:
-    """A line through the means of short pieces of time, in a band from their lowest to their highest value."""
-    edges = np.unique(np.linspace(0, time.size, bins, endpoint=False).astype(int))
+def _band(ax: Axes, time: np.ndarray, values: np.ndarray, even: bool, bins: int = 250, **style) -> list[Line2D]:
+    """A line through the means of short pieces of time, in a band from their lowest to their highest value; the pieces are as long as
+    each other, or get longer with time."""
+    edges = (
+        np.linspace(0, time.size, bins, endpoint=False) if even else np.geomspace(1, time.size, bins, endpoint=False)
+    )
+    edges = np.unique(np.append(0, edges.astype(int)))
     count = np.diff(np.append(edges, time.size))
     middle = np.add.reduceat(time, edges) / count
     low, high = np.minimum.reduceat(values, edges), np.maximum.reduceat(values, edges)
     ax.fill_between(middle, low, high, color=style["color"], alpha=0.25, lw=0)
-    ax.plot(middle, np.add.reduceat(values, edges) / count, lw=1.2, **style)
+    return ax.plot(middle, np.add.reduceat(values, edges) / count, lw=1.4, **style)
 
 
-def _margin(ax: Axes, value: float) -> tuple[list[float], list[float]]:
-    """A short level line just outside the right edge."""
-    left, right = ax.get_xlim()
-    return [right, right + 0.02 * (right - left)], [value, value]
+def _recent_latency(comparison: Comparison, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Saved instants, and the moving mean of the latency there: over the largest network latency or 1 % of the run, but over no more
+    than the last tenth of the time since the start, which would hide the beginning."""
+    run = comparison.runs[name]
+    time, rate = np.asarray(run.time, float), np.asarray(run.arrival_rate, float).sum(-1)
+    window = max(float(np.max(comparison.network.latency)), 0.01 * float(time[-1] - time[0]))
+    windows = np.full(time.size, window) if comparison.moving else np.minimum(window, 0.1 * (time - time[0]))
+    return time, moving_mean(time, np.asarray(run.mean_latency, float) * rate, rate, windows)
+
+
+def _time_axis(ax: Axes, comparison: Comparison) -> None:
+    if comparison.moving:
+        ax.set_xlim(0, comparison.duration)
+    else:
+        log_time(ax, float(next(iter(comparison.runs.values())).time[1]), comparison.duration)
+
+
+def _legend_title(comparison: Comparison) -> str:
+    if comparison.unmeasurable is not None:
+        return "mean latency"
+    return f"over the {'reference' if comparison.moving else 'optimum'}"
 
 
 def _stack(ax: Axes, shares: np.ndarray, offset: float, height: float, alpha: float) -> None:
@@ -245,29 +247,17 @@ def _stack(ax: Axes, shares: np.ndarray, offset: float, height: float, alpha: fl
         left = left + shares[:, j]
 
 
+def _backend_style(j: int) -> tuple[str, str]:
+    return COLOURS[j % 8], STYLES[j // 8 % 4]
+
+
 def _hatch(j: int) -> str:
     return _HATCHES[j // 8 % 4]
 
 
 def _leave_out_the_drowning(ax: Axes, comparison: Comparison) -> None:
     """Room for those that work: latencies that grow without end (or far above the others) leave the picture at the top."""
-    highest = [row.highest_latency for row in comparison.outcomes.values() if row.excess < _FAR_ABOVE]
+    most = (1 + _FAR_ABOVE) * comparison.best_latency
+    highest = [row.highest_latency for row in comparison.outcomes.values() if row.mean_latency < most]
     if len(highest) < len(comparison.runs):
-        ax.set_ylim(top=2 * max(highest, default=0) + comparison.best_latency)
-
-
-def _log_seconds(ax: Axes) -> None:
-    low, high = ax.get_ylim()
-    subs = range(1, 10) if high < 6 * low else (1, 2, 5) if high < 300 * low else (1,)
-    ax.yaxis.set_major_locator(LogLocator(subs=subs))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: seconds(value)))
-    ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-def finish(ax: Axes, x: str, y: str, title: str) -> None:
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
-    ax.set_title(title, loc="left")
-    ax.grid(True, color="0.9", lw=0.7)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+        ax.set_ylim(top=1.3 * max([*highest, comparison.best_latency]))

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dgdlb_jax.numerics.eigenvalues import eigvals
-from dgdlb_jax.reports.plots import as_written, finish, new_axes, new_figure, save_png
+from dgdlb_jax.reports.axes import as_written, finish, new_axes, new_figure, save_png
 from dgdlb_jax.reports.stability_text import StabilityReport
 from dgdlb_jax.stability.linearise import Linearisation
 from dgdlb_jax.stability.loop_transfer import LoopTransfer

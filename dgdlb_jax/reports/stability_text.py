@@ -32,6 +32,7 @@ from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify, look_every
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """Parts of the critical step size that are tried from the run's own start."""
+STEP_SIZES = "step sizes in 1/s^2; critical: all frontends sped up in proportion"
 _SLOW = 2  # of them: the slower the longer the run, so these are tried only if the next one fails
 _PATIENCE = 4.0  # seconds that runs of a few step sizes side by side may take
 _CLOSE = 0.01  # excess over the optimum below which a run has arrived
@@ -81,6 +82,18 @@ class StabilityReport:
     def summary(self) -> str:
         """The same without the table."""
         return "\n".join(_headlines(self))
+
+    def table_cells(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Header and rows of the table of step sizes, a row per frontend."""
+        names = backend_names(self.network)
+        header = ("frontend", self.chosen, "guaranteed", "critical", "limited by link to")
+        rows = []
+        for i, name in enumerate(frontend_names(self.network)):
+            j = self.limiting[i]
+            values = (self.recommended[i], self.guaranteed[i], self.critical[i])
+            shown = [number(value) if math.isfinite(value) else "none" for value in values]
+            rows.append((name, *shown, names[j] if j >= 0 else "(one backend at the optimum)"))
+        return header, rows
 
     def document(self) -> dict[str, Any]:
         """What a script reads: plain numbers, null where there is none, with the reason beside."""
@@ -256,17 +269,7 @@ def _swinging(report: StabilityReport) -> str:
 
 
 def _table(report: StabilityReport) -> str:
-    names = backend_names(report.network)
-    header = ("frontend", report.chosen, "guaranteed", "critical", "limited by link to")
-    rows = []
-    for i, name in enumerate(frontend_names(report.network)):
-        j = report.limiting[i]
-        values = (report.recommended[i], report.guaranteed[i], report.critical[i])
-        shown = [number(value) if math.isfinite(value) else "none" for value in values]
-        rows.append((name, *shown, names[j] if j >= 0 else "(one backend at the optimum)"))
-    return (
-        columns(header, rows, right=(1, 2, 3)) + "\nstep sizes in 1/s^2; critical: all frontends sped up in proportion"
-    )
+    return f"{columns(*report.table_cells(), right=(1, 2, 3))}\n{STEP_SIZES}"
 
 
 def _document(report: StabilityReport) -> dict[str, Any]:

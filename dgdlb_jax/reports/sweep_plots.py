@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dgdlb_jax.numerics.files import disk_errors, whole_file
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.reports.plots import COLOURS, STYLES, as_written, finish, new_axes, new_figure, save_png
+from dgdlb_jax.reports.axes import COLOURS, STYLES, as_written, finish, new_axes, new_figure, save_png
+from dgdlb_jax.studies.balancers import BALANCERS
 from dgdlb_jax.studies.sweep.selection import (
     SEEDS,
     along,
@@ -144,7 +145,8 @@ def verdicts_of_all(dataset: Dataset, x: str, by: str | None) -> Figure:
 def heatmap(
     dataset: Dataset, x: str | None = None, by: str | None = None, y: str | None = None, *, ax: Axes | None = None
 ) -> Axes:
-    """The median of a measure over two inputs, as colours.
+    """The median of a measure over two inputs, as colours. Where the balancer varies and is not one of the two, that of the first one
+    (DGD-LB if it is there), whose name stands in the title: a median over balancers would say nothing.
 
     **Arguments:** `dataset`; `x` and `by`: inputs along the two directions; `y`: a measure; `ax`: axes to draw on.
 
@@ -157,6 +159,7 @@ def heatmap(
             raise InputError("A heatmap needs two inputs that vary: this sweep has one, use curves.")
     by = checked_input(dataset, by, "by")
     ax = new_axes((8.5, 5)) if ax is None else ax
+    dataset, whose = _one_policy(dataset, x, by)
     parts = list(groups(dataset, by, most=None))
     table = np.array([quartiles(part, x, y)[2] for _, part in parts], float)
     places = quartiles(parts[0][1], x, y)[0]
@@ -170,7 +173,7 @@ def heatmap(
     bar = ax.figure.colorbar(image, ax=ax, label=f"{_label(dataset, y)}, median")
     if log:
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
-    finish(ax, _label(dataset, x), _label(dataset, by), f"{_title(dataset)}: {y.replace('_', ' ')} (grey: none)")
+    finish(ax, _label(dataset, x), _label(dataset, by), f"{_title(dataset)}{whose}: {y.replace('_', ' ')} (grey: none)")
     ax.grid(False)
     return as_written(ax)
 
@@ -220,10 +223,11 @@ def standard_pictures(
         found["curves"] = curves(dataset, x, y, by)
         if "verdict" in dataset:
             pages["verdicts"] = verdicts_of_all(dataset, x, by or choose_by(dataset, x))
-        if "settle_time" in dataset and y != "settle_time":
+        if "settle_time" in dataset and _has_finite(dataset, "settle_time") and y != "settle_time":
             found["settling"] = curves(dataset, x, "settle_time", by)
         others = [name for name in varying(dataset) if dataset[name].dims != dataset[x].dims and name not in SEEDS]
-        if others:
+        others = [name for name in others if name != "policy"] or others  # a row for each balancer says less
+        if others and _has_finite(dataset, y):
             found["heatmap"] = heatmap(dataset, x, by or others[0], y)
     elif x is not None:
         checked_input(dataset, x, "x")
@@ -243,6 +247,23 @@ def save_pictures(figures: dict[str, Figure], folder: Path) -> list[Path]:
             with whole_file(paths[name]) as draft:
                 save_png(figure, draft)
     return list(paths.values())
+
+
+def _one_policy(dataset: Dataset, x: str, by: str) -> tuple[Dataset, str]:
+    """The part of one balancer, and its name behind a comma; all of it where there is one, or where it is along a direction."""
+    taken = {*dataset[x].dims, *dataset[by].dims}
+    if "policy" not in varying(dataset) or taken & {*dataset["policy"].dims}:
+        return dataset, ""
+    policies = values_of(dataset, "policy").tolist()
+    chosen = "dgd-lb" if "dgd-lb" in policies else policies[0]
+    places = dataset["policy"].dims[0]
+    part = dataset.isel({places: np.flatnonzero(np.asarray(policies) == chosen)})
+    return part, f", {BALANCERS[chosen].label if chosen in BALANCERS else chosen}"
+
+
+def _has_finite(dataset: Dataset, y: str) -> bool:
+    """Whether there is anything to draw."""
+    return bool(np.isfinite(np.asarray(dataset[y].values, float)).any())
 
 
 def _mark_step_sizes(ax: Axes, dataset: Dataset, x: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,9 @@ from dgdlb_jax.fleets.load import FleetInfo
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.formatting import enumerated, number, percent, seconds
 from dgdlb_jax.reports.text_table import GrowingTable, columns
-from dgdlb_jax.studies.balancers import DGD
+from dgdlb_jax.studies.balancers import CURRENT, DGD
 from dgdlb_jax.studies.conclusion import conclusion, excess
-from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names, statistics_of
+from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.studies.time_steps import ACCURATE
 from dgdlb_jax.studies.verdict import Verdict
 from dgdlb_jax.studies.what_if import Change
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _SAME = 0.015  # difference of two shares that a table does not mention
 _WIDEST = (22, 8, 8, 24, 8)  # characters that a cell of the table may take, after the name
+_MOST_BACKENDS = 12  # whose flow the terminal shows; the report has all
+_MOST_ROWS = 40  # of inputs that the terminal shows
 _MOST_CHANGES = 8  # backends that the terminal shows; the report has all
 _VISIBLE = 0.005  # smallest share of a frontend's traffic that a table shows
 
@@ -34,7 +37,7 @@ def report(comparison: "Comparison") -> str:
 
 def after_table(comparison: "Comparison") -> list[str]:
     """What stands below the table of the balancers: routing, what changes are worth, conclusion."""
-    parts = [] if comparison.moving else [routing(comparison), changes(comparison)]
+    parts = [] if comparison.moving else [flows(comparison), routing(comparison), changes(comparison)]
     return [*parts, textwrap.fill(conclusion(comparison), 100)]
 
 
@@ -54,7 +57,7 @@ def network_facts(network: Network) -> str:
 def run_facts(comparison: "Comparison") -> list[str]:
     """The optimum, and how long the balancers ran with which step size."""
     best = comparison.optimum
-    which = "optimum at the mean rates" if comparison.moving else "optimum"
+    which = "optimum at the mean rates" if comparison.moving else "optimum, the best routing that never changes"
     lines = [
         f"{which}: {seconds(float(best.mean_latency))} per request, {percent(float(best.network_share))} of it on the "
         f"network; largest latency x service slope on an arc in use {number(comparison.steepest_latency)}",
@@ -72,7 +75,8 @@ def resolution(comparison: "Comparison") -> str:
     """Time steps, and how far the mean latencies can be trusted."""
     steps, changes = comparison.time_steps, comparison.accuracy
     shortest, longest = (seconds(of(steps.values(), default=comparison.dt)) for of in (min, max))
-    lines = [f"  time steps: {shortest if shortest == longest else f'{shortest} to {longest}'}{_trust(comparison)}"]
+    length = shortest if shortest == longest else f"{shortest} to {longest}"
+    lines = [f"  time steps: {length}{_causes(comparison)}{_trust(comparison)}"]
     for name, change in changes.items():
         if change > ACCURATE:
             lines.append(
@@ -80,6 +84,14 @@ def resolution(comparison: "Comparison") -> str:
                 f"figures are no finer than that; a shorter --dt resolves more and takes longer"
             )
     return "\n".join(lines)
+
+
+def _causes(comparison: "Comparison") -> str:
+    """What set the time steps, and for how many where that differs."""
+    count = Counter(comparison.set_by.values())
+    if not count:
+        return ""
+    return ", set by " + "; ".join(cause if len(count) == 1 else f"{cause} ({n})" for cause, n in count.most_common())
 
 
 def _trust(comparison: "Comparison") -> str:
@@ -139,6 +151,27 @@ def growing_table(names: Sequence[str], moving: bool) -> GrowingTable:
     return GrowingTable(table_header(moving), [first, *_WIDEST[: len(table_header(moving)) - 1]])
 
 
+def flows(comparison: "Comparison") -> str:
+    """What every backend gets: first of all, since many routings may share it."""
+    header, rows = flow_cells(comparison)
+    text = columns(header, rows[:_MOST_BACKENDS], right=range(1, len(header)))
+    more = len(rows) - _MOST_BACKENDS
+    return text if more <= 0 else f"{text}\n  {more} more, which get less"
+
+
+def flow_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of that table, requests/s, the backend that gets most at the optimum first."""
+    network, runs = comparison.network, comparison.runs
+    rate = np.asarray(network.arrival_rate, float)
+    shares = {"at the optimum": comparison.optimum.routing}
+    shares |= {f"under {name}": comparison.mean_routing(name) for name in (DGD, CURRENT) if name in runs}
+    inflow = {label: rate @ np.asarray(one, float) for label, one in shares.items()}
+    capacity, names = np.asarray(network.nominal_capacity, float), backend_names(network)
+    order = np.argsort(-inflow["at the optimum"], kind="stable")
+    rows = [(names[j], number(float(capacity[j])), *(number(float(one[j])) for one in inflow.values())) for j in order]
+    return ("backend gets (requests/s)", "capacity", *inflow), rows
+
+
 def routing(comparison: "Comparison") -> str:
     """Where each frontend sends its traffic: at the optimum, and under DGD-LB at the end of its run."""
     return columns(*routing_cells(comparison), right=(1,))
@@ -147,8 +180,7 @@ def routing(comparison: "Comparison") -> str:
 def routing_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[list[str]]]:
     """Header and rows of the routing table."""
     network, best = comparison.network, np.asarray(comparison.optimum.routing)
-    run = comparison.runs.get(DGD)
-    last = None if run is None else np.asarray(statistics_of(run).mean_routing)
+    last = comparison.mean_routing(DGD) if DGD in comparison.runs else None
     names, rates = backend_names(network), np.asarray(network.arrival_rate)
     header = ("frontend", "requests/s", "sends at the optimum", *(() if last is None else (f"under {DGD}",)))
     rows = []
@@ -182,6 +214,27 @@ def change(found: Change | None) -> str:
     if math.isfinite(found.latency):
         return f"{'+' if found.latency > 0 else ''}{seconds(found.latency)}"
     return f"short by {number(found.short_by)} req/s" if found.short_by > 0 else "no optimum found"
+
+
+def inputs(network: Network) -> str:
+    """What was given, as far as it has room: see `input_cells`."""
+    header, rows = input_cells(network)
+    wide = len(header) - _MOST_BACKENDS - 2
+    if wide > 0 or len(rows) > _MOST_ROWS:
+        latency = 1e3 * np.asarray(network.latency, float)[np.asarray(network.mask)]
+        return f"inputs: one-way latencies of {number(latency.min())} to {number(latency.max())} ms; all of them are in run.nc"
+    return columns(header, rows, right=range(1, len(header)))
+
+
+def input_cells(network: Network) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of a table of one-way latencies in ms, frontends down, backends across, with rates and capacities."""
+    latency, mask = 1e3 * np.asarray(network.latency, float), np.asarray(network.mask)
+    capacity, rates = np.asarray(network.nominal_capacity, float), np.asarray(network.arrival_rate, float)
+    rows = [("(capacity, requests/s)", "", *map(number, capacity))]
+    for i, name in enumerate(frontend_names(network)):
+        cells = (number(value) if there else "-" for value, there in zip(latency[i], mask[i], strict=True))
+        rows.append((name, number(rates[i]), *cells))
+    return ("one-way latency (ms) from", "requests/s", *backend_names(network)), rows
 
 
 def side_by_side(comparisons: "Sequence[Comparison]") -> str:
@@ -252,6 +305,11 @@ def notes(comparison: "Comparison") -> list[str]:
             found.append(f"{row.balancer}: queues grow without end at {enumerated(row.short_backends)}")
         elif row.verdict is Verdict.failed:
             found.append(f"{row.balancer}: {row.result.sentence}")
+        if row.balancer in comparison.longer:
+            first, then = seconds(comparison.duration), seconds(row.duration)
+            found.append(
+                f"{row.balancer}: not decided after {first}, so it ran for {then}; its figures are of the end of that"
+            )
         if row.verdict in (Verdict.too_short, Verdict.moving):
             found.append(f"{row.balancer}: {row.reason}")
         if row.verdict in (Verdict.diverging, Verdict.failed):
@@ -272,9 +330,10 @@ def reference_facts(comparison: "Comparison") -> list[str]:
     best = comparison.reference
     if best is None:
         return []
+    kind = "" if comparison.unmeasurable is None else " (queues cannot follow it here)"
     lines = [
         f"demand moves between {number(best.total_rate.min())} and {number(best.total_rate.max())} requests/s; the "
-        "quasi-static optimum (as if always at rest) is a reference, not a bound"
+        f"quasi-static optimum (as if always at rest) is a reference, not a bound{kind}"
     ]
     if best.missing:
         lines.append(f"it leaves out {best.missing} of {best.time.size} instants, which have no certified optimum")

@@ -1,6 +1,6 @@
 """What can be said about a simulation's inputs before it runs: sizes of the buffer and the loop, and sentences for people."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -115,6 +115,21 @@ def resumable(state: SimulationState, time_grid: Grid) -> None:
     if step.max() + time_grid.steps.max() > LARGEST_STEP:
         raise InputError(
             f"The run would pass step {LARGEST_STEP}, the last that can be counted: start afresh from (routing, workload)."
+        )
+
+
+def same_extensions(initial: Any, rows: tuple[int, ...]) -> None:
+    """Check that a run goes on with the extensions that it had.
+
+    **Raises:** `InputError` for others, or other delay buffers.
+    """
+    if not isinstance(initial, SimulationState):
+        return
+    before = tuple(-1 if own.line is None else own.line.shape[1] for own in initial.extensions)
+    if before != rows:
+        raise InputError(
+            f"The state to go on from has {len(before)} extensions with delay buffers of {list(before)} rows, this run has {len(rows)} of "
+            f"{list(rows)}: give the same extensions, latencies and dt, or start afresh from (routing, workload)."
         )
 
 

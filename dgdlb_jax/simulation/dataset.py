@@ -12,6 +12,7 @@ from dgdlb_jax.numerics.versions import versions
 if TYPE_CHECKING:
     import xarray
 
+    from dgdlb_jax.simulation.plugins import Label
     from dgdlb_jax.simulation.trajectory import Trajectory
 
 _SERIES = {
@@ -53,6 +54,7 @@ def to_dataset(run: "Trajectory") -> "xarray.Dataset":
             values = getattr(run.statistics, name)
             if values is not None:
                 variables[f"window_{name}"] = ((*batch, *dims), values, units, meaning)
+    variables |= _of_plugins(run, batch)
     coordinates: dict[str, Any] = {
         "time": ((*batch, "time"), np.asarray(run.time), {"units": "s", "long_name": "time"})
     }
@@ -73,6 +75,34 @@ def to_dataset(run: "Trajectory") -> "xarray.Dataset":
             "source": f"dgdlb_jax {versions()['dgdlb_jax']}, jax {versions()['jax']}; DGD-LB after arXiv:2504.10693"
         },
     )
+
+
+def _of_plugins(run: "Trajectory", batch: tuple[str, ...]) -> dict[str, Any]:
+    """What the user observed and measured. Several arrays of one plug-in are told apart by their place in its result."""
+    labels, found = list(run.labels), {}
+    if run.observed is not None:
+        found |= _labelled(labels.pop(0), run.observed, (*batch, "time"), "")
+    for label in labels:
+        found |= _labelled(label, run.measured[label.name], batch, "window_")
+    return found
+
+
+def _labelled(label: "Label", values: Any, leading: tuple[str, ...], prefix: str) -> dict[str, Any]:
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(values)
+    found = {}
+    for path, leaf in leaves:
+        own = np.ndim(leaf) - len(leading)
+        # Without labels that fit, axes are numbered.
+        name = prefix + label.name + "".join(f"_{_key(key)}" for key in path)
+        dims = label.dims if len(label.dims) == own else tuple(f"{name}_axis_{axis}" for axis in range(own))
+        found[name] = ((*leading, *dims), leaf, label.units, label.description)
+    return found
+
+
+def _key(key: Any) -> str:
+    return next(str(getattr(key, name)) for name in ("key", "name", "idx") if hasattr(key, name))
 
 
 def write(run: "Trajectory", path: str | Path) -> Path:

@@ -17,26 +17,24 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Carry, Checkpoints, DelayedSystem, FullStorage, delayed_scan, run_as_told
 from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
-from dgdlb_jax.numerics.native import TOO_LARGE, one_native_loop, or_without
+from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import has_a_mesh, map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
+from dgdlb_jax.simulation.attached import Applied, Attached, Plugins, collect, extension_rows
+from dgdlb_jax.simulation.clock import Clock
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.memory import Kept, check_memory
 from dgdlb_jax.simulation.observe import ObserveFields
+from dgdlb_jax.simulation.plan import Plan, check_frames, choose_lanes
+from dgdlb_jax.simulation.plugins import AbstractExtension
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
-from dgdlb_jax.simulation.step import Clock, StepState, delayed_system, overflow
+from dgdlb_jax.simulation.step import StepState, delayed_system, overflow
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
-
-# Measured: benchmarks/bench_simulate.py prints half and twice the tile beside it.
-CACHE = 5e6  # bytes that the delay lines of a tile may take
-LANES = 128  # frontends x lanes at most: what a step computes with stays in the nearest cache
-SHARE = 0.15  # of an accelerator's memory that the delay lines of a tile may take; there are up to four copies at the end of a run
-NARROW = 128  # bytes of frontends x lanes at least: vector units are full, which outweighs the cache
 
 
 def simulate(
@@ -51,6 +49,7 @@ def simulate(
     throw: bool = True,
     adjoint: FullStorage | Checkpoints | None = None,
     extra_flow: Matrices | None = None,
+    extensions: tuple[AbstractExtension, ...] = (),
 ) -> Trajectory:
     r"""Simulate a policy in a network with latencies.
 
@@ -80,9 +79,10 @@ def simulate(
       little memory. Nothing else depends on it; forward mode needs none.
     - `extra_flow`: `(time, frontends, backends)`, requests/s that are sent at the saved instants (`save.every` steps apart) for the
       length of a step, besides what is routed: something to differentiate with respect to. Zero by default.
+    - `extensions`: state variables of your own that observe the network through delays, see `AbstractExtension`.
 
     **Returns:** a `Trajectory`. `jax.grad`, `jax.vjp`, `jax.jvp` and `jax.linearize` work, with respect to all numbers in the network
-    (latencies as well), the policy, `initial` and `extra_flow`; second derivatives do not.
+    (latencies as well), the policy, `initial`, `extra_flow` and what `save` and `extensions` contain; second derivatives do not.
 
     **Raises:** `InputError` for a step too large for the fastest backend, a latency longer than the buffer, values that are not
     finite, a start of the wrong shape.
@@ -98,18 +98,24 @@ def simulate(
         initial = jnp.asarray(routing), jnp.asarray(workload)
     policy = each_frontend(network, policy, type(policy).__name__)
     one = partial(jax.tree.map, lambda leaf: leaf[None])
+    # A network with values keeps them within somebody's jit, so that the size of the delay buffer is known.
+    with jax.ensure_compile_time_eval() if is_concrete(network) else nullcontext():
+        networks = one(network)
     runs = simulate_batch(
-        one(network),
+        networks,
         jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, policy),
         duration=duration,
         dt=dt,
         initial=None if initial is None else one(initial),
-        save=None if save is None else one(save),
+        save=None
+        if save is None
+        else eqx.tree_at(lambda s: (s.after, s.reference), save, replace_fn=one, is_leaf=lambda leaf: leaf is None),
         max_latency=max_latency,
         throw=throw,
         devices=1,
         adjoint=adjoint,
         extra_flow=None if extra_flow is None else jnp.asarray(extra_flow)[None],
+        extensions=extensions,
     )
     return jax.tree.map(lambda leaf: leaf[0], runs)
 
@@ -131,6 +137,7 @@ def simulate_batch(
     adjoint: FullStorage | Checkpoints | None = None,
     extra_flow: ArrayLike | None = None,
     fused: bool = False,
+    extensions: tuple[AbstractExtension, ...] = (),
 ) -> Trajectory:
     """Simulate many networks at once: `simulate` for each of them, with the same answers.
 
@@ -151,7 +158,9 @@ def simulate_batch(
       `grad`, `vmap` and threads of the user's.
     - `fused`: on a CUDA device, all steps in one kernel: 2 to 10 times as fast (benchmarks/README.md), the same answers up to rounding.
       For runs that keep nothing in between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`;
-      networks up to about 32 x 32, constant or cyclic demand, curves given by formulas.
+      networks up to about 32 x 32, constant or cyclic demand, curves given by formulas, no plug-ins of the user's but policies.
+    - `extensions`: as for `simulate`; like statistics of your own (`save`) they are written for one network, and their numbers are
+      shared by all networks.
 
     **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
     leaves the others alone and shows in `result`.
@@ -182,14 +191,20 @@ def simulate_batch(
         every=None if frames is None or save.every is None else jnp.asarray(save.every, jnp.int32),
         extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
+    plugins = collect(save.fn, save.own_statistics, extensions, dtype)
+    more_rows = extension_rows(plugins, inputs.network, grid.dt, max_latency)
+    checks.same_extensions(inputs.initial, more_rows)
     size, steps = networks.batch, int(grid.steps.max())
     if frames is None:
-        plan = _Plan(
-            grid.rows, steps, save.every, save.fields, save.summary, save.resumable, adjoint, size, fused=fused
-        )
+        plan = Plan(
+            grid.rows, steps, save.every, save.fields, save.summary, save.resumable, adjoint, size, fused=fused,
+            extensions=more_rows,
+        )  # fmt: skip
     else:
-        _check_frames(frames, steps, save.every, extra_flow is not None)
-        plan = _Plan(grid.rows, None, None, save.fields, save.summary, save.resumable, frames=frames)
+        check_frames(frames, steps, save.every, extra_flow is not None)
+        plan = Plan(
+            grid.rows, None, None, save.fields, save.summary, save.resumable, frames=frames, extensions=more_rows
+        )
     if inputs.extra is not None:
         shape = (size, count_frames(steps, save.every) + 1, networks.frontends, networks.backends)
         if inputs.extra.shape != shape:
@@ -198,12 +213,12 @@ def simulate_batch(
                 "give one matrix for each of them, the start and the end included."
             )
     if fused:
-        _check_fused(plan, inputs)
+        _check_fused(plan, inputs, plugins)
     largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
-    free = is_concrete(inputs) and not has_a_mesh(networks.latency)
+    free = is_concrete(inputs, plugins) and not has_a_mesh(networks.latency)
     spread = min(devices or (jax.local_device_count() if free else 1), size)
     parts = parts_for(size, inputs, threads) if free and spread == 1 else 1
-    lanes = min(largest, lanes or _lanes(networks, grid.rows, math.ceil(size / (spread * parts))))
+    lanes = min(largest, lanes or choose_lanes(networks, grid.rows, math.ceil(size / (spread * parts))))
     instants = frames or (count_frames(steps, save.every) + 1 if save.every and save.fields else 1)
     kept = Kept(save.fields, instants, save.resumable)
     check_memory((size, networks.frontends, networks.backends), lanes * spread * parts, grid.rows, kept, dtype.itemsize)
@@ -211,13 +226,14 @@ def simulate_batch(
         sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
         runs = or_without(
             lambda native: in_threads(
-                lambda part: _run(part, dataclasses.replace(plan, native=native), spread, lanes), inputs, parts
+                lambda part: _run(part, plugins, dataclasses.replace(plan, native=native), spread, lanes), inputs, parts
             ),
-            (jax.tree.structure((inputs, plan)), sizes, spread, lanes),
+            (jax.tree.structure((inputs, plan, plugins)), sizes, spread, lanes),
         )
     if throw:
         raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
-    return dataclasses.replace(runs, frontend_names=networks.frontend_names, backend_names=networks.backend_names)
+    names = {"frontend_names": networks.frontend_names, "backend_names": networks.backend_names}
+    return dataclasses.replace(runs, **names, labels=plugins.labels)
 
 
 class _Inputs(eqx.Module):
@@ -234,22 +250,6 @@ class _Inputs(eqx.Module):
     extra: Float[Array, "batch instants frontends backends"] | None
 
 
-class _Plan(eqx.Module):
-    """Everything that is compiled in."""
-
-    rows: int = eqx.field(static=True)
-    steps: int | None = eqx.field(static=True)
-    every: int | None = eqx.field(static=True)
-    fields: tuple[str, ...] = eqx.field(static=True)
-    summary: bool = eqx.field(static=True)
-    resumable: bool = eqx.field(static=True)
-    adjoint: FullStorage | Checkpoints | None = eqx.field(static=True, default=None)
-    networks: int = eqx.field(static=True, default=0)
-    frames: int = eqx.field(static=True, default=0)
-    fused: bool = eqx.field(static=True, default=False)
-    native: bool = eqx.field(static=True, default=True)
-
-
 def _steps_before(after: ArrayLike, dt: Float[np.ndarray, " batch"]) -> Int[Array, " batch"]:
     """How many steps begin before this time, but for the rounding of the quotient; in the graph if the time is traced."""
     library = np if is_concrete(after) else jnp
@@ -258,7 +258,9 @@ def _steps_before(after: ArrayLike, dt: Float[np.ndarray, " batch"]) -> Int[Arra
     return jnp.asarray(library.ceil(exact * (1 - rounding)), jnp.int32)
 
 
-def _check_fused(plan: _Plan, inputs: _Inputs) -> None:
+def _check_fused(plan: Plan, inputs: _Inputs, plugins: Plugins) -> None:
+    if plugins:
+        raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
     if not device.on_gpu():
         raise InputError(f"fused=True needs a CUDA device, this is {jax.default_backend()}: leave it out.")
     if plan.steps is None or plan.every is not None or inputs.extra is not None:
@@ -278,42 +280,18 @@ def _kernels():
     return fused
 
 
-def _check_frames(frames: int, steps: int, every: int | None, has_extra_flow: bool) -> None:
-    needed = 0 if every is None else count_frames(steps, every) + 1
-    if frames < needed:
-        raise InputError(
-            f"frames={frames} has no room for the {needed} instants of SaveAt(every={every}): raise one of them."
-        )
-    if has_extra_flow:
-        raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
-
-
-def _lanes(network: Network, rows: int, networks: int) -> int:
-    """How many networks run side by side on one device: on CPU a tile that fits the cache and one native function, else what fits
-    the memory."""
-    arcs, size = network.frontends * network.backends, network.latency.dtype.itemsize
-    if not device.on_cpu():
-        line = rows * arcs  # numbers
-        return max(1, int(min(networks, SHARE * device.memory() / (line * size))))
-    widest = min(LANES / network.frontends, (TOO_LARGE - 1) / arcs)
-    fitting = math.log2(CACHE / (rows * arcs * size))
-    narrowest = math.log2(NARROW / (network.frontends * size))
-    lanes = 2 ** max(math.floor(fitting), math.ceil(narrowest), 0)
-    return min(lanes, 2 ** math.floor(math.log2(max(1, widest))), networks)
-
-
 @eqx.filter_jit
-def _run(inputs: _Inputs, plan: _Plan, spread: int, lanes: int) -> Trajectory:
+def _run(inputs: _Inputs, plugins: Plugins, plan: Plan, spread: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
-    run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared), plan)
+    run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared[0]), shared[1], plan)
     if plan.fused:
         run_tile = one_by_one(run_tile)
     run = lambda batched, shared: map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
-    return with_automatic_axes(run, inputs.network.latency)(batched, shared)
+    return with_automatic_axes(run, inputs.network.latency)(batched, (shared, plugins))
 
 
-def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
+def _run_tile(inputs: _Inputs, plugins: Plugins, plan: Plan) -> Trajectory:
     network, dt = inputs.network, inputs.dt
     field = Field(network, inputs.policy)
     count_wires = "in_flight" in plan.fields
@@ -323,13 +301,19 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
         carry = begin(field, *inputs.initial, dt, plan.rows, count_wires)
     first = carry.k
     last = first + inputs.steps
-    window = None
+    clock, counts = Clock(field.shape, dt, last), carry.state.tail is not None
+    window, after = None, first + jnp.minimum(inputs.after, inputs.steps - 1)
     if plan.summary:
-        window = Window(field, first + jnp.minimum(inputs.after, inputs.steps - 1), last, inputs.reference)
+        window = Window(field, after, last, inputs.reference)
         sums = window.begin(field, first, carry.state.workload)
         carry = eqx.tree_at(lambda c: c.state.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
-    clock, counts = Clock(field.shape, dt, last), carry.state.tail is not None
-    system = delayed_system(field, clock, window, plan.rows, counts, ObserveFields(plan.fields))
+    attached = Attached(plugins, network, after) if plugins else None
+    own, more = None, ()
+    if attached is not None:
+        own = Applied(field, clock, attached)
+        carry, more = own.join(carry, inputs.initial, plan.extensions)
+    observe = ObserveFields(plan.fields)
+    system = delayed_system(field, clock, window, plan.rows, counts, observe, attached, more)
     carry, saved = _integrate(system, carry, inputs, plan)
     now, summary = carry.state, None
     if window is not None and now.sums is not None:
@@ -341,10 +325,11 @@ def _run_tile(inputs: _Inputs, plan: _Plan) -> Trajectory:
     )
     final = suspend(field, carry, last, dt, plan.resumable)
     fields: dict[str, Any] = dict.fromkeys(FIELDS) | saved
-    return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results))
+    measured = {} if own is None else own.finish(now.measured)
+    return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results), measured=measured)
 
 
-def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, plan: _Plan) -> tuple[Carry, dict[str, Any]]:
+def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, plan: Plan) -> tuple[Carry, dict[str, Any]]:
     """The run, and what is saved of it: time as second axis, behind the batch."""
     batch_first = partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, 0, 1))
     observe = lambda carry: system.observe(system.parameters, carry.k, carry.state)

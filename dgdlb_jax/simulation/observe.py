@@ -28,4 +28,7 @@ class ObserveFields:
             ),
             "in_flight": lambda: jnp.asarray(now.in_flight),
         }
-        return {"time": time(k, clock.lanes)} | {name: values[name]() for name in self.fields}
+        found = {"time": time(k, clock.lanes)} | {name: values[name]() for name in self.fields}
+        if system.plugins is not None and system.plugins.plugins.observable is not None:
+            found["observed"] = system.plugins.observe(k, now)
+        return found

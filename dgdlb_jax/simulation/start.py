@@ -13,6 +13,7 @@ from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.simulation import attached
 from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
 from dgdlb_jax.simulation.step import StepState
 from dgdlb_jax.simulation.trajectory import SimulationState
@@ -99,7 +100,7 @@ def begin(
 def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
     """The same carry, had `extra` flow been sent just now besides what was routed."""
     state, k = carry.state, carry.k
-    news, flow = carry.channels
+    news, flow, *others = carry.channels
     wires = system.channels[1]
     assert isinstance(wires, Sum)
     late = system.parameters.late if wires.fraction is None else wires.fraction
@@ -110,7 +111,7 @@ def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
     state = eqx.tree_at(lambda s: (s.flow, s.inflow), state, (state.flow + extra, wires.arriving(flows, k)))
     if state.tail is not None:
         state = eqx.tree_at(lambda s: s.tail, state, state.tail + late * sent)
-    return Carry(k, state, (news, ChannelState(flows)))
+    return Carry(k, state, (news, ChannelState(flows), *others))
 
 
 def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
@@ -141,7 +142,7 @@ def suspend(
 ) -> SimulationState:
     """Everything that a later run needs, batch axis first; if there will be none, without the delay lines."""
     shape, now = field.shape, carry.state
-    news, flow = carry.channels
+    news, flow, *others = carry.channels
     assert news.reading is not None
     nothing = jnp.zeros_like(now.routing)
     flow_line = workload_line = None
@@ -159,6 +160,7 @@ def suspend(
         reading=shape.from_arcs(news.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
         tail=None if now.tail is None else shape.from_arcs(now.tail),
+        extensions=attached.suspend(shape, now.extended, tuple(others), resumable),
     )  # fmt: skip
 
 

@@ -16,46 +16,22 @@ computed again that is known: the routing by its support, the workload, and whic
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
 from dgdlb_jax.numerics import bits
 from dgdlb_jax.numerics.delay import DelayedSystem, Gather, StepContext, Sum, hold
 from dgdlb_jax.numerics.delay.line import interpolate, split
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import State
+from dgdlb_jax.simulation.attached import Applied, Attached, Extended
+from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
-
-Lanes = Float[Array, " lanes"]
-
-
-class Clock(eqx.Module):
-    """How long a step is and how many there are, lane by lane, repeated in the shapes that the step needs."""
-
-    lanes: tuple[Lanes, Int[Array, " lanes"]]
-    frontends: tuple[Frontends, Int[Array, " frontend_lanes"]]
-    backends: tuple[Backends, Int[Array, " backend_lanes"]]
-
-    def __init__(self, shape, dt: Lanes, last: Int[Array, " lanes"]):
-        self.lanes = dt, last
-        self.frontends = shape.over_frontends(dt), shape.over_frontends(last)
-        self.backends = shape.over_backends(dt), shape.over_backends(last)
-
-
-def time(k: Int[Array, ""], clock) -> Float[Array, "..."]:
-    """The time of step k, from integers; it stands still when a lane has made its last step."""
-    dt, last = clock
-    return jnp.minimum(k, last).astype(dt.dtype) * dt
-
-
-def length(k: Int[Array, ""], clock) -> Float[Array, "..."]:
-    """The length of step k -> k+1: dt, or 0 in lanes that have made their last step."""
-    dt, last = clock
-    return jnp.where(k < last, dt, 0)
 
 
 class System(eqx.Module):
@@ -66,6 +42,12 @@ class System(eqx.Module):
     clock: Clock
     window: Window | None
     late: Arcs | None
+    attached: Attached | None = None
+
+    @property
+    def plugins(self) -> Applied | None:
+        """What a user has added, None if nothing."""
+        return None if self.attached is None else Applied(self.field, self.clock, self.attached)
 
 
 class StepState(eqx.Module):
@@ -81,6 +63,8 @@ class StepState(eqx.Module):
     in_flight: Lanes | None
     sums: Sums | None
     tail: Arcs | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
+    measured: tuple[PyTree, ...] = ()  # by statistics of the user's
+    extended: tuple[Extended, ...] = ()  # by state variables of the user's
 
 
 class Predicted(NamedTuple):
@@ -104,22 +88,34 @@ class Routed(NamedTuple):
 
 
 def delayed_system(
-    field: Field, clock: Clock, window: Window | None, rows: int, counts: bool, observe: Callable
+    field: Field,
+    clock: Clock,
+    window: Window | None,
+    rows: int,
+    counts: bool,
+    observe: Callable,
+    attached: Attached | None = None,
+    extensions: tuple[Gather, ...] = (),
 ) -> DelayedSystem:
-    """A tile of networks as a system with delays; `counts`: whether the channel of flow carries counts."""
+    """A tile of networks as a system with delays.
+
+    **Arguments:** `counts`: whether the channel of flow carries counts; `attached`: what a user adds; `extensions`: the channels of the
+    state variables among it.
+    """
     shape, step = field.shape, clock.frontends[0]
     delay = field.latency / step
     news = Gather(field.feedback_latency / step, shape.ends, rows)
     flow = Sum(delay, shape.ends, rows, interpolates=not counts)
-    system = System(field, clock, window, split(delay, rows)[1] if counts else None)
-    return DelayedSystem(system, (news, flow), (predict, route, arrive), observe, support)
+    system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached)
+    stages = (predict, route, *_last_stages(len(extensions), attached))
+    return DelayedSystem(system, (news, flow, *extensions), stages, observe, support)
 
 
 def overflow(system: DelayedSystem) -> Bool[Array, " lanes"]:
     """In which lanes a latency does not fit the delay lines."""
-    shape = system.parameters.field.shape
-    news, flow = system.channels
-    return (news.overflow | flow.overflow).reshape(shape.backends, shape.frontends, shape.lanes).any((0, 1))
+    lanes = system.parameters.field.shape.lanes
+    late = [channel.overflow.reshape(-1, lanes).any(0) for channel in system.channels]
+    return jnp.stack(late).any(0)
 
 
 def support(state: StepState) -> Array:
@@ -131,7 +127,8 @@ def predict(system: System, context: StepContext, now: StepState, received: None
     """The workload one step ahead, by Euler."""
     del received
     k = context.k
-    predicted = now.workload + length(k, system.clock.backends) * (now.inflow - _served(system, k, k, now.workload))
+    served = _served(system, k, k, now.workload, [own.state for own in now.extended])
+    predicted = now.workload + length(k, system.clock.backends) * (now.inflow - served)
     if context.recorded is not None:
         predicted = hold(predicted, context.recorded.predicted)
     return Predicted(now, predicted), (now.workload, predicted)
@@ -162,7 +159,9 @@ def arrive(system: System, context: StepContext, move: Routed, inflow: Backends)
         sent, arrived = now.flow + move.flow, now.inflow + inflow  # twice the mean of the step
     else:
         sent, arrived = 2 * move.sent, 2 * inflow
-    served = _served(system, k, k, now.workload) + _served(system, k, k + 1, move.predicted)
+    states, plugins = [own.state for own in now.extended], system.plugins
+    ahead = states if plugins is None else plugins.predicted(k, now)
+    served = _served(system, k, k, now.workload, states) + _served(system, k, k + 1, move.predicted, ahead)
     workload = now.workload + step_b / 2 * (arrived - served)
     if recorded is not None:
         workload = hold(workload, recorded.after.workload)
@@ -177,15 +176,74 @@ def arrive(system: System, context: StepContext, move: Routed, inflow: Backends)
     peak = higher(now.peak, workload) if end is None else set_by(now.peak, workload, end.peak)
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
-        peak=peak, in_flight=in_flight, sums=sums, tail=move.tail,
+        peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended,
     )  # fmt: skip
     return after, None
 
 
-def _served(system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Backends) -> Backends:
-    """The service rate at one end of step k."""
+def _last_stages(extensions: int, attached: Attached | None) -> tuple[Callable, ...]:
+    """The stages behind the channel of flow: `arrive`, one more for every extension, and the statistics of the user's in the last."""
+    if attached is None:
+        return (arrive,)
+    if not extensions:
+        return (arrive_and_measure,)
+    return (arrive_and_send, *(Extend(number) for number in range(extensions)))
+
+
+class Arrived(NamedTuple):
+    """What stages of extensions hand on: the state before the step, that after it as far as known, extensions by Euler."""
+
+    now: StepState
+    after: StepState
+    ahead: list[PyTree]
+
+
+def arrive_and_measure(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[StepState, None]:
+    """As `arrive`, with statistics of the user's."""
+    after, _ = arrive(system, context, move, inflow)
+    return _measured(system, context.k, move.now, after), None
+
+
+def arrive_and_send(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[Arrived, Any]:
+    """As `arrive`; and what the first extension sends."""
+    after, _ = arrive(system, context, move, inflow)
+    plugins = system.plugins
+    assert plugins is not None
+    held = Arrived(move.now, after, plugins.predicted(context.k, move.now))
+    return held, plugins.sent(0, context.k, *held)
+
+
+@dataclass(frozen=True)
+class Extend:
+    """The stage of an extension: its state after the step; and what the next one sends."""
+
+    number: int
+
+    def __call__(self, system: System, context: StepContext, held: Arrived, reading: Array) -> tuple[Any, Any]:
+        """From what the extension reads."""
+        k, plugins = context.k, system.plugins
+        assert plugins is not None
+        moved = plugins.moved(self.number, k, *held, reading)
+        extended = tuple(moved if n == self.number else own for n, own in enumerate(held.after.extended))
+        held = held._replace(after=eqx.tree_at(lambda s: s.extended, held.after, extended))
+        if self.number + 1 < len(extended):
+            return held, plugins.sent(self.number + 1, k, *held)
+        return _measured(system, k, held.now, held.after), None
+
+
+def _measured(system: System, k: Int[Array, ""], now: StepState, after: StepState) -> StepState:
+    assert system.plugins is not None
+    return eqx.tree_at(lambda s: s.measured, after, system.plugins.measure(k, now, after))
+
+
+def _served(
+    system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Backends, extensions: list[PyTree]
+) -> Backends:
+    """The service rate at one end of step k, with extensions in these states."""
     clock = system.clock.backends
-    return system.field.service_rate(time(at, clock), workload, (time(k, clock), length(k, clock)))
+    rate = system.field.service_rate(time(at, clock), workload, (time(k, clock), length(k, clock)))
+    factor = system.plugins.factor(extensions) if system.plugins is not None else None
+    return rate if factor is None else factor * rate
 
 
 def _dispatched(

@@ -1,7 +1,8 @@
 """What a simulation keeps: which instants, which statistics, and the state it can go on from."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -12,6 +13,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation import dataset
+from dgdlb_jax.simulation.attached import ExtensionState
+from dgdlb_jax.simulation.plugins import AbstractStatistic, Label, Observable
 
 if TYPE_CHECKING:
     import xarray
@@ -32,6 +35,12 @@ class SaveAt(eqx.Module):
     `resumable=False` the state at the end comes without its delay lines, which nothing but going on from it needs: for many networks
     with long buffers, less memory and up to half the time (benchmarks/README.md).
 
+    - `fn`: `fn(t, view) -> pytree of arrays` at the saved instants, found in `run.observed`; for **one** network, with the time in
+      seconds and a `View` of routing, workload, rates. An `Observable` gives it a name, dimensions and units. (A plain function is
+      compiled in: keep it, a new one in every call is compiled in every call.)
+    - `statistics`: statistics of your own, found in `run.measured`: `TimeMean(fn)`, `TimeIntegral`, `Maximum`, `Minimum` of an
+      observable, or any `AbstractStatistic`. Over the same window, with every choice of what else is kept.
+
     **Raises:** `InputError` for an unknown field, `every` below 1 or a negative `after`.
     """
 
@@ -41,6 +50,8 @@ class SaveAt(eqx.Module):
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
     resumable: bool = eqx.field(static=True)
+    fn: Any
+    own_statistics: tuple[AbstractStatistic, ...]
 
     def __init__(
         self,
@@ -51,6 +62,8 @@ class SaveAt(eqx.Module):
         reference: Matrix | None = None,
         summary: bool = True,
         resumable: bool = True,
+        fn: Callable | None = None,
+        statistics: tuple[AbstractStatistic, ...] = (),
     ):
         if every is not None and (every < 1 or every != int(every)):
             raise InputError(f"SaveAt(every={every}): save every k-th step, with a whole number k of at least 1.")
@@ -67,6 +80,10 @@ class SaveAt(eqx.Module):
         self.reference = None if reference is None else jnp.asarray(reference)
         self.summary = summary
         self.resumable = resumable
+        if fn is not None and every is None:
+            raise InputError("SaveAt(None, fn=...) saves no instants: give every=k, or statistics=(TimeMean(fn),).")
+        self.fn = fn if fn is None or isinstance(fn, Observable) else Observable(fn)
+        self.own_statistics = tuple(statistics)
 
     def __hash__(self) -> int:
         """Of the values: what is the same to `==` may be a static argument of `jax.jit`."""
@@ -74,9 +91,15 @@ class SaveAt(eqx.Module):
         return hash((structure, *(np.asarray(leaf).tobytes() for leaf in leaves)))
 
     @classmethod
-    def statistics(cls, *, after: Numbers = 0.0, reference: Matrix | None = None, resumable: bool = True) -> "SaveAt":
-        """Only statistics: memory does not grow with the duration."""
-        return cls(None, fields=(), after=after, reference=reference, resumable=resumable)
+    def statistics(
+        cls,
+        *own: AbstractStatistic,
+        after: Numbers = 0.0,
+        reference: Matrix | None = None,
+        resumable: bool = True,
+    ) -> "SaveAt":
+        """Only statistics, `own` ones besides: memory does not grow with the duration."""
+        return cls(None, fields=(), after=after, reference=reference, resumable=resumable, statistics=own)
 
     @classmethod
     def final(cls, *, resumable: bool = True) -> "SaveAt":
@@ -94,7 +117,7 @@ class SimulationState(eqx.Module):
     - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory; `tail` in a run whose demand
       jumps, what of the last step arrives one step after the rest of it (its line of flow holds counts). Without the lines
       (`SaveAt(resumable=False)`) no run goes on from it; requests on the wires are read off them, and are not known either unless
-      `in_flight` was saved.
+      `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each.
 
     Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
     """
@@ -114,6 +137,7 @@ class SimulationState(eqx.Module):
     workload_line: Float[Array, "*batch rows backends"] | None
     policy_state: PyTree
     tail: Float[Array, "*batch frontends backends"] | None = None
+    extensions: tuple[ExtensionState, ...] = ()
 
     @property
     def time(self) -> Float[Array, "*batch"]:
@@ -150,13 +174,13 @@ class Statistics(eqx.Module):
 
     @property
     def mean_latency(self) -> Float[Array, "*batch"]:
-        """Time-integrated cost over time-integrated arrivals, seconds."""
-        return self.cost / self.arrivals
+        """Time-integrated cost over time-integrated arrivals, seconds; 0 where nothing was sent and nothing was there."""
+        return self.cost / jnp.where(self.cost > 0, self.arrivals, 1)
 
     @property
     def network_share(self) -> Float[Array, "*batch"]:
-        """The part of the latency that is spent on the network."""
-        return self.network_cost / self.cost
+        """The part of the latency that is spent on the network; 0 where there is none."""
+        return self.network_cost / jnp.where(self.cost > 0, self.cost, 1)
 
     @property
     def swing(self) -> Float[Array, "*batch"]:
@@ -183,6 +207,8 @@ class Trajectory(eqx.Module):
     - `statistics`: time integrals and extremes, see `Statistics`.
     - `final`: the state at the end; give it as `initial` to go on (unless saved with `resumable=False`).
     - `result`: how it ended, a `Result` code.
+    - `observed`: what `SaveAt(fn=...)` gave at the saved instants, with time as leading axis.
+    - `measured`: the results of `SaveAt(statistics=...)`, by their names.
     """
 
     time: Float[Array, "*batch time"]
@@ -194,6 +220,9 @@ class Trajectory(eqx.Module):
     statistics: Statistics | None
     final: SimulationState
     result: Int[Array, "*batch"]
+    observed: PyTree = None
+    measured: dict[str, PyTree] = eqx.field(default_factory=dict)
+    labels: tuple[Label, ...] = eqx.field(static=True, default=())
     frontend_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
     backend_names: tuple[str, ...] | None = eqx.field(static=True, default=None)
 

@@ -9,7 +9,7 @@ from dgdlb_jax.equilibrium.arguments import known_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import per_frontend
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.stability.critical import critical_step_size
 from dgdlb_jax.stability.roots import characteristic_roots
@@ -45,8 +45,9 @@ def best_step_size(
 
     $$ \max_{\eta} \; -\max \mathrm{Re}\, s(\eta) $$
 
-    First along a direction (a grid, then golden section), then frontend by frontend if asked for (a local search that only accepts
-    what is better). It settles small deviations fastest; from far starts it is no safer than any other.
+    First along a direction (a grid from a hundredth of the critical step size on, then golden section), then frontend by frontend if
+    asked for (a local search that only accepts what is better). It settles small deviations fastest; from far starts it is no safer
+    than any other.
 
     **Arguments:**
 
@@ -63,6 +64,7 @@ def best_step_size(
     """
     if network.batch is not None:
         raise InputError("best_step_size takes a single network: network[k] picks one out of a batch.")
+    require_values("best_step_size", network, optimum, direction)
     optimum = known_optimum("best_step_size", network, optimum)
     along = per_frontend(network, 1.0 if direction is None else direction, "direction")
     limit = float(critical_step_size(network, optimum=optimum, direction=along))

@@ -290,6 +290,8 @@ def _lowest_frequency(point: OperatingPoint) -> Float[Array, " backends"]:
     r"""$w^*$ of theorem B, part by part: no root crosses below it, whatever the step sizes."""
     active = point.support.any(0)
     highest = jnp.where(point.same_part, point.multiplier[:, None], 0).max(0)
+    # Near saturation a latency is the difference of much larger numbers: rounding may only lower the frequency.
+    highest = highest * (1 + 4 * jnp.finfo(highest.dtype).eps)
     own = quarter_turn(2 * jnp.maximum(highest - point.inverse_slope, 0), point.slope)
     reach = connected(point.support)
     return jnp.where(active, jnp.where(reach & active[None], own[None], jnp.inf).min(1), 1.0)

@@ -10,13 +10,13 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, ArrayLike, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
-from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_frontend, each_network, per_frontend, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
 from dgdlb_jax.numerics.nyquist import eigenvalue_near, largest_crossing, slope_of
-from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure
+from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure, require_values
 from dgdlb_jax.numerics.winding import turn
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
@@ -71,7 +71,8 @@ def critical_step_size(
       multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
     - `optimum`: of that network; solved when left out. It may follow the network directly: `critical_step_size(network, optimum)`.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
-    - `throw`: raise when the search gave up (seen only where slopes are many decades apart). Otherwise NaN stands for it.
+    - `throw`: raise when the search gave up (seen only where slopes are many decades apart), or the optimum given is none because
+      demand exceeds capacity. Otherwise NaN stands for it.
 
     **Returns:** a scalar (1/s^2 for the default policy), `(batch,)` for a batch; inf when no frontend has two active backends, or
     no latency delays the loop; 0 for a policy that is unstable however slow.
@@ -109,6 +110,7 @@ def critical_mode(
     search = partial(each_network, _critical_mode, effort=_effort)
     mode = on_host(search, network.anonymous(), rule, best, factors)
     if throw:
+        require_served(network, best)
         raise_on_failure(mode.result, "critical_step_size")
     return mode
 
@@ -178,7 +180,10 @@ def limit_near(
 
 
 def _critical_mode(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> CriticalMode:
-    return critical_mode_of(_loop(network, policy, optimum, factors))
+    mode = critical_mode_of(_loop(network, policy, optimum, factors))
+    none = optimum.result == Result.infeasible  # no optimum, so nothing about it
+    limit, result = jnp.where(none, jnp.nan, mode.step_size), jnp.where(none, optimum.result, mode.result)
+    return eqx.tree_at(lambda m: (m.step_size, m.result), mode, (limit, result))
 
 
 def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Float[Array, ""]:
@@ -224,10 +229,12 @@ def count_unstable_roots(
 
     **Source:** own derivation; the argument principle.
     """
+    require_values("count_unstable_roots", network, policy, optimum)
     require_double(network, "count_unstable_roots")
     rule, best = policy_and_optimum("count_unstable_roots", network, policy, optimum)
     rule = DGDLB(1.0) if rule is None else rule
     check_smooth(rule)
+    require_served(network, best)
     rule = each_frontend(network, rule, type(rule).__name__)
     linear = each_network(linearise_one, network.anonymous(), rule, best)
     loop = LoopTransfer(scaled(linear, jnp.full(network.frontends, factor)))

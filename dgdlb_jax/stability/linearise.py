@@ -11,6 +11,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend, each_network
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.dependence import depends_on
 from dgdlb_jax.numerics.graph import connected, count_parts
 from dgdlb_jax.numerics.results import InputError
@@ -19,6 +20,7 @@ from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.dynamics import Field
 
+_COPIES = 4  # of the response, which is the largest array: it, its projection, and what the projection holds meanwhile
 _NEAR_TIE = 1e-3  # relative change of a workload that brings an idle arc into use
 
 
@@ -123,6 +125,9 @@ def check_smooth(policy: AbstractPolicy) -> None:
 
 def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) -> Linearisation:
     """`linearise` for one nameless network; can be mapped and differentiated."""
+    numbers = _COPIES * network.frontends * network.backends**2
+    what = f"The linearisation of {network.frontends} x {network.backends} frontends and backends"
+    device.check_fits(network.latency.dtype.itemsize * numbers, what, "use smaller networks")
     field = _field(network, policy)
     x, n = optimum.routing.T, optimum.workload
     t = jnp.zeros(network.frontends, n.dtype)

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
+from dgdlb_jax.numerics import device
 from dgdlb_jax.stability.linearise import Linearisation
 
+_COPIES = 3  # of the complex matrix over arcs: its two terms and their sum
 _PHASE = 0.2  # radians per stride along the axis of frequencies
 _GROWTH = 0.1  # relative growth of the frequency per stride
 _SAFETY = 1e-3  # where to start, relative to the frequency at which a phase of pi/2 is lost, when no theorem says more
@@ -65,6 +67,8 @@ class LoopTransfer(eqx.Module):
         lin = self.linear
         assert lin.self_response is not None
         frontends, backends = lin.support.shape
+        what = f"The loop of {frontends * backends} arcs whose policy depends on its own routing"
+        device.check_fits(_COPIES * 16 * (frontends * backends) ** 2, what, "use smaller networks")
         forward = jnp.where(lin.support, lin.arrival_rate[:, None] * _late(s * lin.latency), 0)
         through = self.moves(s) / (s + lin.slope)  # (i, j, k): routing of arc ij per arrival at backend k
         arrivals = through[:, :, None, :] * forward[None, None]  # (i, j, i', k), the arc i'k sends to backend k
@@ -144,7 +148,8 @@ class LoopTransfer(eqx.Module):
         lin = self.linear
         active = lin.support.any(0)
         level = jnp.where(lin.support, lin.latency + 1 / lin.slope, 0).max(1)  # nu_i
-        highest = jnp.where(lin.point.same_part, level[:, None], 0).max(0)
+        # Near saturation a latency is the difference of much larger numbers: rounding may only lower the frequency.
+        highest = jnp.where(lin.point.same_part, level[:, None], 0).max(0) * (1 + 4 * jnp.finfo(level.dtype).eps)
         ahead = jnp.where(active, jnp.maximum(highest - 1 / lin.slope, 0), 0)
         by_theorem = quarter_turn(2 * ahead, lin.slope)
         safe = _SAFETY * quarter_turn(jnp.broadcast_to(self.delay, lin.slope.shape), lin.slope)

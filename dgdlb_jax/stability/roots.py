@@ -7,19 +7,20 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
-from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
-from dgdlb_jax.numerics.device import on_host
+from dgdlb_jax.numerics.device import check_fits, on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals
-from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.results import require_values
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.stability.linearise import Linearisation, linearise
 from dgdlb_jax.stability.loop_transfer import LoopTransfer
 
 _COUNT = 24
 _LEAST_DEGREE, _LARGEST_MATRIX = 14, 1500
+_EIGENVALUES = 3  # copies of a matrix that its eigenvalues take
 _NEWTON = 6
 _NEUTRAL = 1e-7  # relative to the fastest rate: roots that small are the neutral ones
 
@@ -89,14 +90,15 @@ def characteristic_roots(
 
     **Returns:** a `Spectrum`.
 
-    **Raises:** `InputError` in single precision, under `jit`, for a policy that jumps or has memory.
+    **Raises:** `InputError` in single precision, under `jit`, for a policy that jumps or has memory, and for a single network whose
+    demand exceeds its capacity.
 
     **Source:** own derivation; collocation after Breda, Maset, Vermiglio (2005).
     """
     require_double(network, "characteristic_roots")
-    if not is_concrete(network, policy):
-        raise InputError("characteristic_roots needs values: call it outside jit, vmap and grad.")
+    require_values("characteristic_roots", network, policy, optimum)
     policy, optimum = policy_and_optimum("characteristic_roots", network, policy, optimum)
+    require_served(network, optimum)
     linear = linearise(network, policy, optimum)
     if network.batch is None:
         one = _spectra(jax.tree.map(lambda leaf: leaf[None], linear), count, degree)
@@ -129,9 +131,13 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     size = backends.size + sum(basis.shape[1] for basis in bases)
     if size == 0:
         return np.zeros(0, complex)
+    delays = np.unique([point.latency[moving][:, backends], point.feedback_latency[moving][:, backends]])
+    rows = max(_LARGEST_MATRIX, 5 * size)
+    needed = 8 * (delays.size * size**2 + _EIGENVALUES * rows**2)
+    check_fits(needed, f"The collocation of {size} equations with {delays.size} delays", "use count_unstable_roots")
     still = np.zeros((size, size))
     still[range(backends.size), range(backends.size)] = -point.slope[backends]
-    terms, delays, at = [still], [0.0], backends.size
+    terms, at = {0.0: still}, backends.size
     for i, basis in zip(moving, bases, strict=True):
         own = slice(at, at + basis.shape[1])
         at += basis.shape[1]
@@ -143,11 +149,10 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
             seen[own, place[j]] = basis.T @ linear.response[i, :, j]
             for term, delay in ((sent, point.latency[i, j]), (seen, point.feedback_latency[i, j])):
                 if term.any():
-                    terms.append(term)
-                    delays.append(float(delay))
-    chosen = degree or max(_LEAST_DEGREE, 12 + int(np.ceil(0.7 * reach * max(delays))))
+                    terms[float(delay)] = terms.get(float(delay), 0) + term
+    chosen = degree or max(_LEAST_DEGREE, 12 + int(np.ceil(0.7 * reach * max(terms))))
     chosen = max(min(chosen, _LARGEST_MATRIX // size - 1), 4)
-    found = np.linalg.eigvals(generator(np.stack(terms), np.array(delays), chosen))
+    found = np.linalg.eigvals(generator(np.stack(list(terms.values())), np.array(list(terms)), chosen))
     scale = max(point.slope[backends].max(), reach)
     return found[np.abs(found) > _NEUTRAL * scale]
 

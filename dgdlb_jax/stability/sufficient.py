@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dgdlb_jax.equilibrium.arguments import known_optimum
 from dgdlb_jax.equilibrium.operating_point import SAME, OperatingPoint
-from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_network, per_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, is_concrete
@@ -35,11 +35,13 @@ def sufficient_step_size(
     for that backend. Never above `critical_step_size` in the same direction. Where a condition does not hold under
     `jit`, the result is 0.
 
-    **Raises:** `InputError` where the condition does not hold for the latencies, with the one to use instead.
+    **Raises:** `InputError` where the condition does not hold for the latencies, with the one to use instead, and for a single network
+    whose demand exceeds its capacity.
 
     **Source:** own derivations, see `dgdlb_jax.conditions`; local, so a start far away may still oscillate.
     """
     optimum = known_optimum("sufficient_step_size", network, optimum)
+    require_served(network, optimum)
     if condition not in NEEDS:
         known = ", ".join(function.__name__ for function in NEEDS)
         raise InputError(f"condition={condition!r} is not one of dgdlb_jax.conditions: choose from {known}.")

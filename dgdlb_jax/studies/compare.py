@@ -1,135 +1,52 @@
 """Balancers side by side in one network, against its optimum."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
-from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
-from dgdlb_jax.equilibrium.prices import ShadowPrices, shadow_prices
-from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
+from dgdlb_jax.equilibrium.optimum import solve_optimum
+from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
-from dgdlb_jax.simulation import checks
+from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
-from dgdlb_jax.studies import results
 from dgdlb_jax.studies.balancers import BALANCERS as BALANCERS
 from dgdlb_jax.studies.balancers import CURRENT as CURRENT
 from dgdlb_jax.studies.balancers import DGD as DGD
 from dgdlb_jax.studies.balancers import balancers
-from dgdlb_jax.studies.conclusion import conclusion
-from dgdlb_jax.studies.outcome import Outcome, outcome
+from dgdlb_jax.studies.comparison import Comparison as Comparison
+from dgdlb_jax.studies.durations import (
+    check_times,
+    largest_latency,
+    longest_service,
+    natural_duration,
+    reference_instants,
+    steps_of,
+)
 from dgdlb_jax.studies.quasi_static import QuasiStatic, quasi_static_optimum
-from dgdlb_jax.studies.starts import start_state
-from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, time_step
-from dgdlb_jax.studies.verdict import LAST_PART
-from dgdlb_jax.studies.what_if import WhatIf, what_if
+from dgdlb_jax.studies.starts import start_routing, start_state
+from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, time_step, what_sets
+from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify
 
 Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
 
 PATIENCE, CORES = 15.0, 2
 """Seconds that the runs of a comparison may take by default on so many cores; where settling takes longer, they end before."""
-_MOST_STEPS = 1e9  # of a run
+_LONGER = 4  # times as long does a balancer run again that has come to no verdict
+_STATIC = {Uniform: "uniform", ProportionalToCapacity: "proportional", Nearest: "nearest"}
 _REFERENCE = "quasi-static optimum"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Balancers that ran in the same network from the same start.
-
-    - `network`, `optimum`: what they ran in, and the optimum at its mean rates.
-    - `step_size` `(frontends,)` 1/s^2 of DGD-LB, `dt` (the shortest time step of all) and `duration` in seconds, `start`: what they ran
-      with.
-    - `time_steps`: name -> seconds, where it is not `dt`. `accuracy`: name -> relative change of the mean latency with twice that
-      time step; NaN where that is too long to run.
-    - `unresolved`: names of rules that jump and whose time step is too long to show how they swing: above a quarter of the largest
-      latency.
-    - `settling`: seconds after which DGD-LB has settled, as suggested; `duration` is shorter where that would take too long.
-    - `runs`: name -> `Trajectory`, all saved at the same instants; statistics cover the last fifth, or all of the run
-      when demand moves.
-    - `reference`: the moving quasi-static optimum; None when demand is constant.
-    """
-
-    network: Network
-    optimum: Optimum
-    step_size: Float[Array, " frontends"]
-    dt: float
-    duration: float
-    start: str
-    runs: dict[str, Trajectory] = field(repr=False)
-    reference: QuasiStatic | None = field(default=None, repr=False)
-    time_steps: dict[str, float] = field(default_factory=dict)
-    accuracy: dict[str, float] = field(default_factory=dict)
-    unresolved: frozenset[str] = frozenset()
-    settling: float = math.nan
-
-    @cached_property
-    def prices(self) -> ShadowPrices:
-        """What a little more of everything is worth at the optimum."""
-        return shadow_prices(self.network)
-
-    @cached_property
-    def changes(self) -> list[WhatIf]:
-        """What one replica more or less, and losing a backend, would change in the optimal mean latency."""
-        return what_if(self.network, self.optimum)
-
-    @property
-    def moving(self) -> bool:
-        """Whether demand or capacity moves, so that there is a reference instead of an optimum."""
-        return self.network.varies
-
-    @property
-    def best_latency(self) -> float:
-        """Mean latency of the optimum, or of the reference when demand moves, seconds."""
-        return float(self.optimum.mean_latency) if self.reference is None else self.reference.mean_latency
-
-    @cached_property
-    def outcomes(self) -> dict[str, Outcome]:
-        """Name -> figures of that balancer."""
-        return {
-            name: outcome(
-                self.network, name, run, self.best_latency, moving=self.moving, resolved=name not in self.unresolved
-            )
-            for name, run in self.runs.items()
-        }
-
-    def table(self) -> list[Outcome]:
-        """The figures, DGD-LB first, then from the best to the worst."""
-
-        def rank(row: Outcome):
-            finite = bool(np.isfinite(row.mean_latency))
-            return row.balancer != DGD, not finite, row.mean_latency if finite else row.short_by
-
-        return sorted(self.outcomes.values(), key=rank)
-
-    @property
-    def steepest_latency(self) -> float:
-        r"""$\max \tau_{ij} \ell_j'(N_j)$ over the arcs in use at the optimum: latency on the backends' time scale."""
-        slope = self.network.mean_service.slope(self.optimum.workload)
-        used = (self.optimum.routing > 1e-6) & (self.network.arrival_rate > 0)[:, None]
-        return float(jnp.max(jnp.where(used, self.network.latency * slope, 0)))
-
-    @property
-    def conclusion(self) -> str:
-        """One or two sentences that say what these numbers mean for the network."""
-        return conclusion(self)
-
-    def to_xarray(self):
-        """All of it as an `xarray.Dataset`, with inputs, units and versions."""
-        return results.to_dataset(self)
 
 
 def compare(
@@ -175,8 +92,9 @@ class ComparisonInProgress:
     - `also`: name -> policy, in addition to `policies`: your own against the usual ones.
     - `step_size`: of DGD-LB, 1/s^2, a scalar or `(frontends,)`; `default_step_size` by default.
     - `dt`: seconds, the same for all; by default `suggest_dt` for each balancer, halved as long as the mean latency changes by more
-      than 0.1 % with it.
-    - `duration`: seconds; by default `suggest_duration`, or what can be run within `PATIENCE` seconds if that is shorter.
+      than 0.1 % with it. Twice that to begin with under a demand over time that takes more than `PATIENCE` seconds.
+    - `duration`: seconds; by default `suggest_duration`, or what can be run within `PATIENCE` seconds if that is shorter. Balancers that
+      have come to no verdict then run again, several times as long, as far as that takes no more than as many seconds again.
     - `start`: one of `STARTS`, with the workloads that carry that routing, or `(routing, workload)`.
     - `instants`: about how many instants to keep of every run (fewer in very large networks).
     - `workers`: how many balancers run at the same time; the number of cores by default, at most 4.
@@ -203,6 +121,7 @@ class ComparisonInProgress:
     ):
         if network.batch is not None:
             raise InputError("compare takes a single network: network[k] picks one out of a batch.")
+        require_values("compare", network, step_size)
         require_traffic(network)
         check_times(network, dt, duration)
         self._home = device.small_work()
@@ -218,11 +137,17 @@ class ComparisonInProgress:
             self.policies = {**chosen, **(also or {})}
             self.settling = float(suggest_duration(network, self.step_size, optimum))
             self._running = network if alike is None else _under_flat_trace(network, alike)
+            self._set_by: dict[str, str] = {}
+            self._fastest_service = 1 / max(_steepest_slope(network), np.finfo(float).tiny)
             self.grid = self._first_grid(dt, duration)
             self._runs = self._resolved(dt)
-            if duration is None and not self.moving:
+            if dt is None and self.moving:
+                self._coarsen()
+            elif duration is None and not self.moving:
                 self._shorten(dt)
+        self._may_run_longer = duration is None and not self.moving
         self._done: dict[str, Trajectory] = {}
+        self._longer: dict[str, Trajectory] = {}
         self._quasi_static: QuasiStatic | None = None
 
     @property
@@ -261,11 +186,17 @@ class ComparisonInProgress:
             unresolved=frozenset(
                 name
                 for name in names
-                if not self.policies[name].differentiable and self._runs[name].dt > _largest_latency(self.network) / 4
+                if not self.policies[name].differentiable and self._runs[name].dt > largest_latency(self.network) / 4
             ),
             time_steps={name: self._runs[name].dt for name in names},
             accuracy={name: self._runs[name].accuracy for name in names},
             settling=self.settling,
+            set_by={
+                name: self._set_by[name] + ", halved" * self._runs[name].halved
+                for name in names
+                if name in self._set_by
+            },
+            longer={name: self._longer[name] for name in names if name in self._longer},
         )
 
     def compile(self) -> None:
@@ -276,11 +207,41 @@ class ComparisonInProgress:
             pass
 
     def finished(self) -> Iterator[str]:
-        """Run everything; the name of each piece as soon as it is known."""
+        """Run everything; the name of each piece as soon as it is known. What has come to no verdict runs again at the end, longer."""
+        undecided: list[str] = []
+        for name in self._finished_once():
+            if self._may_run_longer and self._undecided(name, self._done[name]):
+                undecided.append(name)
+            else:
+                yield name
+        each = CORES * PATIENCE / max(1, len(undecided))
+        for name, found in self._at_the_same_time({name: partial(self._run_longer, name, each) for name in undecided}):
+            if found is not None:
+                self._longer[name] = found
+            yield name
+
+    def _undecided(self, name: str, run: Trajectory) -> bool:
+        with jax.default_device(self._home):
+            found = classify(self.network, run)
+        return found.verdict in (Verdict.moving, Verdict.too_short) or bool(found.fading)
+
+    def _run_longer(self, name: str, most_work: float) -> Trajectory | None:
+        """The same balancer for up to four times as long, and again, until there is a verdict or no work left."""
+        grid, run, found = self.grid, self._runs[name], None
+        while found is None or self._undecided(name, found):
+            times = min(_LONGER, int(most_work / run.work(grid)))
+            if times < 2:
+                break
+            grid = grid.times(times)
+            most_work -= run.work(grid)
+            found = run.run(grid, most_work=0.0)
+        return found
+
+    def _finished_once(self) -> Iterator[str]:
         each = CORES * PATIENCE / len(self._runs)
         jobs: dict[str, Callable[[], Any]] = {}
         if self.moving:  # first, as all rows wait for it
-            instants = _reference_instants(self.network, self.grid.duration)
+            instants = reference_instants(self.network, self.grid.duration)
             jobs[_REFERENCE] = lambda: quasi_static_optimum(self.network, instants)
         jobs |= {name: partial(run.run, self.grid, each) for name, run in self._runs.items()}
         held: list[str] = []  # a row under a moving demand waits for the reference it is held against
@@ -300,57 +261,45 @@ class ComparisonInProgress:
 
     def _shorten(self, dt: float | None) -> None:
         """Let all runs end earlier if together they take too long, but not before they can be judged."""
-        work = sum(run.work(self.grid) for run in self._runs.values()) / CORES
-        if work > PATIENCE:
-            shortest = 5 * max(2 * _largest_latency(self.network), _longest_service(self.network, self.optimum))
+        if (work := self._work()) > PATIENCE:
+            shortest = 5 * max(2 * largest_latency(self.network), longest_service(self.network, self.optimum))
             affordable = round_down(self.grid.duration * PATIENCE / work)
             self.grid = self._grid(max(affordable, min(round_up(shortest), self.grid.duration)), dt)
             self._runs = self._resolved(dt)
 
-    def _resolved(self, dt: float | None) -> dict[str, ResolvedRun]:
-        return {name: self._resolved_run(policy, dt) for name, policy in self.policies.items()}
+    def _coarsen(self) -> None:
+        """Begin with twice the time step if all runs together take too long under a demand of which none can be left out."""
+        if self._work() > PATIENCE:
+            for run in self._runs.values():
+                run.dt *= 2
 
-    def _resolved_run(self, policy: AbstractPolicy, dt: float | None) -> ResolvedRun:
+    def _work(self) -> float:
+        return sum(run.work(self.grid) for run in self._runs.values()) / CORES
+
+    def _resolved(self, dt: float | None) -> dict[str, ResolvedRun]:
+        return {name: self._resolved_run(name, policy, dt) for name, policy in self.policies.items()}
+
+    def _resolved_run(self, name: str, policy: AbstractPolicy, dt: float | None) -> ResolvedRun:
         network, finest = self.network, dt
+        policy = _as_table(policy, network)
         if dt is None:
             suggested = float(time_step(network, policy, self.step_size, self.optimum, self._initial[1]))
+            self._set_by[name] = what_sets(policy, suggested, self._fastest_service)
             dt = self.grid.interval / self.grid.steps_per_interval(suggested)
-            finest = _largest_latency(network) / 20
+            finest = largest_latency(network) / 20
         return ResolvedRun(
             self._running, policy, self._initial, dt=dt, finest=finest or dt, reference=self.optimum.workload
         )
 
     def _first_grid(self, dt: float | None, duration: float | None) -> Grid:
-        return self._grid(_natural_duration(self.network, self.settling) if duration is None else duration, dt)
+        return self._grid(natural_duration(self.network, self.settling) if duration is None else duration, dt)
 
     def _grid(self, duration: float, dt: float | None = None) -> Grid:
         interval = round_up(duration / self._kept)
         if dt is not None:
-            steps = _steps(duration, dt)
+            steps = steps_of(duration, dt)
             interval = dt * max(1, round(steps / self._kept))
         return Grid(duration, interval, after=0.0 if self.moving else (1 - LAST_PART) * duration)
-
-
-def check_times(network: Network, dt: float | None, duration: float | None) -> None:
-    """Raise `InputError` for a time step or a duration that cannot be run in a network, as far as they are given."""
-    for name, value in (("dt", dt), ("duration", duration)):
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise InputError(f"{name} = {value} s: give a finite number above 0.")
-    if dt is not None:
-        if duration is not None:
-            _steps(duration, dt)
-        batch = jax.tree.map(lambda leaf: leaf[None], network)
-        checks.explain(batch, checks.grid(batch, dt, dt, None), None)
-
-
-def _steps(duration: float, dt: float) -> float:
-    steps = duration / dt
-    if steps > _MOST_STEPS:
-        raise InputError(
-            f"duration {duration:.6g} s at dt {dt:.3g} s is {steps:.3g} steps, but a comparison takes up to {_MOST_STEPS:.0e}: "
-            f"use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
-        )
-    return steps
 
 
 def _under_flat_trace(network: Network, alike: Network) -> Network:
@@ -362,32 +311,15 @@ def _under_flat_trace(network: Network, alike: Network) -> Network:
     return network.with_arrival_rate(Trace(trace.bin_width, rates))
 
 
-def _largest_latency(network: Network) -> float:
-    return float(jnp.maximum(network.latency, network.feedback_latency).max())
+def _as_table(policy: AbstractPolicy, network: Network) -> AbstractPolicy:
+    """A rule that looks at nothing that changes as the table it comes to, so that all of those are one compiled program."""
+    rule = next((name for kind, name in _STATIC.items() if type(policy) is kind), None)
+    if rule is None or network.capacity is not None:
+        return policy
+    return FixedRouting(start_routing(network, rule))
 
 
-def _longest_service(network: Network, optimum: Optimum) -> float:
-    """The longest mean time in service of a backend in use at the optimum, seconds."""
-    inflow = network.arrival_rate @ optimum.routing
-    in_use = inflow > 1e-3 * inflow.sum()
-    return float(jnp.where(in_use, optimum.workload / jnp.where(in_use, inflow, 1), 0).max())
-
-
-def _natural_duration(network: Network, settling: float) -> float:
-    """Seconds that show all of a demand: the time to settle, the whole trace, a whole cycle."""
-    match network.demand:
-        case Trace(bin_width=width, rates=rates):
-            return float(jnp.max(width)) * rates.shape[0]
-        case DailyCycle(period=period):
-            return float(jnp.max(period))
-        case Jumps(times=times):
-            return float(jnp.max(times)) + settling
-    return settling
-
-
-def _reference_instants(network: Network, duration: float):
-    """Where the reference is solved: at the knots of a trace (edges and middles of bins) if they are not too many."""
-    halves = 400
-    if isinstance(network.demand, Trace):
-        halves = min(1000, max(2, round(2 * duration / float(jnp.min(network.demand.bin_width)))))
-    return np.linspace(0, duration, halves + 1)
+def _steepest_slope(network: Network) -> float:
+    """The slope of the steepest curve at no workload, of backends that can be reached, 1/s."""
+    slopes = np.asarray(network.fastest_service.initial_slope, float)
+    return float(np.max(np.where(np.asarray(network.backend_mask), slopes, 0)))

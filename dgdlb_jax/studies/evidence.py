@@ -1,5 +1,7 @@
 """What the end of a run shows, in numbers that verdicts rest on: for many runs at once."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,11 +23,28 @@ SAME_SHARE = 0.01
 """Relative change of the share sent to a backend, over the second half of a run, up to which it counts as fixed."""
 SHRINKING = 0.95
 """Factor per period below which swings die out."""
+AMONG_LARGEST = 0.25
+"""Part of the largest range from which a steady swing decides: the fleet as a whole will not settle."""
+
+FADED = 0.8
+"""Factor over the window, in the median of the largest swings, below which they may die out later, however slowly."""
 
 _LOOKS = 601  # instants of the second half of a run that are looked at, at most
 _ROUNDING = 1e-4  # relative: an inflow this close to a supremum is not above it
 _SHOWN = 0.5  # of the exact range that saved instants have to show, else the swing is faster than they are
 _SLOPES_AGREE = 0.1  # of the range: difference over half a window between slopes of the saved instants and of all steps
+
+
+class Movements(NamedTuple):
+    """What goes on in the window, `(runs, backends)`: where a range above the limit has too few turns (`undecided`) or moves, unless the
+    fleet as a whole swings on; which of them go in one direction (`drifting`). `fading` `(runs,)`: whether most of what swings on
+    gets smaller.
+    """
+
+    undecided: Bool[np.ndarray, "runs backends"]
+    moving: Bool[np.ndarray, "runs backends"]
+    drifting: Bool[np.ndarray, "runs backends"]
+    fading: Bool[np.ndarray, " runs"]
 
 
 class Evidence:
@@ -132,8 +151,8 @@ class Evidence:
         before, after = (np.maximum(one, 0) / np.maximum(one, 0).sum(-1, keepdims=True) for one in inflow)
         return 2 * np.abs(after - before) <= SAME_SHARE * np.maximum(after, before)
 
-    def movements(self) -> tuple[Bool[np.ndarray, "runs backends"], ...]:
-        """Which workloads with a range above the limit are undecided (too few turns), move, or move in one direction."""
+    def movements(self) -> Movements:
+        """What goes on in the window with workloads whose range is above the limit."""
         first = int(np.argmax(self.late, 1).min())
         start = np.take_along_axis(self.workload, np.argmax(self.late, 1)[:, None, None], 1)
         values = np.where(self.late[..., None], self.workload, start)[:, first:].swapaxes(0, 1)
@@ -144,8 +163,16 @@ class Evidence:
         fast = self._faster_than_instants(values)
         straight = np.where(fast, self._fast_drift(size), one_way(values) | _mostly_drift(found, seen, self.mean))
         undecided = wide & ~fast & ~straight & ((found.peaks < 2) | (found.troughs < 2))
-        shrinking = ~fast & ~undecided & (found.shrinkage < SHRINKING) & _shrinks(values)
-        return undecided, wide & (straight | shrinking), wide & straight
+        halves = _of_halves(values)
+        shrinking = ~fast & ~undecided & (found.shrinkage < SHRINKING) & (halves < SHRINKING)
+        moving = wide & (straight | shrinking)
+        # Of many backends some turn late, or swing less at the end, by chance: where one of the largest swings is steady, it decides.
+        largest = wide & ~undecided & (self.range >= AMONG_LARGEST * self.range.max(-1, keepdims=True))
+        steady = (largest & ~moving).any(-1)
+        fading = _middle(found.shrinkage**found.peaks, largest & ~fast & ~straight) < FADED
+        fading &= _middle(halves, largest & ~fast & ~straight) < SHRINKING
+        unsteady = ~steady[:, None]
+        return Movements(undecided & unsteady, moving & unsteady, wide & straight, steady & fading)
 
     def _faster_than_instants(
         self, values: Float[np.ndarray, "time runs backends"]
@@ -172,11 +199,19 @@ class Evidence:
         return slope / np.where(spread > 0, spread, np.inf)[:, None]
 
 
-def _shrinks(values: Float[np.ndarray, "time runs backends"]) -> Bool[np.ndarray, "runs backends"]:
-    """Whether the second half of a series ranges over less than the first: legs from turn to turn alone may be irregular."""
+def _of_halves(values: Float[np.ndarray, "time runs backends"]) -> Float[np.ndarray, "runs backends"]:
+    """The range of the second half of a series over that of the first: legs from turn to turn alone may be irregular."""
     middle = len(values) // 2
     before, after = (part.max(0) - part.min(0) for part in (values[: middle + 1], values[middle:]))
-    return after < SHRINKING * before
+    return np.where(before > 0, after / np.where(before > 0, before, 1), np.inf)
+
+
+def _middle(
+    values: Float[np.ndarray, "runs backends"], where: Bool[np.ndarray, "runs backends"]
+) -> Float[np.ndarray, " runs"]:
+    """The median of the backends that count; inf where none does."""
+    ordered, count = np.sort(np.where(where, values, np.inf), -1), where.sum(-1)
+    return np.take_along_axis(ordered, np.maximum(count - 1, 0)[:, None] // 2, -1)[:, 0]
 
 
 def _mostly_drift(

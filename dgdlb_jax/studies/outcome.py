@@ -18,6 +18,7 @@ class Outcome:
     """One balancer's figures, over the window that its run's statistics cover.
 
     - `balancer`: its name.
+    - `duration`: how long its run was, seconds.
     - `mean_latency`: seconds per request; infinite when a queue grows without end, NaN when the run failed.
     - `excess`: mean latency over that of the optimum (or of the reference), minus 1.
     - `network_share`: the part of the mean latency spent on the network.
@@ -33,6 +34,7 @@ class Outcome:
     """
 
     balancer: str
+    duration: float
     mean_latency: float
     excess: float
     network_share: float
@@ -85,6 +87,7 @@ def outcome(
     names = backend_names(network)
     return Outcome(
         balancer=balancer,
+        duration=float(run.time[-1] - run.time[0]),
         mean_latency=latency,
         excess=latency / best_latency - 1,
         network_share=float(statistics.network_share) if math.isfinite(latency) else math.nan,

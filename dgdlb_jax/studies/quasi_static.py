@@ -1,5 +1,6 @@
 """What a demand that moves is compared with: the optimum of every moment, as if the network were always at rest."""
 
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -9,9 +10,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
-from dgdlb_jax.model.demand import Constant
+from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
+
+FOLLOWED = 5.0
+"""How many times as long as a time in service a demand has to stay as it is for queues to follow it."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class QuasiStatic:
 
 
 def quasi_static_optimum(network: Network, time: ArrayLike) -> QuasiStatic:
-    """Solve the optimum at the rates of every given instant, all in one batch.
+    """Solve the optimum at the rates of every given instant, one after the other: all of them run the code that is compiled already for
+    the optimum at the mean rates.
 
     **Arguments:** `network` with a demand over time; `time` `(time,)` seconds, evenly spaced or not.
 
@@ -48,10 +53,15 @@ def quasi_static_optimum(network: Network, time: ArrayLike) -> QuasiStatic:
 
     **Raises:** `InputError` when demand exceeds capacity at every instant.
     """
-    nameless = network.anonymous()
+    still = network.anonymous()
     instants = jnp.asarray(time)
-    rates = jax.vmap(nameless.demand.rate)(instants)
-    optimum = jax.vmap(lambda t: solve_optimum(_frozen(nameless, t), throw=False))(instants)
+    rates = jax.vmap(still.demand.rate)(instants)
+    factors = None if still.capacity is None else jax.vmap(still.capacity.rate)(instants)
+    found = [
+        solve_optimum(_frozen(still, rates[k], None if factors is None else factors[k]), throw=False)
+        for k in range(instants.size)
+    ]
+    optimum = jax.tree.map(lambda *leaves: np.stack(leaves), *found)
     good = np.asarray(optimum.result) == Result.successful
     if not good.any():
         raise InputError("The demand exceeds what the backends can serve at all times: lower the load or add capacity.")
@@ -62,9 +72,26 @@ def quasi_static_optimum(network: Network, time: ArrayLike) -> QuasiStatic:
     return QuasiStatic(np.asarray(instants), optimum, total, latency, mean, int((~good).sum()))
 
 
-def _frozen(network: Network, t: Float[Array, ""]) -> Network:
+def steady_for(network: Network) -> float:
+    """About how long demand and capacity stay as they are, seconds: a bin of a trace, the time between two jumps (median), the radian of a
+    cycle; inf for what does not move or is of an unknown kind."""
+    moving = [part for part in (network.demand, network.capacity) if part is not None]
+    return min(map(_steady_for, moving), default=math.inf)
+
+
+def _steady_for(demand: AbstractDemand) -> float:
+    match demand:
+        case Trace(bin_width=width):
+            return float(np.min(width))
+        case DailyCycle(period=period):
+            return float(np.min(period)) / (2 * math.pi)
+        case Jumps(times=times):
+            between = np.diff(np.unique(np.asarray(times)))
+            return float(np.median(between)) if between.size else math.inf
+    return math.inf
+
+
+def _frozen(network: Network, rate: Array, factor: Array | None) -> Network:
     """The network as it is at one instant, for ever."""
-    still = network.with_arrival_rate(network.demand.rate(t))
-    if network.capacity is None:
-        return still
-    return eqx.tree_at(lambda n: n.capacity, still, Constant(network.capacity.rate(t)))
+    found = eqx.tree_at(lambda n: n.demand, network, Constant(rate))
+    return found if factor is None else eqx.tree_at(lambda n: n.capacity, found, Constant(factor))

@@ -19,9 +19,10 @@ from dgdlb_jax.numerics import files
 from dgdlb_jax.numerics.files import disk_errors
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
+from dgdlb_jax.studies.conclusion import no_percentage
 from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names, statistics_of
 from dgdlb_jax.studies.verdict import Verdict
-from dgdlb_jax.studies.worth import changes_json, worth_json
+from dgdlb_jax.studies.worth import changes_json, scatter_json, switch_json, worth_json
 
 if TYPE_CHECKING:
     import xarray
@@ -111,6 +112,8 @@ def to_json(comparison: "Comparison") -> dict[str, Any]:
         "changes": changes_json(comparison.changes),
         "verdicts": {verdict.name: verdict.meaning for verdict in Verdict},
         "balancers": [_row(comparison, row) for row in comparison.table()],
+        "switch": switch_json(comparison.switch),
+        "scatter": scatter_json(comparison.scatter),
         "conclusion": comparison.conclusion,
         "units": {"time": "s", "rate": "requests/s", "workload": "requests", "step_size": "1/s^2"},
     }
@@ -121,7 +124,7 @@ def to_json(comparison: "Comparison") -> dict[str, Any]:
             "instants_without_optimum": comparison.reference.missing,
         }
     for entry, run in zip(
-        found["balancers"], (comparison.runs[row.balancer] for row in comparison.table()), strict=True
+        found["balancers"], (comparison.judged[row.balancer] for row in comparison.table()), strict=True
     ):
         entry["mean_routing"] = _routing(network, statistics_of(run).mean_routing)
     return found
@@ -202,6 +205,7 @@ def _figures(comparison: "Comparison") -> dict[str, tuple]:
         ("settle_time", "settle_time", "s", "time to settle; NaN when the run did not"),
         ("swing", "swing", "1", "largest (max - min) / mean of a workload that matters, in the last fifth"),
         ("drift", "drift", "1", "the same of a workload that moves in one direction; 0 without one"),
+        ("judged_after", "duration", "s", "how long the run was that these figures are those of the end of"),
     )
     found: dict[str, tuple] = {
         name: (("balancer",), [getattr(row, attribute) for row in rows], *rest) for name, attribute, *rest in table
@@ -224,7 +228,7 @@ def _figures(comparison: "Comparison") -> dict[str, tuple]:
         "",
         "why it can not be called settled or oscillating",
     )
-    routing = np.stack([np.asarray(statistics_of(run).mean_routing) for run in comparison.runs.values()])
+    routing = np.stack([np.asarray(statistics_of(run).mean_routing) for run in comparison.judged.values()])
     found["mean_routing"] = (
         ("balancer", *_ARC),
         routing,
@@ -315,6 +319,8 @@ def _row(comparison: "Comparison", row: Outcome) -> dict[str, Any]:
         if isinstance(value, float) and not math.isfinite(value):
             found[name] = None
             reasons[name] = row.reason or "the run did not settle, or demand moves"
+    if "excess" in reasons and comparison.unmeasurable is not None:
+        reasons["excess"] = no_percentage(comparison)
     if "accuracy" in reasons:
         reasons["accuracy"] = "twice the time step is too long for the fastest backend, so it was not tried"
     if reasons:

@@ -1,7 +1,7 @@
 """Where the runs of a comparison, a sweep or a report begin."""
 
 import jax
-from jaxtyping import ArrayLike
+from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import did_you_mean
@@ -25,10 +25,15 @@ def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> t
         return start
     if start not in STARTS:
         raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{did_you_mean(start, STARTS, '.')}")
+    routing = start_routing(network, start)
+    return routing, workload_carrying(network, routing)
+
+
+def start_routing(network: Network, start: str) -> Float[Array, "frontends backends"]:
+    """The routing of one of `STARTS`."""
     rule = {
         "proportional": lambda mask, _: proportional(network.nominal_capacity, mask),
         "nearest": lambda mask, latency: least(latency, mask),
         "uniform": lambda mask, latency: share_equally(mask, latency.dtype),
     }[start]
-    routing = jax.vmap(rule)(network.mask, network.cost_latency)
-    return routing, workload_carrying(network, routing)
+    return jax.vmap(rule)(network.mask, network.cost_latency)

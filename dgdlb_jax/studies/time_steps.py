@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
-from dgdlb_jax.numerics.delay import rows_for
+from dgdlb_jax.numerics.delay import delay_for, rows_for
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -23,6 +23,7 @@ from dgdlb_jax.stability.defaults import suggest_dt
 ACCURATE = 1e-3
 """Change of the mean latency between a time step and twice as long a one below which a run is fine enough."""
 _OWN_CLOCK = 0.1  # of the shortest time constant of a rule itself
+_OF_SERVICE = 0.1  # of the fastest service, as in `suggest_dt`
 _PILOT = 64  # long steps of the run that compiles a balancer
 _LONGEST_PILOT = 4096  # long steps of the run that shows what a step takes
 _ROWS = 48  # of a delay line: room for a latency of twenty steps whose step is halved once
@@ -55,6 +56,17 @@ def time_step(
     return jnp.minimum(jnp.asarray(dt), _OWN_CLOCK * own)
 
 
+def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
+    """What decided a time step that `time_step` gave, in words; `fastest_service`: seconds that a lone request takes at the fastest
+    backend."""
+    own = np.asarray(policy.time_scale, float).min()
+    if dt >= _OWN_CLOCK * own * (1 - 1e-6):
+        return "the rule's own time constant"
+    if dt >= _OF_SERVICE * fastest_service * (1 - 1e-6):
+        return "the fastest service"
+    return "the loop of news and reaction" if policy.differentiable else "the jumps of the rule"
+
+
 @dataclass(frozen=True)
 class Grid:
     """The instants at which all runs of a comparison are saved, and how each gets there.
@@ -75,6 +87,10 @@ class Grid:
     def steps_per_interval(self, dt: float) -> int:
         """How many steps of at most `dt` make an interval."""
         return max(1, math.ceil(self.interval / dt * (1 - 1e-9)))
+
+    def times(self, factor: int) -> "Grid":
+        """As many instants of runs that are so many times as long."""
+        return Grid(*(factor * seconds for seconds in (self.duration, self.interval, self.after)))
 
 
 class ResolvedRun:
@@ -104,7 +120,7 @@ class ResolvedRun:
         self._reference = _twice(reference)
         self._longest = float(np.maximum(network.latency, network.feedback_latency).max())
         self._finest = min(finest, dt)
-        self.dt, self.accuracy, self.seconds_per_step = dt, math.nan, math.nan
+        self.dt, self.accuracy, self.seconds_per_step, self.halved = dt, math.nan, math.nan, False
 
     def compile(self, frames: int) -> None:
         """Compile with room for so many saved instants, and measure what a step of both runs takes."""
@@ -150,6 +166,7 @@ class ResolvedRun:
             if not (self.accuracy > ACCURATE and again):
                 return self._finer(runs, grid)
             self.dt /= 2
+            self.halved = True
 
     def _simulate(self, duration: float, dt: float, *, every: int, after: float) -> Trajectory:
         # The delay lines have room for the finest step that may come, so that all steps share compiled code, and are of one of a
@@ -164,7 +181,7 @@ class ResolvedRun:
                 dt=np.array([2 * dt, dt]),
                 initial=self._initial,
                 save=SaveAt(every, after=after, reference=self._reference, resumable=False),
-                max_latency=(rows - 2.5) * dt,
+                max_latency=delay_for(rows, dt),
                 frames=self._frames,
                 throw=False,
             )
@@ -176,15 +193,15 @@ class ResolvedRun:
         return float(abs(latency[0] / latency[1] - 1)) if int(runs.result[0]) == Result.successful else math.nan
 
     def _finer(self, runs: Trajectory, grid: Grid) -> Trajectory:
-        run = jax.tree.map(lambda leaf: leaf[1], runs)
+        # On the host: slices of every size would each be compiled.
+        run = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[1]), runs)
         result = Result(int(run.result))
         if result in (Result.step_too_large, Result.latency_overflow):
             raise InputError(f"dt = {self.dt:.6g} s: {result.sentence}")
         saved = ("time", "routing", "workload", "arrival_rate", "cost_rate", "in_flight")
-        kept = {name: getattr(run, name)[: grid.instants] for name in saved}
+        kept = {name: jnp.asarray(np.asarray(getattr(run, name))[: grid.instants]) for name in saved}
         return dataclasses.replace(run, **kept, frontend_names=self._names[0], backend_names=self._names[1])
 
 
 def _twice(value: ArrayLike) -> Array:
-    value = jnp.asarray(value)
-    return jnp.stack([value, value])
+    return jnp.asarray(np.stack([np.asarray(value)] * 2))

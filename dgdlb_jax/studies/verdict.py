@@ -16,7 +16,10 @@ or of the total inflow. The range of a workload is (max - min) / mean. The first
 7. *oscillating*: any other range above 2 %.
 8. *settled*: no range above 2 %.
 
-Two decisions behind the order. The time in service of a backend that is sent more than it can serve grows with the run itself and does
+What goes on at the largest swings decides in 5 to 7. Of dozens of backends that swing irregularly, one or the other always turns late, or
+swings less at the end, by chance; where one whose range is at least a quarter of the largest swings steadily, the fleet oscillates.
+
+Two more decisions behind the order. The time in service of a backend that is sent more than it can serve grows with the run itself and does
 not count in 3; where all that matter are such backends, or the fleet as a whole cannot serve its demand, the shortest time of a lone
 request counts, $1 / \ell'(0)$. A drift has no turns, so "fewer than two turns" (5) is asked only of what goes up and down, and after 4,
 as a queue that grows may have a turn on it.
@@ -30,7 +33,7 @@ from dataclasses import dataclass, fields
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+from jaxtyping import ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
@@ -85,6 +88,7 @@ class Assessment:
     - `swing`: largest range (max - min) / mean of a workload that matters, in the window; 0 where none matters.
     - `drift`: largest such range of a workload that moves in one direction; 0 without one.
     - `shortfall` `(backends,)`: what a diverging backend is sent above the supremum of its curve, requests/s; else 0.
+    - `fading`: whether it oscillates with swings most of which have become smaller by a fifth in the window: they may die out.
     - `longest_latency`, `time_in_service`: the largest latency, and the longest time in service of a backend that matters, seconds.
     """
 
@@ -93,6 +97,7 @@ class Assessment:
     swing: Float[np.ndarray, "*batch"]
     drift: Float[np.ndarray, "*batch"]
     shortfall: Float[np.ndarray, "*batch backends"]
+    fading: Bool[np.ndarray, "*batch"]
     longest_latency: Float[np.ndarray, "*batch"]
     time_in_service: Float[np.ndarray, "*batch"]
 
@@ -166,7 +171,7 @@ def _classify(networks: Network, runs: Trajectory) -> Assessment:
         latency = np.where(networks.mask, np.maximum(networks.latency, networks.feedback_latency), 0).max((1, 2))
         short_window = (seen.window < 2 * latency * (1 - 1e-6)) | (seen.window < seen.time_in_service)
         diverging = seen.overloaded & (seen.fixed_share | seen.hopeless[:, None])
-        undecided, moving, drifting = seen.movements()
+        found = seen.movements()
         wide = seen.range > SWING_LIMIT
         verdict = np.select(
             [
@@ -174,8 +179,8 @@ def _classify(networks: Network, runs: Trajectory) -> Assessment:
                 seen.varying,
                 short_window,
                 diverging.any(-1),
-                undecided.any(-1),
-                moving.any(-1),
+                found.undecided.any(-1),
+                found.moving.any(-1),
                 wide.any(-1),
             ],
             [
@@ -190,12 +195,14 @@ def _classify(networks: Network, runs: Trajectory) -> Assessment:
             Verdict.settled,
         )
         shortfall = np.where(diverging & (verdict == Verdict.diverging)[:, None], seen.inflow - seen.supremum, 0)
-        drift = np.where(drifting, seen.range, 0).max(-1)
-        return Assessment(verdict, seen.window, seen.range.max(-1), drift, shortfall, latency, seen.time_in_service)
+        drift = np.where(found.drifting, seen.range, 0).max(-1)
+        fading = found.fading & (verdict == Verdict.oscillating)
+        swing = seen.range.max(-1)
+        return Assessment(verdict, seen.window, swing, drift, shortfall, fading, latency, seen.time_in_service)
 
 
 def moving_mean(
-    time: ArrayLike, cost_rate: ArrayLike, total_rate: ArrayLike, window: float
+    time: ArrayLike, cost_rate: ArrayLike, total_rate: ArrayLike, window: ArrayLike
 ) -> Float[np.ndarray, " time"]:
     r"""Mean latency over the last `window` seconds, at every saved instant.
 

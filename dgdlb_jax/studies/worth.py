@@ -1,5 +1,6 @@
-"""Derivatives and changes of the optimum, as JSON."""
+"""Derivatives and changes of the optimum, changes of a routing, and the scatter of measurements, as JSON."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,8 @@ import numpy as np
 from dgdlb_jax.equilibrium.prices import ShadowPrices
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.studies.outcome import backend_names, frontend_names
+from dgdlb_jax.studies.scatter import Scatter
+from dgdlb_jax.studies.switching import Switch
 from dgdlb_jax.studies.what_if import Change, WhatIf
 
 
@@ -41,3 +44,27 @@ def worth_json(network: Network, prices: ShadowPrices) -> dict[str, Any]:
         },
         "replica": {name: number(value) for name, value in zip(backends, np.asarray(prices.replica), strict=True)},
     }
+
+
+def switch_json(found: Switch | None) -> dict[str, Any] | None:
+    """Latencies in seconds, None where a backend is overloaded."""
+    if found is None:
+        return None
+    return {
+        "what": "mean latency at rest (s) of the current routing, of the optimum, and after each change of some requests' backend",
+        "before": _finite(found.before),
+        "after": _finite(found.after),
+        "part_of_gain": _finite(found.part),
+        "moves": [asdict(move) | {"latency": _finite(move.latency)} for move in found.moves],
+    }
+
+
+def scatter_json(found: Scatter | None) -> dict[str, Any] | None:
+    """Ranges that hold nine tenths of what was drawn; those of the gain are None where there is none."""
+    if found is None:
+        return None
+    return asdict(found) | {"gain": [_finite(value) for value in found.gain]}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -63,6 +63,36 @@ def test_large_networks(little, monkeypatch):
         jax.eval_shape(best, shape)
 
 
+def test_the_gradient_of_a_long_run(little, rng):
+    """67 bytes a step here (3 x 4 arcs), as XLA's own figure for it says; checkpoints take their square root."""
+    network = small_network(rng)
+
+    def run(step_size, adjoint):
+        found = dgd.simulate(
+            network, dgd.DGDLB(step_size), duration=2e8 * DT, dt=DT, save=dgd.SaveAt.statistics(), adjoint=adjoint, throw=False
+        )  # fmt: skip
+        assert found.statistics is not None
+        return found.statistics.cost
+
+    step = jax.ShapeDtypeStruct((), jnp.float64)
+    with pytest.raises(
+        InputError, match=r"gradient of a run of 200,000,000 steps .* 13.4 GB .* adjoint=Checkpoints\(\)"
+    ):
+        jax.eval_shape(jax.grad(lambda step: run(step, dgd.FullStorage())), step)
+
+
+def test_analyses(little):
+    """Refused while they are traced."""
+
+    def limit(latency):
+        ones = jnp.ones(2000)
+        network = dgd.Network(dgd.Constant(ones), latency, dgd.Hyperbolic(3 * ones, ones))
+        return dgd.critical_step_size(network)
+
+    with pytest.raises(InputError, match=r"linearisation of 2000 x 2000 .* takes about 256 GB .* use smaller networks"):
+        jax.eval_shape(limit, jax.ShapeDtypeStruct((2000, 2000), jnp.float64))
+
+
 def test_what_fits_runs(little, rng):
     run = dgd.simulate(small_network(rng), dgd.DGDLB(0.05), duration=100 * DT, dt=DT)
     assert np.isfinite(run.final.workload).all()

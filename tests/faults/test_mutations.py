@@ -69,6 +69,18 @@ def write(folder, name, text):
     return folder / name
 
 
+def test_a_name_that_no_file_can_have(folder):
+    """Of a table, and of the fleet itself: found by the mutations below."""
+    for name, text in {"fleet.toml": FLEET, **TABLES}.items():
+        write(folder, name, text)
+    for long in ("x" * 400 + ".csv", "x\\u0000.csv"):
+        write(folder, "long.toml", FLEET.replace("day.csv", long))
+        with pytest.raises(InputError, match="cannot be read"):
+            load_fleet(folder / "long.toml")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_fleet(folder / ("x" * 400 + ".toml"))
+
+
 @pytest.mark.parametrize("count", [60, pytest.param(70_000, marks=pytest.mark.full)])
 def test_fleets(folder, rng, count):
     files = {"fleet.toml": FLEET, **TABLES}

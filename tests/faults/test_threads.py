@@ -8,9 +8,11 @@ import os
 import equinox as eqx
 import jax
 import numpy as np
+import optax
 import pytest
 
 import dgdlb_jax as dgd
+from dgdlb_jax.numerics.results import InputError
 from helpers import DT, small_network
 
 STEPS = 200
@@ -39,10 +41,53 @@ def test_analyses_within_somebody_elses_jit(rng):
 
     def everything(network):
         optimum = dgd.solve_optimum(network, throw=False)
-        return optimum.mean_latency, dgd.default_step_size(network, optimum)
+        step = dgd.default_step_size(network, optimum)
+        return (
+            optimum.mean_latency,
+            step,
+            dgd.drain_time(network, step, optimum),
+        )
 
     for alone, inside in zip(everything(network), eqx.filter_jit(everything)(network), strict=True):
         np.testing.assert_allclose(inside, alone, rtol=1e-9)
+
+
+@pytest.mark.full
+def test_slower_analyses_within_somebody_elses_jit(rng):
+    network = small_network(rng)
+
+    def everything(network):
+        linear = dgd.linearise(network, dgd.DGDLB(0.1))
+        return dgd.critical_step_size(network), dgd.shadow_prices(network).latency, linear.response
+
+    for alone, inside in zip(everything(network), eqx.filter_jit(everything)(network), strict=True):
+        np.testing.assert_allclose(inside, alone, rtol=1e-9)
+
+
+def test_a_run_of_a_known_network_within_somebody_elses_jit(rng):
+    """The size of its delay buffer is known, so `max_latency` is not asked for."""
+    network = small_network(rng)
+    np.testing.assert_allclose(
+        jax.jit(lambda step: run(network, step).workload)(0.05), run(network).workload, rtol=1e-12
+    )
+
+
+def test_what_has_to_look_at_values_says_so_within_a_jit(rng):
+    network = small_network(rng)
+    calls = {
+        "characteristic_roots": lambda network: dgd.characteristic_roots(network),
+        "count_unstable_roots": lambda network: dgd.count_unstable_roots(network, dgd.DGDLB(0.1)),
+        "best_step_size": lambda network: dgd.best_step_size(network),
+        "tune": lambda network: dgd.tune(network, dgd.DGDLB(0.1), optax.adam(0.1), duration=1.0, dt=0.1),
+        "compare": lambda network: dgd.compare(network),
+        "fit_service": lambda network: dgd.fit_service(network.arrival_rate, network.arrival_rate),
+        "marginal_latency without run_on": lambda network: dgd.marginal_latency(
+            network, dgd.DGDLB(0.1), duration=1.0, dt=0.1, max_latency=1.0
+        ),
+    }
+    for name, call in calls.items():
+        with pytest.raises(InputError, match=f"{name} needs values: call it outside jit, vmap and grad"):
+            eqx.filter_jit(call)(network)
 
 
 def test_within_a_running_event_loop(rng):

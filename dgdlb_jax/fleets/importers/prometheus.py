@@ -1,8 +1,9 @@
 """Results of Prometheus' `query_range`, as its HTTP interface or `promtool query range --format=json` writes them.
 
 Read from the documentation of the HTTP API, "Range queries" and "Range vectors" (Prometheus 2 and 3): `data.resultType` is `matrix`,
-values are `[seconds since 1970, "figure"]`. Which quantity a result is follows from the metric's name (those of vLLM 0.8 and later,
-Envoy, Istio, and names that end alike), or from the user: a result of `rate(...)` has no name.
+values are `[seconds since 1970, "figure"]`. Which quantity a result is follows from the metric's name (those of vLLM, whose
+`num_requests_running` and `num_requests_waiting` are the same from 0.4 to 2026, Envoy, Istio, and names that end alike), or from the
+user: a result of `rate(...)` has no name.
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,6 +9,7 @@ from typing import Any
 
 from dgdlb_jax.fleets.document import Folder, read_text
 from dgdlb_jax.fleets.tables import Table
+from dgdlb_jax.numerics.files import is_folder
 from dgdlb_jax.numerics.results import InputError
 
 # A folder of results is no deeper and no larger than this; the root of a disk is.
@@ -26,7 +27,7 @@ class Source:
 
     @property
     def is_folder(self) -> bool:
-        return self.path.is_dir()
+        return is_folder(self.path)
 
     @cached_property
     def files(self) -> tuple["Source", ...]:

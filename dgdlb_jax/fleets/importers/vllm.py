@@ -1,8 +1,8 @@
 """Results of vLLM's serving benchmark: `vllm bench serve --save-result`, and folders of `vllm bench sweep serve`.
 
-Read from `vllm/benchmarks/sweep/serve.py` of vLLM at commit 0031557f (2026) and from results of 2026-03: a JSON object per run, JSON
-lines of `--append-result`, `summary.json` (a list of runs), `summary.csv` of a sweep, and its folders `SERVE-...-BENCH-...` with
-`run=N.json`.
+Read from `vllm/benchmarks/sweep/serve.py` of vLLM at commit 0031557f (2026; the command is documented from 0.11.2 to 0.32) and from
+results of 2026-03: a JSON object per run, JSON lines of `--append-result`, `summary.json` (a list of runs), `summary.csv` of a sweep,
+and its folders `SERVE-...-BENCH-...` with `run=N.json`.
 """
 
 import re

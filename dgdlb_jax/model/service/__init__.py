@@ -13,6 +13,8 @@ from dgdlb_jax.model.service.composed import align as align
 from dgdlb_jax.model.service.composed import concatenate as concatenate
 from dgdlb_jax.model.service.fit import ServiceFit as ServiceFit
 from dgdlb_jax.model.service.fit import fit_service as fit_service
+from dgdlb_jax.model.service.fit import redrawn as redrawn
+from dgdlb_jax.model.service.fit import scatter as scatter
 from dgdlb_jax.model.service.registry import CURVES as CURVES
 from dgdlb_jax.model.service.registry import register_curve as register_curve
 from dgdlb_jax.model.service.tabulated import Tabulated as Tabulated

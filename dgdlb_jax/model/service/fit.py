@@ -9,7 +9,7 @@ import numpy as np
 from dgdlb_jax.model.service.base import Numbers
 from dgdlb_jax.model.service.tabulated import Tabulated
 from dgdlb_jax.numerics.checks import check_entries, positive
-from dgdlb_jax.numerics.results import ConvergenceError, InputError
+from dgdlb_jax.numerics.results import ConvergenceError, InputError, require_values
 
 # Curves of different tables get the same number of components where possible, so that their networks stack.
 _COMPONENTS = 6
@@ -44,6 +44,7 @@ class ServiceFit(eqx.Module):
     - `convex_at`: the fitted workloads at which throughput per further request rises instead of falling.
     - `smallest`: the smallest measured workload, and the throughput measured there, requests/s.
     - `highest`: the highest measured throughput, requests/s.
+    - `points`: what was measured, all of it: `(workload, throughput)`, each `(points,)`, from the smallest workload on.
     """
 
     service: Tabulated
@@ -53,6 +54,7 @@ class ServiceFit(eqx.Module):
     convex_at: tuple[float, ...]
     smallest: tuple[float, float]
     highest: float
+    points: tuple[np.ndarray, np.ndarray]
     name: str = eqx.field(static=True)
 
     @property
@@ -128,6 +130,7 @@ def fit_service(
     **Raises:** `InputError` on fewer than two points, workloads that are repeated or not positive, throughput that is not
     positive or highest at the smallest workload, or a table that is nowhere near a service curve. **Source:** own derivation.
     """
+    require_values("fit_service", workload, throughput, candidates)
     points, rates = _table(workload, throughput, name)
     rising = slice(_peak(rates, points, name) + 1)
     fitted, highest = points[rising], float(rates.max())
@@ -148,8 +151,47 @@ def fit_service(
         convex_at=_convex_at(fitted, rates[rising]),
         smallest=(float(points[0]), float(rates[0])),
         highest=highest,
+        points=(points, rates),
         name=name,
     )
+
+
+def scatter(fit: ServiceFit) -> np.ndarray | None:
+    r"""Relative errors of the measurements: how far each point is from the curve through the others.
+
+    $$ e_i = y_i / \ell_{-i}(N_i) - 1, \quad 1 < i < m $$
+    The first point and that of the highest throughput are left out, as the curve would have to be extrapolated there. A curve of six
+    exponentials meets a short table exactly, so its own residuals would say that nothing is uncertain.
+
+    **Returns:** `(points,)`, with mean 0; None where fewer than four points were fitted.
+    """
+    count = fit.points[0].size - len(fit.left_out)
+    workload, rates = (column[:count] for column in fit.points)
+    if count < 4:
+        return None
+    scales, falling = _grid(workload), _GUESS_OF_FALLING if fit.left_out else _GUESS
+    errors = []
+    for k in range(1, count - 1):
+        others = np.arange(count) != k
+        curve = _weights(workload[others], rates[others], scales, falling)
+        errors.append(rates[k] / (_basis(workload[k : k + 1], scales) @ curve)[0] - 1)
+    return np.asarray(errors) - np.mean(errors)
+
+
+def redrawn(fit: ServiceFit, errors: np.ndarray, draw: np.random.Generator) -> ServiceFit:
+    """The fit to a table measured again: every point on the curve, times 1 + one of the `errors` (`scatter`), drawn anew for each.
+
+    The bootstrap over residuals, with those of leaving one out (Davison and Hinkley, Bootstrap Methods, 1997, section 6.2.3). Where
+    what was drawn is no service curve, the fit as it is.
+    """
+    count = fit.points[0].size - len(fit.left_out)
+    workload = fit.points[0][:count]
+    curve = np.asarray(fit.service.rate(jnp.asarray(workload)[:, None]), float)[:, 0]
+    try:
+        again = fit_service(workload, curve * (1 + draw.choice(errors, count)), name=fit.name)
+    except (InputError, ConvergenceError):
+        return fit
+    return again
 
 
 def _weights(points: np.ndarray, rates: np.ndarray, scales: np.ndarray, falling: float) -> np.ndarray:

@@ -45,6 +45,11 @@ def rows_for(delay: float, dt: float) -> int:
     return int(-(-delay // dt)) + 2
 
 
+def delay_for(rows: int, dt: float) -> float:
+    """A delay for which `rows_for` gives so many rows, whatever the rounding: seconds."""
+    return (rows - 2.5) * dt
+
+
 def filled(row: Inexact[Array, " width"], rows: int) -> DelayLine:
     """A line whose signal has always been `row`."""
     return DelayLine(jnp.tile(row, rows), rows)

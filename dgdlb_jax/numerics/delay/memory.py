@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import equinox as eqx
 
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
 
 _LITTLE = 256e6  # bytes up to which every step is remembered unless the user says otherwise
@@ -42,7 +43,16 @@ class Memory:
         """Steps between two checkpoints; None for no checkpoints.
 
         **Arguments:** `steps` of the run, `rows` of the buffer, and how many bytes a remembered `step` and a `checkpoint` of it take.
+
+        **Raises:** `InputError` when what is remembered is more than the memory there is.
         """
+        every = self._segment(steps, rows, step, checkpoint)
+        kept = steps * step if every is None else math.ceil(steps / every) * checkpoint + every * step
+        remedy = "use fewer steps" + (", or adjoint=Checkpoints()" if every is None and rows < steps else "")
+        device.check_fits(self.runs * kept, f"What the gradient of a run of {steps:,} steps remembers", remedy)
+        return every
+
+    def _segment(self, steps: int, rows: int, step: int, checkpoint: int) -> int | None:
         adjoint = self.adjoint
         if adjoint is None:
             adjoint = FullStorage() if self.runs * steps * step <= _LITTLE else Checkpoints()

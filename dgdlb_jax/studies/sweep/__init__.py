@@ -34,6 +34,36 @@ Inputs are those of `INPUTS` (`sweep/inputs.py`): `fleet`, or `family` and `seed
 
 The store is a zarr directory that `xarray.open_zarr` opens lazily: one dimension per axis, inputs as coordinates, measures as
 variables with units, the specification and versions as attributes.
+
+Whatever stops a sweep (Ctrl-C, a kill, a full disk, power), the same command goes on where it ended, and the result is the same to the
+bit. Checksums cover results, coordinates and metadata: `plot`, `report`, `open_sweep` and `sweep` name what is damaged, and
+`dgdlb sweep SPEC --recompute-corrupt` computes again what it has to. A case that cannot be computed is marked in `result`, named with its
+reason in the summary, and stops no other. A chunk that does not fit into memory is tried again in smaller batches.
+
+Several processes share one sweep: each computes chunks of its own, on all devices it sees, and writes them into the same store, which has
+to lie where all can reach it, on a file system with file locks (NFS, Lustre and GPFS have them). JAX knows Slurm, Open MPI, Kubernetes:
+
+```sh
+srun --ntasks=8 --gpus-per-task=1 dgdlb sweep step-size --output /shared/step-size.zarr
+mpirun -n 4 dgdlb sweep step-size --output /shared/step-size.zarr
+```
+
+Elsewhere say who is who, once for every process:
+
+```sh
+dgdlb sweep step-size --output /shared/step-size.zarr --coordinator host0:9000 --processes 2 --process 0
+dgdlb sweep step-size --output /shared/step-size.zarr --coordinator host0:9000 --processes 2 --process 1
+```
+
+The processes find each other when they start and never wait for one another after that. When one dies, the others compute its chunks; when
+all are gone, the same command goes on. SIGTERM, which clusters send before they kill, lets the chunk in flight finish
+(`#SBATCH --signal=TERM@120` asks for it two minutes ahead). `dgdlb sweep` and `dgdlb reproduce` make a device of every core that they may
+use; `XLA_FLAGS=--xla_force_host_platform_device_count=4` says how many instead. With another number of devices the last bits of results
+differ. A process that has used JAX cannot be forked (the child may wait for ever): use `multiprocessing.get_context("spawn")`.
+
+`--coordinator` opens a port on the address given, and on no other, for the seconds in which the processes find each other. JAX puts no
+password on it: on a cluster shared with strangers, whoever reaches the address can join or disturb the start, so give one on a private
+network (`127.0.0.1` for processes of one machine). Results never travel through it.
 """
 
 from dgdlb_jax.studies.sweep.run import open_sweep as open_sweep

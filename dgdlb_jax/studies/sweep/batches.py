@@ -16,7 +16,7 @@ import numpy as np
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay import rows_for
+from dgdlb_jax.numerics.delay import delay_for, rows_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.checks import LARGEST_LINE, LARGEST_STEP
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -303,7 +303,7 @@ def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
             dt=cases.dt,
             initial=(jnp.asarray(cases.routing), jnp.asarray(cases.workload)),
             save=_save(cases, batch.shape, optimum, needs(measures)),
-            max_latency=(batch.shape.rows - 2.5) * float(cases.dt.min()),  # makes the delay line of that many rows
+            max_latency=delay_for(batch.shape.rows, float(cases.dt.min())),
             frames=batch.shape.frames,
             throw=False,
         )

@@ -12,6 +12,7 @@ from dgdlb_jax.fleets import fleet_names
 from dgdlb_jax.fleets.document import Section, nearest, rule_for, shown, to_float
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
 from dgdlb_jax.numerics.checks import in_range
+from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.studies.balancers import BALANCERS
 from dgdlb_jax.studies.starts import STARTS
 
@@ -164,7 +165,4 @@ def takes(family: str, parameter: str) -> bool:
 
 
 def _is_fleet(name: str) -> bool:
-    try:
-        return name in fleet_names() or Path(name).is_file()
-    except (OSError, ValueError):
-        return False
+    return name in fleet_names() or (exists(Path(name)) and not is_folder(Path(name)))

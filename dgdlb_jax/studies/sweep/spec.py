@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dgdlb_jax.fleets.document import Section, clipped, nearest, parse
+from dgdlb_jax.numerics.files import exists
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.studies.sweep import inputs
 from dgdlb_jax.studies.sweep.inputs import DEFAULTS, Value
@@ -168,17 +169,10 @@ def _open(source: str | Path | Mapping[str, Any]) -> Section:
     if isinstance(source, str) and "/" not in source and "\0" not in source and len(source) < 100 and ready.is_file():
         return parse(ready)
     path = Path(source)
-    if path.suffix != ".toml" and not _exists(path):
+    if path.suffix != ".toml" and not exists(path):
         names = [file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml")]
         raise InputError(f"{clipped(str(source))} is neither a file nor a ready sweep: {nearest(str(source), names)}")
     return parse(path)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _plain(value: Any) -> Any:

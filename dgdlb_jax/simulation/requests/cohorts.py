@@ -1,0 +1,95 @@
+r"""How long requests stay at a backend: cohorts of those that arrive in one step, followed until they are old.
+
+At any time there are `COHORTS` of them per backend, born at equal distances; what is left of each is noted at equal distances of age.
+
+- Under *processor sharing* all $N$ requests of a backend are alike. When $D$ of them leave, each is among them with probability $D / N$,
+  so of a cohort $\prod (1 - D_k / N_k)$ is left in expectation, given how many have left. One number per backend,
+  $C = \sum \log(1 - D / N)$, serves all cohorts.
+- *First come, first served*: a cohort is at the end of the line when it arrives, and of the $P$ requests up to its last one
+  $P - D$ are left after $D$ departures. Again one number per backend, the departures, serves all cohorts.
+
+Both are the law of the time in the system of a backend whose total service rate is $\ell(N)$ and whose requests are alike.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dgdlb_jax.simulation.dynamics import Backends
+from dgdlb_jax.simulation.requests.blocks import add_row
+
+COHORTS = 20
+PHASES = 12
+"""Ages of a cohort between two births at which it is looked at: there are `COHORTS * PHASES` ages in all."""
+_LEAST = 1e-6  # of a cohort that is left where nothing is: its logarithm is finite
+
+
+class Following(eqx.Module):
+    """How requests are followed: the steps between two looks, from which step on, and in which order requests are answered."""
+
+    spacing: Int[Array, ""]
+    first: Int[Array, ""]
+    in_order: bool = eqx.field(static=True)
+
+    @property
+    def between_births(self) -> Int[Array, ""]:
+        """Steps from one cohort's birth to the next one's."""
+        return PHASES * self.spacing
+
+
+class Cohorts(eqx.Module):
+    """What is known of them: the newest first. Marks are relative to `since`, which begins anew with every birth."""
+
+    size: Float[Array, "cohorts backend_lanes"]
+    mark: Float[Array, "cohorts backend_lanes"]
+    since: Backends
+    alive: Float[Array, "phases cohorts backend_lanes"]  # seen at each age
+    born: Float[Array, "phases cohorts backend_lanes"]  # how many these have been at birth
+
+    @classmethod
+    def none(cls, like: Backends) -> "Cohorts":
+        """Before the first is born."""
+        some = jnp.zeros((COHORTS, like.size), like.dtype)
+        ages = jnp.zeros((PHASES, *some.shape), like.dtype)
+        return cls(some, some, jnp.zeros_like(like), ages, ages)
+
+
+def follow(
+    plan: Following,
+    cohorts: Cohorts,
+    k: Int[Array, ""],
+    workload: Backends,
+    arrived: Backends,
+    old: Backends,
+    new: Backends,
+) -> Cohorts:
+    """One step, in which `old` of the `workload` requests leave, and `new` of those that `arrived` in it."""
+    age = jax.lax.rem(k - plan.first, plan.between_births)
+    begun = k >= plan.first
+    if plan.in_order:
+        since = cohorts.since + old + new
+        birth = arrived, workload + arrived - old - new
+    else:
+        left = jnp.maximum(1 - old / jnp.maximum(workload, 1), _LEAST)
+        since = cohorts.since + jnp.log(left)
+        birth = arrived, arrived - new
+
+    def bear(cohorts: Cohorts) -> Cohorts:
+        """A new one; the marks of the others begin anew, so that no difference of large numbers is taken."""
+        shifted = lambda first, rest: jnp.concatenate([first[None], rest[:-1]])
+        mark = cohorts.mark - since if plan.in_order else cohorts.mark * jnp.exp(since)
+        return Cohorts(
+            shifted(birth[0], cohorts.size), shifted(birth[1], mark), jnp.zeros_like(since), cohorts.alive, cohorts.born
+        )
+
+    def look(cohorts: Cohorts) -> Cohorts:
+        phase = age // plan.spacing
+        shared, in_line = cohorts.mark * jnp.exp(cohorts.since), jnp.clip(cohorts.mark - cohorts.since, 0, cohorts.size)
+        left = in_line if plan.in_order else shared
+        seen = add_row(cohorts.alive, phase, left), add_row(cohorts.born, phase, cohorts.size)
+        return eqx.tree_at(lambda c: (c.alive, c.born), cohorts, seen)
+
+    grown = eqx.tree_at(lambda c: c.since, cohorts, since)
+    grown = jax.lax.cond(begun & (age == 0), bear, lambda cohorts: cohorts, grown)
+    return jax.lax.cond(begun & (jax.lax.rem(age, plan.spacing) == 0), look, lambda cohorts: cohorts, grown)

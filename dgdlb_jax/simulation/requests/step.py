@@ -1,0 +1,166 @@
+"""One time step of whole requests: a chain of three stages with two channels between them (see `numerics.delay`).
+
+From `t_k` to `t_{k+1}`:
+
+1. `report`: the workload at `t_k` goes to the frontends (`news`);
+2. `dispatch`: routing lives at half steps. A policy with a velocity makes a leapfrog step with the news of `t_k`, one that jumps sees the
+   news of the middle of the step. So the shares of a step are those of its middle, of second order without a prediction. The requests of
+   a step are a Poisson number, thinned by the shares: every arc draws its own, in two numbers, those that arrive as many steps later
+   as its latency has, and those that come one step after that, since it ends within a step;
+3. `serve`: those that arrive join, and each request leaves with the probability that `hazard` says.
+
+With `count="backend"` arrivals are drawn where they arrive, from the mean of what was sent: one number per backend in place of two per
+arc. Parts of a Poisson stream that are thinned independently are independent, and nobody sees the wires, so the law of the workloads is
+the same; what is on the wires is then a mean.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from dgdlb_jax.numerics.delay import DelayedSystem, Gather, StepContext, Sum
+from dgdlb_jax.numerics.delay.line import split
+from dgdlb_jax.numerics.sampling import binomial, poisson
+from dgdlb_jax.numerics.simplex import project_simplex
+from dgdlb_jax.policies.base import State
+from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field
+from dgdlb_jax.simulation.requests.blocks import Blocks, block_of
+from dgdlb_jax.simulation.requests.cohorts import Cohorts, Following, follow
+from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
+from dgdlb_jax.simulation.requests.streams import Purpose, Streams
+from dgdlb_jax.simulation.step import Clock, Lanes, length, time
+from dgdlb_jax.simulation.summary import Sums, Window, higher
+
+
+class RequestSystem(eqx.Module):
+    """Everything that stays the same from step to step; `late`: the fraction of a step in every latency; `bounds`: first and last step
+    of the window in which statistics count."""
+
+    field: Field
+    clock: Clock
+    window: Window
+    bounds: tuple[Int[Array, ""], Int[Array, ""]]
+    streams: Streams
+    late: Arcs
+    following: Following | None
+    counts_arcs: bool = eqx.field(static=True)
+
+
+class RequestState(eqx.Module):
+    """What changes from step to step, the channels apart. Counts are whole numbers, held as floating-point ones."""
+
+    routing: Arcs
+    workload: Backends
+    policy: State
+    tail: Arcs  # of what was sent in the last step: what comes a step after the rest
+    in_flight: Lanes
+    peak: Backends
+    sums: Sums
+    blocks: Blocks
+    cohorts: Cohorts | None
+
+
+class Dispatched(NamedTuple):
+    """What `dispatch` hands on."""
+
+    now: RequestState
+    routing: Arcs
+    policy: State
+    sent: Arcs
+    tail: Arcs
+
+
+def request_system(
+    field: Field,
+    clock: Clock,
+    window: Window,
+    bounds: tuple[Int[Array, ""], Int[Array, ""]],
+    rows: int,
+    streams: Streams,
+    following: Following | None,
+    counts_arcs: bool,
+    observe,
+) -> DelayedSystem:
+    """A tile of networks as a system with delays; `counts_arcs`: whether what is on the wires are whole numbers."""
+    step, ends = clock.frontends[0], field.shape.ends
+    delay = field.latency / step
+    # What a stage receives in step k has the age that it would have at t_{k+1}.
+    news = Gather(_age_of_news(field, step), ends, rows)
+    flow = Sum(delay, ends, rows, interpolates=False)
+    system = RequestSystem(field, clock, window, bounds, streams, split(delay, rows)[1], following, counts_arcs)
+    return DelayedSystem(system, (news, flow), (report, dispatch, serve), observe)
+
+
+def _age_of_news(field: Field, step) -> Arcs:
+    """In steps before the end of a step: seen from its start by a rule that moves, from its middle by one that jumps."""
+    age = field.feedback_latency / step + (1 if field.flows else 0.5)
+    return jnp.maximum(age, 1)  # the workload of t_k is the latest that there is
+
+
+def report(system: RequestSystem, context: StepContext, now: RequestState, received: None) -> tuple[RequestState, Any]:
+    """The workload; there is no prediction, and nothing reads one."""
+    del system, context, received
+    return now, (now.workload, now.workload)
+
+
+def dispatch(system: RequestSystem, context: StepContext, now: RequestState, seen: Arcs) -> tuple[Dispatched, Arcs]:
+    """What the frontends send in the step when they see these workloads."""
+    field, clock, k = system.field, system.clock.frontends, context.k
+    start, step = time(k, clock), length(k, clock)
+    routing, policy = _route(system, now, k, seen)
+    part = 1 - system.late
+    mean = step * field.mean_arrival_rate(start, step, jnp.ones_like(start)) * routing
+    mean_soon = part * step * field.mean_arrival_rate(start, step, part) * routing
+    mean_late = jnp.maximum(mean - mean_soon, 0)
+    if system.counts_arcs:
+        u, v = system.streams.for_arcs(k, Purpose.dispatch)
+        soon, late = (poisson(*pair).astype(mean.dtype) for pair in ((u, mean_soon), (v, mean_late)))
+    else:
+        soon, late = mean_soon, mean_late
+    return Dispatched(now, routing, policy, soon + late, late), now.tail + soon
+
+
+def serve(
+    system: RequestSystem, context: StepContext, move: Dispatched, arriving: Backends
+) -> tuple[RequestState, None]:
+    """The state after the step: who has arrived, who was answered, and what is summed up."""
+    field, clock, now, k = system.field, system.clock.backends, move.now, context.k
+    shape, step, n = field.shape, length(k, clock), now.workload
+    u, v = system.streams.for_backends(k, Purpose.arrive)
+    arrived = arriving if system.counts_arcs else poisson(u, arriving).astype(n.dtype)
+    middle = time(k, clock) + step / 2
+    hazard, rate = hazard_of_step(field, middle, step, n, arrived, v < 0.5)
+    chance = chances(hazard)
+    u, v = system.streams.for_backends(k, Purpose.serve)
+    old = binomial(u, n, chance.leave, chance.stay).astype(n.dtype)
+    new = binomial(v, arrived, chance.new_leave, chance.new_stay).astype(n.dtype)
+    after = n + arrived - old - new
+    step_f = length(k, system.clock.frontends)
+    flows = 2 * move.sent / jnp.where(step_f > 0, step_f, 1)
+    cohorts = now.cohorts
+    if system.following is not None and cohorts is not None:
+        cohorts = follow(system.following, cohorts, k, n, arrived, old, new)
+    state = RequestState(
+        routing=move.routing, workload=after, policy=move.policy, tail=move.tail,
+        in_flight=now.in_flight + shape.per_lane(jnp.sum(move.sent, axis=0)) - shape.per_lane(arrived),
+        peak=higher(now.peak, after),
+        sums=system.window.add(now.sums, k, step_f, step, flows, n, after),
+        blocks=now.blocks.add(block_of(k, *system.bounds), step, n, after, rate, move.sent, field.cost_latency),
+        cohorts=cohorts,
+    )  # fmt: skip
+    return state, None
+
+
+def _route(system: RequestSystem, now: RequestState, k: Int[Array, ""], seen: Arcs) -> tuple[Arcs, State]:
+    """The routing in the middle of the step."""
+    field, clock = system.field, system.clock.frontends
+    start, step = time(k, clock), length(k, clock)
+    middle = start + step / 2
+    observation = field.observe(middle, seen, field.arrival_rate(middle) * now.routing, step)
+    if not field.flows:
+        routing, policy = field.route(middle, observation, now.policy)
+        return jnp.where(field.mask, routing, 0), policy
+    velocity, policy = field.velocity(start, now.routing, observation, now.policy)
+    return project_simplex(now.routing + step * velocity, field.mask, now.routing > 0), policy

@@ -1,0 +1,58 @@
+"""Random numbers of networks, arcs and backends: a function of the network's key, the step, the arc or backend, and the purpose."""
+
+from enum import IntEnum
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Int, UInt32
+
+from dgdlb_jax.numerics.counter_random import Numbers, Words, uniforms
+from dgdlb_jax.simulation.lanes import Shape
+
+_FRONTEND_BITS, _PURPOSE_BITS = 14, 28
+LARGEST = 1 << _FRONTEND_BITS
+"""Frontends, or backends, that a network may have: more could not be told apart in a counter."""
+
+
+Step = Int[Array, ""] | UInt32[Array, ""]
+
+
+class Purpose(IntEnum):
+    """What random numbers are for."""
+
+    dispatch = 0
+    arrive = 1
+    serve = 2
+    answer = 3
+    start = 4
+
+
+class Streams(eqx.Module):
+    """The random numbers of a tile of networks."""
+
+    frontend_key: Words
+    backend_key: Words
+    arc: UInt32[Array, "backends frontend_lanes"]
+    backend: UInt32[Array, " backend_lanes"]
+
+    def __init__(self, shape: Shape, words: UInt32[Array, "lanes 2"]):
+        first, last = words.T
+        self.frontend_key = shape.over_frontends(first), shape.over_frontends(last)
+        self.backend_key = shape.over_backends(first), shape.over_backends(last)
+        backend = jnp.arange(shape.backends, dtype=jnp.uint32)
+        frontend = jnp.repeat(jnp.arange(shape.frontends, dtype=jnp.uint32), shape.lanes)
+        self.arc = backend[:, None] + (frontend << jnp.uint32(_FRONTEND_BITS))
+        self.backend = jnp.repeat(backend, shape.lanes)
+
+    def for_arcs(self, k: Step, purpose: Purpose) -> tuple[Numbers, Numbers]:
+        """Two uniform numbers for every arc in step `k`."""
+        return uniforms(self.frontend_key, _counter(self.arc, k, purpose))
+
+    def for_backends(self, k: Step, purpose: Purpose) -> tuple[Numbers, Numbers]:
+        """Two uniform numbers for every backend in step `k`."""
+        return uniforms(self.backend_key, _counter(self.backend, k, purpose))
+
+
+def _counter(index: UInt32[Array, "..."], k: Step, purpose: Purpose) -> Words:
+    place = index + jnp.uint32(int(purpose) << _PURPOSE_BITS)
+    return place, jnp.broadcast_to(k.astype(jnp.uint32), place.shape)

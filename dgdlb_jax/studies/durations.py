@@ -1,0 +1,68 @@
+"""How long a comparison runs: by its demand, by what it takes to be judged, and what can be run at all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.simulation import checks
+
+_MOST_STEPS = 1e9  # of a run
+
+
+def check_times(network: Network, dt: float | None, duration: float | None) -> None:
+    """Raise `InputError` for a time step or a duration that cannot be run in a network, as far as they are given."""
+    for name, value in (("dt", dt), ("duration", duration)):
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise InputError(f"{name} = {value} s: give a finite number above 0.")
+    if dt is not None:
+        if duration is not None:
+            steps_of(duration, dt)
+        batch = jax.tree.map(lambda leaf: leaf[None], network)
+        checks.explain(batch, checks.grid(batch, dt, dt, None), None)
+
+
+def steps_of(duration: float, dt: float) -> float:
+    """How many steps a run has; `InputError` for more than anybody waits for."""
+    steps = duration / dt
+    if steps > _MOST_STEPS:
+        raise InputError(
+            f"duration {duration:.6g} s at dt {dt:.3g} s is {steps:.3g} steps, but a comparison takes up to {_MOST_STEPS:.0e}: "
+            f"use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
+        )
+    return steps
+
+
+def largest_latency(network: Network) -> float:
+    """Of all arcs, forward or back, seconds."""
+    return float(jnp.maximum(network.latency, network.feedback_latency).max())
+
+
+def longest_service(network: Network, optimum: Optimum) -> float:
+    """The longest mean time in service of a backend in use at the optimum, seconds."""
+    inflow = network.arrival_rate @ optimum.routing
+    in_use = inflow > 1e-3 * inflow.sum()
+    return float(jnp.where(in_use, optimum.workload / jnp.where(in_use, inflow, 1), 0).max())
+
+
+def natural_duration(network: Network, settling: float) -> float:
+    """Seconds that show all of a demand: the time to settle, the whole trace, a whole cycle."""
+    match network.demand:
+        case Trace(bin_width=width, rates=rates):
+            return float(jnp.max(width)) * rates.shape[0]
+        case DailyCycle(period=period):
+            return float(jnp.max(period))
+        case Jumps(times=times):
+            return float(jnp.max(times)) + settling
+    return settling
+
+
+def reference_instants(network: Network, duration: float) -> np.ndarray:
+    """Where the reference is solved: at the knots of a trace (edges and middles of bins) if they are not too many."""
+    halves = 400
+    if isinstance(network.demand, Trace):
+        halves = min(1000, max(2, round(2 * duration / float(jnp.min(network.demand.bin_width)))))
+    return np.linspace(0, duration, halves + 1)

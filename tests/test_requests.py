@@ -1,0 +1,355 @@
+"""Whole requests: samplers, one step, stationary laws, policies, quantiles, and the fluid limit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import dgdlb_jax as dgd
+from dgdlb_jax.numerics.counter_random import threefry, uniforms
+from dgdlb_jax.numerics.sampling import binomial, poisson
+from dgdlb_jax.reports import requests_text
+from dgdlb_jax.simulation.dynamics import Field
+from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
+from dgdlb_jax.studies.compare import ComparisonInProgress
+from dgdlb_jax.studies.requests import LEVELS, RequestOutcome, RequestStudy, RequestStudyInProgress
+from request_oracles import chain_of_steps, gradient_rule, simulate_events, stationary, stationary_counts
+
+KEYS = jax.random.split(jax.random.key(7), 32)
+WORDS = (jnp.uint32(20), jnp.uint32(26))
+
+
+def draws(count, number):
+    counter = jnp.arange(count, dtype=jnp.uint32)
+    return uniforms(WORDS, (counter, jnp.full_like(counter, number)))
+
+
+def test_words_are_those_of_threefry():
+    """With all 20 rounds, those of the published cipher as JAX has it."""
+    counter = np.arange(64, dtype=np.uint32)
+    found = threefry(WORDS, (jnp.asarray(counter), jnp.asarray(counter[::-1].copy())), rounds=20)
+    expected = jax.extend.random.threefry_2x32(jnp.stack(WORDS), jnp.concatenate([counter, counter[::-1]]))
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_uniform_numbers_are_uniform_and_independent():
+    u, v = (np.asarray(each) for each in draws(200_000, 3))
+    assert min(u.min(), v.min()) > 0
+    assert max(u.max(), v.max()) < 1
+    for sample in (u, v, (u + v) % 1):
+        assert stats.kstest(sample, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e-4, 0.3, 0.7, 2.0, 3.999, 9.0, 15.9, 16.1, 40.0, 300.0, 3e4])
+def test_poisson_numbers(mean):
+    sample = np.asarray(jax.jit(poisson)(draws(200_000, 5)[0], jnp.full(200_000, mean)))
+    assert_law(sample, stats.poisson(mean) if mean else stats.poisson(1e-300))
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 40, 1000])
+@pytest.mark.parametrize("leave", [1e-6, 0.02, 0.5, 0.97])
+def test_binomial_numbers(n, leave):
+    u = draws(200_000, 6)[0]
+    sample = np.asarray(
+        jax.jit(binomial)(u, jnp.full(u.shape, float(n)), jnp.full(u.shape, leave), jnp.full(u.shape, 1 - leave))
+    )
+    assert sample.min() >= 0
+    assert sample.max() <= n
+    assert_law(sample, stats.binom(n, leave))
+
+
+def assert_law(sample, law):
+    """A chi-square test over cells that expect at least 20 numbers each, and nothing that is nearly impossible."""
+    low, high = int(law.ppf(1e-12)), int(law.ppf(1 - 1e-12)) + 1
+    values = np.arange(low, high + 1)
+    expected = sample.size * law.pmf(values)
+    seen = (
+        np.array([(sample == value).sum() for value in values])
+        if values.size < 400
+        else np.histogram(sample, np.arange(low, high + 2) - 0.5)[0]
+    )
+    assert seen.sum() == sample.size
+    cell = np.minimum((np.cumsum(expected) / 20).astype(int), int(expected.sum() / 20) - 1)
+    cell = np.unique(cell, return_inverse=True)[1]
+    expected, seen = np.bincount(cell, expected), np.bincount(cell, seen)
+    if expected.size > 1:
+        assert stats.chisquare(seen, expected * seen.sum() / expected.sum()).pvalue > 1e-3
+
+
+def test_a_number_does_not_depend_on_its_neighbours():
+    """A mean beside it that needs more terms changes nothing, to the bit."""
+    u = draws(50_000, 8)[0]
+    alone = poisson(u, jnp.full(u.shape, 0.5))
+    for other in (3.0, 12.0, 500.0):
+        beside = poisson(jnp.append(u, 0.5), jnp.append(jnp.full(u.shape, 0.5), other))[:-1]
+        np.testing.assert_array_equal(alone, beside)
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [dgd.Hyperbolic([8.0], [6.0]), dgd.Exponential([8.0], [6.0]), dgd.ManyServer([5.0], [0.2])],
+    ids=lambda c: type(c).__name__,
+)
+def test_a_step_is_of_second_order_in_mean_and_variance(curve):
+    """The chain of one step as a matrix, against the stationary law of the birth-death process: no sampling, no noise."""
+    arrivals, most = 4.0, 70
+    network = dgd.Network([arrivals], [[0.0]], curve)
+    field = Field(dgd.stack([network]), dgd.Uniform())
+    rate = lambda n: np.asarray(curve.rate(jnp.asarray(n, float)[:, None]))[:, 0]
+    n = np.arange(most + 1)
+    exact = stationary_counts(rate, arrivals, most)
+    mean, variance = n @ exact, n**2 @ exact - (n @ exact) ** 2
+
+    def step(dt):
+        """Probabilities to leave, by who is there, who arrives, and the coin."""
+        grid = np.meshgrid(n, np.arange(60), [False, True], indexing="ij")
+        counts, coming, coin = (
+            jnp.asarray(each.ravel()[:, None], t) for each, t in zip(grid, (float, float, bool), strict=True)
+        )
+        hazard = jax.vmap(lambda *state: hazard_of_step(field, jnp.zeros(1), jnp.full(1, dt), *state)[0])(
+            counts, coming, coin
+        )[:, 0]
+        chance = chances(hazard)
+        shape = grid[0].shape
+        leave, new_leave = (np.asarray(each).reshape(shape) for each in (chance.leave, chance.new_leave))
+        return lambda n, a, coin: (leave[n, a, int(coin)], new_leave[n, a, int(coin)])
+
+    def errors(dt):
+        law = stationary(chain_of_steps(step(dt), arrivals * dt, most))
+        found = n @ law
+        return np.array([found - mean, n**2 @ law - found**2 - variance])
+
+    ratio = errors(0.1) / errors(0.05)
+    assert np.all((ratio > 3.5) & (ratio < 4.5)), ratio
+
+
+SERVICE, HALF, RATES = np.array([12.0, 15.0]), np.array([4.0, 8.0]), np.array([6.0, 4.0])
+LATENCY, FEEDBACK = np.array([[0.05, 0.2], [0.15, 0.1]]), np.array([[0.1, 0.15], [0.2, 0.05]])
+NETWORK = dgd.Network(RATES, LATENCY, dgd.Hyperbolic(SERVICE, HALF), feedback_latency=FEEDBACK)
+SHARES = np.array([[0.7, 0.3], [0.4, 0.6]])
+START = SHARES, np.array([4.0, 4.0])
+
+
+def hyperbolic(j, n):
+    return SERVICE[j] * n / (n + HALF[j])
+
+
+def marginal(seen):
+    return (seen + HALF) ** 2 / (SERVICE * HALF)
+
+
+def many_runs(policy, network=NETWORK, duration=150.0, dt=0.05, after=50.0, keys=KEYS, initial=START, **options):
+    """The same compiled program wherever the options allow it."""
+    return dgd.simulate_requests_batch(
+        network, policy, keys, duration=duration, dt=dt, after=after, initial=initial, max_latency=0.25, **options
+    )
+
+
+def test_counts_under_a_fixed_routing_are_negative_binomial():
+    """Independent backends with Poisson arrivals of rate r: N + 1 of them has odds r/c of growing. Within 4 standard errors of 32 runs."""
+    run = many_runs(dgd.FixedRouting(SHARES), save=dgd.SaveAt(200))
+    load = RATES @ SHARES / SERVICE
+    law = stats.nbinom(HALF + 1, 1 - load)
+    counts = np.asarray(run.workload[:, 5:])
+    assert np.all(counts == np.round(counts))
+    assert counts.min() >= 0
+    each = np.asarray(run.statistics.mean_workload)
+    assert np.all(np.abs(each.mean(0) - law.mean()) < 4 * each.std(0, ddof=1) / np.sqrt(len(KEYS)))
+    # 11 instants, 10 seconds apart, of 32 runs; a workload forgets its past in about a second.
+    for j in range(2):
+        independent = counts[:, :, j].ravel()
+        assert abs(independent.mean() - law.mean()[j]) < 4 * np.sqrt(law.var()[j] / independent.size)
+        assert abs(independent.var() / law.var()[j] - 1) < 4 * np.sqrt(5 / independent.size)
+
+
+@pytest.mark.parametrize("count", ["backend", "arc"])
+def test_latencies_of_a_linear_backend_are_exponential(count):
+    """Without a queue every request takes an exponential time of its own: quantiles in closed form, network time apart."""
+    linear = dgd.Hyperbolic(SERVICE * 1e6, np.array([1e6, 1e6]) * SERVICE)  # one second each
+    network = dgd.Network(RATES, LATENCY, linear, feedback_latency=FEEDBACK)
+    run = many_runs(dgd.FixedRouting(SHARES), network, count=count, longest_stay=15.0)
+    parts = np.array([0.5, 0.9, 0.99])
+    found = run.latency_quantiles(parts, by="backend")
+    grid = np.linspace(0, 20, 40_001)
+    for j in range(2):
+        sent = RATES * SHARES[:, j] / (RATES @ SHARES[:, j])
+        later = sum(share * np.exp(-np.maximum(grid - LATENCY[i, j], 0)) for i, share in enumerate(sent))
+        np.testing.assert_allclose(found[j], np.interp(1 - parts, later[::-1], grid[::-1]), rtol=0.04)
+    together = run.latency_quantiles(parts)
+    assert np.all((together >= found.min(0)) & (together <= found.max(0)))
+
+
+@pytest.mark.parametrize("discipline", ["ps", "fcfs"])
+def test_latencies_are_those_of_single_events(discipline):
+    """Quantiles of the time at a backend, and the mean, against requests simulated event by event."""
+    run = many_runs(dgd.FixedRouting(SHARES), discipline=discipline, longest_stay=12.0)
+    events = simulate_events(
+        NETWORK, hyperbolic, SHARES, START[1], 2500.0, seed=1, after=50.0, in_order=discipline == "fcfs"
+    )
+    network_free = run.sojourns
+    for j in range(2):
+        age, left = np.asarray(network_free.age)[0], np.asarray(network_free.left)[..., j]
+        weight = np.asarray(network_free.followed)[:, None, j]
+        left = (left * weight).sum(0) / weight.sum(0)
+        stays = np.sort(events["sojourns"][j])
+        exact = 1 - np.searchsorted(stays, age) / stays.size
+        # 2450 seconds, of which workloads forget the past in about two: a standard deviation of at most 0.5 / sqrt(1225) = 0.014.
+        assert np.abs(left - exact).max() < 0.06
+    mean, error = run.across_runs()
+    assert abs(mean - events["mean_latency"]) < 4 * error + 0.03 * mean
+    assert 0.4 < float(np.mean(run.standard_error)) / (error * np.sqrt(len(KEYS))) < 1.5
+
+
+def test_moving_and_jumping_policies_agree_with_events():
+    """DGD-LB and least latency: mean latency and variances of the workloads, against event by event, within intervals."""
+    step_size = 0.02
+    rules = {
+        "dgd-lb": (dgd.DGDLB(step_size), gradient_rule(step_size, 0.05, marginal, LATENCY)),
+        "least-latency": (
+            dgd.LeastLatency(),
+            lambda seen, x: np.eye(2)[np.argmin((seen + HALF) / SERVICE + LATENCY, axis=1)],
+        ),
+    }
+    for policy, rule in rules.values():
+        mean, error = many_runs(policy).across_runs()
+        run = lambda seed, rule=rule: simulate_events(
+            NETWORK, hyperbolic, *START, 250.0, seed=seed, after=50.0, tick=0.05, rule=rule
+        )["mean_latency"]
+        events = [run(seed) for seed in range(5)]
+        spread = np.hypot(error, np.std(events, ddof=1) / np.sqrt(len(events)))
+        assert abs(mean - np.mean(events)) < 4 * spread, (type(policy), mean, np.mean(events), spread)
+
+
+def test_the_gap_to_the_fluid_falls_like_one_over_the_scale():
+    """With a fixed routing the cost of noise is exactly 1/n of that at scale 1:
+    one request more at load rho is served after rho / (1 - rho) others."""
+    flow = RATES @ SHARES
+    served_after = flow / (SERVICE - flow)
+    network_time = (RATES[:, None] * SHARES * LATENCY).sum()
+    fluid = float(((served_after * HALF).sum() + network_time) / RATES.sum())
+    for scale in (1.0, 10.0):
+        initial = SHARES, served_after * HALF * scale
+        run = many_runs(dgd.FixedRouting(SHARES), scale=scale, initial=initial)
+        mean, error = run.across_runs()
+        noise = float(served_after.sum() / RATES.sum()) / scale
+        assert abs(mean - fluid - noise) < 4 * error
+
+
+def test_requests_are_conserved_and_runs_depend_on_their_keys_alone():
+    """Sent = on the wires + at the backends + answered, in whole numbers; batch = single, whatever runs beside it."""
+    options = dict(save=dgd.SaveAt(200), count="arc", follow=False)
+    runs = many_runs(dgd.DGDLB(0.02), **options)
+    assert np.all(np.asarray(runs.in_flight) == np.round(runs.in_flight))
+    assert np.asarray(runs.in_flight).min() >= 0
+    few = many_runs(dgd.DGDLB(0.02), keys=KEYS[5:8], lanes=2, **options)
+    for name in ("workload", "in_flight", "routing"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(runs, name)[5:8])
+    alone = dgd.simulate_requests(
+        NETWORK,
+        dgd.DGDLB(0.02),
+        KEYS[6],
+        duration=150.0,
+        dt=0.05,
+        after=50.0,
+        initial=START,
+        max_latency=0.25,
+        **options,
+    )
+    np.testing.assert_array_equal(alone.workload, runs.workload[6])
+    last = np.asarray(runs.workload)[:, -1]
+    assert len(np.unique(last, axis=0)) > 20
+    assert abs(np.corrcoef(last[:-1, 0], last[1:, 0])[0, 1]) < 0.6
+
+
+def test_whole_numbers_have_no_gradient():
+    def latency(step_size):
+        run = dgd.simulate_requests(
+            NETWORK, dgd.DGDLB(step_size), KEYS[0], duration=5.0, dt=0.05, initial=START, throw=False
+        )
+        return run.statistics.mean_latency
+
+    with pytest.raises(dgd.InputError, match="no gradient"):
+        jax.grad(latency)(0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"scale": 0.0}, "scale is 0"),
+        ({"scale": float("nan")}, "scale is nan"),
+        ({"discipline": "lifo"}, "discipline is 'lifo'"),
+        ({"count": "all"}, "count is 'all'"),
+        ({"longest_stay": -1.0}, "longest_stay is -1"),
+        ({"keys": KEYS[:3], "network": dgd.stack([NETWORK, NETWORK]), "initial": None}, "3 keys for 2 networks"),
+        ({"keys": jnp.arange(3.0)}, "give jax.random.split"),
+        (
+            {"network": dgd.stack([NETWORK, NETWORK]), "keys": KEYS[:2], "initial": None, "dt": [0.05, 0.04]},
+            "equally many",
+        ),
+    ],
+)
+def test_what_is_refused(options, sentence):
+    with pytest.raises(dgd.InputError, match=sentence):
+        many_runs(dgd.Uniform(), **options)
+
+
+def row(balancer, fluid, mean, error=0.001, **more):
+    return RequestOutcome(
+        balancer, fluid, mean, error, (0.9, 2.0, 3.0), tuple(np.linspace(0.1, 4, len(LEVELS))), **more
+    )
+
+
+def study(*rows, scale=1.0, **more):
+    return RequestStudy(scale, 16, "ps", 100.0, 0.9, rows, **more)
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence", "otherwise"),
+    [
+        (study(row("DGD-LB", 1.0, 1.05), row("nearest", 1.2, 1.25)), "The order of the balancers holds", "another one"),
+        (study(row("DGD-LB", 1.0, 1.3), row("nearest", 1.2, 1.25)), "another one: nearest before DGD-LB", "holds with"),
+        (
+            study(row("DGD-LB", 1.0, 1.3, 0.1), row("nearest", 1.2, 1.25)),
+            "The order of the balancers holds",
+            "another one",
+        ),
+        (study(row("DGD-LB", 1.0, 1.05)), "from a scale of about 5.00 on", "order"),
+        (study(row("DGD-LB", 1.0, 1.05), scale=10.0), "from a scale of about 50.0 on", "at this scale"),
+        (study(row("DGD-LB", 1.0, 1.004)), "at this scale the fluid figures hold", "from a scale"),
+        (study(row("DGD-LB", 1.0, 1.001)), "cannot tell from nothing", "hold within"),
+        (study(row("least request", 1.0, 1.05, own_counts=True)), "is given the mean of its own requests", "Not run"),
+        (study(row("DGD-LB", 1.0, 1.05), left_out=("nearest",)), "Not run: nearest", "is given the mean"),
+    ],
+)
+def test_what_is_said_of_a_study(found, sentence, otherwise):
+    text = " ".join(requests_text.sentences(found))
+    assert sentence in text
+    assert otherwise not in text
+
+
+def test_a_study_of_a_comparison():
+    """Fluid figures are those of the comparison, counts those of `simulate_requests_batch`; the JSON and the picture hold them."""
+    network = dgd.load_fleet("two-by-two")
+    work = ComparisonInProgress(network, ["dgd-lb", "nearest"])
+    work.compile()
+    list(work.finished())
+    requests = RequestStudyInProgress(work.comparison, work.policies, scale=4.0, seeds=6)
+    rows = list(requests.finished())
+    assert [row.balancer for row in rows] == ["DGD-LB", "nearest"]
+    for row in rows:
+        assert row.fluid == work.comparison.outcomes[row.balancer].mean_latency
+        # Noise costs about 5 % at scale 1, and falls like 1/n.
+        assert abs(row.noise - 0.05 / 4) < 4 * row.noise_error + 0.005
+        assert row.quantiles[0] < row.mean < row.quantiles[1] < row.quantiles[2]
+    document = requests.study.document()
+    assert [entry["balancer"] for entry in document["balancers"]] == ["DGD-LB", "nearest"]
+    assert document["balancers"][0]["p99"] == rows[0].quantiles[2]
+    matplotlib = pytest.importorskip("matplotlib")
+    del matplotlib
+    from dgdlb_jax.reports.request_plots import latency_distribution
+
+    (ax,) = latency_distribution(requests.study).axes
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), rows[0].distribution)
+    with pytest.raises(dgd.InputError, match="at least 2 runs"):
+        RequestStudyInProgress(work.comparison, work.policies, seeds=1)
