@@ -9,8 +9,9 @@ import pytest
 
 from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.network import stack
+from dgdlb_jax.numerics.parallel import VARIABLE, workers_for
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.numerics.threads import LEAST, VARIABLE, in_threads, parts_for
+from dgdlb_jax.numerics.threads import LEAST, in_threads, parts_for
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
@@ -33,15 +34,24 @@ def test_every_part_has_a_thread_and_the_callers_contexts():
     def look(part):
         if threading.current_thread() is not threading.main_thread():
             both.wait(10)  # one thread alone would wait for ever
-        seen.append((threading.get_ident(), jax.enable_x64.value, jax.debug_nans.value, parts_for(10**6, part, 8)))
+        settings = jax.enable_x64.value, jax.debug_nans.value, jax.numpy_rank_promotion.value
+        seen.append((threading.get_ident(), settings, parts_for(10**6, part, 8)))
         return part
 
-    with jax.enable_x64(False), jax.debug_nans(True):
+    with jax.enable_x64(False), jax.debug_nans(True), jax.numpy_rank_promotion("raise"):
         in_threads(look, jnp.arange(9, dtype=jnp.float32), 3)
     assert len({thread for thread, *_ in seen}) == 3
-    assert {(double, nans) for _, double, nans, _ in seen} == {(False, True)}
-    nested = [parts for thread, _, _, parts in seen if thread != threading.get_ident()]
+    assert {settings for _, settings, _ in seen} == {(False, True, "raise")}
+    nested = [parts for thread, _, parts in seen if thread != threading.get_ident()]
     assert nested == [1, 1]
+
+
+def test_compiled_once_in_the_callers_thread():
+    traced = []
+    function = jax.jit(lambda x: traced.append(threading.current_thread()) or x + 1)
+    with jax.debug_infs(True):
+        in_threads(function, jnp.arange(12.0), 4)
+    assert traced == [threading.current_thread()]
 
 
 def test_the_first_exception_by_index_wins():
@@ -66,7 +76,7 @@ def test_how_many_parts(monkeypatch):
     batch = jnp.zeros(100)
     assert [parts_for(size, batch, 4) for size in (1, 2 * LEAST - 1, 2 * LEAST, 10**4)] == [1, 1, 2, 4]
     monkeypatch.setenv(VARIABLE, "3")
-    assert parts_for(100, batch) == 3
+    assert parts_for(100, batch) == workers_for() == 3
     assert parts_for(100, batch, 2) == 2
     assert jax.jit(lambda x: x + parts_for(100, batch))(0) == 1  # numbers that are known, under jit
     assert jax.grad(lambda x: x * parts_for(100, x * batch))(1.0) == 1
@@ -79,7 +89,7 @@ def test_how_many_parts(monkeypatch):
 
 
 def test_runs_and_optima_do_not_depend_on_threads(monkeypatch):
-    """Twenty networks: equal to rounding for any number of threads, to the bit for the same."""
+    """Twenty networks: equal to rounding for any number of threads, to the bit for the same"""
     batch = stack([small_network(np.random.default_rng(n)) for n in range(20)])
     policy = DGDLB(0.1 * (1 + np.arange(60.0).reshape(20, 3) / 60))
 

@@ -62,7 +62,7 @@ class Optimum(eqx.Module):
     result: Int[Array, "*batch"]
 
 
-def solve_optimum(network: Network, *, throw: bool = True) -> Optimum:
+def solve_optimum(network: Network, *, throw: bool = True, threads: int | None = None) -> Optimum:
     r"""The routing with the smallest mean latency at constant mean rates.
 
     $$ \min_{x, N} \sum_j N_j + \sum_{ij} \lambda_i x_{ij} \, \text{cost}_{ij} \quad\text{s.t.}\quad
@@ -72,6 +72,7 @@ def solve_optimum(network: Network, *, throw: bool = True) -> Optimum:
 
     - `network`: one network or a batch; `jax.vmap` works as well. A capacity that changes in time counts with its mean.
     - `throw`: raise when there is no optimum. Under `jit` and `vmap` nothing is raised: look at `.result`.
+    - `threads`: how many parts of a batch are solved at the same time on a CPU, at most; as in `simulate_batch`.
 
     **Returns:** an `Optimum`. In float64 its gap is at most 1e-9, or `result` says `not_converged`; in float32, and within a
     hundred-thousandth of saturation, it is what rounding leaves. A frontend is routed as exactly as the others however little it sends.
@@ -89,8 +90,9 @@ def solve_optimum(network: Network, *, throw: bool = True) -> Optimum:
     if single:
         networks = jax.tree.map(lambda leaf: leaf[None], networks)
     lanes, devices = _tiling(networks)
-    parts = parts_for(networks[1].shape[0], networks) if devices == 1 else 1
-    lanes = min(lanes, math.ceil(networks[1].shape[0] / parts))
+    size = networks[1].shape[0]
+    parts = parts_for(size, networks, threads) if devices == 1 else 1
+    lanes = min(lanes, math.ceil(size / parts))
     numbers = _COPIES * lanes * parts * math.prod(networks[1].shape[1:])
     device.check_fits(networks[1].dtype.itemsize * numbers, "The optimum of so large a network", "use smaller networks")
     optimum = in_threads(partial(_solve_batch, lanes=lanes, devices=devices), networks, parts)

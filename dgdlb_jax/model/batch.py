@@ -33,7 +33,8 @@ def each_network(
     chunks = -(-network.batch // _CHUNK)
     if chunks == 1:
         return _many(function, effort, (network, *arguments))
-    # One after the other: eigenvalues from several threads at once can block each other for ever (seen with jaxlib 0.10.2).
+    # One after the other: eigenvalues from several threads at once can block each other for ever. Seen with jaxlib 0.10.2: of critical
+    # step sizes of eight networks of 16 x 16, 1 s from one thread, none came within 45 s from two; 600 of 10 x 10 came from three.
     edges = np.linspace(0, network.batch, chunks + 1).astype(int)
     shared, batched = eqx.partition((network, *arguments), _is_shared)
     parts = []

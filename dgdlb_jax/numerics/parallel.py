@@ -8,10 +8,42 @@ from typing import Any
 
 import jax
 
+from dgdlb_jax.numerics.results import InputError
+
+VARIABLE = "DGDLB_THREADS"
+
+# What JAX keeps for each thread and compiles with: set by the caller, it holds in the workers as well.
+_CONTEXTS = (
+    jax.enable_x64,
+    jax.default_device,
+    jax.default_matmul_precision,
+    jax.debug_nans,
+    jax.debug_infs,
+    jax.numpy_dtype_promotion,
+    jax.numpy_rank_promotion,
+)
+
 
 def workers_for(asked: int | None = None, most: int = 4) -> int:
-    """How many threads to use: as asked, or one for each core that the process may use, at most `most`."""
-    return asked or min(most, cores())
+    """How many threads to use: as asked, or as many as the process may use, at most `most`."""
+    return asked or min(most, thread_limit())
+
+
+def thread_limit(asked: int | None = None) -> int:
+    """How many threads may compute: as asked, else the environment variable DGDLB_THREADS, else one for each core.
+
+    **Raises:** `InputError` for anything but a positive integer.
+    """
+    name, given = ("threads", asked) if asked is not None else (VARIABLE, os.getenv(VARIABLE) or cores())
+    try:
+        number = int(given)
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1 or number != float(given):
+        raise InputError(
+            f"{name} is {given!r}: give a positive integer, 1 for a single thread, or leave it out for all cores."
+        )
+    return number
 
 
 def cores() -> int:
@@ -44,11 +76,13 @@ def in_the_background() -> Iterator[Callable[[Callable[[], Any]], concurrent.fut
 
 
 def in_this_context(work: Callable[[], Any]) -> Callable[[], Any]:
-    """The same work, with this thread's precision, default device and search for NaN, which JAX would forget in another thread."""
-    double, home, nans = jax.enable_x64.value, jax.default_device.value, jax.debug_nans.value
+    """The same work, with this thread's precision, default device, search for NaN and the like, which another thread would not know."""
+    values = [context.value for context in _CONTEXTS]
 
     def here() -> Any:
-        with jax.enable_x64(double), jax.default_device(home), jax.debug_nans(nans):
+        with contextlib.ExitStack() as stack:
+            for context, value in zip(_CONTEXTS, values, strict=True):
+                stack.enter_context(context(value))
             return work()
 
     return here
