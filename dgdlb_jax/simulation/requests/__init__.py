@@ -15,5 +15,6 @@ A step is a chain of three stages with two channels, as in `simulation.step`: `r
 | `cohorts` | requests followed from their arrival to their answer |
 | `blocks` | sums over parts of a run, and their standard errors |
 | `trajectory` | what comes back |
+| `start`, `observe` | the first state, and what is saved of an instant |
 | `engine` | `simulate_requests` and `simulate_requests_batch` |
 """

@@ -13,12 +13,11 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, line, run_as_told
+from dgdlb_jax.numerics.delay import Carry, run_as_told
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
-from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.sampling import poisson
+from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -26,11 +25,13 @@ from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.requests.blocks import Blocks, part_edges
 from dgdlb_jax.simulation.requests.cohorts import COHORTS, PHASES, Cohorts, Following
-from dgdlb_jax.simulation.requests.step import RequestState, RequestSystem, request_system
-from dgdlb_jax.simulation.requests.streams import LARGEST, Purpose, Streams
+from dgdlb_jax.simulation.requests.observe import ObserveRequests
+from dgdlb_jax.simulation.requests.start import begin
+from dgdlb_jax.simulation.requests.step import RequestState, request_system
+from dgdlb_jax.simulation.requests.streams import LARGEST, Streams
 from dgdlb_jax.simulation.requests.trajectory import Parts, RequestTrajectory, Sojourns
 from dgdlb_jax.simulation.start import check_start, default_start
-from dgdlb_jax.simulation.step import Clock, time
+from dgdlb_jax.simulation.step import Clock
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState
 
@@ -120,13 +121,14 @@ def simulate_requests_batch(
     longest_stay: float | None = None,
     max_latency: float | None = None,
     lanes: int | None = None,
+    threads: int | None = None,
     throw: bool = True,
 ) -> RequestTrajectory:
     """Simulate whole requests in many networks at once, or in one network with many keys.
 
     **Arguments:** as for `simulate_requests`, with a leading batch axis; a single network is repeated for every key. `policy`, `duration`,
     `dt`, `scale`, `after`: scalars or `(batch,)`; all networks have to take equally many steps. `lanes`: how many networks run side by
-    side; no answer depends on it.
+    side; `threads`: as for `simulate_batch`. No answer depends on either.
 
     **Returns:** a `RequestTrajectory` whose arrays have a leading batch axis.
 
@@ -151,28 +153,31 @@ def simulate_requests_batch(
         checks.explain(networks, grid, max_latency)
     policy = each_frontend(networks, policy, type(policy).__name__)
     networks, dtype = networks.anonymous(), networks.latency.dtype
-    begin = default_start(networks) if initial is None else check_start(networks, initial)
-    assert isinstance(begin, tuple)
+    start = default_start(networks) if initial is None else check_start(networks, initial)
+    assert isinstance(start, tuple)
     first = _common(
         "after / dt", np.ceil(np.broadcast_to(np.asarray(after, float), grid.dt.shape) / grid.dt * (1 - 1e-12))
     )
     inputs = _Inputs(
         network=networks,
         policy=policy,
-        initial=begin,
+        initial=start,
         words=words,
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.int32(steps),
         first=jnp.int32(min(max(first, 0), steps - 1)),
-        spacing=jnp.int32(_spacing(networks, begin[1], grid.dt, longest_stay)),
+        spacing=jnp.int32(_spacing(networks, start[1], grid.dt, longest_stay)),
         every=None if save.every is None else jnp.int32(save.every),
     )
     instants = 1 if save.every is None else count_frames(steps, save.every) + 1
     kept = _Kept(grid.rows + 1, instants, save.fields, discipline == "fcfs", count == "arc", follow)
-    lanes = min(lanes or _LANES, len(words))
+    parts = parts_for(len(words), inputs, threads)
+    lanes = min(lanes or _LANES, math.ceil(len(words) / parts))
     sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
     runs = or_without(
-        lambda native: _run(inputs, dataclasses.replace(kept, native=native), lanes),
+        lambda native: in_threads(
+            lambda part: _run(part, dataclasses.replace(kept, native=native), lanes), inputs, parts
+        ),
         (jax.tree.structure((inputs, kept)), sizes, lanes),
     )
     if throw:
@@ -288,12 +293,12 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
     clock = Clock(shape, inputs.dt, last)
     window = Window(field, jnp.broadcast_to(inputs.first, last.shape), last, None)
     following = Following(inputs.spacing, inputs.first, kept.in_order) if kept.follow else None
-    observe = _Observe(kept.fields)
+    observe = ObserveRequests(kept.fields)
     system = request_system(
         field, clock, window, (inputs.first, inputs.steps), kept.rows, Streams(shape, inputs.words), following,
         kept.counts_arcs, observe,
     )  # fmt: skip
-    carry = _begin(system, *inputs.initial, inputs.dt, kept)
+    carry = begin(system, *inputs.initial)
     told = partial(run_as_told, frames=kept.instants)
     carry, saved = one_native_loop(told, kept.native)(system, carry, inputs.steps, inputs.every)
     now: RequestState = carry.state
@@ -318,59 +323,6 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
         sojourns=None if now.cohorts is None else _sojourns(field, now.cohorts, inputs),
         cost_latency=shape.from_arcs(field.cost_latency),
     )
-
-
-class _Observe(eqx.Module):
-    """The time and some fields of an instant, batch axis first."""
-
-    fields: tuple[str, ...] = eqx.field(static=True)
-
-    def __call__(self, system: RequestSystem, k: Int[Array, ""], now: RequestState) -> dict[str, Array]:
-        field, clock = system.field, system.clock
-        shape, rate = field.shape, field.arrival_rate(time(k, clock.frontends))
-        network = jnp.sum(rate * now.routing * field.cost_latency, axis=0)
-        values = {
-            "routing": lambda: shape.from_arcs(now.routing),
-            "workload": lambda: shape.from_last(now.workload),
-            "arrival_rate": lambda: shape.from_last(rate),
-            "cost_rate": lambda: shape.per_lane(now.workload) + shape.per_lane(network),
-            "in_flight": lambda: now.in_flight,
-        }
-        return {"time": time(k, clock.lanes)} | {name: values[name]() for name in self.fields}
-
-
-def _begin(system: DelayedSystem, routing: Array, workload: Array, dt: Float[Array, " lanes"], kept: _Kept) -> Carry:
-    """The first carry: wires as full as they are at these rates, whole numbers drawn."""
-    parameters: RequestSystem = system.parameters
-    field, streams = parameters.field, parameters.streams
-    shape, step = field.shape, parameters.clock.frontends[0]
-    x, seen = shape.arcs(routing), shape.backend_to_arcs(workload)
-    start = jnp.zeros_like(step)
-    mean = step * field.arrival_rate(start) * x
-    # Counters of the start lie beyond those of any step.
-    draw = lambda row: streams.for_arcs(jnp.uint32(0xFFFFFFFF) - jnp.asarray(row, jnp.uint32), Purpose.start)[0]
-    n = shape.last(workload)
-    n = jnp.floor(n + streams.for_backends(jnp.uint32(0xFFFFFFFF), Purpose.start)[0].astype(n.dtype))
-    tail = parameters.late * mean
-    if kept.counts_arcs:
-        rows = jax.lax.map(
-            lambda row: poisson(draw(row), mean).astype(x.dtype), jnp.arange(kept.rows, dtype=jnp.uint32)
-        )
-        tail = poisson(draw(kept.rows), tail).astype(x.dtype)
-    else:
-        rows = jnp.broadcast_to(mean, (kept.rows, *mean.shape))
-    flows = DelayLine(rows.reshape(-1), kept.rows)
-    lag = jnp.floor(field.latency / step)
-    age = jnp.mod(-jnp.arange(kept.rows), kept.rows)[:, None, None]
-    on_wires = jnp.where(age < lag, rows, 0).sum(0) + tail
-    observation = field.observe(start, seen, mean / step, step)
-    state = RequestState(
-        routing=x, workload=n, policy=field.init(observation), tail=tail, in_flight=shape.per_lane(on_wires.sum(0)), peak=n,
-        sums=parameters.window.begin(field, jnp.int32(0), n), blocks=Blocks.none(field),
-        cohorts=Cohorts.none(n) if kept.follow else None,
-    )  # fmt: skip
-    news = ChannelState(line.filled(n, kept.rows), shape.backend_to_arcs(shape.from_last(n)))
-    return Carry(jnp.zeros((), jnp.int32), state, (news, ChannelState(flows)))
 
 
 def _final(field: Field, carry: Carry, dt: Float[Array, " lanes"]) -> SimulationState:
