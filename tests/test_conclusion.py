@@ -16,8 +16,9 @@ from dgdlb_jax.model.service import Hyperbolic, fit_service, redrawn, scatter
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.studies import conclusion as words
 from dgdlb_jax.studies.balancers import CURRENT, DGD
+from dgdlb_jax.studies.durations import longest_service
 from dgdlb_jax.studies.outcome import Outcome
-from dgdlb_jax.studies.quasi_static import longest_service, steady_for
+from dgdlb_jax.studies.quasi_static import steady_for
 from dgdlb_jax.studies.scatter import Scatter
 from dgdlb_jax.studies.switching import Move, Switch, switch
 from dgdlb_jax.studies.verdict import Verdict
@@ -25,7 +26,7 @@ from dgdlb_jax.studies.verdict import Verdict
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROW = Outcome(
-    balancer=DGD, mean_latency=0.1001, excess=1e-3, network_share=0.02, verdict=Verdict.settled, reason=None, short_by=0.0,
+    balancer=DGD, duration=100.0, mean_latency=0.1001, excess=1e-3, network_share=0.02, verdict=Verdict.settled, reason=None, short_by=0.0,
     short_backends=(), settle_time=5.0, swing=0.0, drift=0.0, resolved=True, highest_latency=0.2, beyond_measured=(),
     still_beyond_measured=(), result=Result.successful,
 )  # fmt: skip

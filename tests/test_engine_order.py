@@ -45,7 +45,7 @@ def test_growth_and_frequency_are_those_of_the_characteristic_root():
         start = (np.tile([[0.5 + tilt, 0.5 - tilt]], (3, 1, 1)), np.full((3, 2), workload))
         run = simulate_batch(
             stack([network] * 3),
-            DGDLB(gains / (c * RATE)),
+            DGDLB((gains / (c * RATE))[:, None]),
             duration=18.0,
             dt=dt,
             initial=start,

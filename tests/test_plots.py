@@ -1,5 +1,6 @@
 """Pictures: axes in, axes out, nothing on top of anything else, nothing global."""
 
+import dataclasses
 import itertools
 
 import jax.numpy as jnp
@@ -57,10 +58,11 @@ def comparison():
     return Comparison(network, optimum, jnp.ones(FRONTENDS), 0.01, 60.0, "proportional", runs)
 
 
-def _fill(kind, **values):
-    """Arrays for the fields given, None for the others."""
-    names = kind.__dataclass_fields__
-    return {name: None if name not in values else jnp.asarray(values[name]) for name in names}
+def _fill(kind, **known):
+    """All that has to be given, None where it is not known here."""
+    missing = dataclasses.MISSING
+    needed = [f for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
+    return dict.fromkeys([f.name for f in needed]) | {name: jnp.asarray(value) for name, value in known.items()}
 
 
 def _run(draw, rate, routing, workload, level, diverges):

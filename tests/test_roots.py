@@ -50,7 +50,7 @@ def test_critical_step_size_puts_a_root_on_the_axis(networks):
     mode = dgd.critical_mode(nets, optimum=optimum)
     scale = np.asarray(mode.frequency)
     for factor, sign in ((1 - 1e-6, -1), (1.0, 0), (1 + 1e-6, 1)):
-        spectrum = dgd.characteristic_roots(nets, dgd.DGDLB(factor * mode.step_size), optimum)
+        spectrum = dgd.characteristic_roots(nets, dgd.DGDLB(factor * mode.step_size[:, None]), optimum)
         growth = np.asarray(spectrum.abscissa) / scale
         assert np.all(np.abs(growth) < 1e-6)
         assert np.all(np.sign(growth) == sign) if sign else np.all(np.abs(growth) < 1e-10)

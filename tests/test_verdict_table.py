@@ -98,7 +98,9 @@ TRACED = {"static under a trace": (fleet(Trace(100.0, DAYS), PROPORTIONAL), PROP
 
 def policies(kind, parameters):
     """The policy of every fleet of a group, stacked."""
-    return kind() if parameters[0] is None else kind(jnp.stack([jnp.asarray(one) for one in parameters]))
+    return (
+        kind() if parameters[0] is None else kind(jnp.stack([jnp.atleast_1d(jnp.asarray(one)) for one in parameters]))
+    )
 
 
 @pytest.mark.parametrize(
