@@ -294,6 +294,8 @@ def test_whole_numbers_have_no_gradient():
         ({"scale": float("nan")}, "scale is nan"),
         ({"discipline": "lifo"}, "discipline is 'lifo'"),
         ({"count": "all"}, "count is 'all'"),
+        ({"save": dgd.SaveAt(after=1.0)}, "give after= to the function"),
+        ({"save": dgd.SaveAt(reference=np.ones(2))}, "reference=...\\) is not for whole"),
         ({"longest_stay": -1.0}, "longest_stay is -1"),
         ({"keys": KEYS[:3], "network": dgd.stack([NETWORK, NETWORK]), "initial": None}, "3 keys for 2 networks"),
         ({"keys": jnp.arange(3.0)}, "give jax.random.split"),
@@ -359,8 +361,7 @@ def test_a_study_of_a_comparison():
     document = requests.study.document()
     assert [entry["balancer"] for entry in document["balancers"]] == ["DGD-LB", "nearest"]
     assert document["balancers"][0]["p99"] == rows[0].quantiles[2]
-    matplotlib = pytest.importorskip("matplotlib")
-    del matplotlib
+    pytest.importorskip("matplotlib")
     from dgdlb_jax.reports.request_plots import latency_distribution
 
     (ax,) = latency_distribution(requests.study).axes

@@ -78,6 +78,10 @@ class Job:
         self.service = read_measured(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         require_traffic(self.network)
+        if settings.requests and self.network.varies:
+            raise InputError(
+                f"--requests: the capacity of {self.network.name or fleet} moves in time; whole requests are compared at constant rates."
+            )
         check_times(self.network, settings.dt, settings.duration)
         check_keys(settings.policies or ())
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}

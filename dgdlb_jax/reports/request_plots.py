@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from dgdlb_jax.numerics.formatting import seconds
 from dgdlb_jax.reports.axes import as_written, finish, new_figure
 from dgdlb_jax.reports.plots import balancer_style
-from dgdlb_jax.studies.requests import LEVELS, RequestStudy
+from dgdlb_jax.studies.requests import DISCIPLINES, LEVELS, RequestStudy
 
 
 def latency_distribution(study: RequestStudy) -> Figure:
@@ -42,5 +42,4 @@ def latency_distribution(study: RequestStudy) -> Figure:
 
 
 def _title(study: RequestStudy) -> str:
-    order = {"ps": "processor sharing", "fcfs": "first come, first served"}[study.discipline]
-    return f"Whole requests at scale {study.scale:g}, {order}"
+    return f"Whole requests at scale {study.scale:g}, {DISCIPLINES[study.discipline]}"

@@ -5,10 +5,9 @@ import math
 from dgdlb_jax.numerics.formatting import enumerated, number, percent, seconds
 from dgdlb_jax.reports.text_table import GrowingTable, columns
 from dgdlb_jax.studies.balancers import DGD
-from dgdlb_jax.studies.requests import QUANTILES, RequestOutcome, RequestStudy
+from dgdlb_jax.studies.requests import DISCIPLINES, QUANTILES, RequestOutcome, RequestStudy
 
 HEADER = ("balancer", "fluid", "whole requests", "+-", "noise costs", *(f"p{100 * q:.0f}" for q in QUANTILES))
-_DISCIPLINES = {"ps": "processor sharing", "fcfs": "first come, first served"}
 
 
 def growing_table(names) -> GrowingTable:
@@ -31,7 +30,7 @@ def table(study: RequestStudy) -> str:
 def facts(study: RequestStudy) -> str:
     """With what they ran."""
     return (
-        f"{study.seeds} runs of {seconds(study.duration)} each, {_DISCIPLINES[study.discipline]}, at scale {number(study.scale)}; "
+        f"{study.seeds} runs of {seconds(study.duration)} each, {DISCIPLINES[study.discipline]}, at scale {number(study.scale)}; "
         "latencies with their network time"
     )
 

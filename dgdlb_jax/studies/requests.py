@@ -26,6 +26,7 @@ from dgdlb_jax.studies.verdict import Verdict
 QUANTILES = (0.5, 0.95, 0.99)
 LEVELS = tuple(float(1 - later) for later in np.geomspace(1, 1e-3, 61)[1:])
 """Parts of the requests at which the distribution of their latencies is kept."""
+DISCIPLINES = {"ps": "processor sharing", "fcfs": "first come, first served"}
 SEEDS = 16
 _WORK, _MOST, _LEAST = 2e8, 100_000, 5_000
 """Arcs times steps of all runs of a balancer, a few seconds; steps of a run at most and at least."""

@@ -146,7 +146,7 @@ def simulate_requests_batch(
         names = networks.frontend_names, networks.backend_names
     _check(networks, len(words), scale, discipline, count)
     networks = networks.in_one_type().with_scale(scale)
-    save = SaveAt.statistics() if save is None else save
+    save = SaveAt.statistics() if save is None else _checked(save)
     grid = checks.grid(networks, duration, dt, max_latency)
     steps = _common("duration / dt", grid.steps)
     if throw:
@@ -238,6 +238,20 @@ def _check(networks: Network, keys: int, scale: Numbers, discipline: str, count:
         raise InputError(
             f"A network of {networks.frontends} x {networks.backends} is too large: at most {LARGEST} on each side."
         )
+
+
+def _checked(save: SaveAt) -> SaveAt:
+    """What to save, where a run of whole requests knows all of it."""
+    asked = {
+        "fn": save.fn is not None,
+        "statistics": bool(save.own_statistics),
+        "reference": save.reference is not None,
+    }
+    asked["after"] = not is_concrete(save.after) or bool(np.any(np.asarray(save.after) > 0))
+    for name in (name for name, given in asked.items() if given):
+        remedy = "give after= to the function itself" if name == "after" else "leave it out, or use simulate"
+        raise InputError(f"SaveAt({name}=...) is not for whole requests: {remedy}.")
+    return save
 
 
 def _common(what: str, numbers: np.ndarray) -> int:
