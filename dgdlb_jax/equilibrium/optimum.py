@@ -1,7 +1,6 @@
 """The centralized optimum: where traffic should go, with a certificate."""
 
 import math
-from functools import partial
 
 import equinox as eqx
 import jax
@@ -25,7 +24,7 @@ from dgdlb_jax.equilibrium.interior_point import interior_point
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.threads import in_threads, parts_for
+from dgdlb_jax.numerics.threads import in_threads, jit_without_waiting, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
 
 # The relative duality gap that counts as solved, in float64; other precisions get what their rounding allows.
@@ -95,7 +94,7 @@ def solve_optimum(network: Network, *, throw: bool = True, threads: int | None =
     lanes = min(lanes, math.ceil(size / parts))
     numbers = _COPIES * lanes * parts * math.prod(networks[1].shape[1:])
     device.check_fits(networks[1].dtype.itemsize * numbers, "The optimum of so large a network", "use smaller networks")
-    optimum = in_threads(partial(_solve_batch, lanes=lanes, devices=devices), networks, parts)
+    optimum = in_threads(lambda part: _solve_batch(part, lanes, devices), networks, parts)
     if single:
         optimum = jax.tree.map(lambda leaf: leaf[0], optimum)
     if throw and is_concrete(optimum):
@@ -119,7 +118,7 @@ def _tiling(networks: PyTree) -> tuple[int, int]:
     return lanes, max(1, min(devices, batch // lanes))
 
 
-@eqx.filter_jit
+@jit_without_waiting
 def _solve_batch(networks: PyTree, lanes: int, devices: int) -> Optimum:
     """Networks with the batch axis first, solved in tiles that stay in the cache."""
     return map_tiles(lambda tile, _: _solve_tile(tile), networks, (), lanes=lanes, devices=devices)

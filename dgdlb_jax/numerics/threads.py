@@ -8,7 +8,8 @@ the main one: whoever made that thread uses the cores already.
 import concurrent.futures
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -36,13 +37,34 @@ def parts_for(size: int, batch: PyTree, threads: int | None = None) -> int:
     return most if most > 1 and _may_use_threads(batch) else 1
 
 
+def jit_without_waiting(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """`function`, compiled: arrays are its arguments, everything else in them is static, and it returns arrays.
+
+    `equinox.filter_jit` waits for the result of what it dispatches, so that a thread which dispatches one part of a batch could not go on
+    to the next; this one returns at once.
+    """
+
+    @partial(jax.jit, static_argnums=0)
+    def of_arrays(static: tuple[Hashable, tuple], arrays: list) -> PyTree:
+        structure, others = static
+        leaves = eqx.combine(list(others), arrays)
+        return function(*jax.tree.unflatten(structure, leaves))
+
+    def call(*arguments: Any) -> PyTree:
+        leaves, structure = jax.tree.flatten(arguments)
+        arrays, others = eqx.partition(leaves, eqx.is_array)
+        return of_arrays((structure, tuple(others)), arrays)
+
+    return call
+
+
 def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int) -> PyTree:
     """`function(part)` for parts of a batch at the same time, put together again.
 
     All parts are equally long, so that they share one compiled program; the last ones overlap where the batch cannot be divided. The
     first part is dispatched by the caller's thread, which compiles it there and then only waits, so that Ctrl-C is heard.
 
-    **Arguments:** `function`, compiled, from a batch to a batch; `batch`, arrays with one leading axis, and scalars and other values that
+    **Arguments:** `function`, by `jit_without_waiting`, from a batch to a batch; `batch`, arrays with one leading axis, and scalars and other values that
     all parts share.
 
     **Raises:** what `function` raises; of several exceptions that of the first part.

@@ -19,7 +19,7 @@ from dgdlb_jax.numerics.delay import Carry, Checkpoints, DelayedSystem, FullStor
 from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.threads import in_threads, parts_for
+from dgdlb_jax.numerics.threads import in_threads, jit_without_waiting, parts_for
 from dgdlb_jax.numerics.tiles import has_a_mesh, map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -280,7 +280,7 @@ def _kernels():
     return fused
 
 
-@eqx.filter_jit
+@jit_without_waiting
 def _run(inputs: _Inputs, plugins: Plugins, plan: Plan, spread: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
