@@ -36,7 +36,7 @@ class Comparison:
       time step; NaN where that is too long to run.
     - `unresolved`: names of rules that jump and whose time step is too long to show how they swing: above a quarter of the largest
       latency.
-    - `set_by`: name -> what decided the time step, in words; empty where it was given.
+    - `set_by`: name -> what decided the time step, in words; empty where it was given. `step_size_set_by`: the same of the step size.
     - `settling`: seconds after which DGD-LB has settled, as suggested; `duration` is shorter where that would take too long.
     - `scatter`: how the recommended routing moves within the scatter of measured curves, where somebody asked (`measure_scatter`).
     - `runs`: name -> `Trajectory`, all saved at the same instants; statistics cover the last fifth, or all of the run
@@ -58,6 +58,7 @@ class Comparison:
     unresolved: frozenset[str] = frozenset()
     settling: float = math.nan
     set_by: dict[str, str] = field(default_factory=dict)
+    step_size_set_by: str = ""
     scatter: Scatter | None = None
     longer: dict[str, Trajectory] = field(default_factory=dict, repr=False)
 

@@ -14,11 +14,13 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.delay import delay_for, rows_for
+from dgdlb_jax.numerics.formatting import seconds
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
-from dgdlb_jax.stability.defaults import suggest_dt
+from dgdlb_jax.stability.defaults import default_step_size_set_by, suggest_dt
+from dgdlb_jax.studies.outcome import backend_names, frontend_names
 
 ACCURATE = 1e-3
 """Change of the mean latency between a time step and twice as long a one below which a run is fine enough."""
@@ -65,6 +67,22 @@ def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
     if dt >= _OF_SERVICE * fastest_service * (1 - 1e-6):
         return "the fastest service"
     return "the loop of news and reaction" if policy.differentiable else "the jumps of the rule"
+
+
+def what_sets_step_size(network: Network, step_size: ArrayLike, optimum: Optimum) -> str:
+    """What decided the `default_step_size` of the frontend that adapts most slowly, in words; nothing where no frontend adapts."""
+    steps = np.asarray(step_size, float)
+    if not (steps > 0).any():
+        return ""
+    slowest = int(np.argmin(np.where(steps > 0, steps, np.inf)))
+    response, latency = (int(backend[slowest]) for backend in default_step_size_set_by(network, optimum))
+    delay = float(network.latency[slowest, latency] + network.feedback_latency[slowest, latency]) / 2
+    source, names = frontend_names(network)[slowest], backend_names(network)
+    where = "" if steps.max() <= 1.01 * steps[slowest] else " where it is smallest"
+    return (
+        f"a quarter of a stable one, set{where} by the latency of {seconds(delay)} from {source} to {names[latency]} and by how fast "
+        f"the marginal latency of {names[response]} rises with load"
+    )
 
 
 @dataclass(frozen=True)
