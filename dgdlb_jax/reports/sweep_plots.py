@@ -79,6 +79,8 @@ def curves(
         if log_y and y == "excess":
             low, middle, high = (np.maximum(values, _FLOOR) for values in (low, middle, high))
         colour, style = COLOURS[k % 8], STYLES[k // 8 % 4]
+        if log_y and not (np.isfinite(middle) & (middle > 0)).any():
+            label = f"{label or y} ({'0' if (middle == 0).any() else 'none'}, not shown)"
         top = np.nanmax(np.where(np.isfinite(high), high, np.nan), initial=0) if np.isfinite(high).any() else 1
         ax.fill_between(places, low, np.where(np.isinf(high), 1e3 * top, high), color=colour, alpha=0.15, lw=0)
         ax.plot(
@@ -171,9 +173,12 @@ def heatmap(
     ax.set_xticks(range(places.size), [f"{place:g}" for place in places], rotation=0 if places.size <= 12 else 60)
     ax.set_yticks(range(len(parts)), [label or "" for label, _ in parts])
     bar = ax.figure.colorbar(image, ax=ax, label=f"{_label(dataset, y)}, median")
-    if log:
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
-    finish(ax, _label(dataset, x), _label(dataset, by), f"{_title(dataset)}{whose}: {y.replace('_', ' ')} (grey: none)")
+    scale, unit = (100, " %") if y == "excess" else (1, "")
+    bar.ax.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{scale * (10**value if log else value):.3g}{unit}")
+    )
+    missing = " (grey: none)" if np.isnan(table).any() else ""
+    finish(ax, _label(dataset, x), _label(dataset, by), f"{_title(dataset)}{whose}: {y.replace('_', ' ')}{missing}")
     ax.grid(False)
     return as_written(ax)
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -136,8 +135,8 @@ class Comparison:
     def steepest_latency(self) -> float:
         r"""$\max \tau_{ij} \ell_j'(N_j)$ over the arcs in use at the optimum: latency on the backends' time scale."""
         slope = self.network.mean_service.slope(self.optimum.workload)
-        used = (self.optimum.routing > 1e-6) & (self.network.arrival_rate > 0)[:, None]
-        return float(jnp.max(jnp.where(used, self.network.latency * slope, 0)))
+        used = (np.asarray(self.optimum.routing) > 1e-6) & (np.asarray(self.network.arrival_rate) > 0)[:, None]
+        return float(np.max(np.where(used, np.asarray(self.network.latency) * np.asarray(slope), 0)))
 
     @property
     def conclusion(self) -> str:

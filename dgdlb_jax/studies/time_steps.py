@@ -45,7 +45,7 @@ def time_step(
     step_size: ArrayLike,
     optimum: Optimum,
     workload: ArrayLike | None = None,
-) -> Float[Array, "*batch"]:
+) -> Float[np.ndarray, "*batch"]:
     """`suggest_dt` for a policy: by its chatter if it jumps, by the loop otherwise, and by the rule's own time constant.
 
     **Arguments:** as for `suggest_dt`; `step_size` of the gradient rules, 1/s^2.
@@ -53,9 +53,9 @@ def time_step(
     **Returns:** seconds, a scalar or `(batch,)`.
     """
     dt = suggest_dt(network, step_size, optimum, workload=workload, jumps=not policy.differentiable)
-    own = each_frontend(network, policy, type(policy).__name__).time_scale
+    own = np.asarray(each_frontend(network, policy, type(policy).__name__).time_scale)
     own = own.min() if network.batch is None or own.ndim == 0 else own.reshape(network.batch, -1).min(1)
-    return jnp.minimum(jnp.asarray(dt), _OWN_CLOCK * own)
+    return np.asarray(np.minimum(dt, _OWN_CLOCK * own))
 
 
 def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
@@ -75,8 +75,8 @@ def what_sets_step_size(network: Network, step_size: ArrayLike, optimum: Optimum
     if not (steps > 0).any():
         return ""
     slowest = int(np.argmin(np.where(steps > 0, steps, np.inf)))
-    response, latency = (int(backend[slowest]) for backend in default_step_size_set_by(network, optimum))
-    delay = float(network.latency[slowest, latency] + network.feedback_latency[slowest, latency]) / 2
+    response, latency = (int(np.asarray(backend)[slowest]) for backend in default_step_size_set_by(network, optimum))
+    delay = float(np.add(network.latency, network.feedback_latency)[slowest, latency]) / 2
     source, names = frontend_names(network)[slowest], backend_names(network)
     where = "" if steps.max() <= 1.01 * steps[slowest] else " where it is smallest"
     return (
@@ -212,14 +212,14 @@ class ResolvedRun:
 
     def _finer(self, runs: Trajectory, grid: Grid) -> Trajectory:
         # On the host: slices of every size would each be compiled.
-        run = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[1]), runs)
+        run = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[1]), runs)
         result = Result(int(run.result))
         if result in (Result.step_too_large, Result.latency_overflow):
             raise InputError(f"dt = {self.dt:.6g} s: {result.sentence}")
         saved = ("time", "routing", "workload", "arrival_rate", "cost_rate", "in_flight")
-        kept = {name: jnp.asarray(np.asarray(getattr(run, name))[: grid.instants]) for name in saved}
+        kept = {name: jax.device_put(np.asarray(getattr(run, name))[: grid.instants]) for name in saved}
         return dataclasses.replace(run, **kept, frontend_names=self._names[0], backend_names=self._names[1])
 
 
 def _twice(value: ArrayLike) -> Array:
-    return jnp.asarray(np.stack([np.asarray(value)] * 2))
+    return jax.device_put(np.stack([np.asarray(value)] * 2))
