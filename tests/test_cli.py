@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from dgdlb_jax.cli import main
+from dgdlb_jax.cli import common, main
 from dgdlb_jax.reports import status
 from helpers import ROOT, own_process
 
@@ -428,3 +428,19 @@ def test_an_interrupt_that_python_drops_is_raised_again(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=own_process())
     assert done.returncode == 130
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("version", "given", "chosen"),
+    [
+        ((0, 10, 2), "", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"),
+        ((0, 10, 2), "--a=1", "--a=1 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"),
+        ((0, 10, 2), "--xla_cpu_use_fusion_emitters=true", "--xla_cpu_use_fusion_emitters=true"),
+        ((0, 11, 0), "--a=1", "--a=1"),
+    ],
+)
+def test_how_a_single_fleet_is_compiled(version, given, chosen, monkeypatch):
+    """A flag that XLA does not know would end the process, so only versions that were tried get it; what the user says stays."""
+    monkeypatch.setenv("XLA_FLAGS", given)
+    common._choose_older_emitters(version)
+    assert os.environ["XLA_FLAGS"] == chosen
