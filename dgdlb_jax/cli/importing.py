@@ -87,7 +87,8 @@ def _add_choices(add) -> None:
         metavar="S,S",
         type=_shifts,
         default=(),
-        help="how much later each frontend sees one common trace; longitude: by where the cities lie, from the first one on",
+        help="how much later each frontend sees one common trace; longitude: by where the cities or cloud regions lie, beginning with "
+        "the first one",
     )
     add("--load", metavar="X", type=positive, default=0.7, help="total rate over capacity (default: 0.7)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, nearest
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
+from dgdlb_jax.fleets.importers.fields import telling
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, statistic_rank, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
@@ -59,7 +60,7 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     found = layout(table)
     rows = [row for row in table.rows if all(row.cells.get(key) == value for key, value in options.select.items())]
     _check_selection(table, options, rows)
-    differing = _telling(_grouping(table, found, rows), rows)
+    differing = telling(_grouping(table, found, rows), [row.cells for row in rows])
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault("-".join(row.cells[column] for column in differing), []).append(row)
@@ -144,18 +145,6 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         and not _NO_NAME & set(words(column))
         and (normal(column) in _SETTINGS or any(not _is_number(row.cells[column]) for row in rows if row.cells[column]))
     ]
-
-
-def _telling(columns: list[str], rows: list[Row]) -> list[str]:
-    """The columns, in order, each of which tells rows apart that those before it do not."""
-    chosen: list[str] = []
-    kinds = 1
-    for column in columns:
-        more = len({tuple(row.cells[name] for name in (*chosen, column)) for row in rows})
-        if more > kinds:
-            chosen.append(column)
-            kinds = more
-    return chosen
 
 
 def _is_number(cell: str) -> bool:
