@@ -32,8 +32,9 @@ def longitude(place: str) -> float:
     near = closest(clipped(place), [*CITIES, *_regions()], cutoff=0.7)
     hint = "" if near is None else f'did you mean "{near}"? '
     raise InputError(
-        f'Where "{clipped(place)}" lies is not known, so no day can be shifted by longitude: {hint}Known are regions of AWS, Azure and Google '
-        f"Cloud as they call them (us-east-1, eastus, us-east1) and cities ({listed(sorted(CITIES))}); or give seconds for each frontend."
+        f'Where "{clipped(place)}" lies is not known, so no day can be shifted by longitude: {hint}Known are regions of AWS, Azure and '
+        f"Google Cloud as they call them (us-east-1, eastus, us-east1) and cities ({listed(sorted(CITIES))}); or give seconds for each "
+        "frontend."
     )
 
 

@@ -71,7 +71,11 @@ def _gpus(place: str, row: Mapping[str, Any]) -> float:
     """GPUs behind the figures "per GPU" of output: all of a server, or those that decode where the work is split."""
     known = {key: figure(place, row, key) for key in _GPUS}
     whole = [prod(known[key] or 1.0 for key in (size, "pp", "pcp_size")) for size in ("tp", "decode_tp") if known[size]]
-    found = [known["num_decode_gpu"], known["num_prefill_gpu"], *whole] if _is_split(row) else [*whole, known["num_decode_gpu"]]
+    found = (
+        [known["num_decode_gpu"], known["num_prefill_gpu"], *whole]
+        if _is_split(row)
+        else [*whole, known["num_decode_gpu"]]
+    )
     count = next((value for value in (known["num_gpus"], *found) if value), None)
     if count is None:
         raise InputError(f"{place}: no field says how many GPUs the server has: add num_gpus or tp.")
