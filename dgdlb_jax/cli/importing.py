@@ -120,6 +120,7 @@ def _shifts(text: str) -> tuple[float, ...] | str:
 def import_files(options: argparse.Namespace) -> None:
     """Read, say what was understood, write."""
     from dgdlb_jax.fleets.importers import Options, gathered
+    from dgdlb_jax.fleets.tidy import summary
 
     answers = Options(
         latency=options.latency,
@@ -131,8 +132,9 @@ def import_files(options: argparse.Namespace) -> None:
         names=tuple(options.frontends),
     )
     found = gathered([finding for name in options.files for finding in _read(name, answers)])
-    for text in dict.fromkeys(f"  {finding.origin}: {note}" for finding in found for note in finding.notes):
-        print(text)
+    said = [(finding.origin, note) for finding in found for note in (*finding.notes, summary(finding))]
+    for origin, note in dict.fromkeys(said):
+        print(f"  {origin}: {note}")
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
 

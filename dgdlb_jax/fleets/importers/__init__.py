@@ -47,9 +47,13 @@ def find_importer(source: Source, options: Options) -> Importer:
     for importer in IMPORTERS:
         if importer.recognises(source, options):
             return importer
+    columns = [] if source.table is None else source.table.columns
+    has = f", and has the columns {listed(columns)}" if columns else ""
+    known = ", ".join(one.name for one in IMPORTERS)
     raise InputError(
-        f"{clipped(source.name)} is none of the layouts known here ({', '.join(one.name for one in IMPORTERS)}): "
-        "export it as one of them, or name its columns after the tables in the README."
+        f"{clipped(source.name)} is none of the layouts known here ({known}){has}: latencies need from,to and one of "
+        f"{', '.join(LATENCIES)}; throughput needs workload,throughput or concurrency,throughput; demand needs a column of times such as "
+        "timestamp_s."
     )
 
 

@@ -1,6 +1,6 @@
 """Latencies as a list: a line for every pair of regions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
     for row in table.rows:
         _check_agreement(table, row, figures)
         seconds = table.number(row, chosen.column) * LATENCIES[chosen.unit]
-        pair = row.cells[ends[0]], row.cells[ends[1]]
+        pair = _named(table, row, ends[0]), _named(table, row, ends[1])
         values.setdefault(pair, []).append(seconds)
         last[pair] = row
     for pair, found in values.items():
@@ -81,7 +81,23 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
     seconds = {pair: median(found) for pair, found in values.items()}
-    return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values)))
+    return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values), *doubts(seconds)))
+
+
+def doubts(seconds: Mapping[Pair, float]) -> tuple[str, ...]:
+    """What may be rounded, or not measured at all: no time between different regions."""
+    nothing = [pair for pair, value in seconds.items() if value == 0 and pair[0] != pair[1]]
+    if not nothing:
+        return ()
+    pairs = counted(len(nothing), "pair of different regions has", "pairs of different regions have")
+    return (f"{pairs} the latency 0, such as {' -> '.join(map(clipped, nothing[0]))}: remove what was not measured",)
+
+
+def _named(table: Table, row: Row, column: str) -> str:
+    name = row.cells[column]
+    if not name:
+        raise table.error(row, column, "names no region", "complete or remove the line.")
+    return name
 
 
 def _ends(table: Table) -> tuple[str, str]:

@@ -91,7 +91,7 @@ def _results(source: Source) -> list[Mapping[str, Any]]:
         kind = clipped(str(data["resultType"]))
         lacks = "no series" if results in ([], None) else "native histograms" if kind == "matrix" else f"a {kind}"
         raise InputError(
-            f"{source.name}: the answer holds {lacks}, and not counters or gauges over a range: query them with query_range."
+            f"{source.name}: the answer holds {lacks}, but no counters or gauges over a range: query them with query_range."
         )
     return found
 
@@ -152,7 +152,13 @@ def _samples(source: Source, result: Mapping[str, Any]) -> Samples:
             f"{source.name}: {clipped(str(dict(result['metric'])))} has {'a negative value' if kept.any() else 'no values'}: "
             "correct the query."
         )
-    return times[kept], values[kept]
+    order = np.argsort(times[kept], kind="stable")
+    times, values = times[kept][order], values[kept][order]
+    if (np.diff(times) == 0).any():
+        raise InputError(
+            f"{source.name}: {clipped(str(dict(result['metric'])))} has two values at one time: query one range at a time."
+        )
+    return times, values
 
 
 def _summed(source: Source, name: str, parts: list[Samples]) -> Samples:
@@ -184,6 +190,8 @@ def demand(arrivals: Series) -> Demand:
     """
     names = tuple(arrivals.by_name)
     times = [found for found, _ in arrivals.by_name.values()]
+    if not all(found.size for found in times):
+        raise InputError(f"{arrivals.origin}: arrivals have a single sample: query a longer range.")
     begin, end = max(found[0] for found in times), min(found[-1] for found in times)
     rates = [values[(found >= begin) & (found <= end)] for found, values in arrivals.by_name.values()]
     grid = times[0][(times[0] >= begin) & (times[0] <= end)]
