@@ -13,9 +13,11 @@ import pytest
 from dgdlb_jax.cli import main
 from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.fleets import FleetWarning, load_fleet
+from dgdlb_jax.fleets.longitudes import sun_shifts
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports.exporters import EXPORTERS, Names
 from dgdlb_jax.reports.routing_csv import read_routing
-from test_importers import RATES, SAVED, query_range
+from layouts import RATES, SAVED, query_range
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -120,6 +122,16 @@ def test_one_day_for_all_cities_by_the_sun(raw, capsys):
     assert (np.argmax(toronto) - np.argmax(paris)) % 24 == round((2.37 + 79.38) / 15)
     assert main(["import", *files, "--fleet", "x.toml", "--shift-s", "longitude", "--frontends", "Paris,Lutetia"]) == 2
     assert 'Where "Lutetia" lies is not known' in capsys.readouterr().err
+
+
+def test_the_sun_over_cloud_regions():
+    """N. Virginia (77.49 degrees west), Belgium (4.47 east) and Tokyo (139.65 east), by the names of three clouds: 240 s a degree."""
+    found = sun_shifts(("us-east-1", "europe-west1", "asia-northeast1", "japaneast", "Japan East", "Tokyo"), 60)
+    assert found[0] == 0
+    assert found[1] == round(-(77.49 + 4.47) * 4) * 60
+    assert found[2:] == [round((360 - 77.49 - 139.65) * 4) * 60] * 4
+    with pytest.raises(InputError, match=r'"us-east-9" lies is not known.*did you mean "us-east-2"'):
+        sun_shifts(("us-east-9", "Tokyo"), 60)
 
 
 def test_prometheus_alone_beside_latencies(raw):
