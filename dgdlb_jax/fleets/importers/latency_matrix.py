@@ -2,7 +2,7 @@
 
 from dgdlb_jax.fleets.document import counted
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
-from dgdlb_jax.fleets.importers.latency_pairs import ask, doubts
+from dgdlb_jax.fleets.importers.latency_pairs import ask
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, unit_of, way_of
 from dgdlb_jax.fleets.tables import Table
@@ -53,9 +53,7 @@ def read_matrix(table: Table, unit: str | None = None) -> Latencies:
     if not seconds:
         raise InputError(f"{table.name}: no cell of the matrix holds a figure: fill in what was measured.")
     size = f"{len(origins)} x {counted(len(set(table.columns[1:]) - {''}), 'region', 'regions')}"
-    return Latencies(
-        seconds, table.name, (f"a matrix of {size} in {unit}: rows send, columns answer", *doubts(seconds))
-    )
+    return Latencies(seconds, table.name, (f"a matrix of {size} in {unit}: rows send, columns answer",))
 
 
 def _recognises(source: Source, options: Options) -> bool:

@@ -1,6 +1,6 @@
 """Latencies as a list: a line for every pair of regions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -81,16 +81,7 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
     seconds = {pair: median(found) for pair, found in values.items()}
-    return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values), *doubts(seconds)))
-
-
-def doubts(seconds: Mapping[Pair, float]) -> tuple[str, ...]:
-    """What may be rounded, or not measured at all: no time between different regions."""
-    nothing = [pair for pair, value in seconds.items() if value == 0 and pair[0] != pair[1]]
-    if not nothing:
-        return ()
-    pairs = counted(len(nothing), "pair of different regions has", "pairs of different regions have")
-    return (f"{pairs} the latency 0, such as {' -> '.join(map(clipped, nothing[0]))}: remove what was not measured",)
+    return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values)))
 
 
 def _named(table: Table, row: Row, column: str) -> str:
