@@ -193,6 +193,31 @@ def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     assert {path.name for path in raw.iterdir()} - {"cache"} == before - {"cache"}
 
 
+@pytest.mark.parametrize("text", ["time_ms,requests\n0,5\n30000,7\n60000,12\n", "time_s,rps\n0,5\n30,7\n60,12\n"])
+def test_fleet_files_name_counts_and_rates_at_any_times(text, raw):
+    (raw / "counts.csv").write_text(text)
+    (raw / "fleet.toml").write_text("""
+[frontends]
+names = ["us", "eu"]
+rate = [8, 4]
+[backends]
+names = ["in"]
+curve = "c"
+[curves.c]
+kind = "hyperbolic"
+max_rate = 20
+half_load = 5
+[latency]
+one_way_ms = [[1], [2]]
+[demand.trace]
+kind = "trace"
+table = "counts.csv"
+""")
+    demand = load_fleet("fleet.toml", demand="trace").demand
+    np.testing.assert_allclose(demand.rates, [[5, 2.5], [7, 3.5], [12, 6]], rtol=1e-12)
+    np.testing.assert_array_equal(demand.bin_width, 30)
+
+
 def test_fleet_files_name_such_files_themselves(raw):
     """The same files as tables of a fleet file, without an import in between; a note says what was understood."""
     (raw / "many.json").write_text(json.dumps([json.loads(text) for text in SAVED.values()]))

@@ -25,8 +25,8 @@ _EXAMPLES = """examples:
 read by content:
   latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
               square matrices with regions in the first row and column; commas, semicolons with decimal commas, tabs
-  throughput  vLLM benchmark JSON and sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows, tables in
-              requests/s or tokens/s against workload, batch_size or concurrency
+  throughput  vLLM benchmark JSON and sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
+              tables in requests/s or tokens/s against workload, batch_size or concurrency
   demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, any CSV or JSON lines), counts per
               bin, Prometheus query_range results"""
 

@@ -45,12 +45,12 @@ def _times(table: Table, column: str, unit: str | None) -> Sequence[float]:
 
 
 def requests_column(table: Table) -> str | None:
-    """The column that counts all requests of a bin: `requests`, or what else it may be called."""
+    """The column that counts all requests of a bin: `requests`, or what else it may be called; a rate is none."""
     return "requests" if "requests" in table.columns else first_of(table.columns, _COUNTS)
 
 
 def counted_columns(table: Table, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The column of all requests, or those of the frontends.
+    """The column of all requests (or of their rate), or those of the frontends.
 
     **Raises:** `InputError` when both are there: a column that names a frontend is used or refused.
     """
@@ -60,9 +60,9 @@ def counted_columns(table: Table, names: tuple[str, ...]) -> tuple[str, ...]:
         raise InputError(
             f"{table.name} has a column {clipped(every)} and columns of the frontends {listed(named)}: remove one or the others."
         )
-    if every is not None and not named:
-        return (every,)
-    return tuple(table.column(name) for name in names)
+    if every is None and not named:
+        every = next((column for column in table.columns if period(column)), None)
+    return (every,) if every is not None and not named else tuple(table.column(name) for name in names)
 
 
 def read_counts(table: Table, options: Options) -> Demand:
