@@ -262,24 +262,6 @@ def test_whole_weights_sum_and_are_near(row):
     assert np.abs(weights - TOTAL_WEIGHT * row / row.sum()).max() <= 1
 
 
-def test_the_command_writes_them(tmp_path, capsys):
-    options = [
-        "run",
-        "two-by-two",
-        "--policies",
-        "dgd-lb",
-        "--duration",
-        "20",
-        "--dt",
-        "0.05",
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    assert main([*options, "--export", "envoy", "--report"]) == 0
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"envoy-optimum.json", "envoy-dgd-lb.json", "report.html", "run.nc"} <= names
-    said = capsys.readouterr().out
-    assert "report.html, routing" in said
-    assert "envoy: weights of dgd-lb in whole numbers that sum to 10,000 cost" in said
-    assert main([*options, "--export", "csv", "--no-files"]) == 2
+def test_no_files_and_an_export_contradict_each_other(capsys):
+    assert main(["run", "two-by-two", "--export", "csv", "--no-files"]) == 2
     assert "--no-files contradicts" in capsys.readouterr().err
