@@ -20,7 +20,7 @@ def summary(found: Latencies | Curve | Demand) -> str:
             f"{min(rates):.4g} to {max(rates):.4g} requests/s"
         )
     total = float(found.counts.sum())
-    return f"{total:.4g} requests in bins, {total / (len(found.counts) * found.width):.4g} requests/s on average"
+    return f"{total:,.6g} requests in bins, {total / (len(found.counts) * found.width):.4g} requests/s on average"
 
 
 def latency_csv(found: Latencies) -> str:

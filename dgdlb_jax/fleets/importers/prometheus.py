@@ -60,17 +60,16 @@ def series(source: Source, options: Options) -> tuple[Series, ...]:
     found = []
     for role, results in by_role.items():
         label, name = _label(source, results, options), _name(source, role, results)
+        counter = role in ("arrivals", "throughput") and name.endswith(("_total", *_ENDINGS[role]))
         values: dict[str, list[Samples]] = {}
         for result in results:
             key = "" if label is None else str(result["metric"].get(label, ""))
-            values.setdefault(key, []).append(_samples(source, result))
+            samples = _samples(source, result)
+            values.setdefault(key, []).append(_rate(*samples) if counter else samples)
         series_by_name = {key: _summed(source, key, parts) for key, parts in values.items()}
         notes = [f"{role} from {name or 'a result without a name'}" + (f", by {label}" if label else "")]
-        notes += _left_out(values, series_by_name)
-        if role in ("arrivals", "throughput") and name.endswith(("_total", *_ENDINGS[role])):
-            series_by_name = {key: _rate(*one) for key, one in series_by_name.items()}
-            notes.append(f"{name} is a counter: its increase over each step is taken")
-        found.append(Series(role, series_by_name, source.name, tuple(notes)))
+        notes += [f"{name} is a counter: its increase over each step is taken"] if counter else []
+        found.append(Series(role, series_by_name, source.name, (*notes, *_left_out(values, series_by_name))))
     return tuple(found)
 
 
@@ -146,7 +145,7 @@ def _samples(source: Source, result: Mapping[str, Any]) -> Samples:
         raise InputError(
             f"{source.name}: the values of {clipped(str(dict(result['metric'])))} are no pairs of time and number: export it again."
         ) from error
-    kept = np.isfinite(values)  # Prometheus writes NaN where a quotient has none
+    kept = np.isfinite(values) & np.isfinite(times)  # Prometheus writes NaN where a quotient has none
     if not kept.any() or (values[kept] < 0).any():
         raise InputError(
             f"{source.name}: {clipped(str(dict(result['metric'])))} has {'a negative value' if kept.any() else 'no values'}: "
@@ -166,7 +165,7 @@ def _summed(source: Source, name: str, parts: list[Samples]) -> Samples:
     times = parts[0][0]
     for other, _ in parts[1:]:
         times = np.intersect1d(times, other)
-    if not times.size:
+    if not times.size and len(parts) > 1:
         raise InputError(f'{source.name}: the series of "{clipped(name)}" have no time in common: query one range.')
     return times, sum((values[np.isin(found, times)] for found, values in parts), start=np.zeros(times.size))
 
