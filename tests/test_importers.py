@@ -220,6 +220,8 @@ def test_demand_is_split_by_a_column(tmp_path):
         read(tmp_path, {"b.csv": "time_s,requests,paris\n0,5,2\n10,6,3\n"}, names=("paris",))
     counts = only(read(tmp_path, {"c.csv": "time_s,paris,tokyo\n0,5,2\n10,6,3\n"}))
     assert (counts.names, counts.counts.tolist()) == (("paris", "tokyo"), [[5, 2], [6, 3]])
+    some = only(read(tmp_path, {"c.csv": "time_s,paris,tokyo\n0,5,2\n10,6,3\n"}, names=("tokyo",)))
+    assert (some.names, some.notes[1]) == (("tokyo",), "not used, as they name no frontend: paris")
 
 
 REFUSED_DEMAND = {

@@ -1,7 +1,8 @@
 """Results of AIPerf and of its predecessor GenAI-Perf: `profile_export_aiperf` and `profile_export_genai_perf`, JSON and CSV.
 
 Read from `docs/reference/json-export-schema.md` of ai-dynamo/aiperf at commit 1554b478 (schema 1.0 to 1.5; documented for 0.8 to 0.14),
-its `metrics_json_exporter.py` at 047d59dd and `metrics_csv_exporter.py` at 309c4e8c, and the CSV and JSON exporters of genai-perf 0.0.11.
+its `metrics_json_exporter.py` at 047d59dd and `metrics_csv_exporter.py` at 309c4e8c, and the CSV and JSON exporters of genai-perf 0.0.11
+(`genai_perf/export_data` of triton-inference-server/perf_analyzer, also at 09628cd6).
 A file is one run: give several, or the folder above them.
 """
 

@@ -86,8 +86,10 @@ def read_counts(table: Table, options: Options) -> Demand:
             counts * (width / (period(rates[0]) or 1.0)),
             f'requests, "{clipped(rates[0])}" times their width',
         )
-    note = f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {what}"
-    return Demand(names, width, counts, table.name, (note,))
+    notes = [f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {what}"]
+    if unused := [column for column in others if column not in columns]:
+        notes.append(f"not used, as they name no frontend: {listed(unused)}")
+    return Demand(names, width, counts, table.name, tuple(notes))
 
 
 def is_counts(table: Table, options: Options) -> bool:
