@@ -194,7 +194,7 @@ CURVE_FILES = {
     "vLLM sweep": (sweep(), {}),
     "requests per minute": ({"a.csv": "workload,requests/min\n" + "".join(f"{h!r},{60 * r}\n" for h, r in PAIRED)}, {}),
     "what was asked for beside it": (
-        {"a.csv": "target_qps,workload,achieved_qps\n" + "".join(f"{2 * r},{h!r},{r}\n" for h, r in PAIRED)}, {},
+        {"a.csv": "target_qps,workload,rps_origin,achieved_qps\n" + "".join(f"{2 * r},{h!r},batch / time,{r}\n" for h, r in PAIRED)}, {},
     ),
     "AIPerf by phases, three times": (
         {f"{c}-{k}.json": json.dumps(phases(c, r * f)) for c, r in RATES.items() for k, f in enumerate((0.9, 1, 1.2))}, {},

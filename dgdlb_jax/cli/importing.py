@@ -1,6 +1,7 @@
 """`dgdlb import`: measured files into tidy tables, or into a fleet."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,7 +167,7 @@ def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
     return importer.read(source, answers)
 
 
-def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
+def _tables(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:
     """A tidy table for everything that was found, named after its file."""
     from dgdlb_jax.fleets.importers import Curve, Demand, Latencies
     from dgdlb_jax.fleets.tidy import curve_csv, demand_csv, latency_csv
@@ -191,7 +192,7 @@ def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
     return [options.output / name for name in files]
 
 
-def _fleet(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
+def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:
     set_up_jax(host=True)
     from dgdlb_jax.fleets.compose import Choices, compose_fleet
 

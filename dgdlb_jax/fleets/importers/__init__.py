@@ -57,9 +57,9 @@ def find_importer(source: Source, options: Options) -> Importer:
     )
 
 
-def gathered(findings: Iterable[Finding]) -> list[Finding]:
+def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
     """What several files say together: runs of one kind of server make one curve, and results of Prometheus demand and curves."""
-    found: list[Finding] = []
+    found: list[Latencies | Curve | Demand] = []
     curves: dict[str, Curve] = {}
     series: list[Series] = []
     for finding in findings:

@@ -68,7 +68,8 @@ def layout(table: Table) -> Layout:
 
 def _achieved(table: Table, columns: list[str]) -> str:
     """The throughput that was measured, not the one that was asked for; two of them have to be one figure, to 1 %."""
-    found = [column for column in columns if not _ASKED_FOR & set(words(column))] or columns
+    figures = [column for column in columns if all(_is_number(row.cells[column]) for row in table.rows)] or columns
+    found = [column for column in figures if not _ASKED_FOR & set(words(column))] or figures
     rank = min(map(statistic_rank, found))
     first, *others = [column for column in found if statistic_rank(column) == rank]
     for row in table.rows if others else ():
