@@ -196,6 +196,8 @@ def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
 @pytest.mark.parametrize("text", ["time_ms,requests\n0,5\n30000,7\n60000,12\n", "time_s,rps\n0,5\n30,7\n60,12\n"])
 def test_fleet_files_name_counts_and_rates_at_any_times(text, raw):
     (raw / "counts.csv").write_text(text)
+    ping = {"metadata": {"percentile": "p_50", "timeframe": "1W", "unit": "milliseconds"}}
+    (raw / "ping.json").write_text(json.dumps(ping | {"data": {"us": {"in": 191.0}, "eu": {"in": 122.6}}}))
     (raw / "fleet.toml").write_text("""
 [frontends]
 names = ["us", "eu"]
@@ -208,12 +210,14 @@ kind = "hyperbolic"
 max_rate = 20
 half_load = 5
 [latency]
-one_way_ms = [[1], [2]]
+table = "ping.json"
 [demand.trace]
 kind = "trace"
 table = "counts.csv"
 """)
-    demand = load_fleet("fleet.toml", demand="trace").demand
+    network = quietly("fleet.toml", demand="trace")
+    np.testing.assert_allclose(network.latency, [[0.0955], [0.0613]], rtol=1e-12)
+    demand = network.demand
     np.testing.assert_allclose(demand.rates, [[5, 2.5], [7, 3.5], [12, 6]], rtol=1e-12)
     np.testing.assert_array_equal(demand.bin_width, 30)
 

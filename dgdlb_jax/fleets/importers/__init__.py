@@ -23,11 +23,12 @@ from dgdlb_jax.fleets.importers.base import Curve, Demand, Finding, Importer, La
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES
+from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 __all__ = [
     "IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series", "Source",
-    "find_importer", "gathered", "read_curve", "settled", "workload",
+    "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
 ]  # fmt: skip
 
 IMPORTERS: tuple[Importer, ...] = tuple(
@@ -98,6 +99,20 @@ def _check_once(new: Series, known: Iterable[Series]) -> None:
 def _joined(one: Curve, other: Curve) -> Curve:
     origin = one.origin if one.origin == other.origin else f"{one.origin}, {other.origin}"
     return Curve(one.name, one.points + other.points, origin, tuple(dict.fromkeys(one.notes + other.notes)))
+
+
+def read_latency(folder: Folder, name: str, wanted_by: str, unit: str | None) -> Latencies:
+    """The latencies in a file that a fleet file names; `unit` is what they are, where the file does not say.
+
+    **Raises:** `InputError` for any other file.
+    """
+    source, options = Source(folder / name, name, f"{wanted_by} names the table "), Options(latency=unit)
+    for importer in IMPORTERS:
+        if importer.section == "latency" and importer.recognises(source, options):
+            found = importer.read(source, options)[0]
+            assert isinstance(found, Latencies)
+            return found
+    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), unit)
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:
