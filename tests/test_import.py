@@ -171,6 +171,7 @@ WRONG = {
     "no latencies": (["runs", "--fleet", "f.toml"], "No file says how far apart the regions are"),
     "no curve": (["rtt.csv", "--fleet", "f.toml"], "No file says how fast the servers are"),
     "two demands": (["rtt.csv", "runs", "requests.csv", "requests.csv", "--fleet", "f.toml"], "2 files give a demand"),
+    "no requests": (["rtt.csv", "runs", "none.csv", "--fleet", "f.toml"], "none.csv has no request"),
     "no TOML": (["rtt.csv", "runs", "--fleet", "f.csv"], "give a path that ends in .toml"),
     "too few weights": (["rtt.csv", "runs", "--fleet", "f.toml", "--weights", "1,2"], "2 weights for 3 places"),
     "unknown curve": (["rtt.csv", "runs", "--fleet", "f.toml", "--curves", "h100"], 'There is no curve "h100" (GLM-4-7 were read)'),
@@ -184,6 +185,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     (raw / "in.latency.csv").write_text("from,to,rtt_ms\nus,eu,68\n")
+    (raw / "none.csv").write_text("time_s,us\n0,0\n60,0\n")
     (raw / "holes.csv").write_text("from,to,rtt_ms\neu,us,68\nus,jp,150\n")
     before = {path.name for path in raw.iterdir()}
     assert main(["import", *WRONG[case][0]]) == 2

@@ -49,6 +49,10 @@ ASKED = {
         json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "ticks"}, "data": {"a": {"b": 9}}}), {},
         ['metadata.unit is "ticks"', "s, ms, us or ns"],
     ),
+    "CloudPing, told the contrary": (
+        json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "ms"}, "data": {"a": {"b": 9}}}),
+        {"latency": "one_way_ms"}, ["holds round trips in ms", 'unit = "one_way_ms"'],
+    ),
     "a list cut off": ('[{"from": "a", "to": "b", "rtt_ms": 9}, {"fr', {}, ["not valid JSON", "export it again"]),
     "no unit": ("from,to,rtt\na,b,9\n", {}, ['"rtt" does not say its unit', *LATENCIES]),
     "neither": ("from,to,latency\na,b,9\n", {}, ['"latency" does not say its unit or whether', *LATENCIES]),

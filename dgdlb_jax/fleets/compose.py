@@ -208,6 +208,8 @@ def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: De
             "load", choices.load, "assumed: no file says how many requests there are; total rate over nominal capacity"
         )
         return
+    if not demand.counts.any():
+        raise InputError(f"{demand.origin} has no request: give a longer trace, or leave it out.")
     mean = demand.counts.mean(axis=0) / demand.width
     origin = (
         f"requests/s, mean of {counted(len(demand.counts), 'bin', 'bins')} of {demand.width:g} s in {demand.origin}"

@@ -23,11 +23,12 @@ def _recognises(source: Source, options: Options) -> bool:
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
-    del options
     metadata, seconds = source.document["metadata"], dict[Pair, float]()
     unit = unit_of(str(metadata["unit"]))
     if unit is None:
         raise InputError(f'{source.name}: metadata.unit is "{clipped(str(metadata["unit"]))}": give s, ms, us or ns.')
+    if options.latency not in (None, f"rtt_{unit}"):
+        raise InputError(f'{source.name} holds round trips in {unit}, unit = "{options.latency}": keep one of the two.')
     for origin, row in source.document["data"].items():
         for target in row:
             seconds[origin, target] = 0.5 * UNITS[unit] * needed(f"{source.name}: {clipped(origin)}", row, target)
