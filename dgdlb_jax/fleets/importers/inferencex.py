@@ -61,8 +61,8 @@ def _exported(place: str, cells: Mapping[str, str]) -> dict[str, Any]:
     token, speed = (figure(place, plain, header) for header in ("mean_tpot_ms", "mean_interactivity_tok_s_user"))
     seconds = token is not None and speed is not None and token * speed < 30
     for header in plain:
-        found, value = _TIME.fullmatch(header), figure(place, plain, header) if _TIME.fullmatch(header) else None
-        if found is not None and value is not None:
+        found = _TIME.fullmatch(header)
+        if found is not None and (value := figure(place, plain, header)) is not None:
             row[_TIMES[found[1]]] = value if seconds or found[2] == "s" else value / 1e3
     return row
 
@@ -85,12 +85,14 @@ def _gpus(place: str, row: Mapping[str, Any]) -> float:
 def _point(place: str, row: Mapping[str, Any]) -> tuple[Point, bool]:
     """A row, and whether its tokens per request are only those that were asked for."""
     first, token, latency = (figure(place, row, f"mean_{name}") for name in ("ttft", "tpot", "e2el"))
-    measured = first is not None and bool(token) and latency is not None
-    if first is not None and token and latency is not None:
-        tokens = 1 + (latency - first) / token
-    else:
+    measured = False
+    if first is None or not token:
         tokens = needed(place, row, "osl")
-        latency = first + token * (tokens - 1) if first is not None and token and latency is None else latency
+    elif latency is None:
+        tokens = needed(place, row, "osl")
+        latency = first + token * (tokens - 1)
+    else:
+        tokens, measured = 1 + (latency - first) / token, True
     if not tokens > 0:
         raise InputError(f"{place}: mean_e2el is shorter than mean_ttft: leave this row out.")
     cap = needed(place, row, "conc")
