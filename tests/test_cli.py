@@ -148,7 +148,7 @@ def test_a_person_reads_a_verdict(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """A fleet with a measured curve and a routing in use: (what was printed, the report)."""
+    """A fleet with a measured curve and a routing in use: (what was printed, the report, the folder)."""
     folder = tmp_path_factory.mktemp("report")
     rows = ("paris,amsterdam,0.2", "paris,osaka,0.8", "tokyo,osaka,1", "oregon,osaka,1")
     (folder / "now.csv").write_text("\n".join(("frontend,backend,share", *rows)))
@@ -156,11 +156,18 @@ def reported(tmp_path_factory):
     options = ["--policies", "dgd-lb,least-latency", "--current", "now.csv", "--export", "envoy"]
     done = _dgdlb("run", fleet, *SHORT, *options, "--report", "--output", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
-    return done.stdout, (folder / "out" / "report.html").read_text()
+    return done.stdout, (folder / "out" / "report.html").read_text(), folder / "out"
+
+
+def test_routings_are_written_for_the_proxy(reported):
+    printed, _, folder = reported
+    names = {path.name for path in folder.iterdir()}
+    assert {"envoy-optimum.json", "envoy-dgd-lb.json", "report.html", "run.nc"} <= names
+    assert "envoy: weights of dgd-lb in whole numbers that sum to 10,000 cost" in printed
 
 
 def test_the_report_holds_what_the_terminal_prints(reported):
-    printed, page = reported
+    printed, page, _ = reported
     shown = " ".join(html.unescape(re.sub("<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)).split())
     for heading in (
         "backend gets (requests/s)",

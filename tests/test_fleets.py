@@ -17,7 +17,7 @@ from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
 
 REAL = ("global-llm", "global-prefill", "small-models")
-CURRENT = {"aws-deepseek": (16, 8), "azure-glm": (20, 8)}
+CURRENT = {"aws-deepseek": (16, 8), "azure-deepseek": (20, 8)}
 DATA = Path(str(resources.files("dgdlb_jax") / "data"))
 
 

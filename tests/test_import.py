@@ -13,9 +13,11 @@ import pytest
 from dgdlb_jax.cli import main
 from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.fleets import FleetWarning, load_fleet
+from dgdlb_jax.fleets.longitudes import sun_shifts
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports.exporters import EXPORTERS, Names
 from dgdlb_jax.reports.routing_csv import read_routing
-from test_importers import RATES, SAVED, query_range
+from layouts import RATES, SAVED, query_range
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -122,6 +124,16 @@ def test_one_day_for_all_cities_by_the_sun(raw, capsys):
     assert 'Where "Lutetia" lies is not known' in capsys.readouterr().err
 
 
+def test_the_sun_over_cloud_regions():
+    """N. Virginia (77.49 degrees west), Belgium (4.47 east) and Tokyo (139.65 east), by the names of three clouds: 240 s a degree."""
+    found = sun_shifts(("us-east-1", "europe-west1", "asia-northeast1", "japaneast", "Japan East", "Tokyo"), 60)
+    assert found[0] == 0
+    assert found[1] == round(-(77.49 + 4.47) * 4) * 60
+    assert found[2:] == [round((360 - 77.49 - 139.65) * 4) * 60] * 4
+    with pytest.raises(InputError, match=r'"us-east-9" lies is not known.*did you mean "us-east-2"'):
+        sun_shifts(("us-east-9", "Tokyo"), 60)
+
+
 def test_prometheus_alone_beside_latencies(raw):
     held = 4 + 3 * (np.arange(100) % 10)
     (raw / "run.json").write_text(query_range("vllm:num_requests_running", "pod", {"us": held, "in": held}))
@@ -159,6 +171,7 @@ WRONG = {
     "no latencies": (["runs", "--fleet", "f.toml"], "No file says how far apart the regions are"),
     "no curve": (["rtt.csv", "--fleet", "f.toml"], "No file says how fast the servers are"),
     "two demands": (["rtt.csv", "runs", "requests.csv", "requests.csv", "--fleet", "f.toml"], "2 files give a demand"),
+    "no requests": (["rtt.csv", "runs", "none.csv", "--fleet", "f.toml"], "none.csv has no request"),
     "no TOML": (["rtt.csv", "runs", "--fleet", "f.csv"], "give a path that ends in .toml"),
     "too few weights": (["rtt.csv", "runs", "--fleet", "f.toml", "--weights", "1,2"], "2 weights for 3 places"),
     "unknown curve": (["rtt.csv", "runs", "--fleet", "f.toml", "--curves", "h100"], 'There is no curve "h100" (GLM-4-7 were read)'),
@@ -172,6 +185,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     (raw / "in.latency.csv").write_text("from,to,rtt_ms\nus,eu,68\n")
+    (raw / "none.csv").write_text("time_s,us\n0,0\n60,0\n")
     (raw / "holes.csv").write_text("from,to,rtt_ms\neu,us,68\nus,jp,150\n")
     before = {path.name for path in raw.iterdir()}
     assert main(["import", *WRONG[case][0]]) == 2
@@ -179,6 +193,35 @@ def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     assert WRONG[case][1] in message
     assert message.count("\n") == 1
     assert {path.name for path in raw.iterdir()} - {"cache"} == before - {"cache"}
+
+
+@pytest.mark.parametrize("text", ["time_ms,requests\n0,5\n30000,7\n60000,12\n", "time_s,rps\n0,5\n30,7\n60,12\n"])
+def test_fleet_files_name_counts_and_rates_at_any_times(text, raw):
+    (raw / "counts.csv").write_text(text)
+    ping = {"metadata": {"percentile": "p_50", "timeframe": "1W", "unit": "milliseconds"}}
+    (raw / "ping.json").write_text(json.dumps(ping | {"data": {"us": {"in": 191.0}, "eu": {"in": 122.6}}}))
+    (raw / "fleet.toml").write_text("""
+[frontends]
+names = ["us", "eu"]
+rate = [8, 4]
+[backends]
+names = ["in"]
+curve = "c"
+[curves.c]
+kind = "hyperbolic"
+max_rate = 20
+half_load = 5
+[latency]
+table = "ping.json"
+[demand.trace]
+kind = "trace"
+table = "counts.csv"
+""")
+    network = quietly("fleet.toml", demand="trace")
+    np.testing.assert_allclose(network.latency, [[0.0955], [0.0613]], rtol=1e-12)
+    demand = network.demand
+    np.testing.assert_allclose(demand.rates, [[5, 2.5], [7, 3.5], [12, 6]], rtol=1e-12)
+    np.testing.assert_array_equal(demand.bin_width, 30)
 
 
 def test_fleet_files_name_such_files_themselves(raw):

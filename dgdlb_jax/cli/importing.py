@@ -1,6 +1,7 @@
 """`dgdlb import`: measured files into tidy tables, or into a fleet."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ _EXAMPLES = """examples:
 read by content:
   latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
               square matrices with regions in the first row and column; commas, semicolons with decimal commas, tabs
-  throughput  vLLM benchmark JSON and sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows, tables in
-              requests/s or tokens/s against workload, batch_size or concurrency
+  throughput  vLLM benchmark JSON and sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
+              tables in requests/s or tokens/s against workload, batch_size or concurrency
   demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, any CSV or JSON lines), counts per
               bin, Prometheus query_range results"""
 
@@ -87,7 +88,8 @@ def _add_choices(add) -> None:
         metavar="S,S",
         type=_shifts,
         default=(),
-        help="how much later each frontend sees one common trace; longitude: by where the cities lie, from the first one on",
+        help="how much later each frontend sees one common trace; longitude: by where the cities or cloud regions lie, beginning with "
+        "the first one",
     )
     add("--load", metavar="X", type=positive, default=0.7, help="total rate over capacity (default: 0.7)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
@@ -119,6 +121,7 @@ def _shifts(text: str) -> tuple[float, ...] | str:
 def import_files(options: argparse.Namespace) -> None:
     """Read, say what was understood, write."""
     from dgdlb_jax.fleets.importers import Options, gathered
+    from dgdlb_jax.fleets.tidy import summary
 
     answers = Options(
         latency=options.latency,
@@ -130,8 +133,9 @@ def import_files(options: argparse.Namespace) -> None:
         names=tuple(options.frontends),
     )
     found = gathered([finding for name in options.files for finding in _read(name, answers)])
-    for text in dict.fromkeys(f"  {finding.origin}: {note}" for finding in found for note in finding.notes):
-        print(text)
+    said = [(finding.origin, note) for finding in found for note in (*finding.notes, summary(finding))]
+    for origin, note in dict.fromkeys(said):
+        print(f"  {origin}: {note}")
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
 
@@ -163,7 +167,7 @@ def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
     return importer.read(source, answers)
 
 
-def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
+def _tables(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:
     """A tidy table for everything that was found, named after its file."""
     from dgdlb_jax.fleets.importers import Curve, Demand, Latencies
     from dgdlb_jax.fleets.tidy import curve_csv, demand_csv, latency_csv
@@ -188,7 +192,7 @@ def _tables(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
     return [options.output / name for name in files]
 
 
-def _fleet(found: "list[Finding]", options: argparse.Namespace) -> list[Path]:
+def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:
     set_up_jax(host=True)
     from dgdlb_jax.fleets.compose import Choices, compose_fleet
 

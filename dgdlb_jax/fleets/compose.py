@@ -13,14 +13,12 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers import Curve, Demand, Finding, Latencies
-from dgdlb_jax.fleets.importers.words import normal
 from dgdlb_jax.fleets.load import load_fleet
+from dgdlb_jax.fleets.longitudes import sun_shifts
 from dgdlb_jax.fleets.tidy import curve_csv, demand_csv, latency_csv
-from dgdlb_jax.model.cities import CITIES
 from dgdlb_jax.model.document import check_not_inputs, toml_value, write_all
 from dgdlb_jax.numerics.results import InputError
 
-_SECONDS_PER_DEGREE = 240.0  # of longitude: the sun goes round in a day
 _SUN = "how much later the sun is than over {}, by longitude and in whole bins: a modelling choice, everybody has the same day"
 _LOAD = 0.7  # of the highest measured throughput, where nobody says how many servers there are
 
@@ -210,6 +208,8 @@ def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: De
             "load", choices.load, "assumed: no file says how many requests there are; total rate over nominal capacity"
         )
         return
+    if not demand.counts.any():
+        raise InputError(f"{demand.origin} has no request: give a longer trace, or leave it out.")
     mean = demand.counts.mean(axis=0) / demand.width
     origin = (
         f"requests/s, mean of {counted(len(demand.counts), 'bin', 'bins')} of {demand.width:g} s in {demand.origin}"
@@ -292,24 +292,10 @@ def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends:
     page.put("kind", "trace", _said(demand))
     page.put("table", table, "requests per bin, scaled to the mean rates")
     if isinstance(choices.shift_s, str):
-        page.put("shift_s", _by_longitude(frontends, demand.width), _SUN.format(frontends[0]))
+        page.put("shift_s", sun_shifts(frontends, demand.width), _SUN.format(frontends[0]))
     elif choices.shift_s:
         shifts = list(_for_each(choices.shift_s, frontends, "shift"))
         page.put("shift_s", shifts, "how much later each frontend sees the day, as told: a modelling choice")
-
-
-def _by_longitude(frontends: tuple[str, ...], width: float) -> list[float]:
-    """Seconds by which the sun is later than over the first frontend, the shorter way round, in whole bins."""
-    known = {normal(city): longitude for city, (_, longitude) in CITIES.items()}
-    unknown = [name for name in frontends if normal(name) not in known]
-    if unknown:
-        raise InputError(
-            f'Where "{clipped(unknown[0])}" lies is not known, so no day can be shifted by longitude: name a city '
-            f"({listed(sorted(CITIES))}), or give a number of seconds for each frontend."
-        )
-    first, *_ = longitudes = [known[normal(name)] for name in frontends]
-    west = [(first - longitude + 180) % 360 - 180 for longitude in longitudes]
-    return [round(degrees * _SECONDS_PER_DEGREE / width) * width for degrees in west]
 
 
 def _sources(page: _Page, found: Iterable[Latencies | Curve | Demand]) -> None:

@@ -1,9 +1,26 @@
-"""What importers find as tidy tables: one layout for latencies, one for curves, one for demand, with its origin in comments."""
+"""What importers find in a line, and as tidy tables: one layout for latencies, one for curves, one for demand, with its origin."""
 
 from collections.abc import Sequence
 
+from dgdlb_jax.fleets.document import clipped, counted
 from dgdlb_jax.fleets.importers import Curve, Demand, Latencies, workload
 from dgdlb_jax.model.document import csv_text
+
+
+def summary(found: Latencies | Curve | Demand) -> str:
+    """How much was found, and between which figures it lies: what shows at a glance that a unit was mistaken."""
+    if isinstance(found, Latencies):
+        low, high = (1e3 * bound(found.seconds.values()) for bound in (min, max))
+        return f"{counted(len(found.seconds), 'pair', 'pairs')} of regions, {low:.4g} to {high:.4g} ms one way"
+    if isinstance(found, Curve):
+        first, last = (workload(found.points[k]) or 0.0 for k in (0, -1))
+        rates = [point.throughput for point in found.points]
+        return (
+            f"{clipped(found.name)}: {counted(len(rates), 'point', 'points')}, {first:.4g} to {last:.4g} requests in the server, "
+            f"{min(rates):.4g} to {max(rates):.4g} requests/s"
+        )
+    total = float(found.counts.sum())
+    return f"{total:,.6g} requests in bins, {total / (len(found.counts) * found.width):.4g} requests/s on average"
 
 
 def latency_csv(found: Latencies) -> str:

@@ -25,7 +25,8 @@ _ROUNDING = 2e-3
 
 
 def read_routing(path: str | Path, network: Network) -> FixedRouting:
-    """Read shares from a file: a table with the columns `frontend,backend,share`, or what any format of `--export` writes.
+    """Read shares from a file: a table with the columns `frontend,backend,share` (separated by commas, by semicolons or tabs), or what
+    any format of `--export` writes.
 
     Every frontend's shares sum to 1; sums that differ by rounding (up to 0.2 %) are scaled to 1, as weights are. What is not listed is 0.
 
@@ -120,7 +121,10 @@ def _pick(path: Path, chosen: str | None, document: Any) -> Any:
 
 def _recognised(path: Path, document: Any) -> ByName:
     for exporter in EXPORTERS.values():
-        found = None if exporter.read is None else exporter.read(document)
+        try:
+            found = None if exporter.read is None else exporter.read(document)
+        except InputError as error:
+            raise InputError(f"{path}, read as {exporter.name}: {error}") from error
         if found is not None:
             return found
     known = ", ".join(name for name, exporter in EXPORTERS.items() if exporter.read is not None)
@@ -139,7 +143,8 @@ def _named(path: Path, what: str, name: str, known: tuple[str, ...], labels: lis
 
 def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, delimiter=separator)
         _check_header(path, reader.fieldnames or [])
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
@@ -174,7 +179,7 @@ def _hint(name: str, known: tuple[str, ...]) -> str:
 
 def _share(path: Path, line: int, text: str) -> float:
     try:
-        share = float(text)
+        share = float(text.replace(",", "."))  # beside semicolons and tabs, numbers may have decimal commas
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1 + _ROUNDING:

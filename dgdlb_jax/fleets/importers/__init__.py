@@ -23,11 +23,12 @@ from dgdlb_jax.fleets.importers.base import Curve, Demand, Finding, Importer, La
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES
+from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 __all__ = [
     "IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series", "Source",
-    "find_importer", "gathered", "read_curve", "settled", "workload",
+    "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
 ]  # fmt: skip
 
 IMPORTERS: tuple[Importer, ...] = tuple(
@@ -47,15 +48,19 @@ def find_importer(source: Source, options: Options) -> Importer:
     for importer in IMPORTERS:
         if importer.recognises(source, options):
             return importer
+    columns = [] if source.table is None else source.table.columns
+    has = f", and has the columns {listed(columns)}" if columns else ""
+    known = ", ".join(one.name for one in IMPORTERS)
     raise InputError(
-        f"{clipped(source.name)} is none of the layouts known here ({', '.join(one.name for one in IMPORTERS)}): "
-        "export it as one of them, or name its columns after the tables in the README."
+        f"{clipped(source.name)} is none of the layouts known here ({known}){has}: latencies need from,to and one of "
+        f"{', '.join(LATENCIES)}; throughput needs workload,throughput or concurrency,throughput; demand needs a column of times such as "
+        "timestamp_s."
     )
 
 
-def gathered(findings: Iterable[Finding]) -> list[Finding]:
+def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
     """What several files say together: runs of one kind of server make one curve, and results of Prometheus demand and curves."""
-    found: list[Finding] = []
+    found: list[Latencies | Curve | Demand] = []
     curves: dict[str, Curve] = {}
     series: list[Series] = []
     for finding in findings:
@@ -94,6 +99,20 @@ def _check_once(new: Series, known: Iterable[Series]) -> None:
 def _joined(one: Curve, other: Curve) -> Curve:
     origin = one.origin if one.origin == other.origin else f"{one.origin}, {other.origin}"
     return Curve(one.name, one.points + other.points, origin, tuple(dict.fromkeys(one.notes + other.notes)))
+
+
+def read_latency(folder: Folder, name: str, wanted_by: str, unit: str | None) -> Latencies:
+    """The latencies in a file that a fleet file names; `unit` is what they are, where the file does not say.
+
+    **Raises:** `InputError` for any other file.
+    """
+    source, options = Source(folder / name, name, f"{wanted_by} names the table "), Options(latency=unit)
+    for importer in IMPORTERS:
+        if importer.section == "latency" and importer.recognises(source, options):
+            found = importer.read(source, options)[0]
+            assert isinstance(found, Latencies)
+            return found
+    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), unit)
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:

@@ -1,14 +1,15 @@
 """Latencies between AWS regions as cloudping.co hands them out: round trips of TCP handshakes in milliseconds.
 
-Read from `cloudping-api` of mda590/cloudping.co and its answers of 2025-10: `metadata` with `percentile`, `timeframe` and `unit`, and
-`data`, region by region.
+Read from `cloudping-api/app.py` of mda590/cloudping.co at commit d8f77c87 (2026-03) and an answer of 2025-05: `metadata` with
+`percentile`, `timeframe` and `unit`, and `data`, region by region.
 """
 
 from dgdlb_jax.fleets.document import clipped, counted
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
 from dgdlb_jax.fleets.importers.fields import needed
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.words import LATENCIES
+from dgdlb_jax.fleets.importers.words import UNITS, unit_of
+from dgdlb_jax.numerics.results import InputError
 
 
 def _recognises(source: Source, options: Options) -> bool:
@@ -22,12 +23,17 @@ def _recognises(source: Source, options: Options) -> bool:
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
-    del options
     metadata, seconds = source.document["metadata"], dict[Pair, float]()
-    unit = "rtt_s" if str(metadata["unit"]).startswith("s") else "rtt_ms"
+    unit = unit_of(str(metadata["unit"]))
+    if unit is None:
+        raise InputError(f'{source.name}: metadata.unit is "{clipped(str(metadata["unit"]))}": give s, ms, us or ns.')
+    if options.latency not in (None, f"rtt_{unit}"):
+        raise InputError(f'{source.name} holds round trips in {unit}, unit = "{options.latency}": keep one of the two.')
     for origin, row in source.document["data"].items():
         for target in row:
-            seconds[origin, target] = needed(f"{source.name}: {clipped(origin)}", row, target) * LATENCIES[unit]
+            seconds[origin, target] = 0.5 * UNITS[unit] * needed(f"{source.name}: {clipped(origin)}", row, target)
+    if not seconds:
+        raise InputError(f"{source.name}: data holds no latency: ask for other regions or another time frame.")
     what = clipped(f"{metadata['percentile']} over {metadata['timeframe']}")
     regions = counted(len(source.document["data"]), "region", "regions")
     return (Latencies(seconds, source.name, (f"{regions}, {what}, round trips in {metadata['unit']}",)),)

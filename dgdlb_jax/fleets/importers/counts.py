@@ -1,85 +1,124 @@
 """Demand as counts: a line for every bin of time, a column of requests or one column for each frontend."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.words import words
+from dgdlb_jax.fleets.importers.throughput_table import period
+from dgdlb_jax.fleets.importers.times import read_times, time_column
+from dgdlb_jax.fleets.importers.words import first_of, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 # Bin edges of a trace may be off an even spacing by this fraction of a bin: rounded timestamps, not missing lines.
 UNEVEN = 1e-6
 
+# What the column of all requests may be called besides "requests".
+_COUNTS = ("num_requests", "request_count", "requests_count", "count", "counts", "arrivals", "n")
 _NO_COUNT = {"token", "tokens", "coverage", "length", "len"}
 
 
-def bin_width(table: Table) -> float:
-    """The bin width from the column `time_s`, whose times have to be evenly spaced.
+def bin_width(table: Table, unit: str | None = None) -> float:
+    """The bin width in seconds from the column of times, which have to be evenly spaced; `unit` as for `read_times`.
 
     **Raises:** `InputError` naming the first line that breaks the spacing.
     """
-    column = table.column("time_s")
-    times = table.numbers(column, minimum=-math.inf)
+    column = "time_s" if "time_s" in table.columns else time_column(table) or table.column("time_s")
+    times = _times(table, column, unit)
     if len(times) < 2:
         raise table.error(table.rows[0], column, "is the only line", "give at least two bins, or bin_width_s.")
     width = times[1] - times[0]
     for k, row in enumerate(table.rows):
         if not width > 0 or abs(times[k] - times[0] - k * width) > UNEVEN * width * max(k, 1):
             raise table.error(row, column, "breaks the even spacing of the bins", "give one line per bin, in order.")
-    return width
+    return float(width)
+
+
+def _times(table: Table, column: str, unit: str | None) -> Sequence[float]:
+    if column == "time_s":
+        return table.numbers(column, minimum=-math.inf)
+    return read_times(table, column, unit).seconds.tolist()
+
+
+def requests_column(table: Table) -> str | None:
+    """The column that counts all requests of a bin: `requests`, or what else it may be called; a rate is none."""
+    return "requests" if "requests" in table.columns else first_of(table.columns, _COUNTS)
 
 
 def counted_columns(table: Table, names: tuple[str, ...]) -> tuple[str, ...]:
-    """`("requests",)`, or the columns of the frontends.
+    """The column of all requests (or of their rate), or those of the frontends.
 
     **Raises:** `InputError` when both are there: a column that names a frontend is used or refused.
     """
     named = [name for name in names if name in table.columns]
-    if "requests" in table.columns and named and "requests" not in names:
+    every = requests_column(table)
+    if every is not None and named and every not in names:
         raise InputError(
-            f"{table.name} has a column requests and columns of the frontends {listed(named)}: remove one or the others."
+            f"{table.name} has a column {clipped(every)} and columns of the frontends {listed(named)}: remove one or the others."
         )
-    if "requests" in table.columns and not named:
-        return ("requests",)
-    return tuple(table.column(name) for name in names)
+    if every is None and not named:
+        every = next((column for column in table.columns if period(column)), None)
+    return (every,) if every is not None and not named else tuple(table.column(name) for name in names)
 
 
 def read_counts(table: Table, options: Options) -> Demand:
-    """The bins of a table as they are."""
-    width = bin_width(table)
-    others = tuple(c for c in table.columns if c != "time_s" and not _NO_COUNT & set(words(c)))
-    columns = counted_columns(table, options.names) if options.names else ("requests",)
-    if not options.names and "requests" not in table.columns:
-        columns = others
-    elif not options.names and len(others) > 1:
+    """The bins of a table as they are; a single column of rates, such as `rps`, counts their requests/s times the width."""
+    width, every = bin_width(table, options.time_unit), requests_column(table)
+    others = tuple(c for c in table.columns if c != time_column(table) and not _NO_COUNT & set(words(c)))
+    columns = counted_columns(table, options.names) if options.names else others if every is None else (every,)
+    further = [column for column in others if column != every]
+    if not options.names and every is not None and further:
         raise InputError(
-            f"{table.name} has a column requests and the further columns {listed(others)}: name the frontends, or remove them."
+            f"{table.name} has a column {clipped(every)} and the further columns {listed(further)}: name the frontends, or remove them."
         )
+    rates = [column for column in columns if period(column) and column not in options.names]
+    if rates and len(columns) > 1:
+        raise InputError(f'{table.name}: column "{clipped(rates[0])}" is a rate: give the requests in every bin.')
     counts = np.array([table.numbers(column) for column in columns]).T
-    names = () if columns == ("requests",) else columns
+    names = () if rates or (columns == (every,) and every not in options.names) else columns
     what = "requests" if not names else f"a column for each of {', '.join(map(clipped, names))}"
-    note = f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {what}"
-    return Demand(names, float(width), counts, table.name, (note,))
+    if rates:
+        counts, what = (
+            counts * (width / (period(rates[0]) or 1.0)),
+            f'requests, "{clipped(rates[0])}" times their width',
+        )
+    notes = [f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {what}"]
+    if unused := [column for column in others if column not in columns]:
+        notes.append(f"not used, as they name no frontend: {listed(unused)}")
+    return Demand(names, width, counts, table.name, tuple(notes))
 
 
-def _recognises(source: Source, options: Options) -> bool:
-    """Evenly spaced `time_s` and nothing else but figures, none of which are tokens of a single request."""
-    table = source.table
-    if table is None or "time_s" not in table.columns or len(table.columns) < 2:
+def is_counts(table: Table, options: Options) -> bool:
+    """Whether a table counts requests per bin: a column says so, or its times are even, and all else are figures, none of them tokens."""
+    column = time_column(table)
+    if column is None or len(table.columns) < 2:
         return False
-    if "requests" in table.columns or set(options.names) & set(table.columns):
+    if requests_column(table) is not None or set(options.names) & set(table.columns):
         return True
     try:
-        bin_width(table)
-        for column in table.columns[1:]:
+        bin_width(table, options.time_unit)
+    except InputError:
+        return False
+    return column == "time_s" and only_figures(table)
+
+
+def only_figures(table: Table) -> bool:
+    """Whether all columns besides `time_s` hold figures, none of which are tokens of a single request."""
+    others = [column for column in table.columns if column != "time_s"]
+    try:
+        for column in others:
             table.numbers(column)
     except InputError:
         return False
-    return not any(_NO_COUNT & set(words(column)) for column in table.columns)
+    return bool(others) and not any(_NO_COUNT & set(words(column)) for column in others)
+
+
+def _recognises(source: Source, options: Options) -> bool:
+    return source.table is not None and is_counts(source.table, options)
 
 
 def _read(source: Source, options: Options) -> tuple[Demand]:

@@ -1,7 +1,7 @@
-"""Figures in JSON objects, with complaints that name file and field."""
+"""Fields of records: figures, with complaints that name file and field, and what tells records apart."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dgdlb_jax.fleets.document import clipped, shown
@@ -30,3 +30,15 @@ def needed(place: str, record: Mapping[str, Any], key: str) -> float:
             f"{place}: {clipped(key)} is {'missing' if found is None else 0}: leave this run out, or run it again."
         )
     return found
+
+
+def telling(keys: Iterable[str], records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys, in order, each of which tells records apart that those before it do not."""
+    chosen: list[str] = []
+    kinds = 1
+    for key in keys:
+        more = len({tuple(str(record.get(name)) for name in (*chosen, key)) for record in records})
+        if more > kinds:
+            chosen.append(key)
+            kinds = more
+    return chosen

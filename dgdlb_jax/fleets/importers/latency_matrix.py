@@ -36,18 +36,23 @@ def read_matrix(table: Table, unit: str | None = None) -> Latencies:
     if stated is not None and stated != unit:
         raise InputError(f'{table.name}: the first cell says {stated}, unit = "{unit}": keep one of the two.')
     seconds: dict[Pair, float] = {}
+    origins: set[str] = set()
     for row in table.rows:
         origin = row.cells[corner]
+        if origin in origins:
+            raise table.error(row, corner, "names a second row", "keep one of the two.")
+        origins.add(origin)
         for target in table.columns[1:]:
-            cell = row.cells[target]
-            if cell.lower() in _NOTHING or (origin == target and table.number(row, target) == 0):
+            if row.cells[target].lower() in _NOTHING or (origin == target and table.number(row, target) == 0):
                 continue
-            if (origin, target) in seconds:
-                raise table.error(row, corner, "names a second row", "keep one of the two.")
+            if not (origin and target):
+                raise table.error(
+                    row, target, "has no region in its first row or column", "name it, or remove the cell."
+                )
             seconds[origin, target] = table.number(row, target) * LATENCIES[unit]
     if not seconds:
         raise InputError(f"{table.name}: no cell of the matrix holds a figure: fill in what was measured.")
-    size = f"{len(table.rows)} x {counted(len(table.columns) - 1, 'region', 'regions')}"
+    size = f"{len(origins)} x {counted(len(set(table.columns[1:]) - {''}), 'region', 'regions')}"
     return Latencies(seconds, table.name, (f"a matrix of {size} in {unit}: rows send, columns answer",))
 
 

@@ -73,7 +73,7 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
     for row in table.rows:
         _check_agreement(table, row, figures)
         seconds = table.number(row, chosen.column) * LATENCIES[chosen.unit]
-        pair = row.cells[ends[0]], row.cells[ends[1]]
+        pair = _named(table, row, ends[0]), _named(table, row, ends[1])
         values.setdefault(pair, []).append(seconds)
         last[pair] = row
     for pair, found in values.items():
@@ -82,6 +82,13 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
     seconds = {pair: median(found) for pair, found in values.items()}
     return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values)))
+
+
+def _named(table: Table, row: Row, column: str) -> str:
+    name = row.cells[column]
+    if not name:
+        raise table.error(row, column, "names no region", "complete or remove the line.")
+    return name
 
 
 def _ends(table: Table) -> tuple[str, str]:

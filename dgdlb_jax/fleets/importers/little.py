@@ -9,6 +9,8 @@ from dgdlb_jax.numerics.results import InputError
 
 # Beyond this relative difference between what was set and what Little's law gives, somebody should look.
 _DIFFERENT = 0.1
+# A server cannot hold more than was allowed. What rounding and the ends of a run do to the two figures is less than this factor.
+_IMPOSSIBLE = 2.0
 # Requests whose numbers of tokens differ by more than this factor are of different kinds; sampled lengths differ by less.
 _UNLIKE = 1.5
 
@@ -36,12 +38,22 @@ def settled(curve: Curve) -> Curve:
             f"{curve.origin}: nothing says how many requests were in the server: give a concurrency or batch size, or a mean "
             "end-to-end time (of which Little's law makes one)."
         )
+    _check_possible(curve.origin, merged)
     if len(merged) < 2:
         raise InputError(
             f"{curve.origin}: one point is no curve, which takes at least two points: give runs at several concurrencies or rates together."
         )
     notes = (*curve.notes, *_repeated(len(merged), len(curve.points)), *_unlike(merged), *_compared(merged))
     return Curve(curve.name, tuple(sorted(merged, key=lambda point: workload(point) or 0.0)), curve.origin, notes)
+
+
+def _check_possible(origin: str, points: Sequence[Point]) -> None:
+    for rate, latency, cap in ((point.throughput, point.latency, point.cap) for point in points):
+        if cap and latency and rate * latency > _IMPOSSIBLE * cap:
+            raise InputError(
+                f"{origin}: {rate:.4g} requests/s of {latency:.4g} s each are {rate * latency:.4g} at once, and no more than {cap:g} were "
+                "allowed: check the units of throughput and time."
+            )
 
 
 def _median(points: Sequence[Point]) -> Point:
@@ -97,7 +109,7 @@ def _compared(points: Sequence[Point]) -> tuple[str, ...]:
     if abs(worst - 1) > _DIFFERENT:
         what = "the concurrency that was allowed" if by_law else "the workload that is stated"
         notes.append(
-            f"throughput times end-to-end time is between {min(ratios):.2f} and {max(ratios):.2f} times {what} "
-            f"({fmean(ratios):.2f} on average): they differ by more than {_DIFFERENT:.0%}, look at the runs"
+            f"throughput times end-to-end time is between {min(ratios):.3g} and {max(ratios):.3g} times {what} "
+            f"({fmean(ratios):.3g} on average): they differ by more than {_DIFFERENT:.0%}, look at the runs"
         )
     return tuple(notes)

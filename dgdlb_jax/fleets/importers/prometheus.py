@@ -1,15 +1,17 @@
 """Results of Prometheus' `query_range`, as its HTTP interface or `promtool query range --format=json` writes them.
 
-Read from the documentation of the HTTP API, "Range queries" and "Range vectors" (Prometheus 2 and 3): `data.resultType` is `matrix`,
-values are `[seconds since 1970, "figure"]`. Which quantity a result is follows from the metric's name (those of vLLM, whose
-`num_requests_running` and `num_requests_waiting` are the same from 0.4 to 2026, Envoy, Istio, and names that end alike), or from the
-user: a result of `rate(...)` has no name.
+Read from `docs/querying/api.md` of prometheus/prometheus at commit 01db19c0, "Range queries" and "Range vectors" (Prometheus 2 and 3):
+`data.resultType` is `matrix`, values are `[seconds since 1970, "figure"]`. Which quantity a result is follows from the metric's name
+(those in "Production Metrics" of vLLM 0.32 and `vllm/v1/metrics/loggers.py` at 005a810b, the same since 0.4: `num_requests_running`,
+`num_requests_waiting`, `request_success_total`; those of SGLang, Envoy and Istio, and names that end alike), or from the user: a result of
+`rate(...)` has no name.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers.base import Curve, Demand, Importer, Options, Point, Series
@@ -22,7 +24,13 @@ ROLES = ("arrivals", "throughput", "running", "waiting")
 _ENDINGS = {
     "running": ("num_requests_running", "requests_running", "num_running_reqs", "requests_active"),
     "waiting": ("num_requests_waiting", "requests_waiting", "num_queue_reqs", "num_waiting_reqs"),
-    "throughput": ("request_success_total", "request_success", "requests_completed_total", "upstream_rq_completed"),
+    "throughput": (
+        "request_success_total",
+        "request_success",
+        "requests_completed_total",
+        "upstream_rq_completed",
+        "sglang_num_requests_total",
+    ),
     "arrivals": (
         "downstream_rq_total",
         "http_requests_total",
@@ -31,6 +39,11 @@ _ENDINGS = {
         "requests_total",
     ),
 }
+Samples = tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]
+"""Seconds and values."""
+
+# Labels that tell apart what one server did, never places: their series are added.
+_PARTS = {"finished_reason", "engine"}
 _GROUPS, _LEAST = 10, 5  # points of a curve, and samples behind each of them
 
 
@@ -46,32 +59,54 @@ def series(source: Source, options: Options) -> tuple[Series, ...]:
         by_role.setdefault(options.role or _role(source, result), []).append(result)
     found = []
     for role, results in by_role.items():
-        label = _label(source, results, options)
-        name = str(results[0]["metric"].get("__name__", ""))
-        values: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        label, name = _label(source, results, options), _name(source, role, results)
+        counter = role in ("arrivals", "throughput") and name.endswith(("_total", *_ENDINGS[role]))
+        values: dict[str, list[Samples]] = {}
         for result in results:
             key = "" if label is None else str(result["metric"].get(label, ""))
-            values.setdefault(key, []).append(_samples(source, result))
+            samples = _samples(source, result)
+            values.setdefault(key, []).append(_rate(*samples) if counter else samples)
         series_by_name = {key: _summed(source, key, parts) for key, parts in values.items()}
         notes = [f"{role} from {name or 'a result without a name'}" + (f", by {label}" if label else "")]
-        if role in ("arrivals", "throughput") and name.endswith("_total"):
-            series_by_name = {key: _rate(*one) for key, one in series_by_name.items()}
-            notes.append(f"{name} is a counter: its increase over each step is taken")
-        found.append(Series(role, series_by_name, source.name, tuple(notes)))
+        notes += [f"{name} is a counter: its increase over each step is taken"] if counter else []
+        found.append(Series(role, series_by_name, source.name, (*notes, *_left_out(values, series_by_name))))
     return tuple(found)
 
 
 def _results(source: Source) -> list[Mapping[str, Any]]:
+    """The series in an answer.
+
+    **Raises:** `InputError` for an answer that says that the query failed, and for one that has no series over a range.
+    """
     document = source.document
+    if isinstance(document, dict) and document.get("status") == "error" and "errorType" in document:
+        raise InputError(
+            f"{source.name}: the query failed ({clipped(str(document.get('error')))}): correct it and query again."
+        )
     data = document.get("data", document) if isinstance(document, dict) else document
     results = data.get("result") if isinstance(data, dict) else data
-    if not isinstance(results, list):
-        return []
-    return [
-        r
-        for r in results
-        if isinstance(r, dict) and isinstance(r.get("metric"), dict) and isinstance(r.get("values"), list)
-    ]
+    found = [r for r in results if _is_series(r)] if isinstance(results, list) else []
+    if isinstance(data, dict) and "resultType" in data and (not found or len(found) < len(results or ())):
+        kind = clipped(str(data["resultType"]))
+        lacks = "no series" if results in ([], None) else "native histograms" if kind == "matrix" else f"a {kind}"
+        raise InputError(
+            f"{source.name}: the answer holds {lacks}, but no counters or gauges over a range: query them with query_range."
+        )
+    return found
+
+
+def _is_series(result: Any) -> bool:
+    return (
+        isinstance(result, dict) and isinstance(result.get("metric"), dict) and isinstance(result.get("values"), list)
+    )
+
+
+def _name(source: Source, role: str, results: Sequence[Mapping[str, Any]]) -> str:
+    """The metric behind a quantity: one, as the sum of two would count requests twice."""
+    names = sorted({str(result["metric"].get("__name__", "")) for result in results})
+    if len(names) > 1:
+        raise InputError(f"{source.name}: {listed(names)} are all {role}: query one of them.")
+    return clipped(names[0])
 
 
 def _role(source: Source, result: Mapping[str, Any]) -> str:
@@ -91,7 +126,7 @@ def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Option
     labels = {
         key: {str(r["metric"].get(key)) for r in results} for r in results for key in r["metric"] if key != "__name__"
     }
-    differing = sorted(key for key, values in labels.items() if len(values) > 1)
+    differing = sorted(key for key, values in labels.items() if len(values) > 1 and key not in _PARTS)
     if options.by is not None:
         if options.by in labels:
             return options.by
@@ -103,33 +138,46 @@ def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Option
     return differing[0] if differing else None
 
 
-def _samples(source: Source, result: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def _samples(source: Source, result: Mapping[str, Any]) -> Samples:
     try:
         times, values = np.array([(float(time), float(value)) for time, value in result["values"]]).reshape(-1, 2).T
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{source.name}: the values of {clipped(str(dict(result['metric'])))} are no pairs of time and number: export it again."
         ) from error
-    kept = np.isfinite(values)  # Prometheus writes NaN where a quotient has none
+    kept = np.isfinite(values) & np.isfinite(times)  # Prometheus writes NaN where a quotient has none
     if not kept.any() or (values[kept] < 0).any():
         raise InputError(
             f"{source.name}: {clipped(str(dict(result['metric'])))} has {'a negative value' if kept.any() else 'no values'}: "
             "correct the query."
         )
-    return times[kept], values[kept]
+    order = np.argsort(times[kept], kind="stable")
+    times, values = times[kept][order], values[kept][order]
+    if (np.diff(times) == 0).any():
+        raise InputError(
+            f"{source.name}: {clipped(str(dict(result['metric'])))} has two values at one time: query one range at a time."
+        )
+    return times, values
 
 
-def _summed(source: Source, name: str, parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _summed(source: Source, name: str, parts: list[Samples]) -> Samples:
     """One series for each name: several that share it are summed, at the times that all of them have."""
     times = parts[0][0]
     for other, _ in parts[1:]:
         times = np.intersect1d(times, other)
-    if not times.size:
+    if not times.size and len(parts) > 1:
         raise InputError(f'{source.name}: the series of "{clipped(name)}" have no time in common: query one range.')
     return times, sum((values[np.isin(found, times)] for found, values in parts), start=np.zeros(times.size))
 
 
-def _rate(times: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _left_out(parts: Mapping[str, Sequence[Samples]], sums: Mapping[str, Samples]) -> tuple[str, ...]:
+    """How many times are lost in sums over series that do not all have them."""
+    every = sum(len(np.unique(np.concatenate([times for times, _ in found]))) for found in parts.values())
+    lost = every - sum(len(times) for times, _ in sums.values())
+    return (f"{lost} of {every} samples are left out, as not all series that are added have them",) if lost else ()
+
+
+def _rate(times: np.ndarray, values: np.ndarray) -> Samples:
     increase = np.where(np.diff(values) < 0, values[1:], np.diff(values))
     return times[1:], increase / np.diff(times)
 
@@ -141,6 +189,8 @@ def demand(arrivals: Series) -> Demand:
     """
     names = tuple(arrivals.by_name)
     times = [found for found, _ in arrivals.by_name.values()]
+    if not all(found.size for found in times):
+        raise InputError(f"{arrivals.origin}: arrivals have a single sample: query a longer range.")
     begin, end = max(found[0] for found in times), min(found[-1] for found in times)
     rates = [values[(found >= begin) & (found <= end)] for found, values in arrivals.by_name.values()]
     grid = times[0][(times[0] >= begin) & (times[0] <= end)]
@@ -191,9 +241,7 @@ def curves(found: Sequence[Series]) -> tuple[Curve, ...]:
     return tuple(made)
 
 
-def _grouped(
-    origin: str, name: str, served: tuple[np.ndarray, np.ndarray], held: list[tuple[np.ndarray, np.ndarray]]
-) -> tuple[Point, ...]:
+def _grouped(origin: str, name: str, served: Samples, held: list[Samples]) -> tuple[Point, ...]:
     times = served[0]
     for found, _ in held:
         times = np.intersect1d(times, found)

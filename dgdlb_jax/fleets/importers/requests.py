@@ -1,8 +1,10 @@
 """Demand as single requests: a line for each, in CSV or as JSON lines, with a column of times.
 
-Layouts that were read: Azure LLM inference traces of 2023 and 2024 (`TIMESTAMP,ContextTokens,GeneratedTokens`), BurstGPT
-(`Timestamp` in seconds, `Model`, `Request tokens`, ...), Mooncake (JSON lines, `timestamp` in milliseconds, `input_length`, ...), and
-any other with a time.
+Layouts that were read, each from its own description: Azure LLM inference traces (`AzureLLMInferenceDataset2023.md`,
+`...2024.md` and `AzureLMMInferenceDataset2025.md` of Azure/AzurePublicDataset at commits 1a61e6c6, 04e28b8a and 517b239f:
+`TIMESTAMP,ContextTokens,GeneratedTokens`), BurstGPT (`README.md` of HPMLL/BurstGPT at ff1a7c63: `Timestamp` in seconds from the first
+midnight, `Model`, `Request tokens`, ...), Mooncake (`FAST25-release/README.md` of kvcache-ai/Mooncake at 40ea55f8 and its traces: JSON
+lines, `timestamp` in milliseconds, `input_length`, ...), and any other with a time.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.times import read_times, time_column
 from dgdlb_jax.fleets.importers.words import first_of
-from dgdlb_jax.fleets.tables import Table
+from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 WIDTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 43200, 86400)
@@ -56,7 +58,7 @@ def read_requests(table: Table, options: Options) -> Demand:
         raise InputError(
             f"{table.name}: bins of {width:g} s would be {bins:.2g}: give wider ones with bin_s (dgdlb import: --bin)."
         )
-    names = () if by is None else tuple(dict.fromkeys(row.cells[by] for row in table.rows))
+    names = () if by is None else tuple(dict.fromkeys(_named(table, row, by) for row in table.rows))
     column_of = [0] * len(table.rows) if by is None else [names.index(row.cells[by]) for row in table.rows]
     index = np.floor(times.seconds / width).astype(int)
     counts = np.zeros((max(bins, int(index.max()) + 1), max(len(names), 1)))
@@ -100,6 +102,12 @@ def _place_column(table: Table, times: str, options: Options) -> str | None:
     if found is not None and options.names:
         _check_names(table, found, options.names)
     return found
+
+
+def _named(table: Table, row: Row, by: str) -> str:
+    if not row.cells[by]:
+        raise table.error(row, by, "names no place", "complete or remove the line, or count by another column.")
+    return row.cells[by]
 
 
 def _values(table: Table, column: str) -> set[str]:

@@ -47,13 +47,18 @@ class Source:
 
     @cached_property
     def document(self) -> Any:
-        """The JSON value of the file, or None where it is no JSON or begins with neither `{` nor `[`."""
+        """The JSON value of the file, or None where it begins with neither `{` nor `[`, or holds a value in every line.
+
+        **Raises:** `InputError` for a list that is no JSON, as one that was cut off.
+        """
         if self.is_folder or self.text.lstrip()[:1] not in ("{", "["):
             return None
         try:
             return json.loads(self.text)
-        except (ValueError, RecursionError):
-            return None
+        except (ValueError, RecursionError) as error:
+            if self.text.lstrip()[0] == "{":
+                return None
+            raise InputError(f"{self.name}: not valid JSON ({error}): export it again.") from error
 
     @cached_property
     def records(self) -> list[dict[str, Any]] | None:

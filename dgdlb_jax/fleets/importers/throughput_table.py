@@ -1,9 +1,12 @@
 """Throughput of a server as a plain table: a line for every workload, batch size or concurrency."""
 
+import math
+import re
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, nearest
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
+from dgdlb_jax.fleets.importers.fields import telling
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, statistic_rank, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
@@ -19,6 +22,14 @@ LAYOUT = (
 )
 
 _PER_SECOND = {"s", "sec", "second", "rps", "qps", "tps", "throughput", "tput"}
+_PER_MINUTE = {"rpm", "qpm", "tpm"}
+# Of a minute, an hour, a day; "min" by itself is a minimum.
+_PERIOD = re.compile(
+    r"(?:per[_ ]?|/ ?)(m)in(?:ute)?(?![a-z])|(?:per[_ ]?|/ ?)(h)(?:r|our)?(?![a-z])|(?:per[_ ]?|/ ?)(d)ay(?![a-z])"
+)
+_PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
+_NO_RATE = {"latency", "time", "duration", "gpu", "chip", "user", "low", "high"}
+_ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
 _INPUT = ("input_tokens", "input_len", "isl", "prompt_tokens", "input_length")
 # Settings in figures: rows that differ in one of them belong to different servers.
@@ -39,19 +50,34 @@ class Layout(NamedTuple):
 def layout(table: Table) -> Layout:
     """Which column is what.
 
-    **Raises:** `InputError` where there is no throughput or nothing that says how many requests there were.
+    **Raises:** `InputError` where there is no throughput, where two contradict each other, or where nothing says how many requests
+    there were.
     """
-    requests = [column for column in table.columns if _is_rate(column) and not _tokens_of(column)]
-    tokens = [column for column in table.columns if _is_rate(column) and _tokens_of(column)]
+    requests = [column for column in table.columns if period(column) and not _tokens_of(column)]
+    tokens = [column for column in table.columns if period(column) and _tokens_of(column)]
     held, cap, latency = first_of(table.columns, HELD), first_of(table.columns, CAPS), _latency(table)
     if not requests and not tokens:
         raise _missing(table, "throughput")
     if held is None and cap is None and latency is None:
         raise _missing(table, "workload")
     if requests:
-        return Layout(requests[0], None, held, cap, latency)
+        return Layout(_achieved(table, requests), None, held, cap, latency)
     tokens.sort(key=lambda column: _tokens_of(column) != "output")
     return Layout(tokens[0], _tokens_of(tokens[0]), held, cap, latency)
+
+
+def _achieved(table: Table, columns: list[str]) -> str:
+    """The throughput that was measured, not the one that was asked for; two of them have to be one figure, to 1 %."""
+    figures = [column for column in columns if all(_is_number(row.cells[column]) for row in table.rows)] or columns
+    found = [column for column in figures if not _ASKED_FOR & set(words(column))] or figures
+    rank = min(map(statistic_rank, found))
+    first, *others = [column for column in found if statistic_rank(column) == rank]
+    for row in table.rows if others else ():
+        rates = {column: table.number(row, column) / (period(column) or 1.0) for column in (first, *others)}
+        for other in others:
+            if not math.isclose(rates[first], rates[other], rel_tol=0.01):
+                raise table.error(row, other, f"contradicts {first} {row.cells[first]}", "keep the right column.")
+    return first
 
 
 def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
@@ -59,27 +85,37 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     found = layout(table)
     rows = [row for row in table.rows if all(row.cells.get(key) == value for key, value in options.select.items())]
     _check_selection(table, options, rows)
-    differing = _telling(_grouping(table, found, rows), rows)
+    differing = telling(_grouping(table, found, rows), [row.cells for row in rows])
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault("-".join(row.cells[column] for column in differing), []).append(row)
     stem = table.name.rpartition("/")[2].rpartition(".")[0] or table.name
     return tuple(
-        Curve(name or stem, tuple(_point(table, row, found, options) for row in group), table.name, _notes(found))
+        Curve(
+            name or stem, tuple(_point(table, row, found, options) for row in group), table.name, _notes(table, found)
+        )
         for name, group in groups.items()
     )
 
 
 def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:
-    rate = table.number(row, found.throughput, above=True) / _tokens_per_request(table, row, found, options)
-    latency = None if found.latency is None else table.number(row, found.latency, above=True)
-    if latency is not None and found.latency is not None:
-        latency *= UNITS[unit_of(found.latency) or "s"]
+    def figure(column: str | None) -> float | None:
+        return None if column is None else table.number(row, column, above=True)
+
+    per_request = _tokens_per_request(table, row, found, options) * (period(found.throughput) or 1.0)
+    scale = 1.0 if found.latency is None else UNITS[unit_of(found.latency) or "s"]
+    held, cap, latency = figure(found.held), figure(found.cap), figure(found.latency)
+    repeated = cap is not None and held is None and latency is None
+    low, high = (figure(first_of(table.columns, [name])) for name in ("throughput_low", "throughput_high"))
     return Point(
-        rate,
-        held=None if found.held is None else table.number(row, found.held, above=True),
-        cap=None if found.cap is None else table.number(row, found.cap, above=True),
-        latency=latency,
+        (figure(found.throughput) or 0.0) / per_request,
+        held=held,
+        cap=cap,
+        latency=None if latency is None else latency * scale,
+        setting=f"{cap} at once" if repeated else "",
+        low=low,
+        high=high,
+        samples=int(figure(first_of(table.columns, ["samples"])) or 1),
     )
 
 
@@ -100,13 +136,29 @@ def _tokens_per_request(table: Table, row: Row, found: Layout, options: Options)
     return sum(table.number(row, column, above=True) for column in known)
 
 
-def _notes(found: Layout) -> tuple[str, ...]:
-    return () if found.tokens is None else (f'"{clipped(found.throughput)}" divided by the tokens of a request',)
+def _notes(table: Table, found: Layout) -> tuple[str, ...]:
+    notes = []
+    if found.tokens is not None:
+        notes.append(f'"{clipped(found.throughput)}" divided by the tokens of a request')
+    if period(found.throughput) != 1.0:
+        notes.append(f'"{clipped(found.throughput)}" divided by {period(found.throughput):g} s')
+    unclear = [column for column in table.columns if _is_latency(column) and unit_of(column) is None]
+    if found.held is None and found.latency is None and unclear:
+        notes.append(
+            f'"{clipped(unclear[0])}" does not say its unit and is not used: call it {clipped(unclear[0])}_s or {clipped(unclear[0])}_ms'
+        )
+    return tuple(notes)
 
 
-def _is_rate(column: str) -> bool:
-    found = words(column)
-    return bool(_PER_SECOND & set(found)) and not {"latency", "time", "duration", "gpu", "low", "high"} & set(found)
+def period(column: str) -> float | None:
+    """The seconds for which a column counts requests or tokens: 1 of a rate per second; None for a column that is no rate."""
+    found = set(words(column))
+    if _NO_RATE & found:
+        return None
+    longer = _PERIOD.search(column.lower())
+    if longer is not None or found & _PER_MINUTE:
+        return _PERIODS[longer[longer.lastindex or 1] if longer is not None else "m"]
+    return 1.0 if found & _PER_SECOND else None
 
 
 def _tokens_of(column: str) -> str | None:
@@ -126,13 +178,16 @@ def _latency(table: Table) -> str | None:
     found = [
         column
         for column in table.columns
-        if ({"latency", "e2el", "duration"} & set(words(column)) or "e2e" in column.lower())
-        and not {"first", "token", "ttft", "tpot", "itl", "inter", "std"} & set(words(column))
-        and unit_of(column) is not None
-        and statistic_rank(column) <= 1
+        if _is_latency(column) and unit_of(column) is not None and statistic_rank(column) <= 1
     ]
     means = [column for column in found if statistic_rank(column) == 1]
     return (means or found or [None])[0]
+
+
+def _is_latency(column: str) -> bool:
+    found = set(words(column))
+    whole = bool({"latency", "e2el", "duration"} & found) or "e2e" in column.lower()
+    return whole and not {"first", "token", "ttft", "tpot", "itl", "inter", "std"} & found
 
 
 def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
@@ -144,18 +199,6 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         and not _NO_NAME & set(words(column))
         and (normal(column) in _SETTINGS or any(not _is_number(row.cells[column]) for row in rows if row.cells[column]))
     ]
-
-
-def _telling(columns: list[str], rows: list[Row]) -> list[str]:
-    """The columns, in order, each of which tells rows apart that those before it do not."""
-    chosen: list[str] = []
-    kinds = 1
-    for column in columns:
-        more = len({tuple(row.cells[name] for name in (*chosen, column)) for row in rows})
-        if more > kinds:
-            chosen.append(column)
-            kinds = more
-    return chosen
 
 
 def _is_number(cell: str) -> bool:
@@ -185,7 +228,7 @@ def _recognises(source: Source, options: Options) -> bool:
     if source.table is None:
         return False
     columns = source.table.columns
-    return any(map(_is_rate, columns)) and (
+    return any(map(period, columns)) and (
         first_of(columns, HELD) is not None or first_of(columns, CAPS) is not None or _latency(source.table) is not None
     )
 

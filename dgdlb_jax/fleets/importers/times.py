@@ -19,7 +19,7 @@ SPELLINGS = (
 )  # fmt: skip
 """What a column of times may be called, besides any of these with a unit."""
 
-_PLAIN_DATE = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d(\.\d{1,9})?)?Z?")
+_PLAIN_DATE = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)(Z|\+00:00)?")
 
 # Seconds since 1970 lie here between the years 2001 and 2128; figures in smaller units lie in ranges of their own.
 _EPOCH = (1e9, 5e9)
@@ -92,14 +92,15 @@ def _epoch_unit(values: Float[np.ndarray, " rows"]) -> str | None:
 
 def _plain_dates(table: Table, column: str) -> Float[np.ndarray, " rows"] | None:
     """Dates that all lack a time zone, or all have UTC, with any number of digits; None for others."""
-    cells = [row.cells[column] for row in table.rows]
-    if not all(map(_PLAIN_DATE.fullmatch, cells)) or len({cell.endswith("Z") for cell in cells}) > 1:
+    found = [_PLAIN_DATE.fullmatch(row.cells[column]) for row in table.rows]
+    plain = [match[1].replace(" ", "T", 1) for match in found if match]
+    if len(plain) < len(found) or len({match[2] is None for match in found if match}) > 1:
         return None
     try:
-        dates = np.array([cell.removesuffix("Z").replace(" ", "T", 1) for cell in cells], "datetime64[ns]")
+        dates = np.array(plain, "datetime64[ns]")
     except ValueError:
         return None
-    return (dates - dates.min()).astype("timedelta64[ns]").astype(float) * 1e-9
+    return (dates - dates.min()).astype("timedelta64[ns]").astype(float) / 1e9
 
 
 def _date(table: Table, row: Row, column: str) -> float:

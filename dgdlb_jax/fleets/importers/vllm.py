@@ -1,22 +1,27 @@
-"""Results of vLLM's serving benchmark: `vllm bench serve --save-result`, and folders of `vllm bench sweep serve`.
+"""Results of vLLM's serving benchmark: `vllm bench serve --save-result`, folders of `vllm bench sweep serve` and `serve_workload`.
 
-Read from `vllm/benchmarks/sweep/serve.py` of vLLM at commit 0031557f (2026; the command is documented from 0.11.2 to 0.32) and from
-results of 2026-03: a JSON object per run, JSON lines of `--append-result`, `summary.json` (a list of runs), `summary.csv` of a sweep,
-and its folders `SERVE-...-BENCH-...` with `run=N.json`.
+Read from `vllm/benchmarks/serve.py` at commit 009e6d4a of vllm-project/vllm, `sweep/serve.py` at 0031557f and `sweep/serve_workload.py`
+at 24d6ea8a (2026; documented as 0.11.2 to 0.32), and from results of 2026-03: a JSON object per run, JSON lines of `--append-result`,
+`summary.json` (a list of runs), `summary.csv` of a sweep, and its folders `SERVE-...-BENCH-...` with `run=N.json`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from statistics import fmean
 from typing import Any
 
+from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
 from dgdlb_jax.fleets.importers.fields import figure, needed
 from dgdlb_jax.fleets.importers.source import Source
 
-_SERVE = re.compile(r"SERVE-+(.*?)(?:-BENCH-|/|$)")
-# What tells kinds of requests apart, where runs of one folder differ in it.
-_KINDS = ("dataset_name", "random_input_len", "random_output_len", "sharegpt_output_len", "input_len", "output_len")
+_SERVE = re.compile(r"SERVE-+(.*?)(?:-BENCH-|-WL-|/|$)")
+# Fields that say how a run went, and under which load. All others were set: by parameters of a sweep, or by --metadata.
+_NO_SETTING = re.compile(
+    r"model_id|date|run_number|unnamed.*|duration|completed|failed|rtfx|max_concurrency|max_concurrent_requests|max_output_tokens_per_s|"
+    r"request_rate|burstiness|num_prompts|(total|probe|spec_decode|diffusion|ramp_up)_.*|.*(throughput|goodput).*|.*_ms|"
+)
 
 Run = Mapping[str, Any]
 
@@ -27,7 +32,7 @@ def _runs(source: Source) -> list[tuple[str, Run]]:
     whole = any(re.search(r"run=\d+\.json$", file.name) for file in source.files)
     for file in source.files:
         last = file.name.rpartition("/")[2]
-        if last == "warmup.json" or last.endswith(".failure.json") or (whole and last.startswith("summary.")):
+        if last == "warmup.json" or last.endswith("failure.json") or (whole and last.startswith("summary.")):
             continue
         documents: Sequence[Any] = [file.document] if isinstance(file.document, dict) else file.records or []
         if not documents and last.endswith(".csv") and (file is source or last == "summary.csv"):
@@ -41,36 +46,74 @@ def _is_run(run: Any) -> bool:
     return isinstance(run, Mapping) and "request_throughput" in run and ("mean_ttft_ms" in run or "mean_e2el_ms" in run)
 
 
+def _load(run: Run) -> str:
+    return f"{run.get('max_concurrency')} at once, {run.get('request_rate')} requests/s, {run.get('num_prompts')}"
+
+
+def _settings(place: str, run: Run) -> dict[str, str]:
+    """What was set for a run besides its load: parameters of the server and of the requests."""
+    served = _SERVE.search(place)
+    plain = {str(key).replace("-", "_"): value for key, value in run.items() if isinstance(value, str | int | float)}
+    chosen = {key: str(value) for key, value in plain.items() if not _NO_SETTING.fullmatch(key.lower())}
+    return {"": served[1] if served else ""} | chosen
+
+
+def _telling(settings: Sequence[Mapping[str, str]], loads: Sequence[str]) -> list[str]:
+    """The settings that tell curves apart, each of which then has several loads: a number of a job, or a parameter that follows the
+    load, does not."""
+    chosen = []
+    for key in dict.fromkeys(key for one in settings for key in one):
+        values = [one.get(key, "") for one in settings]
+        if len(set(values)) > 1 and 2 * len(set(values)) <= len(set(zip(values, loads, strict=True))):
+            chosen.append(key)
+    return chosen
+
+
 def _point(place: str, run: Run) -> tuple[Point, str]:
     """A run, and where its mean end-to-end time comes from."""
-    cap, rate = figure(place, run, "max_concurrency"), run.get("request_rate")
     latency, origin = _latency(place, run)
-    setting = f"{cap} at once, {rate} requests/s, {run.get('num_prompts', '')}"
     generated, requests = figure(place, run, "total_output_tokens"), figure(place, run, "completed")
-    tokens = generated / requests if generated and requests else None
     return Point(
-        needed(place, run, "request_throughput"), cap=cap, latency=latency, tokens=tokens, setting=setting
+        needed(place, run, "request_throughput"),
+        cap=figure(place, run, "max_concurrency"),
+        latency=latency,
+        tokens=generated / requests if generated and requests else None,
+        setting=_load(run),
     ), origin
 
 
 def _latency(place: str, run: Run) -> tuple[float | None, str]:
-    """Mean end-to-end time in seconds: as reported, else from the tokens of every request, else from the means over them."""
+    """Mean end-to-end time in seconds: as reported, else from the times of every request, else from the means over them."""
     reported = figure(place, run, "mean_e2el_ms")
     if reported is not None:
         return reported / 1e3, ""
-    firsts, gaps = run.get("ttfts"), run.get("itls")
-    if isinstance(firsts, list) and isinstance(gaps, list) and firsts and len(firsts) == len(gaps):
-        try:
-            return fmean(
-                first + sum(between) for first, between in zip(firsts, gaps, strict=True)
-            ), "times of all tokens"
-        except TypeError:
-            pass
-    first, token = figure(place, run, "mean_ttft_ms"), figure(place, run, "mean_tpot_ms")
+    times = _request_times(run)
     tokens, requests = figure(place, run, "total_output_tokens"), figure(place, run, "completed")
+    if times and (requests is None or len(times) == requests):
+        return fmean(times), "the times of all requests"
+    first, token = figure(place, run, "mean_ttft_ms"), figure(place, run, "mean_tpot_ms")
     if first is None or token is None or not tokens or not requests:
         return None, ""
     return (first + token * (tokens / requests - 1)) / 1e3, "mean_ttft_ms + mean_tpot_ms x (tokens - 1)"
+
+
+def _request_times(run: Run) -> list[float]:
+    """Seconds of each request that succeeded, where they were saved; a failed one has an error, or no time."""
+    times, firsts, gaps, errors = (run.get(key) for key in ("latencies", "ttfts", "itls", "errors"))
+    try:
+        if not isinstance(times, list):
+            times = [first + sum(between) for first, between in zip(firsts or (), gaps or (), strict=True)]
+        pairs = zip(times, errors if isinstance(errors, list) else repeat(""), strict=False)
+        return [float(time) for time, error in pairs if time > 0 and not error]
+    except (TypeError, ValueError):
+        return []
+
+
+def _failed(runs: Iterable[tuple[str, Run]]) -> tuple[str, ...]:
+    """How many requests failed, where some did: they are in no throughput, although they held a place in the server."""
+    counts = [(figure(place, run, "failed"), figure(place, run, "completed")) for place, run in runs]
+    failed, completed = (sum(count or 0 for count in column) for column in zip(*counts, strict=True))
+    return (f"{failed:g} of {failed + completed:g} requests failed; they are not counted",) if failed else ()
 
 
 def _recognises(source: Source, options: Options) -> bool:
@@ -81,19 +124,21 @@ def _recognises(source: Source, options: Options) -> bool:
 def _read(source: Source, options: Options) -> tuple[Curve, ...]:
     """A curve for each model, setting of the server and kind of request."""
     del options
-    curves: dict[str, list[Point]] = {}
-    origins = set()
     runs = _runs(source)
-    kinds = [key for key in _KINDS if len({str(run.get(key)) for _, run in runs}) > 1]
-    for place, run in runs:
-        point, origin = _point(place, run)
-        origins.add(origin)
-        served = _SERVE.search(place)
-        parts = [str(run.get("model_id") or "vllm").rpartition("/")[2], *([served[1]] if served else [])]
-        name = "-".join([*parts, *(f"{key}-{run.get(key)}" for key in kinds)])
-        curves.setdefault(name, []).append(point)
-    notes = tuple(f"end-to-end time from {origin}, as the runs report none" for origin in sorted(origins) if origin)
-    return tuple(Curve(name, tuple(points), source.name, notes) for name, points in curves.items())
+    settings = [_settings(place, run) for place, run in runs]
+    telling = _telling(settings, [f"{run.get('model_id')}, {_load(run)}" for _, run in runs])
+    curves: dict[str, list[tuple[str, Run]]] = {}
+    for (place, run), chosen in zip(runs, settings, strict=True):
+        model = str(run.get("model_id") or "vllm").rpartition("/")[2]
+        parts = [f"{key}-{chosen.get(key, '')}".strip("-") for key in telling]
+        curves.setdefault("-".join(filter(None, [model, *parts])), []).append((place, run))
+    return tuple(_curve(source, name, runs) for name, runs in curves.items())
+
+
+def _curve(source: Source, name: str, runs: Sequence[tuple[str, Run]]) -> Curve:
+    points, origins = zip(*(_point(place, run) for place, run in runs), strict=True)
+    notes = [f"end-to-end time from {origin}, as the runs report none" for origin in sorted(set(origins)) if origin]
+    return Curve(clipped(name), points, source.name, (*notes, *_failed(runs)))
 
 
 IMPORTER = Importer("vLLM serving benchmark", "curves", _recognises, _read)

@@ -48,11 +48,12 @@ def unit_of(header: str) -> str | None:
 
 
 def way_of(header: str) -> str | None:
-    """`"rtt"` or `"one_way"`, if a header says which of them. What the program ping prints are round trips."""
+    """`"rtt"` or `"one_way"`, if a header says which. What the program ping prints are round trips; half of one could be either."""
     text = f"_{normal(header)}_"
-    round_trip = any(f"_{word}_" in text for word in ("rtt", "round_trip", "roundtrip", "ping"))
-    one_way = any(f"_{word}_" in text for word in ("one_way", "oneway", "owd"))
-    return None if round_trip == one_way else "rtt" if round_trip else "one_way"
+    round_trip = any(f"_{word}_" in text for word in ("rtt", "round_trip", "roundtrip", "ping", "two_way", "both_ways"))
+    one_way = any(f"_{word}_" in text for word in ("one_way", "oneway", "owd", "one_direction"))
+    halved = any(f"_{word}_" in text for word in ("half", "halved", "2"))
+    return None if halved or round_trip == one_way else "rtt" if round_trip else "one_way"
 
 
 def statistic_rank(header: str) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,19 +103,19 @@ def slugs(names: Sequence[str], longest: int = 63) -> list[str]:
     return found
 
 
-def shares_of(weights: Mapping[str, Any]) -> dict[str, float]:
-    """Weights as shares.
+def shares_of(weights: Iterable[tuple[str, Any]]) -> dict[str, float]:
+    """Pairs of name and weight as shares; weights of one name are added.
 
     **Raises:** `InputError` for weights that are none.
     """
-    found = {}
-    for name, weight in weights.items():
+    found: dict[str, float] = {}
+    for name, weight in weights:
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise InputError(f'The weight {weight!r} of "{name}" is none: give numbers that are not negative.')
-        found[name] = float(weight)
+            raise InputError(f'the weight {weight!r} of "{name}" is none: give numbers that are not negative.')
+        found[name] = found.get(name, 0.0) + float(weight)
     total = sum(found.values())
     if not total > 0:
-        raise InputError(f"The weights of {', '.join(map(str, found)) or 'nothing'} sum to 0: give one above 0.")
+        raise InputError(f"the weights of {', '.join(map(str, found)) or 'nothing'} sum to 0: give one above 0.")
     return {name: weight / total for name, weight in found.items()}
 
 

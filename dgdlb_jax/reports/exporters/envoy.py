@@ -80,7 +80,7 @@ def _read(document: Any) -> ByName | None:
             manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
             route = manager["route_config"]["virtual_hosts"][0]["routes"][0]["route"]
             found[listener["name"]] = shares_of(
-                {one["name"]: one["weight"] for one in route["weighted_clusters"]["clusters"]}
+                (one["name"], one["weight"]) for one in route["weighted_clusters"]["clusters"]
             )
     except (KeyError, IndexError, TypeError, AttributeError):
         return None

@@ -49,11 +49,10 @@ def _read(document: Any) -> ByName | None:
     try:
         found: ByName = {}
         for resource in document["resources"]:
-            weights: dict[str, float] = {}
-            for endpoint in resource["endpoints"]:
-                region = endpoint["locality"]["region"]
-                weights[region] = weights.get(region, 0) + endpoint["load_balancing_weight"]
-            found[resource["cluster_name"]] = shares_of(weights)
+            found[resource["cluster_name"]] = shares_of(
+                (endpoint["locality"]["region"], endpoint["load_balancing_weight"])
+                for endpoint in resource["endpoints"]
+            )
     except (KeyError, TypeError, AttributeError):
         return None
     return found

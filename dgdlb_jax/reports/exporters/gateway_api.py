@@ -47,7 +47,7 @@ def _read(document: Any) -> ByName | None:
     try:
         for route in items(document, "HTTPRoute", "gateway.networking.k8s.io/"):
             backends = route["spec"]["rules"][0]["backendRefs"]
-            found[route["metadata"]["name"]] = shares_of({one["name"]: one.get("weight", 1) for one in backends})
+            found[route["metadata"]["name"]] = shares_of((one["name"], one.get("weight", 1)) for one in backends)
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
     return found or None

@@ -64,7 +64,7 @@ def _read(document: Any) -> ByName | None:
     try:
         for rule in items(document, "DestinationRule", "networking.istio.io/"):
             for entry in rule["spec"]["trafficPolicy"]["loadBalancer"]["localityLbSetting"]["distribute"]:
-                weights = {str(place).removesuffix("/*"): weight for place, weight in entry["to"].items()}
+                weights = ((str(place).removesuffix("/*"), weight) for place, weight in entry["to"].items())
                 found[str(entry["from"]).removesuffix("/*")] = shares_of(weights)
     except (KeyError, TypeError, AttributeError):
         return None
