@@ -152,6 +152,30 @@ def test_an_interrupt_during_imports_is_quiet(rng, count):
 
 
 @posix
+def test_an_interrupt_waits_for_the_import_of_compiled_code():
+    """jaxlib's modules call Python while they are imported, and abort the process (SIGABRT) when that raises."""
+    code = """
+import os, signal, time
+from dgdlb_jax.cli import Interrupts
+
+class ExtensionFileLoader:
+    def exec_module(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        print("imported")
+
+with Interrupts():
+    try:
+        ExtensionFileLoader().exec_module()
+        time.sleep(20)
+    except KeyboardInterrupt:
+        print("then")
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=own_process(), capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["imported", "then"], "")
+
+
+@posix
 def test_an_interrupt_that_python_drops_comes_again_quietly():
     """One that arrives while an object is finalised is dropped, with a traceback, unless somebody sees to it."""
     code = """
