@@ -85,9 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 class Interrupts:
     """Ctrl-C is raised again every three seconds until it is heard: Python drops one that arrives in a callback, such as those of the
-    garbage collector that run when a long compilation ends, and says so with a traceback, which nobody needs. It waits while an
-    extension module is imported: those of jaxlib abort the process when an exception passes through them. Does nothing in a thread, which
-    is never interrupted."""
+    garbage collector that run when a long compilation ends, and says so with a traceback, which nobody needs. It waits where an exception
+    does harm (see `_UNTOUCHABLE`). Does nothing in a thread, which is never interrupted."""
 
     def __init__(self) -> None:
         self.any, self._before = False, {}
@@ -109,7 +108,7 @@ class Interrupts:
     def _raise(self, number: int, frame: types.FrameType | None) -> None:
         del number
         self.any = True
-        waits = _imports_an_extension(frame)
+        waits = _is_within(frame, _UNTOUCHABLE)
         signal.setitimer(signal.ITIMER_REAL, 0.02 if waits else 3.0)
         if not waits:
             raise KeyboardInterrupt
@@ -119,10 +118,16 @@ class Interrupts:
             self._report(dropped)
 
 
-def _imports_an_extension(frame: types.FrameType | None) -> bool:
-    """Whether the frame was called, however indirectly, by an extension module that is being imported."""
+_UNTOUCHABLE = (
+    "ExtensionFileLoader.",  # jaxlib's extension modules abort the process when an exception passes through their import
+    "Interrupts._dropped",  # an exception in this hook is reported with a traceback
+)
+
+
+def _is_within(frame: types.FrameType | None, functions: tuple[str, ...]) -> bool:
+    """Whether one of the functions, by the beginning of their qualified names, is being run in this frame or by what called it."""
     while frame is not None:
-        if frame.f_code.co_qualname.startswith("ExtensionFileLoader."):
+        if frame.f_code.co_qualname.startswith(functions):
             return True
         frame = frame.f_back
     return False
