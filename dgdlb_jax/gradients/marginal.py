@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.results import (
@@ -16,6 +17,7 @@ from dgdlb_jax.numerics.results import (
     InputError,
     Result,
     first_failure,
+    is_concrete,
     raise_on_failure,
     require_values,
 )
@@ -131,7 +133,7 @@ def marginal_latency(
         run_on = _run_on(network, policy, duration)
     settings = {
         "dt": dt,
-        "max_latency": _roomy_latency(network, dt) if max_latency is None else max_latency,
+        "max_latency": _roomy_latency(network, dt) if max_latency is None and is_concrete(network) else max_latency,
         "throw": False,
         "adjoint": adjoint,
     }
@@ -228,7 +230,8 @@ def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _
         return _cost(first) + jnp.cumsum(cost) + left, (first.time, first.routing, result)
 
     def gradient(gate, cotangent):
-        _, back, about = jax.vjp(lambda extra: costs(extra, gate), nothing, has_aux=True)
+        with device.kept_together(3):  # the run, and the two that go on
+            _, back, about = jax.vjp(lambda extra: costs(extra, gate), nothing, has_aux=True)
         return back(cotangent)[0], about
 
     steps = int(np.ceil(run.duration / settings["dt"] * (1 - 1e-12)))
@@ -279,7 +282,7 @@ def _price(network: Network, t: Array, workload: Array) -> Array:
 
 def _roomy_latency(networks: Network, dt: float) -> float:
     """A `max_latency` that many networks share, and with it compiled code: the largest latency, rounded up to 16 steps."""
-    latest = float(jnp.maximum(networks.latency, networks.feedback_latency).max())
+    latest = float(np.maximum(networks.latency, networks.feedback_latency).max())
     return 16 * dt * max(1, math.ceil(latest / (16 * dt)))
 
 

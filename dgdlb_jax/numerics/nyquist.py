@@ -22,7 +22,7 @@ from dgdlb_jax.numerics.results import Result, code
 Frequency = Float[Array, ""]
 MatrixOf = Callable[[Frequency], Complex[Array, "n n"]]
 
-_BLOCK = 8  # frequencies at which eigenvalues are computed between two decisions
+BLOCK = 8  # frequencies at which eigenvalues are computed between two decisions
 _STARTS = 32  # candidates kept; those of the largest promise
 _REACH = (
     0.75  # strides within which an eigenvalue has to meet the axis to be a start: every crossing has one on either side
@@ -74,6 +74,7 @@ def largest_crossing(
     stride: Callable[[Frequency], Frequency],
     first: Frequency,
     last: Frequency,
+    together: int = BLOCK,
 ) -> Crossing:
     r"""The largest $\kappa$ with $-\kappa$ an eigenvalue of $M(w)$ for some $w$ between `first` and `last`.
 
@@ -83,6 +84,7 @@ def largest_crossing(
     - `bound`: a bound on the spectral radius of $M(w)$ that decreases in $w$.
     - `stride`: how far to the next frequency, so that phases turn by 0.2 rad at most.
     - `first`, `last`: no crossing lies below `first`; `last` may be inf. A negative real eigenvalue at `last` itself counts.
+    - `together`: how many matrices may exist at the same time.
 
     **Returns:** a `Crossing`. Nothing here is meant to be differentiated: see `eigenvalue_near`.
     """
@@ -105,10 +107,10 @@ def largest_crossing(
 
     def next_block(walk: _Walk):
         at = [walk.frequency]
-        for _ in range(_BLOCK):
+        for _ in range(BLOCK):
             at.append(jnp.minimum(at[-1] + stride(at[-1]), last))
         here = jnp.stack(at[:-1])
-        found = jax.vmap(lambda w: _candidates(matrix, stride(w), w))(here)
+        found = jax.lax.map(lambda w: _candidates(matrix, stride(w), w), here, batch_size=min(together, BLOCK))
         open_end = (here < last)[:, None]  # the last frequency itself has been looked at already
         found = eqx.tree_at(lambda s: s.promise, found, jnp.where(open_end, found.promise, 0))
         starts = _keep_best(walk.starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found))

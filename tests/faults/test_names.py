@@ -41,7 +41,7 @@ def fleet(folder, name="f", frontends=("a", "b"), backends=("c", "d")):
     return folder / "fleet.toml"
 
 
-@pytest.mark.parametrize("form", ["csv", "envoy"])
+@pytest.mark.parametrize("form", ["csv", pytest.param("envoy", marks=pytest.mark.full)])
 def test_strange_names_come_through_everything(tmp_path, capsys, monkeypatch, form):
     """Pictures, report, netCDF, terminal, export; no letter that a font lacks warns."""
     pytest.importorskip("h5netcdf", reason="install the xarray extra")
