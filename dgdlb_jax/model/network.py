@@ -344,7 +344,9 @@ def _check_names(frontends: Sequence[str] | None, backends: Sequence[str] | None
         if not isinstance(found, str) or not found.isprintable():
             raise InputError(f"The name {clipped(repr(found))} is not a printable text: use printable characters only.")
         if found != found.strip():
-            raise InputError(f"The name {clipped(repr(found))} has spaces around it, which tables lose: leave them out.")
+            raise InputError(
+                f"The name {clipped(repr(found))} has spaces around it, which tables lose: leave them out."
+            )
 
 
 def _replace(network: Network, **changes) -> Network:

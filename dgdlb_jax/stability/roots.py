@@ -146,8 +146,8 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     check_fits(needed, f"The collocation of {size} equations with {delays.size} delays", "use count_unstable_roots")
     if size > _LARGEST_MATRIX:
         raise InputError(
-            f"The characteristic roots of {size:,} equations, which all depend on each other, would take hours: count_unstable_roots counts "
-            "those that matter, and critical_step_size finds where they begin to."
+            f"The characteristic roots of {size:,} equations would take hours: count_unstable_roots counts those that matter, and "
+            "critical_step_size finds where there begin to be some."
         )
     still = np.zeros((size, size))
     still[range(backends.size), range(backends.size)] = -point.slope[backends]
@@ -232,7 +232,7 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
 
 
 def _smallest(value: Complex[Array, "n n"], slope: Complex[Array, "n n"], vector: Complex[Array, " n"]):
-    """The smallest `step` with (value - step * slope) u = 0, and u, by inverse iteration from a vector; the vector itself where that fails."""
+    """The smallest `step` with (value - step * slope) u = 0, and u, by inverse iteration from a vector; that vector where it fails."""
     factors, found = jax.scipy.linalg.lu_factor(value), vector
     for _ in range(_INVERSE):
         ahead = jax.scipy.linalg.lu_solve(factors, slope @ found)

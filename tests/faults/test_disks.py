@@ -82,7 +82,8 @@ class Disk:
 )
 @pytest.mark.parametrize("before", [1, *(pytest.param(count, marks=pytest.mark.full) for count in (0, 2, 5))])
 @pytest.mark.parametrize(
-    "command", [pytest.param(name, marks=[pytest.mark.full] * (name == "envoy")) for name in COMMANDS if name != "stability"]
+    "command",
+    [pytest.param(name, marks=[pytest.mark.full] * (name == "envoy")) for name in COMMANDS if name != "stability"],
 )
 def test_files_that_cannot_be_opened(here, monkeypatch, capsys, command, before, error):
     """Every place that opens a file for writing, Python's own and those that go through the system's call."""

@@ -111,7 +111,7 @@ def test_loops_at_many_frequencies(little, monkeypatch):
     """As many at once as 256 MB hold with their derivatives, and none where one is too large."""
     found = [side_by_side(16 * size**3, (size, size), 64) for size in (50, 100, 200)]  # complex, (F, B, B)
     assert found == [64, 8, 1]
-    with pytest.raises(InputError, match="loop of 1000 x 600 .* takes about 11.5 GB .* use smaller networks"):
+    with pytest.raises(InputError, match=r"loop of 1000 x 600 .* takes about 11.5 GB .* use smaller networks"):
         side_by_side(16 * 1000 * 600**2, (1000, 600), 64)
 
 
