@@ -58,8 +58,6 @@ def test_slower_analyses_within_somebody_elses_jit(rng):
             dgd.shadow_prices(network).latency,
             linear.response,
             dgd.drain_time(network, 0.1, optimum),
-            dgd.suggest_duration(network, 0.1, optimum),
-            dgd.sufficient_step_size(network, optimum),
         )
 
     for alone, inside in zip(everything(network), eqx.filter_jit(everything)(network), strict=True):
