@@ -153,8 +153,9 @@ def test_an_interrupt_during_imports_is_quiet(rng, count):
 
 
 @posix
-def test_an_interrupt_waits_for_the_import_of_compiled_code():
-    """jaxlib's modules call Python while they are imported, and abort the process (SIGABRT) when that raises."""
+def test_an_interrupt_waits_where_an_exception_does_harm():
+    """jaxlib's modules call Python while they are imported, and abort the process (SIGABRT) when that raises; what is raised in the hook
+    that reports exceptions of finalisers is shown with a traceback."""
     code = """
 import os, signal, time
 from dgdlb_jax.cli import Interrupts
@@ -171,9 +172,26 @@ with Interrupts():
         time.sleep(20)
     except KeyboardInterrupt:
         print("then")
+
+class Finalised:
+    def __del__(self):
+        raise ValueError
+
+def report(dropped):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+    print("reported")
+
+with Interrupts() as heard:
+    heard._report = report
+    try:
+        Finalised()
+        time.sleep(20)
+    except KeyboardInterrupt:
+        print("then")
 """
     done = subprocess.run([sys.executable, "-c", code], env=own_process(), capture_output=True, text=True)
-    assert (done.stdout.split(), done.stderr) == (["imported", "then"], "")
+    assert (done.stdout.split(), done.stderr) == (["imported", "then", "reported", "then"], "")
 
 
 @posix
