@@ -233,9 +233,11 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
 
 def _smallest(value: Complex[Array, "n n"], slope: Complex[Array, "n n"], vector: Complex[Array, " n"]):
     """The smallest `step` with (value - step * slope) u = 0, and u, by inverse iteration from a vector; that vector where it fails."""
-    factors, found = jax.scipy.linalg.lu_factor(value), vector
+    factors = jax.scipy.linalg.lu_factor(value)
+    before = ahead = vector
     for _ in range(_INVERSE):
-        ahead = jax.scipy.linalg.lu_solve(factors, slope @ found)
-        size = jnp.linalg.norm(ahead)
-        step, found = found @ (ahead.conj() / size) / size, ahead / size
-    return step, jnp.where(jnp.isfinite(found).all(), found, vector)
+        before = ahead / jnp.linalg.norm(ahead)
+        ahead = jax.scipy.linalg.lu_solve(factors, slope @ before)
+    size = jnp.linalg.norm(ahead)
+    ahead = ahead / size
+    return before @ ahead.conj() / size, jnp.where(jnp.isfinite(ahead).all(), ahead, vector)
