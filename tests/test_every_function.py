@@ -217,8 +217,8 @@ def test_exact_gradients_at_rest_by_hand(found, name):
     living = here["linear"].point.used.any(0)
     exact = np.where(np.asarray(case.mask), 1 / slope + np.asarray(case.cost_latency), np.inf)
     # A workload of 1e6 is known to 1e-9 of itself; idle backends begin to be charged as soon as a trickle arrives.
-    # Not at the start, where a run that begins with half a step counts a request on a link shorter than that half a step less.
-    np.testing.assert_allclose(gradients.open_loop[1][:, living], exact[:, living], rtol=2e-3)
+    for found_then in gradients.open_loop[:2]:
+        np.testing.assert_allclose(found_then[:, living], exact[:, living], rtol=2e-3)
     assert int(gradients.result) in (Result.successful, Result.not_settled)
     assert np.isnan(gradients.closed_loop).any() == (int(gradients.result) == Result.not_settled)
 

@@ -12,9 +12,12 @@ from hypothesis.extra.numpy import arrays
 from dgdlb_jax.cli import build_parser, main
 from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.fleets import load_fleet
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports.export import rounding_costs, roundings, routings, write_export
 from dgdlb_jax.reports.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
+from dgdlb_jax.reports.exporters.base import addressable
 from dgdlb_jax.reports.exporters.envoy import envoy_bootstrap
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.studies.compare import compare
@@ -78,6 +81,26 @@ def test_every_format_is_read_back_as_it_was_written(form, fleet, rng, tmp_path)
     np.testing.assert_allclose(found, exporter.rounded(shares), atol=1e-8)
     assert np.abs(found - shares).max() <= (1 / exporter.total if exporter.total else 1e-8)
     assert latency_at_rest(fleet, found) == pytest.approx(latency_at_rest(fleet, exporter.rounded(shares)), rel=1e-6)
+
+
+ODD = (
+    "=1+1", "'=1+1", "''=1+1", "1+1", '"quoted"', "it's", "a:b", "a#b", "{a}", "[a]", "a,b", "a/*", "a b", "A B", "a-b", "a-b-0", "a b 0",
+    "東京", "São Paulo", "sao paulo", "kind", "items", "resources", "static_resources", "optimum", "null", "1e3", "\\", "$x$",
+    "<b>", "?", "x" * 400, "x" * 400 + "y", "r-1", "-1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", EXPORTERS)
+def test_odd_names_are_read_back(form, rng, tmp_path):
+    """Each frontend's own routing under its own name, whatever a format has to make of the names, and without one name as another."""
+    frontends, backends = ODD, ODD[::-1][:-2]
+    shape = len(frontends), len(backends)
+    network = Network(np.ones(shape[0]), np.ones(shape), Hyperbolic(np.full(shape[1], 9.0), np.ones(shape[1])))
+    network = network.with_names(frontends, backends)
+    exporter, shares = EXPORTERS[form], rng.dirichlet(np.full(shape[1], 0.2), shape[0])
+    (tmp_path / "now").write_text(exporter.write(exporter.rounded(shares), named(network)))
+    found = np.asarray(read_routing(tmp_path / "now", network).routing)
+    np.testing.assert_allclose(found, exporter.rounded(shares), atol=1e-8)
 
 
 def test_mean_latency_is_that_of_the_optimum(comparison):
@@ -247,7 +270,7 @@ def test_envoys_schema_accepts_the_configuration(comparison, tmp_path):
 
 def test_names_become_addresses_that_differ():
     shares = np.full((2, 3), 1 / 3)
-    found = envoy_bootstrap(shares, Names(("São Paulo", "sao paulo"), ("A B", "a-b", "??")))
+    found = envoy_bootstrap(shares, addressable(Names(("São Paulo", "sao paulo"), ("A B", "a-b", "??"))))
     names = [cluster["name"] for cluster in found["static_resources"]["clusters"]]
     assert names == ["a-b-0", "a-b-1", "region"]
     ports = [entry["address"]["socket_address"]["port_value"] for entry in found["static_resources"]["listeners"]]

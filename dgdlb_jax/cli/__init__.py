@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Sequence
 
 from dgdlb_jax import __version__
@@ -84,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 class Interrupts:
     """Ctrl-C is raised again every three seconds until it is heard: Python drops one that arrives in a callback, such as those of the
-    garbage collector that run when a long compilation ends, and says so with a traceback, which nobody needs. Does nothing in a thread,
-    which is never interrupted."""
+    garbage collector that run when a long compilation ends, and says so with a traceback, which nobody needs. It waits where an exception
+    does harm (see `_UNTOUCHABLE`). Does nothing in a thread, which is never interrupted."""
 
     def __init__(self) -> None:
         self.any, self._before = False, {}
@@ -104,15 +105,32 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _raise(self, number: int, frame: object) -> None:
-        del number, frame
+    def _raise(self, number: int, frame: types.FrameType | None) -> None:
+        del number
         self.any = True
-        signal.setitimer(signal.ITIMER_REAL, 3.0)
-        raise KeyboardInterrupt
+        waits = _is_within(frame, _UNTOUCHABLE)
+        signal.setitimer(signal.ITIMER_REAL, 0.02 if waits else 3.0)
+        if not waits:
+            raise KeyboardInterrupt
 
     def _dropped(self, dropped: "sys.UnraisableHookArgs") -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             self._report(dropped)
+
+
+_UNTOUCHABLE = (
+    "ExtensionFileLoader.",  # jaxlib's extension modules abort the process when an exception passes through their import
+    "Interrupts._dropped",  # an exception in this hook is reported with a traceback
+)
+
+
+def _is_within(frame: types.FrameType | None, functions: tuple[str, ...]) -> bool:
+    """Whether one of the functions, by the beginning of their qualified names, is being run in this frame or by what called it."""
+    while frame is not None:
+        if frame.f_code.co_qualname.startswith(functions):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _answer(options: argparse.Namespace) -> int:

@@ -78,8 +78,10 @@ All keys:
 - `[capacity]`: the same kinds as a demand, here a factor on each backend's service rate over time.
 - `[sources.NAME]`: `title`, `licence`, `url`, `date`, `note`.
 
-Tables are looked for beside the TOML file; lines that start with `#` are comments, further columns are ignored. They are recognised
-by content, and a `FleetWarning` says what was understood (`dgdlb import` does the same and writes tidy tables, or a whole fleet):
+Tables are looked for beside the TOML file, or where a path leads from there (`"../latency.csv"`, `"/data/day.csv"`): in a fleet from a
+stranger look at them first. It makes nothing else be read, and nothing be run. Lines that start with `#` are comments, further columns
+are ignored. Tables are recognised by content, and a `FleetWarning` says what was understood (`dgdlb import` does the same and writes tidy
+tables, or a whole fleet):
 
 - separated by commas, by semicolons or tabs, these with decimal commas or points; JSON lists and JSON lines of flat objects.
 - throughput: vLLM's serving benchmark (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf (JSON, CSV,

@@ -131,6 +131,8 @@ class Section:
     def _check_name(self, key: str, name: str, verb: str) -> None:
         if not name.isprintable():  # a terminal, a picture and a table would each do something else with it
             raise self.error(key, f"{verb} {clipped(name)!r}", "use printable characters only.")
+        if name != name.strip():
+            raise self.error(key, f"{verb} {shown(name)}", "leave out the spaces around it, which tables lose.")
         if len(name) > LONGEST_NAME:
             raise self.error(key, f"{verb} {shown(name)}", f"use up to {LONGEST_NAME} letters.")
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.results import (
@@ -16,6 +17,7 @@ from dgdlb_jax.numerics.results import (
     InputError,
     Result,
     first_failure,
+    is_concrete,
     raise_on_failure,
     require_values,
 )
@@ -131,7 +133,7 @@ def marginal_latency(
         run_on = _run_on(network, policy, duration)
     settings = {
         "dt": dt,
-        "max_latency": _roomy_latency(network, dt) if max_latency is None else max_latency,
+        "max_latency": _roomy_latency(network, dt) if max_latency is None and is_concrete(network) else max_latency,
         "throw": False,
         "adjoint": adjoint,
     }
@@ -146,13 +148,15 @@ def marginal_latency(
         save=SaveAt(every=1, fields=("workload",), resumable=False),
     )
     workload, first = jnp.asarray(check.workload), jnp.rint(check.time[0] / dt).astype(int)
+    rate = 1 / _price(network, check.time[0], workload[0])
     if isinstance(initial, SimulationState):
         assert initial.workload_line is not None
         rows = initial.workload_line.shape[0]
         past = initial.workload_line[(initial.row - jnp.arange(rows - 1, 0, -1)) % rows]
         workload, first = jnp.concatenate([past, workload]), first - (rows - 1)
     run = _Run(duration, run_on / 2, every, tuple(settings.items()))
-    closed, half, opened, time, routing, result = _differentiate(network.anonymous(), policy, initial, run)
+    cotangents, time, routing, result = _differentiate(network.anonymous(), policy, initial, run)
+    closed, half, opened = (_per_request(network, bar, dt, rate) for bar in cotangents)
     seen = _seen(network, time, workload, first, dt)
     tail = jnp.max(jnp.abs(closed - half)) / jnp.max(jnp.abs(closed))
     lively = jnp.where(tail <= _TAIL, int(Result.successful), int(Result.not_settled)).astype(jnp.int32)
@@ -205,7 +209,7 @@ class _Run(eqx.Module):
 
 @eqx.filter_jit
 def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _Run):
-    """Closed loop (until the end, and until the middle of running on), open loop, and the run they belong to."""
+    """Cotangents of extra flow: closed loop (until the end, and until the middle of running on), open loop; and the run they belong to."""
     settings = dict(run.settings)
     save = SaveAt(every=run.every, fields=("routing",))
 
@@ -226,15 +230,16 @@ def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _
         return _cost(first) + jnp.cumsum(cost) + left, (first.time, first.routing, result)
 
     def gradient(gate, cotangent):
-        _, back, about = jax.vjp(lambda extra: costs(extra, gate), nothing, has_aux=True)
-        return _per_request(network, back(cotangent)[0], settings["dt"]), about
+        with device.kept_together(3):  # the run, and the two that go on
+            _, back, about = jax.vjp(lambda extra: costs(extra, gate), nothing, has_aux=True)
+        return back(cotangent)[0], about
 
     steps = int(np.ceil(run.duration / settings["dt"] * (1 - 1e-12)))
     nothing = jnp.zeros((count_frames(steps, run.every) + 1, *network.latency.shape), network.latency.dtype)
     # Closed loop until the end, and until the middle; open loop. One after the other, so that they share what is compiled.
     asked = jnp.array([1.0, 1.0, 0.0], nothing.dtype), jnp.array([[0, 1.0], [1, 0], [0, 1]], nothing.dtype)
     found, about = jax.lax.map(lambda each: gradient(*each), asked)
-    return *found, *(leaf[0] for leaf in about)
+    return found, *(leaf[0] for leaf in about)
 
 
 def _cost(run: Trajectory) -> Array:
@@ -242,17 +247,20 @@ def _cost(run: Trajectory) -> Array:
     return run.statistics.cost
 
 
-def _per_request(network: Network, bar: Array, dt: float) -> Array:
-    """From the cotangent of extra flow at an instant to that of a request.
+def _per_request(network: Network, bar: Array, dt: float, rate: Array) -> Array:
+    r"""From the cotangent of extra flow at an instant to that of a request.
 
-    The flow makes a hat of the width of a step, which holds `dt` requests. Of that at the start the cost integral sees the later half,
-    and a backend without latency receives the later half.
+    The flow makes a hat of the width of a step, which holds `dt` requests. Of that at the start the cost integral sees the later half. A
+    backend whose latency is the part $\phi < 1$ of a step receives a part of it, and its inflow jumps there: so do the predicted workload
+    and the node of the trapezoid, which cancels in any other hat. With $\dot p = a p - 1$ and $a = \ell_j'$ at the start, the steps count
+    $\frac12 [1 + \phi + a\, dt\, \phi (1 - \phi)]\, p - \frac{dt}4 (1 - \phi)(1 + 2\phi)$, up to second order in `dt`.
     """
-    fraction = network.latency / dt
+    part = jnp.minimum(network.latency / dt, 1)
     first = jnp.arange(bar.shape[0])[:, None, None] == 0
-    received = jnp.where(first & (fraction < 1), (1 + fraction) / 2, 1)
+    received = jnp.where(first, (1 + part + rate * dt * part * (1 - part)) / 2, 1)
+    missed = jnp.where(first, dt / 4 * (1 - part) * (1 + 2 * part), 0)
     charged = jnp.where(first, 0.5, 1) * network.cost_latency
-    return (bar / dt - charged) / received + network.cost_latency
+    return (bar / dt - charged + missed) / received + network.cost_latency
 
 
 def _seen(network: Network, time: Array, workload: Array, first: Array, dt: float) -> Array:
@@ -274,7 +282,7 @@ def _price(network: Network, t: Array, workload: Array) -> Array:
 
 def _roomy_latency(networks: Network, dt: float) -> float:
     """A `max_latency` that many networks share, and with it compiled code: the largest latency, rounded up to 16 steps."""
-    latest = float(jnp.maximum(networks.latency, networks.feedback_latency).max())
+    latest = float(np.maximum(networks.latency, networks.feedback_latency).max())
     return 16 * dt * max(1, math.ceil(latest / (16 * dt)))
 
 

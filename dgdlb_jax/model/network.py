@@ -342,10 +342,15 @@ def pad(network: Network, frontends: int, backends: int) -> Network:
 
 
 def _check_names(frontends: Sequence[str] | None, backends: Sequence[str] | None, name: str | None) -> None:
-    """Raise `InputError` for a name that is no text, or has control characters: terminals, tables and files act on those."""
+    """Raise `InputError` for a name that is no text, has control characters (terminals, tables and files act on those), or spaces
+    around it (which tables lose)."""
     for found in (*(frontends or ()), *(backends or ()), name or ""):
         if not isinstance(found, str) or not found.isprintable():
             raise InputError(f"The name {clipped(repr(found))} is not a printable text: use printable characters only.")
+        if found != found.strip():
+            raise InputError(
+                f"The name {clipped(repr(found))} has spaces around it, which tables lose: leave them out."
+            )
 
 
 def _replace(network: Network, **changes) -> Network:

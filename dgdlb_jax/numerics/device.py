@@ -1,8 +1,10 @@
 """What depends on the kind of device: a CPU lives on its cache, an accelerator on its memory and on never waiting for its host."""
 
+import contextlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
+_COPIES: ContextVar[int] = ContextVar("copies", default=1)
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -38,8 +41,19 @@ def host_memory() -> float:
     return min(_physical_memory(), *map(_limit_in, _CGROUP_LIMITS), _own_limit())
 
 
+@contextlib.contextmanager
+def kept_together(copies: int) -> Iterator[None]:
+    """Within it, what `check_fits` asks about exists so many times at once, as what the steps of a scan remember for its derivative."""
+    before = _COPIES.set(copies * _COPIES.get())
+    try:
+        yield
+    finally:
+        _COPIES.reset(before)
+
+
 def check_fits(needed: float, what: str, remedy: str) -> None:
     """Raise `InputError` when so many bytes are more than the default device has, before anything is allocated."""
+    needed *= _COPIES.get()
     if needed > memory():
         place = "this machine" if on_cpu() else "the device"
         raise InputError(

@@ -22,7 +22,7 @@ from dgdlb_jax.numerics.results import Result, code
 Frequency = Float[Array, ""]
 MatrixOf = Callable[[Frequency], Complex[Array, "n n"]]
 
-_BLOCK = 8  # frequencies at which eigenvalues are computed between two decisions
+BLOCK = 8  # frequencies at which eigenvalues are computed between two decisions
 _STARTS = 32  # candidates kept; those of the largest promise
 _REACH = (
     0.75  # strides within which an eigenvalue has to meet the axis to be a start: every crossing has one on either side
@@ -51,11 +51,12 @@ class Crossing(eqx.Module):
 
 
 class _Starts(eqx.Module):
-    """Eigenvalues from which Newton's method may set out, and how large a crossing they promise (0: none)."""
+    """Eigenvalues with their vectors from which Newton's method may set out, and how large a crossing they promise (0: none)."""
 
     frequency: Float[Array, " starts"]
     value: Complex[Array, " starts"]
     promise: Float[Array, " starts"]
+    right: Complex[Array, "starts n"]
 
 
 class _Walk(eqx.Module):
@@ -73,6 +74,7 @@ def largest_crossing(
     stride: Callable[[Frequency], Frequency],
     first: Frequency,
     last: Frequency,
+    together: int = BLOCK,
 ) -> Crossing:
     r"""The largest $\kappa$ with $-\kappa$ an eigenvalue of $M(w)$ for some $w$ between `first` and `last`.
 
@@ -82,6 +84,7 @@ def largest_crossing(
     - `bound`: a bound on the spectral radius of $M(w)$ that decreases in $w$.
     - `stride`: how far to the next frequency, so that phases turn by 0.2 rad at most.
     - `first`, `last`: no crossing lies below `first`; `last` may be inf. A negative real eigenvalue at `last` itself counts.
+    - `together`: how many matrices may exist at the same time.
 
     **Returns:** a `Crossing`. Nothing here is meant to be differentiated: see `eigenvalue_near`.
     """
@@ -89,25 +92,35 @@ def largest_crossing(
         raise ValueError("one walk has one first frequency: use vmap")
     highest = bound(first)
 
+    def walks_on(walk: _Walk):
+        return (walk.frequency < last) & (walk.bound > jnp.maximum(walk.best, _LARGEST_FALL * highest))
+
     def unfinished(walk: _Walk):
-        walking = (walk.frequency < last) & (walk.bound > jnp.maximum(walk.best, _LARGEST_FALL * highest))
-        return (walking | jnp.any(walk.starts.promise > walk.best)) & (walk.blocks < _BLOCKS)
+        return (walks_on(walk) | jnp.any(walk.starts.promise > walk.best)) & (walk.blocks < _BLOCKS)
 
     def look_further(walk: _Walk):
+        ahead = jax.lax.cond(walks_on(walk), next_block, lambda walk: walk, walk)
+        ahead = _try_best(matrix, stride, ahead, last)
+        return eqx.tree_at(
+            lambda w: (w.bound, w.blocks), ahead, (bound(in_turn(ahead.best, ahead.frequency)), walk.blocks + 1)
+        )
+
+    def next_block(walk: _Walk):
         at = [walk.frequency]
-        for _ in range(_BLOCK):
+        for _ in range(BLOCK):
             at.append(jnp.minimum(at[-1] + stride(at[-1]), last))
         here = jnp.stack(at[:-1])
-        found = jax.vmap(lambda w: _candidates(matrix, stride(w), w))(here)
+        found = jax.lax.map(lambda w: _candidates(matrix, stride(w), w), here, batch_size=min(together, BLOCK))
         open_end = (here < last)[:, None]  # the last frequency itself has been looked at already
         found = eqx.tree_at(lambda s: s.promise, found, jnp.where(open_end, found.promise, 0))
-        starts = _keep_best(walk.starts, jax.tree.map(jnp.ravel, found))
-        ahead = _Walk(at[-1], walk.bound, starts, walk.best, walk.best_frequency, walk.blocks + 1)
-        ahead = _try_best(matrix, stride, ahead, last)
-        return eqx.tree_at(lambda w: w.bound, ahead, bound(in_turn(ahead.best, ahead.frequency)))
+        starts = _keep_best(walk.starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found))
+        return _Walk(at[-1], walk.bound, starts, walk.best, walk.best_frequency, walk.blocks)
 
     real, cplx = first.dtype, jnp.result_type(first.dtype, jnp.complex64)
-    nothing = _Starts(jnp.zeros(_STARTS, real), jnp.zeros(_STARTS, cplx), jnp.zeros(_STARTS, real))
+    size = jax.eval_shape(matrix, first).shape[0]
+    nothing = _Starts(
+        jnp.zeros(_STARTS, real), jnp.zeros(_STARTS, cplx), jnp.zeros(_STARTS, real), jnp.zeros((_STARTS, size), cplx)
+    )
     zero = jnp.zeros((), first.dtype)
     walk = _Walk(first, highest, nothing, zero, jnp.full((), jnp.nan, first.dtype), jnp.zeros((), jnp.int32))
     end = jnp.where(jnp.isfinite(last), last, first)
@@ -134,10 +147,22 @@ def eigenvectors(
     values, vectors = eig(matrix)
     k = jnp.argmin(jnp.abs(values - eigenvalue))
     right = vectors[:, k]
-    scale = jnp.maximum(jnp.max(jnp.abs(matrix)), jnp.finfo(matrix.dtype).tiny)
-    shifted = matrix - (values[k] + 1e-11 * scale) * jnp.eye(matrix.shape[0])
-    left = jnp.linalg.solve(shifted.conj().T, right)
+    left = jnp.linalg.solve(_almost_singular(matrix, values[k]).conj().T, right)
     return right, left / (right @ left.conj()).conj()
+
+
+def _follow(matrix, eigenvalue, right, left):
+    """`eigenvectors` by a step of inverse iteration from those of a matrix nearby: a thirtieth of the work of all eigenvectors."""
+    factors = jax.scipy.linalg.lu_factor(_almost_singular(matrix, eigenvalue))
+    right, left = (jax.scipy.linalg.lu_solve(factors, vector, trans) for vector, trans in ((right, 0), (left, 2)))
+    right = right / jnp.linalg.norm(right)
+    return right, left / (right @ left.conj()).conj()
+
+
+def _almost_singular(matrix, eigenvalue):
+    r"""$M - \lambda I$, just so far from singular that it can be solved with."""
+    scale = jnp.maximum(jnp.max(jnp.abs(matrix)), jnp.finfo(matrix.dtype).tiny)
+    return matrix - (eigenvalue + 1e-11 * scale) * jnp.eye(matrix.shape[0])
 
 
 def eigenvalue_near(
@@ -164,7 +189,8 @@ def _candidates(matrix: MatrixOf, stride: Frequency, w: Frequency) -> _Starts:
     wild = ~(jnp.abs(slopes) * stride <= jnp.abs(values))
     around = (values.real < 0) & (jnp.abs(values.imag) < jnp.tan(_SECTOR) * jnp.abs(values.real))
     promise = jnp.where(near & ~wild, _MARGIN * jnp.minimum(predicted, 2 * jnp.abs(values)), 0)
-    return _Starts(jnp.full(values.shape, w), values, jnp.where(wild & around, _WIDE_MARGIN * jnp.abs(values), promise))
+    promise = jnp.where(wild & around, _WIDE_MARGIN * jnp.abs(values), promise)
+    return _Starts(jnp.full(values.shape, w), values, promise, vectors.T)
 
 
 def _keep_best(old: _Starts, new: _Starts) -> _Starts:
@@ -181,15 +207,16 @@ def _try_best(matrix: MatrixOf, stride, walk: _Walk, last: Frequency) -> _Walk:
     longest = stride(w)
 
     def improve(state, _):
-        w, value, _ = state
-        right, left = eigenvectors(matrix(w), value)
+        w, value, _, right, left = state
+        right, left = _follow(matrix(w), value, right, left)
         value = eigenvalue_near(matrix(w), right, left)
         slope = left.conj() @ slope_of(matrix, w) @ right
         move = -value.imag / jnp.where(slope.imag == 0, 1, slope.imag)
         move = jnp.clip(move, -longest, longest)
-        return (jnp.minimum(w + move, last), value + slope * move, jnp.abs(move)), None
+        return (jnp.minimum(w + move, last), value + slope * move, jnp.abs(move), right, left), None
 
-    (w, value, move), _ = jax.lax.scan(improve, (w, value, longest), length=_NEWTON)
+    known = w, value, longest, starts.right[k], starts.right[k]
+    (w, value, move, *_), _ = jax.lax.scan(improve, known, length=_NEWTON)
     good = (value.real < 0) & (move <= 1e-9 * w) & jnp.isfinite(w) & (w > 0) & (starts.promise[k] > 0)
     better = good & (-value.real > walk.best)
     best = jnp.where(better, -value.real, walk.best)

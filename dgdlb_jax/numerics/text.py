@@ -26,12 +26,12 @@ def plain_label(text: str) -> str:
 
 def plain_cell(text: str) -> str:
     """The text as a cell of a table that spreadsheets open: what begins like a formula gets an apostrophe in front."""
-    return f"'{text}" if text[:1] in FORMULA else text
+    return f"'{text}" if text.lstrip("'")[:1] in FORMULA else text
 
 
 def cell_text(cell: str) -> str:
     """What `plain_cell` was given."""
-    return cell[1:] if cell[:1] == "'" and cell[1:2] in FORMULA and len(cell) > 1 else cell
+    return cell[1:] if cell[:1] == "'" and cell.lstrip("'")[:1] in FORMULA else cell
 
 
 FORMULA = ("=", "+", "-", "@")

@@ -16,8 +16,7 @@ from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.text import cell_text
 from dgdlb_jax.policies.static import FixedRouting
-from dgdlb_jax.reports.exporters import EXPORTERS, ByName, Names, slugs
-from dgdlb_jax.reports.exporters.istio import places
+from dgdlb_jax.reports.exporters import EXPORTERS, ByName, Exporter, Names, slugs
 from dgdlb_jax.reports.exporters.tables import COLUMNS
 from dgdlb_jax.studies.outcome import backend_names, frontend_names
 
@@ -83,17 +82,17 @@ def _from_document(path: Path, chosen: str | None, text: str, network: Network) 
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); correct it.") from error
-    found = _recognised(path, _pick(path, chosen, document))
-    frontends, backends = frontend_names(network), backend_names(network)
-    labels = places(Names(frontends, backends))
+    exporter, found = _recognised(path, _pick(path, chosen, document))
+    names = Names(frontend_names(network), backend_names(network))
+    (frontends, backends), labels = names, exporter.labels(names)
     mask, shares, seen = np.asarray(network.mask), np.zeros((len(frontends), len(backends))), set()
     for origin, row in found.items():
-        i = _named(path, "frontend", origin, frontends, labels[0])
+        i = _named(path, "frontend", origin, frontends, labels.frontends)
         if i in seen:
             raise InputError(f"{path}: frontend {frontends[i]} occurs twice; keep one of them.")
         seen.add(i)
         for target, share in row.items():
-            j = _named(path, "backend", target, backends, labels[1])
+            j = _named(path, "backend", target, backends, labels.backends)
             if not 0 <= share <= 1 + _ROUNDING:
                 raise InputError(f"{path}: {origin} has the share {share!r} for {target}; shares lie between 0 and 1.")
             if share > 0 and not mask[i, j]:
@@ -119,23 +118,23 @@ def _pick(path: Path, chosen: str | None, document: Any) -> Any:
     return several[chosen]
 
 
-def _recognised(path: Path, document: Any) -> ByName:
+def _recognised(path: Path, document: Any) -> tuple[Exporter, ByName]:
     for exporter in EXPORTERS.values():
         try:
             found = None if exporter.read is None else exporter.read(document)
         except InputError as error:
             raise InputError(f"{path}, read as {exporter.name}: {error}") from error
         if found is not None:
-            return found
+            return exporter, found
     known = ", ".join(name for name, exporter in EXPORTERS.items() if exporter.read is not None)
     raise InputError(
         f"{path}: no routing found; give a table {','.join(COLUMNS)}, or JSON as --export writes it ({known})."
     )
 
 
-def _named(path: Path, what: str, name: str, known: tuple[str, ...], labels: list[str]) -> int:
-    """The place of a name, as it is or as a format had to write it."""
-    for spelled in (list(known), slugs(known), labels):
+def _named(path: Path, what: str, name: str, known: tuple[str, ...], labels: tuple[str, ...]) -> int:
+    """The place of a name: as its format writes it, as it is, or as a label of an address."""
+    for spelled in (labels, known, slugs(known)):
         if name in spelled:
             return spelled.index(name)
     raise InputError(f"{path}: no {what} is called {name!r}{_hint(name, known)}")
@@ -167,7 +166,7 @@ def _check_header(path: Path, found: Sequence[str]) -> None:
 
 def _index(path: Path, line: int, what: str, name: str, known: tuple[str, ...]) -> int:
     name = name.strip()
-    for same in (name, cell_text(name)):
+    for same in (cell_text(name), name):
         if same in known:
             return known.index(same)
     raise InputError(f"{path}:{line}: no {what} is called {clipped(name)!r}{_hint(name, known)}")

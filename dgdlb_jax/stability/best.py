@@ -12,9 +12,11 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.stability.critical import critical_step_size
-from dgdlb_jax.stability.roots import characteristic_roots
+from dgdlb_jax.stability.linearise import linearise
+from dgdlb_jax.stability.roots import characteristic_roots, count_equations
 
 _GRID = np.geomspace(0.01, 0.95, 14)  # of the critical step size
+_MOST_EQUATIONS = 200  # the roots of 200 take some seconds
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _REFINEMENTS = 12
 _TRIALS = (1.6, 1.25, 1.1)  # factors by which single frontends are made faster or slower
@@ -58,7 +60,8 @@ def best_step_size(
 
     **Returns:** a `BestStepSize`.
 
-    **Raises:** `InputError` for a batch, or when nothing limits the step size.
+    **Raises:** `InputError` for a batch, for a network of more than 200 backends in use and arcs in use beyond one per frontend, or when
+    nothing limits the step size.
 
     **Source:** own derivation.
     """
@@ -67,6 +70,12 @@ def best_step_size(
     require_values("best_step_size", network, optimum, direction)
     optimum = known_optimum("best_step_size", network, optimum)
     along = per_frontend(network, 1.0 if direction is None else direction, "direction")
+    equations = count_equations(linearise(network, optimum=optimum))
+    if equations > _MOST_EQUATIONS:
+        raise InputError(
+            f"best_step_size computes the roots of {equations:,} equations some 40 times, which would take hours: take a part of "
+            "critical_step_size(network), 0.1 or 0.2 of it, or default_step_size(network)."
+        )
     limit = float(critical_step_size(network, optimum=optimum, direction=along))
     if not np.isfinite(limit):
         raise InputError(

@@ -15,14 +15,14 @@ from dgdlb_jax.model.batch import each_frontend, each_network, per_frontend, req
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
-from dgdlb_jax.numerics.nyquist import eigenvalue_near, largest_crossing, slope_of
+from dgdlb_jax.numerics.nyquist import BLOCK, eigenvalue_near, largest_crossing, slope_of
 from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure, require_values
 from dgdlb_jax.numerics.winding import turn
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB
 from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
-from dgdlb_jax.stability.loop_transfer import Frequency, LoopTransfer
+from dgdlb_jax.stability.loop_transfer import Frequency, LoopTransfer, side_by_side
 from dgdlb_jax.stability.sampled import SampledLoop
 
 
@@ -139,7 +139,9 @@ def critical_mode_of(loop: LoopTransfer | SampledLoop) -> CriticalMode:
     def bound(w):
         return jnp.where(some, fixed.bound(w), 0)
 
-    crossing = largest_crossing(matrix, bound, fixed.stride, first, jnp.where(some, fixed.last, first))
+    last = jnp.where(some, fixed.last, first)
+    together = side_by_side(fixed.memory, fixed.linear.support.shape, BLOCK)
+    crossing = largest_crossing(matrix, bound, fixed.stride, first, last, together)
     found = crossing.size > 0
     at = jnp.where(found, crossing.frequency, 1.0)
     limit, drift = limit_near(loop, at, crossing.right, crossing.left, found)
@@ -287,4 +289,4 @@ def _phase_of(
         slope = jnp.trace(jnp.linalg.solve(whole, slope_of(loop.matrix, w)))
         return jnp.angle(jnp.linalg.slogdet(whole)[0]), slope.imag
 
-    return jax.lax.map(logarithm, points, batch_size=64)
+    return jax.lax.map(logarithm, points, batch_size=side_by_side(loop.memory, loop.linear.support.shape, 64))

@@ -20,6 +20,7 @@ from dgdlb_jax.numerics import device
 from dgdlb_jax.stability.linearise import Linearisation
 
 _COPIES = 3  # of the complex matrix over arcs: its two terms and their sum
+_AT_ONCE = 256e6  # bytes that loops at several frequencies, with their derivatives, may take
 _PHASE = 0.2  # radians per stride along the axis of frequencies
 _GROWTH = 0.1  # relative growth of the frequency per stride
 _SAFETY = 1e-3  # where to start, relative to the frequency at which a phase of pi/2 is lost, when no theorem says more
@@ -44,6 +45,18 @@ class LoopTransfer(eqx.Module):
         """Whether there is anything that moves."""
         return self.linear.support.any()
 
+    @property
+    def size(self) -> int:
+        """Rows of the matrix: backends, or arcs when the policy depends on its own routing."""
+        frontends, backends = self.linear.support.shape
+        return backends if self.linear.self_response is None else frontends * backends
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the matrix takes at one frequency while it is put together."""
+        own = self.linear.self_response is not None
+        return 16 * (_COPIES * self.size**2 if own else self.linear.support.size * self.size)
+
     def matrix(self, frequency: Frequency) -> Complex[Array, "n n"]:
         """$L(jw)$."""
         return self.at(1j * frequency)
@@ -67,8 +80,8 @@ class LoopTransfer(eqx.Module):
         lin = self.linear
         assert lin.self_response is not None
         frontends, backends = lin.support.shape
-        what = f"The loop of {frontends * backends} arcs whose policy depends on its own routing"
-        device.check_fits(_COPIES * 16 * (frontends * backends) ** 2, what, "use smaller networks")
+        what = f"The loop of {self.size} arcs whose policy depends on its own routing"
+        device.check_fits(self.memory, what, "use smaller networks")
         forward = jnp.where(lin.support, lin.arrival_rate[:, None] * _late(s * lin.latency), 0)
         through = self.moves(s) / (s + lin.slope)  # (i, j, k): routing of arc ij per arrival at backend k
         arrivals = through[:, :, None, :] * forward[None, None]  # (i, j, i', k), the arc i'k sends to backend k
@@ -163,6 +176,18 @@ class LoopTransfer(eqx.Module):
     def stride(self, frequency: Frequency) -> Frequency:
         """How far to the next frequency."""
         return 1 / (self.delay / _PHASE + 1 / (_GROWTH * frequency))
+
+
+def side_by_side(memory: int, arcs: tuple[int, ...], most: int) -> int:
+    """At how many frequencies, of `most`, a loop and its derivative are evaluated at the same time.
+
+    **Arguments:** `memory` of the loop, bytes; `arcs`: frontends and backends, for messages.
+
+    **Raises:** `InputError` when even one of them takes more memory than there is.
+    """
+    one = 2 * memory
+    device.check_fits(one, f"The loop of {arcs[0]} x {arcs[1]} frontends and backends", "use smaller networks")
+    return max(1, min(most, int(_AT_ONCE / one)))
 
 
 @jax.custom_jvp

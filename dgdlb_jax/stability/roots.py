@@ -12,16 +12,16 @@ from dgdlb_jax.model.batch import require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
 from dgdlb_jax.numerics.device import check_fits, on_host
-from dgdlb_jax.numerics.eigenvalues import eigvals
-from dgdlb_jax.numerics.results import require_values
+from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.stability.linearise import Linearisation, linearise
-from dgdlb_jax.stability.loop_transfer import LoopTransfer
+from dgdlb_jax.stability.loop_transfer import LoopTransfer, side_by_side
 
 _COUNT = 24
 _LEAST_DEGREE, _LARGEST_MATRIX = 14, 1500
 _EIGENVALUES = 3  # copies of a matrix that its eigenvalues take
 _NEWTON = 6
+_INVERSE = 3  # inverse iterations in a step of Newton's method
 _NEUTRAL = 1e-7  # relative to the fastest rate: roots that small are the neutral ones
 
 
@@ -92,10 +92,13 @@ def characteristic_roots(
     - `count`: how many roots to keep. `degree`: of the collocation polynomial; chosen from latencies and gains by default. Where
       latencies are very different the matrix is kept at 1500 rows, and `count_unstable_roots` tells whether a root escaped.
 
+    With n backends in use and m arcs in use beyond one per frontend, it takes half a minute for n + m = 400 on one core, and grows with the
+    third power; beyond 1500 it is refused.
+
     **Returns:** a `Spectrum`.
 
-    **Raises:** `InputError` in single precision, under `jit`, for a policy that jumps or has memory, and for a single network whose
-    demand exceeds its capacity.
+    **Raises:** `InputError` in single precision, under `jit`, for a policy that jumps or has memory, for a network too large, and for a
+    single network whose demand exceeds its capacity.
 
     **Source:** own derivation; collocation after Breda, Maset, Vermiglio (2005).
     """
@@ -108,6 +111,12 @@ def characteristic_roots(
         one = _spectra(jax.tree.map(lambda leaf: leaf[None], linear), count, degree)
         return jax.tree.map(lambda leaf: leaf[0], one)
     return _spectra(linear, count, degree)
+
+
+def count_equations(linear: Linearisation) -> int:
+    """How many variables a single network has near its equilibrium: backends in use, and arcs in use beyond one per frontend."""
+    support = np.asarray(linear.support)
+    return int(np.asarray(linear.point.used).any(0).sum() + support.sum() - support.any(1).sum())
 
 
 def _spectra(linear: Linearisation, count: int, degree: int | None) -> Spectrum:
@@ -136,6 +145,11 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     rows = max(_LARGEST_MATRIX, 5 * size)
     needed = 8 * (delays.size * size**2 + _EIGENVALUES * rows**2)
     check_fits(needed, f"The collocation of {size} equations with {delays.size} delays", "use count_unstable_roots")
+    if size > _LARGEST_MATRIX:
+        raise InputError(
+            f"The characteristic roots of {size:,} equations would take hours: count_unstable_roots counts those that matter, and "
+            "critical_step_size finds where there begin to be some."
+        )
     still = np.zeros((size, size))
     still[range(backends.size), range(backends.size)] = -point.slope[backends]
     terms, at = {0.0: still}, backends.size
@@ -193,14 +207,15 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
     def one(loop: LoopTransfer, start):
         trivial = jnp.min(jnp.abs(start + loop.linear.slope)) <= 1e-9 * jnp.abs(start)  # backends outside all loops
 
-        def improve(s, _):
+        def improve(state, _):
+            s, vector = state
             value, slope = jax.jvp(lambda at: characteristic(loop, at), (s,), (jnp.ones_like(s),))
-            # The nearest root of the linear problem (value + step * slope) u = 0: quadratic, for several equal roots too.
-            steps = eigvals(jnp.linalg.solve(slope, value))
-            step = steps[jnp.argmin(jnp.abs(steps))]
-            return jnp.where(jnp.isfinite(step), s - step, s), None
+            # The nearest root of the linear problem (value - step * slope) u = 0: quadratic, for several equal roots too.
+            step, vector = _smallest(value, slope, vector)
+            return (jnp.where(jnp.isfinite(step), s - step, s), vector), None
 
-        s, _ = jax.lax.scan(improve, start, length=_NEWTON)
+        anything = jnp.exp(1j * jnp.arange(loop.size, dtype=loop.linear.slope.dtype) ** 2)
+        (s, _), _ = jax.lax.scan(improve, (start, anything), length=_NEWTON)
         away = jnp.abs(s - start) > 0.1 * jnp.abs(start)
         s = jnp.where(trivial, start, jnp.where(away, -jnp.inf, s))
         none = jnp.isneginf(s.real)
@@ -210,10 +225,23 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
         return s, jnp.where(trivial | none, 0.0, singular)
 
     def network(pair):
-        lin, own = pair
-        return jax.vmap(lambda start: one(LoopTransfer(lin), start))(own)
+        loop, own = LoopTransfer(pair[0]), pair[1]
+        together = side_by_side(loop.memory, loop.linear.support.shape, own.size)
+        return jax.lax.map(lambda start: one(loop, start), own, batch_size=together)
 
     roots, residual = jax.lax.map(network, (linear, starts))
     order = jnp.argsort(-roots.real, axis=1)
     roots, residual = (jnp.take_along_axis(values, order, axis=1) for values in (roots, residual))
     return Spectrum(roots, residual, linear.neutral, roots[:, 0].real)
+
+
+def _smallest(value: Complex[Array, "n n"], slope: Complex[Array, "n n"], vector: Complex[Array, " n"]):
+    """The smallest `step` with (value - step * slope) u = 0, and u, by inverse iteration from a vector; that vector where it fails."""
+    factors = jax.scipy.linalg.lu_factor(value)
+    before = ahead = vector
+    for _ in range(_INVERSE):
+        before = ahead / jnp.linalg.norm(ahead)
+        ahead = jax.scipy.linalg.lu_solve(factors, slope @ before)
+    size = jnp.linalg.norm(ahead)
+    ahead = ahead / size
+    return before @ ahead.conj() / size, jnp.where(jnp.isfinite(ahead).all(), ahead, vector)

@@ -51,6 +51,11 @@ class SampledLoop(eqx.Module):
         """How far to the next frequency."""
         return 1 / (self.delay / 0.2 + 1 / (0.1 * frequency))
 
+    @property
+    def memory(self) -> int:
+        """Bytes that the matrix takes at one frequency while it is put together."""
+        return 16 * 2 * self.linear.support.size**2
+
     def matrix(self, frequency: Frequency) -> Complex[Array, "n n"]:
         """$L(e^{jwT})$."""
         z = jnp.exp(1j * frequency * self.interval)

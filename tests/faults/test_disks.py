@@ -80,10 +80,11 @@ class Disk:
     "error",
     [errno.ENOSPC, *(pytest.param(code, marks=pytest.mark.full) for code in (errno.EROFS, errno.EACCES, errno.EIO))],
 )
+@pytest.mark.parametrize("before", [1, *(pytest.param(count, marks=pytest.mark.full) for count in (0, 2, 5))])
 @pytest.mark.parametrize(
-    "before", [0, 1, pytest.param(2, marks=pytest.mark.full), pytest.param(5, marks=pytest.mark.full)]
+    "command",
+    [pytest.param(name, marks=[pytest.mark.full] * (name == "envoy")) for name in COMMANDS if name != "stability"],
 )
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "stability"])
 def test_files_that_cannot_be_opened(here, monkeypatch, capsys, command, before, error):
     """Every place that opens a file for writing, Python's own and those that go through the system's call."""
     disk, was_there = Disk(here, before, error), set(here.rglob("*"))

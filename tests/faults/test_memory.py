@@ -9,6 +9,7 @@ import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.stability.loop_transfer import side_by_side
 from dgdlb_jax.studies.sweep import read_spec
 from dgdlb_jax.studies.sweep.run import batch_of
 from helpers import DT, small_network
@@ -81,6 +82,19 @@ def test_the_gradient_of_a_long_run(little, rng):
         jax.eval_shape(jax.grad(lambda step: run(step, dgd.FullStorage())), step)
 
 
+def test_marginal_latency_remembers_three_runs_at_once(little, rng):
+    """The one asked for, and two that go on from it: 4 GB each."""
+    network = small_network(rng)
+
+    def marginal(step_size):
+        return dgd.marginal_latency(
+            network, dgd.DGDLB(step_size), duration=DT, dt=DT, run_on=1.2e8 * DT, adjoint=dgd.FullStorage(), throw=False
+        ).open_loop  # fmt: skip
+
+    with pytest.raises(InputError, match=r"gradient of a run of 60,000,000 steps remembers takes about 12.1 GB"):
+        jax.eval_shape(marginal, jax.ShapeDtypeStruct((), jnp.float64))
+
+
 def test_analyses(little):
     """Refused while they are traced."""
 
@@ -91,6 +105,14 @@ def test_analyses(little):
 
     with pytest.raises(InputError, match=r"linearisation of 2000 x 2000 .* takes about 256 GB .* use smaller networks"):
         jax.eval_shape(limit, jax.ShapeDtypeStruct((2000, 2000), jnp.float64))
+
+
+def test_loops_at_many_frequencies(little, monkeypatch):
+    """As many at once as 256 MB hold with their derivatives, and none where one is too large."""
+    found = [side_by_side(16 * size**3, (size, size), 64) for size in (50, 100, 200)]  # complex, (F, B, B)
+    assert found == [64, 8, 1]
+    with pytest.raises(InputError, match=r"loop of 1000 x 600 .* takes about 11.5 GB .* use smaller networks"):
+        side_by_side(16 * 1000 * 600**2, (1000, 600), 64)
 
 
 def test_what_fits_runs(little, rng):

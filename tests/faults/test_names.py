@@ -41,7 +41,7 @@ def fleet(folder, name="f", frontends=("a", "b"), backends=("c", "d")):
     return folder / "fleet.toml"
 
 
-@pytest.mark.parametrize("form", ["csv", "envoy"])
+@pytest.mark.parametrize("form", ["csv", pytest.param("envoy", marks=pytest.mark.full)])
 def test_strange_names_come_through_everything(tmp_path, capsys, monkeypatch, form):
     """Pictures, report, netCDF, terminal, export; no letter that a font lacks warns."""
     pytest.importorskip("h5netcdf", reason="install the xarray extra")
@@ -96,6 +96,13 @@ def test_unprintable_names_are_refused_by_the_constructor_too():
     network = dgd.load_fleet("two-by-two")
     with pytest.raises(InputError, match=r"The name 'a\\x00' is not a printable text"):
         network.with_names(["a\0", "b"], ["c", "d"])
+    with pytest.raises(InputError, match=r"The name ' a' has spaces around it"):
+        network.with_names([" a", "b"], ["c", "d"])
+
+
+def test_a_name_with_spaces_around_it_is_refused_at_load(tmp_path):
+    with pytest.raises(InputError, match="leave out the spaces around it"):
+        dgd.load_fleet(fleet(tmp_path, frontends=("a ", "b")))
 
 
 def test_messages_stay_short_whatever_the_names_are(tmp_path, capsys):
@@ -115,5 +122,6 @@ def test_texts():
     assert printable("x" * 100, 25) == "x" * 10 + " ... " + "x" * 10
     assert clipped("a  b\n\tc") == "a b c"
     assert len(clipped("x" * 10_000)) == 60
-    for cell in ("=1+1", "+x", "-x", "@x", "plain", "", "'quoted"):
-        assert cell_text(plain_cell(cell)) == cell
+    cells = ("=1+1", "+x", "-x", "@x", "plain", "", "'quoted", "'=1+1", "''@x")
+    assert [cell_text(plain_cell(cell)) for cell in cells] == list(cells)
+    assert len(set(map(plain_cell, cells))) == len(cells)

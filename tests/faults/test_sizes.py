@@ -1,4 +1,5 @@
-"""The optimum at legal extremes of size, against the optimality conditions worked out in NumPy from the curve's own formula."""
+"""Legal extremes of size: the optimum against the optimality conditions worked out in NumPy from the curve's own formula, limits of
+stability against closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,8 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
+from dgdlb_jax.numerics.results import InputError
+from oracles import critical_gain, rightmost_root
 
 
 def check_optimal(network, optimum):
@@ -62,3 +65,44 @@ def test_random_networks_of_150_x_150():
         optimum = dgd.solve_optimum(network, throw=False)
         assert int(optimum.result) == 0
         assert float(optimum.gap) <= 1e-9
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("shape", [(1, 200), (50, 50), (200, 200)])
+def test_the_stability_of_large_symmetric_networks(shape):
+    """Identical backends: every mode obeys s (s + a) + eta c Lambda exp(-2 tau s) = 0, all of them cross together."""
+    network = network_of(*shape, identical=True)
+    frontends, backends = shape
+    optimum = dgd.solve_optimum(network)
+    workload = 5.0 * 0.7 / 0.3
+    slope, gain, total, delay = 50 / (5 + workload) ** 2, 2 * (5 + workload) / 50, 7.0 * backends, 0.2
+    limit = critical_gain(slope, delay) / (gain * total)
+    assert float(dgd.critical_step_size(network, optimum)) == pytest.approx(limit, rel=1e-6)
+    policy = dgd.DGDLB(0.5 * limit)
+    equations = backends + frontends * (backends - 1)
+    if equations <= 1500:
+        found = dgd.characteristic_roots(network, policy, optimum)
+        expected = rightmost_root(slope, 0.5 * limit * gain * total, delay)
+        assert complex(found.dominant) == pytest.approx(expected, rel=1e-6)
+    else:
+        with pytest.raises(InputError, match=r"collocation of .* equations|would take hours: count_unstable_roots"):
+            dgd.characteristic_roots(network, policy, optimum)
+    if frontends * backends <= 2500:
+        counts = [dgd.count_unstable_roots(network, policy, optimum, factor=factor) for factor in (1.99, 2.01)]
+        assert counts == [0, 2 * (backends - 1)]
+    with pytest.raises(InputError, match=f"roots of {equations:,} equations some 40 times, .* hours: take a part of"):
+        dgd.best_step_size(network, optimum)
+
+
+@pytest.mark.full
+def test_the_stability_of_many_frontends_with_one_backend():
+    """Nobody has a choice, so nothing moves but the workload of the backend, at its own rate."""
+    network = network_of(200, 1)
+    optimum = dgd.solve_optimum(network)
+    mu, kappa = float(network.service.max_rate[0]), float(network.service.half_load[0])
+    slope = mu * kappa / (kappa + float(optimum.workload[0])) ** 2
+    assert np.isinf(dgd.critical_step_size(network, optimum))
+    assert dgd.count_unstable_roots(network, dgd.DGDLB(1.0), optimum) == 0
+    assert float(dgd.characteristic_roots(network, optimum).abscissa) == pytest.approx(-slope, rel=1e-6)
+    with pytest.raises(InputError, match="Nothing limits the step size"):
+        dgd.best_step_size(network, optimum)

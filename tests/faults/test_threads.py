@@ -41,12 +41,7 @@ def test_analyses_within_somebody_elses_jit(rng):
 
     def everything(network):
         optimum = dgd.solve_optimum(network, throw=False)
-        step = dgd.default_step_size(network, optimum)
-        return (
-            optimum.mean_latency,
-            step,
-            dgd.drain_time(network, step, optimum),
-        )
+        return optimum.mean_latency, dgd.default_step_size(network, optimum)
 
     for alone, inside in zip(everything(network), eqx.filter_jit(everything)(network), strict=True):
         np.testing.assert_allclose(inside, alone, rtol=1e-9)
@@ -57,8 +52,13 @@ def test_slower_analyses_within_somebody_elses_jit(rng):
     network = small_network(rng)
 
     def everything(network):
-        linear = dgd.linearise(network, dgd.DGDLB(0.1))
-        return dgd.critical_step_size(network), dgd.shadow_prices(network).latency, linear.response
+        linear, optimum = dgd.linearise(network, dgd.DGDLB(0.1)), dgd.solve_optimum(network, throw=False)
+        return (
+            dgd.critical_step_size(network),
+            dgd.shadow_prices(network).latency,
+            linear.response,
+            dgd.drain_time(network, 0.1, optimum),
+        )
 
     for alone, inside in zip(everything(network), eqx.filter_jit(everything)(network), strict=True):
         np.testing.assert_allclose(inside, alone, rtol=1e-9)

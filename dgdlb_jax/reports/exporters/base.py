@@ -33,6 +33,7 @@ class Exporter(NamedTuple):
     - `write(shares, names)`: the text of a file, from shares that `rounded` has made whole weights over `total`.
     - `read(document)`: the shares in a JSON document of this format, None for any other document; `read` is None where the format
       is no JSON.
+    - `labels(names)`: the names as this format writes them. None of them is another's own name.
     - `most`: the most backends that a frontend can have.
     """
 
@@ -41,6 +42,7 @@ class Exporter(NamedTuple):
     total: int | None
     write: Callable[[Shares, Names], str]
     read: Callable[[Any], ByName | None] | None
+    labels: Callable[[Names], Names] = lambda names: names
     most: int | None = None
 
     def rounded(self, shares: Shares) -> Shares:
@@ -55,11 +57,18 @@ def json_exporter(
     total: int,
     document: Callable[[Shares, Names], dict[str, Any]],
     read: Callable[[Any], ByName | None],
+    labels: Callable[[Names], Names] | None = None,
     most: int | None = None,
 ) -> Exporter:
-    """A format whose files are JSON documents."""
-    write = lambda shares, names: json.dumps(document(shares, names), indent=2)
-    return Exporter(name, ".json", total, write, read, most)
+    """A format whose files are JSON documents, written with `labels(names)`: labels of addresses by default."""
+    labels = labels or addressable
+    write = lambda shares, names: json.dumps(document(shares, labels(names)), indent=2)
+    return Exporter(name, ".json", total, write, read, labels, most)
+
+
+def addressable(names: Names) -> Names:
+    """Frontends and backends as labels of addresses, each kind by itself."""
+    return Names(tuple(slugs(names.frontends)), tuple(slugs(names.backends)))
 
 
 def whole_weights(row: Float[np.ndarray, " backends"], total: int = TOTAL_WEIGHT, most: int | None = None) -> list[int]:
@@ -88,14 +97,16 @@ def weights_of(row: Float[np.ndarray, " backends"], total: int, names: Sequence[
 
 
 def slugs(names: Sequence[str], longest: int = 63) -> list[str]:
-    """Names as labels of addresses (RFC 1035), all different: small letters, digits and dashes, a letter first."""
+    """Names as labels of addresses (RFC 1035), all different: small letters, digits and dashes, a letter first.
+
+    A name that is such a label already is never the label of another.
+    """
     plain = [re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "region" for name in names]
     plain = [slug if slug[0].isalpha() else f"r-{slug}" for slug in plain]
     plain = [slug[: longest - 5].rstrip("-") if len(slug) > longest else slug for slug in plain]
-    taken = {slug for slug in plain if plain.count(slug) == 1}
-    found = []
+    taken, found = set(plain), []
     for k, slug in enumerate(plain):
-        if slug not in taken or plain.count(slug) > 1:
+        if plain.count(slug) > 1:
             number = next(n for n in range(k, k + len(plain) + 1) if f"{slug}-{n}" not in taken)
             slug = f"{slug}-{number}"
             taken.add(slug)

@@ -12,7 +12,6 @@ from dgdlb_jax.reports.exporters.base import (
     Shares,
     json_exporter,
     shares_of,
-    slugs,
     weights_of,
 )
 
@@ -24,12 +23,11 @@ def envoy_bootstrap(shares: Shares, names: Names) -> dict[str, Any]:
 
     Listener `i` stands for frontend `i`, on port 10000 + i; clusters stand for backends, with addresses to be replaced.
     """
-    clusters, listeners = slugs(names.backends), slugs(names.frontends)
     found = [
-        _listener(listeners[i], _FIRST_PORT + i, weights_of(row, TOTAL_WEIGHT, clusters))
+        _listener(names.frontends[i], _FIRST_PORT + i, weights_of(row, TOTAL_WEIGHT, names.backends))
         for i, row in enumerate(shares)
     ]
-    return {"static_resources": {"listeners": found, "clusters": [_cluster(name) for name in clusters]}}
+    return {"static_resources": {"listeners": found, "clusters": [_cluster(name) for name in names.backends]}}
 
 
 def _listener(name: str, port: int, weights: dict[str, int]) -> dict[str, Any]:

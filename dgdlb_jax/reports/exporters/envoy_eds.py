@@ -16,7 +16,6 @@ from dgdlb_jax.reports.exporters.base import (
     Shares,
     json_exporter,
     shares_of,
-    slugs,
     weights_of,
 )
 from dgdlb_jax.reports.exporters.envoy import address
@@ -25,7 +24,6 @@ _TYPE = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 
 
 def _document(shares: Shares, names: Names) -> dict[str, Any]:
-    places = slugs(names.backends)
     resources = [
         {
             "@type": _TYPE,
@@ -36,10 +34,10 @@ def _document(shares: Shares, names: Names) -> dict[str, Any]:
                     "load_balancing_weight": weight,
                     "lb_endpoints": [{"endpoint": {"address": address(place)}}],
                 }
-                for place, weight in weights_of(row, TOTAL_WEIGHT, places).items()
+                for place, weight in weights_of(row, TOTAL_WEIGHT, names.backends).items()
             ],
         }
-        for cluster, row in zip(slugs(names.frontends), shares, strict=True)
+        for cluster, row in zip(names.frontends, shares, strict=True)
     ]
     return {"version_info": "1", "type_url": _TYPE, "resources": resources}
 

@@ -16,7 +16,6 @@ from dgdlb_jax.reports.exporters.base import (
     items,
     json_exporter,
     shares_of,
-    slugs,
     weights_of,
 )
 
@@ -24,10 +23,9 @@ _MOST = 16
 
 
 def _document(shares: Shares, names: Names) -> dict[str, Any]:
-    services = slugs(names.backends)
     routes = [
-        _route(name, weights_of(row, TOTAL_WEIGHT, services))
-        for name, row in zip(slugs(names.frontends), shares, strict=True)
+        _route(name, weights_of(row, TOTAL_WEIGHT, names.backends))
+        for name, row in zip(names.frontends, shares, strict=True)
     ]
     return {"apiVersion": "v1", "kind": "List", "items": routes}
 
@@ -53,4 +51,4 @@ def _read(document: Any) -> ByName | None:
     return found or None
 
 
-EXPORTER = json_exporter("gateway-api", TOTAL_WEIGHT, _document, _read, _MOST)
+EXPORTER = json_exporter("gateway-api", TOTAL_WEIGHT, _document, _read, most=_MOST)

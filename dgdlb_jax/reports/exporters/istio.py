@@ -30,21 +30,20 @@ def regions(names: Sequence[str]) -> list[str]:
     return list(names) if all(map(_LABEL.fullmatch, names)) else slugs(names)
 
 
-def places(names: Names) -> tuple[list[str], list[str]]:
+def places(names: Names) -> Names:
     """Frontends and backends as labels, one region with one name in both."""
     every = tuple(dict.fromkeys((*names.frontends, *names.backends)))
     label = dict(zip(every, regions(every), strict=True))
-    return [label[name] for name in names.frontends], [label[name] for name in names.backends]
+    return Names(tuple(label[name] for name in names.frontends), tuple(label[name] for name in names.backends))
 
 
 def _document(shares: Shares, names: Names) -> dict[str, Any]:
-    frontends, backends = places(names)
     distribute = [
         {
             "from": f"{origin}/*",
-            "to": {f"{region}/*": weight for region, weight in weights_of(row, _TOTAL, backends).items()},
+            "to": {f"{region}/*": weight for region, weight in weights_of(row, _TOTAL, names.backends).items()},
         }
-        for origin, row in zip(frontends, shares, strict=True)
+        for origin, row in zip(names.frontends, shares, strict=True)
     ]
     outliers = {"consecutive5xxErrors": 5, "interval": "10s", "baseEjectionTime": "30s"}
     balancer = {"localityLbSetting": {"enabled": True, "distribute": distribute}}
@@ -71,4 +70,4 @@ def _read(document: Any) -> ByName | None:
     return found or None
 
 
-EXPORTER = json_exporter("istio", _TOTAL, _document, _read)
+EXPORTER = json_exporter("istio", _TOTAL, _document, _read, places)
