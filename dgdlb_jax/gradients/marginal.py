@@ -5,7 +5,6 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
@@ -229,7 +228,7 @@ def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _
         _, back, about = jax.vjp(lambda extra: costs(extra, gate), nothing, has_aux=True)
         return _per_request(network, back(cotangent)[0], settings["dt"]), about
 
-    steps = int(np.ceil(run.duration / settings["dt"] * (1 - 1e-12)))
+    steps = int(steps_for(run.duration, settings["dt"]))
     nothing = jnp.zeros((count_frames(steps, run.every) + 1, *network.latency.shape), network.latency.dtype)
     # Closed loop until the end, and until the middle; open loop. One after the other, so that they share what is compiled.
     asked = jnp.array([1.0, 1.0, 0.0], nothing.dtype), jnp.array([[0, 1.0], [1, 0], [0, 1]], nothing.dtype)

@@ -44,6 +44,16 @@ def each_network(
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
+def as_batch(tree: Any) -> Any:
+    """A network, or whatever belongs to it, as a batch of one: every array with a leading axis."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
+
+
+def only_one(batch: Any) -> Any:
+    """The inverse of `as_batch`: what a batch of one holds."""
+    return jax.tree.map(lambda leaf: leaf[0], batch)
+
+
 def each_frontend(network: Network, parameters: PyTree, what: str) -> PyTree:
     """Numbers and arrays of a policy with their axes written out: scalars stay, others become `(batch, frontends, ...)`.
 

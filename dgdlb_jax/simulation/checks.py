@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import rows_for
+from dgdlb_jax.numerics.delay import rows_for, steps_for
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.simulation.trajectory import SimulationState
@@ -31,7 +31,7 @@ def grid(networks: Network, duration: Numbers, dt: Numbers, max_latency: float |
     """
     size = networks.latency.shape[0]
     step = _positive("dt", dt, size)
-    steps = np.ceil(_positive("duration", duration, size) / step * (1 - 1e-12))
+    steps = steps_for(_positive("duration", duration, size), step)
     if steps.max() > LARGEST_STEP:
         raise InputError(
             f"duration / dt is {steps.max():.3g} steps, more than the {LARGEST_STEP} that can be counted: raise dt, or shorten the run."
@@ -79,11 +79,13 @@ def _fastest(networks: Network) -> Float[Array, "batch backends"]:
     return jax.vmap(lambda network: network.fastest_service.initial_slope)(networks.anonymous())
 
 
-def resumable(state: SimulationState, time_grid: Grid) -> None:
-    """Check that a run can go on from a state with this grid; under tracing only that its delay lines were kept.
+def resumable(state: Any, time_grid: Grid) -> None:
+    """Check that a run can go on from a state, if it does, with this grid; under tracing only that its delay lines were kept.
 
     **Raises:** `InputError` for a state without delay lines, another dt or buffer, or networks that do not stand at the same step.
     """
+    if not isinstance(state, SimulationState):
+        return
     if state.flow_line is None:
         raise InputError(
             "The state to go on from was saved with resumable=False, without its delay lines: leave that out of the first run's SaveAt, "

@@ -7,12 +7,16 @@ A delay is a real number of rows, `lag + fraction`. `taps` splits it; reading ga
 on a value that is about to be written or on this reading and the last one.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Int
 
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.results import is_concrete
 
 _MANY = 64  # slices
 
@@ -48,6 +52,13 @@ def rows_for(delay: float, dt: float) -> int:
 def delay_for(rows: int, dt: float) -> float:
     """A delay for which `rows_for` gives so many rows, whatever the rounding: seconds."""
     return (rows - 2.5) * dt
+
+
+def steps_for(duration: ArrayLike, dt: ArrayLike) -> Any:
+    """How many steps of `dt` seconds begin before `duration`, but for the rounding of the quotient; traced if `duration` is."""
+    library = np if is_concrete(duration) else jnp
+    exact = library.asarray(duration) / dt
+    return library.ceil(exact * (1 - max(1e-12, 4 * float(jnp.finfo(exact.dtype).eps))))
 
 
 def filled(row: Inexact[Array, " width"], rows: int) -> DelayLine:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Carry, run_as_told
+from dgdlb_jax.numerics.delay import Carry, run_as_told, steps_for
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
@@ -155,9 +155,7 @@ def simulate_requests_batch(
     networks, dtype = networks.anonymous(), networks.latency.dtype
     start = default_start(networks) if initial is None else check_start(networks, initial)
     assert isinstance(start, tuple)
-    first = _common(
-        "after / dt", np.ceil(np.broadcast_to(np.asarray(after, float), grid.dt.shape) / grid.dt * (1 - 1e-12))
-    )
+    first = _common("after / dt", steps_for(np.broadcast_to(np.asarray(after, float), grid.dt.shape), grid.dt))
     inputs = _Inputs(
         network=networks,
         policy=policy,
