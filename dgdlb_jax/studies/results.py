@@ -19,8 +19,9 @@ from dgdlb_jax.numerics import files
 from dgdlb_jax.numerics.files import disk_errors
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
+from dgdlb_jax.studies.assess import statistics_of
 from dgdlb_jax.studies.conclusion import no_percentage
-from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names, statistics_of
+from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.studies.verdict import Verdict
 from dgdlb_jax.studies.worth import changes_json, scatter_json, switch_json, worth_json
 

@@ -1,5 +1,6 @@
 """Where the runs of a comparison, a sweep or a report begin."""
 
+import equinox as eqx
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
@@ -15,18 +16,25 @@ STARTS = ("proportional", "nearest", "uniform")
 
 
 def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
-    """The start of a comparison: a routing `(frontends, backends)` and the workload `(backends,)` that carries it at time 0.
+    """Where runs start: a routing `(frontends, backends)` and the workload `(backends,)` that carries it at time 0.
 
     Where a backend cannot carry what the routing sends it, its workload starts at 0.
 
-    **Arguments:** `start`: one of `STARTS`, or `(routing, workload)`, which is returned as it is.
+    **Arguments:** `network`: one network or a batch; `start`: one of `STARTS`, or `(routing, workload)`, which is returned as it is.
     """
     if not isinstance(start, str):
         return start
     if start not in STARTS:
         raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{did_you_mean(start, STARTS, '.')}")
+    if network.batch is not None:
+        return _many(network.anonymous(), start)
     routing = start_routing(network, start)
     return routing, workload_carrying(network, routing)
+
+
+@eqx.filter_jit
+def _many(networks: Network, start: str) -> tuple[Array, Array]:
+    return jax.vmap(lambda network: start_state(network, start))(networks)  # pyright: ignore[reportReturnType]
 
 
 def start_routing(network: Network, start: str) -> Float[Array, "frontends backends"]:

@@ -13,9 +13,9 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.trajectory import Trajectory
-from dgdlb_jax.studies.outcome import statistics_of
+from dgdlb_jax.studies.assess import Assessment
 from dgdlb_jax.studies.sweep.gradient_error import largest_gradient_error
-from dgdlb_jax.studies.verdict import Assessment, Verdict, classify, moving_mean, time_to_settle
+from dgdlb_jax.studies.verdict import Verdict, moving_mean, time_to_settle
 
 NO_STEP_SIZE, DOES_NOT_FIT, TOO_MANY_STEPS, REFUSED = 100, 101, 102, 103
 """Codes in `result` of cases that are not run, beside those of `Result`."""
@@ -44,10 +44,11 @@ _FEWEST = 20  # points for a straight line
 class Runs:
     """Finished runs of cases side by side, and what they ran with; every array has a leading axis of cases.
 
-    - `dt`, `duration`: seconds. `default`, `sufficient`: `(cases, frontends)`, `critical`: `(cases,)`, 1/s^2, when needed.
+    - `assessed`: the runs and their verdicts. `dt`, `duration`: seconds.
+    - `default`, `sufficient`: `(cases, frontends)`, `critical`: `(cases,)`, 1/s^2, when needed.
     """
 
-    networks: Network
+    assessed: Assessment
     policy: AbstractPolicy
     optimum: Optimum
     dt: Float[np.ndarray, " cases"]
@@ -55,24 +56,21 @@ class Runs:
     default: Float[np.ndarray, "cases frontends"] | None
     sufficient: Float[np.ndarray, "cases frontends"] | None
     critical: Float[np.ndarray, " cases"] | None
-    trajectory: Trajectory
 
-    @cached_property
-    def assessment(self) -> Assessment:
-        """The verdicts and what they rest on."""
-        return classify(self.networks, self.trajectory)
+    @property
+    def networks(self) -> Network:
+        """What they ran in."""
+        return self.assessed.networks
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The runs themselves."""
+        return self.assessed.run
 
     @property
     def verdict(self) -> Int[np.ndarray, " cases"]:
         """Codes of `Verdict`."""
-        return self.assessment.verdict
-
-    @cached_property
-    def mean_latency(self) -> Float[np.ndarray, " cases"]:
-        """Seconds; inf when diverging, NaN when failed, finite for all other verdicts."""
-        latency = np.asarray(statistics_of(self.trajectory).mean_latency, float)
-        latency = np.where(self.verdict == Verdict.diverging, np.inf, latency)
-        return np.where(self.verdict == Verdict.failed, np.nan, latency)
+        return self.assessed.verdict
 
     @cached_property
     def distance(self) -> Float[np.ndarray, "cases time"]:
@@ -116,7 +114,7 @@ class Measure:
 
 
 def _statistic(name: str) -> Callable[[Runs], Any]:
-    return lambda runs: getattr(statistics_of(runs.trajectory), name)
+    return lambda runs: getattr(runs.assessed.statistics, name)
 
 
 def _settle_time(runs: Runs) -> Float[np.ndarray, " cases"]:
@@ -129,13 +127,13 @@ def _settle_time(runs: Runs) -> Float[np.ndarray, " cases"]:
         part = runs.moving_part(k)
         time = runs.time[k, part]
         smooth = moving_mean(time, cost[k, part], np.full(time.size, rate[k]), max(longest[k], 0.01 * time[-1]))
-        return time_to_settle(time, smooth, best[k], runs.mean_latency[k])
+        return time_to_settle(time, smooth, best[k], runs.assessed.mean_latency[k])
 
     return runs.where(Verdict.settled, one)
 
 
 def _period(runs: Runs) -> Float[np.ndarray, " cases"]:
-    statistics = statistics_of(runs.trajectory)
+    statistics = runs.assessed.statistics
     loudest = np.argmax(np.asarray(statistics.highest_workload) - np.asarray(statistics.lowest_workload), axis=-1)
 
     def one(k: int) -> float:
@@ -221,13 +219,13 @@ MEASURES: dict[str, Measure] = {
     "mean_latency": Measure(
         "mean latency over the last fifth of the run; inf when diverging, NaN when failed",
         "s",
-        lambda runs: runs.mean_latency,
+        lambda runs: runs.assessed.mean_latency,
         _JUDGED,
     ),
     "excess": Measure(
         "mean latency over that of the optimum, minus 1",
         "1",
-        lambda runs: runs.mean_latency / np.asarray(runs.optimum.mean_latency, float) - 1,
+        lambda runs: runs.assessed.excess,
         _JUDGED,
     ),
     "verdict": Measure(
@@ -246,7 +244,7 @@ MEASURES: dict[str, Measure] = {
     "swing": Measure(
         "largest (max - min) / mean of a workload that matters over the last fifth",
         "1",
-        lambda runs: runs.assessment.swing,
+        lambda runs: runs.assessed.judgement.swing,
         _JUDGED,
     ),
     "period": Measure("period of the workload that swings most; NaN unless oscillating", "s", _period, _WORKLOADS),
@@ -257,7 +255,9 @@ MEASURES: dict[str, Measure] = {
         "time mean of the relative distance to the optimal workloads over the last fifth", "1", _statistic("distance")
     ),
     "network_share": Measure("part of the mean latency spent on the network", "1", _statistic("network_share")),
-    "short_by": Measure("what diverging backends lack", "requests/s", lambda runs: runs.assessment.short_by, _JUDGED),
+    "short_by": Measure(
+        "what diverging backends lack", "requests/s", lambda runs: runs.assessed.judgement.short_by, _JUDGED
+    ),
     "highest_distance": Measure(
         "largest relative distance to the optimal workloads in the run",
         "1",
