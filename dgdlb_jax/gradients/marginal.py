@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
+from dgdlb_jax.numerics.delay import Checkpoints, FullStorage, steps_for
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.results import (
     ConvergenceError,

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import rows_for, steps_for
 from dgdlb_jax.numerics.results import InputError, is_concrete
@@ -76,7 +77,7 @@ def too_large_step(networks: Network, dt: Float[Array, " batch"]) -> Bool[Array,
 
 
 def _fastest(networks: Network) -> Float[Array, "batch backends"]:
-    return jax.vmap(lambda network: network.fastest_service.initial_slope)(networks.anonymous())
+    return over_networks(lambda network: network.fastest_service.initial_slope, networks)
 
 
 def resumable(state: Any, time_grid: Grid) -> None:

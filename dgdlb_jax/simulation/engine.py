@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from dgdlb_jax.model.batch import each_frontend
+from dgdlb_jax.model.batch import as_batch, each_frontend, of_batch, only_one
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import (
@@ -103,27 +103,28 @@ def simulate(
         routing, workload = initial
         initial = jnp.asarray(routing), jnp.asarray(workload)
     policy = each_frontend(network, policy, type(policy).__name__)
-    one = partial(jax.tree.map, lambda leaf: leaf[None])
     # A network with values keeps them within somebody's jit, so that the size of the delay buffer is known.
     with jax.ensure_compile_time_eval() if is_concrete(network) else nullcontext():
-        networks = one(network)
+        networks = as_batch(network)
     runs = simulate_batch(
         networks,
-        jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, policy),
+        as_batch(policy, shared_scalars=True),
         duration=duration,
         dt=dt,
-        initial=None if initial is None else one(initial),
+        initial=as_batch(initial),
         save=None
         if save is None
-        else eqx.tree_at(lambda s: (s.after, s.reference), save, replace_fn=one, is_leaf=lambda leaf: leaf is None),
+        else eqx.tree_at(
+            lambda s: (s.after, s.reference), save, replace_fn=as_batch, is_leaf=lambda leaf: leaf is None
+        ),
         max_latency=max_latency,
         throw=throw,
         execution=Execution(devices=1),
         adjoint=adjoint,
-        extra_flow=None if extra_flow is None else jnp.asarray(extra_flow)[None],
+        extra_flow=None if extra_flow is None else as_batch(jnp.asarray(extra_flow)),
         extensions=extensions,
     )
-    return jax.tree.map(lambda leaf: leaf[0], runs)
+    return only_one(runs)
 
 
 def simulate_batch(
@@ -181,7 +182,7 @@ def simulate_batch(
     inputs = _Inputs(
         network=networks.anonymous(),
         policy=policy,
-        initial=default_start(networks.anonymous()) if initial is None else check_start(networks, initial),
+        initial=of_batch(default_start, networks) if initial is None else check_start(networks, initial),
         reference=None if save.reference is None else jnp.asarray(save.reference, dtype),
         dt=jnp.asarray(made.grid.dt, dtype),
         steps=jnp.asarray(made.grid.steps, jnp.int32),

@@ -127,13 +127,12 @@ class ComparisonInProgress:
         with jax.default_device(self._home):
             self.network = network = device.moved(network)
             self._workers, self._instants = workers_for(workers), instants
-            self._setup, self._start = (
-                set_up(network, step_size=step_size, start=start),
-                start if isinstance(start, str) else "given",
-            )
-            self.optimum, self.step_size = self._setup.optimum, self._setup.step_size
-            usual = lambda: balancers(network, self.optimum, self.step_size, policies)
-            self.policies = {**(policies if isinstance(policies, Mapping) else usual()), **(also or {})}
+            self._setup = setup = set_up(network, step_size=step_size, start=start)
+            self._start = start if isinstance(start, str) else "given"
+            self.optimum, self.step_size = setup.optimum, setup.step_size
+            named = lambda keys: balancers(network, setup.optimum, setup.step_size, keys)
+            chosen = policies if isinstance(policies, Mapping) else named(policies)
+            self.policies = {**chosen, **(also or {})}
             self.settling = float(self._setup.settling)
             self._running = network if alike is None else _under_flat_trace(network, alike)
             self._set_by: dict[str, str] = {}

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model import topologies
+from dgdlb_jax.model.batch import of_batch, over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -110,7 +111,7 @@ def coarsest_step(networks: Network) -> Float[np.ndarray, " batch"]:
 
 def _fastest(networks: Network) -> Float[np.ndarray, " batch"]:
     """The largest service slope of each network at any time, 1/s."""
-    slope = jax.vmap(lambda network: network.fastest_service.initial_slope)(networks.anonymous())
+    slope = over_networks(lambda network: network.fastest_service.initial_slope, networks)
     return np.asarray(slope).max(-1)
 
 
@@ -194,12 +195,12 @@ def far_starts(networks: Network, *, seed: int = 0) -> list[tuple[Array, Array]]
     rng = np.random.default_rng(seed)
     mask = np.asarray(networks.mask)
     optimum = np.asarray(solve_optimum(networks).workload)
-    share, _ = default_start(networks.anonymous())
+    share, _ = of_batch(default_start, networks)
     uniform = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
     score = np.where(mask, rng.random(mask.shape), -1)
     vertex = (score == score.max(-1, keepdims=True)) & mask
     weight = np.where(mask, rng.exponential(size=mask.shape), 0)
-    slope = jax.vmap(lambda network: network.service.initial_slope)(networks.anonymous())
+    slope = over_networks(lambda network: network.service.initial_slope, networks)
     scale = np.asarray(networks.nominal_capacity) / np.asarray(slope)  # workloads: a factor on both would cancel
     scale = np.where(np.isfinite(scale), scale, 1.0)
     empty = np.zeros_like(optimum)
@@ -219,7 +220,7 @@ def rules_of_equal_gain() -> Rules:
     """Name -> rule from step sizes `(batch, frontends)`: DGD-LB and its relatives, all with the same gain at the optimum."""
 
     def curvature(step, networks, optimum):
-        slope = jax.vmap(lambda network, n: network.mean_service.slope(n))(networks.anonymous(), optimum.workload)
+        slope = over_networks(lambda network, n: network.mean_service.slope(n), networks, optimum.workload)
         return CurvatureDGDLB(step, (optimum.routing / slope[:, None]).sum(-1))
 
     def capped(step, networks, optimum):

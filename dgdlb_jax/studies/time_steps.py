@@ -53,7 +53,7 @@ def time_step(
     """
     dt = suggest_dt(network, step_size, optimum, workload=workload, jumps=not policy.differentiable)
     own = each_frontend(network, policy, type(policy).__name__).time_scale
-    own = own.min() if network.batch is None or own.ndim == 0 else own.reshape(network.batch, -1).min(1)
+    own = own.reshape(*network.latency.shape[:-2], -1).min(-1) if own.ndim else own
     return jnp.minimum(jnp.asarray(dt), _OWN_CLOCK * own)
 
 

@@ -30,11 +30,10 @@ as a queue that grows may have a turn on it.
 import enum
 from dataclasses import dataclass, fields
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Int
 
+from dgdlb_jax.model.batch import of_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.numerics.types import Matrix, Numbers
@@ -170,11 +169,7 @@ def classify(network: Network, run: Trajectory) -> Judgement:
         raise InputError(
             'A verdict needs the workload over time: save it, as in SaveAt(every=10, fields=("workload", "cost_rate")).'
         )
-    if network.batch is None:
-        single = network.anonymous(), run
-        network, run = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], single)
-        return _classify(network, run)[0]
-    return _classify(network.anonymous(), run)
+    return of_batch(_classify, network, run)
 
 
 def _classify(networks: Network, runs: Trajectory) -> Judgement:
