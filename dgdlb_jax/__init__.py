@@ -148,6 +148,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.studies.stability import tightness as tightness
     from dgdlb_jax.studies.sweep import open_sweep as open_sweep
     from dgdlb_jax.studies.sweep import sweep as sweep
+    from dgdlb_jax.studies.sweep.measures import register_measure as register_measure
 
 _HOME = {
     "stability.best": ("BestStepSize", "best_step_size"),
@@ -162,6 +163,7 @@ _HOME = {
     "gradients.tuning": ("Tuned", "transient_latency", "tune"),
     "studies.compare": ("Comparison", "compare"),
     "studies.sweep": ("open_sweep", "sweep"),
+    "studies.sweep.measures": ("register_measure",),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "fleets": ("list_fleets", "load_fleet"),
     "model.demand_kinds": ("register_demand",),

@@ -14,6 +14,7 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.simulation.plugins import AbstractStatistic
 from dgdlb_jax.simulation.trajectory import Statistics, Trajectory
 from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
 from dgdlb_jax.studies.balancers import BALANCERS, check_keys
@@ -129,6 +130,7 @@ def assess(
     duration: Numbers | None = None,
     every: int | None = None,
     fields: tuple[str, ...] = ("workload",),
+    statistics: tuple[AbstractStatistic, ...] = (),
     frames: int | None = None,
     max_latency: float | None = None,
 ) -> Assessment:
@@ -142,8 +144,9 @@ def assess(
 
     - `optimum`, `step_size`, `start`: as for `set_up`.
     - `dt`, `duration`: seconds, scalars or `(batch,)`; by default what resolves the policy, and what DGD-LB takes to settle.
-    - `every`, `fields`, `frames`, `max_latency`: what is kept, and how it is compiled, as for `SaveAt` and `simulate_batch`. By default the
-      workload, as often as a verdict needs; batches of other durations then share compiled code. `every=0` keeps no instants.
+    - `every`, `fields`, `statistics`, `frames`, `max_latency`: what is kept, and how it is compiled, as for `SaveAt` and `simulate_batch`.
+      By default the workload, as often as a verdict needs; batches of other durations then share compiled code. `every=0` keeps no
+      instants.
 
     **Returns:** an `Assessment`. A run that fails by itself is one that says so.
 
@@ -169,7 +172,7 @@ def assess(
         duration=duration,
         dt=dt,
         initial=start_state(networks, start),
-        save=save_for_verdict(duration, every, fields, optimum.workload),
+        save=save_for_verdict(duration, every, fields, optimum.workload, statistics=statistics),
         max_latency=max_latency,
         frames=frames,
         throw=False,

@@ -181,7 +181,7 @@ class ResolvedRun:
                 duration=duration,
                 dt=np.array([2 * dt, dt]),
                 initial=self._initial,
-                save=save_for_verdict(duration, every, FIELDS, self._reference, after),
+                save=save_for_verdict(duration, every, FIELDS, self._reference, after=after),
                 max_latency=delay_for(rows, dt),
                 frames=self._frames,
                 throw=False,

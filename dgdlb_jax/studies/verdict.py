@@ -37,6 +37,7 @@ from dgdlb_jax.model.batch import of_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.numerics.types import Matrix, Numbers
+from dgdlb_jax.simulation.plugins import AbstractStatistic
 from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
 from dgdlb_jax.studies.evidence import LAST_PART as LAST_PART
 from dgdlb_jax.studies.evidence import SWING_LIMIT, Evidence
@@ -139,14 +140,23 @@ def look_every(steps: ArrayLike) -> int:
 
 
 def save_for_verdict(
-    duration: Numbers, every: int, fields: tuple[str, ...], reference: Matrix, after: Numbers | None = None
+    duration: Numbers,
+    every: int,
+    fields: tuple[str, ...],
+    reference: Matrix,
+    *,
+    after: Numbers | None = None,
+    statistics: tuple[AbstractStatistic, ...] = (),
 ) -> SaveAt:
     """What a run of `duration` seconds has to keep to be judged: fields at every so many steps (0: none), and statistics of its last part.
 
-    **Arguments:** `reference`: the workload that distances refer to; `after`: seconds from which statistics count instead.
+    **Arguments:** `reference`: the workload that distances refer to; `after`: seconds from which statistics count instead; `statistics`:
+    of your own, besides.
     """
     after = (1 - LAST_PART) * np.asarray(duration, float) if after is None else after
-    return SaveAt(every or None, fields=fields, after=after, reference=reference, resumable=False)
+    return SaveAt(
+        every or None, fields=fields, after=after, reference=reference, resumable=False, statistics=statistics
+    )
 
 
 def classify(network: Network, run: Trajectory) -> Judgement:

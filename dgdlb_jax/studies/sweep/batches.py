@@ -32,6 +32,7 @@ from dgdlb_jax.studies.sweep.measures import (
     compute,
     empty,
     needs,
+    statistics,
     unknown,
 )
 from dgdlb_jax.studies.sweep.spec import Spec
@@ -305,6 +306,7 @@ def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
             duration=cases.duration,
             every=batch.shape.every,
             fields=_fields(needs(measures)),
+            statistics=statistics(measures),
             frames=batch.shape.frames,
             max_latency=delay_for(batch.shape.rows, float(cases.dt.min())),
         )

@@ -1,17 +1,20 @@
 """What a sweep can compute for every case; definitions are those of `dgdlb run` and of the functions named."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import Result
+from dgdlb_jax.numerics.registry import Registry
+from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.simulation.plugins import AbstractStatistic
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.assess import Assessment
 from dgdlb_jax.studies.sweep.gradient_error import largest_gradient_error
@@ -99,13 +102,16 @@ class Runs:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number per case. `needs`: what has to be kept or computed for it, beyond the statistics of the last fifth."""
+    """A number per case. `needs`: what has to be kept or computed for it, beyond the statistics of the last fifth; `statistic`: one of
+    the user's that is accumulated for it."""
 
     meaning: str
     units: str
     compute: Callable[[Runs], Any]
     needs: frozenset[str] = frozenset()
     flags: dict[str, int] | None = None
+    statistic: AbstractStatistic | None = None
+    key: str = ""
 
     @property
     def fill(self) -> float | int:
@@ -215,7 +221,7 @@ def _linear_region(runs: Runs) -> Float[np.ndarray, " cases"]:
 
 
 _JUDGED, _WORKLOADS = frozenset({JUDGED}), frozenset({JUDGED, WORKLOADS})
-MEASURES: dict[str, Measure] = {
+_BUILT_IN: dict[str, Measure] = {
     "mean_latency": Measure(
         "mean latency over the last fifth of the run; inf when diverging, NaN when failed",
         "s",
@@ -310,7 +316,6 @@ MEASURES: dict[str, Measure] = {
         _WORKLOADS,
     ),
 }
-"""Name -> measure."""
 
 ALWAYS: dict[str, Measure] = {
     "result": Measure("how the computation ended", "1", lambda runs: runs.trajectory.result, flags=RESULTS),
@@ -318,6 +323,44 @@ ALWAYS: dict[str, Measure] = {
     "simulated_time": Measure("time simulated", "s", lambda runs: runs.duration),
 }
 """What every store has in addition to the measures asked for."""
+MEASURES = Registry("measure", (replace(measure, key=key) for key, measure in _BUILT_IN.items()), reserved=ALWAYS)
+"""Name -> measure, those of the user included."""
+
+
+def register_measure(statistic: AbstractStatistic) -> None:
+    """Make a statistic a measure of sweeps: `measures = ["mean_latency", NAME]` with the name, units and description of the statistic.
+
+    **Arguments:** `statistic`: a `TimeMean`, `Maximum` or other `AbstractStatistic` whose result for a network is one number; it covers
+    the last fifth of a run.
+
+    **Raises:** `InputError` for what is no statistic, a name that is taken, or one that is no word.
+    """
+    if not isinstance(statistic, AbstractStatistic):
+        raise InputError(
+            f"register_measure: {statistic!r} is no statistic: give TimeMean(fn), or another AbstractStatistic."
+        )
+    name = statistic.name
+    if not name.isidentifier():
+        raise InputError(
+            f"register_measure: a measure is called by a word, not {name!r}: give the statistic another name."
+        )
+    compute = partial(_measured, name)
+    MEASURES.register(Measure(statistic.description, statistic.units, compute, statistic=statistic, key=name))
+
+
+def _measured(name: str, runs: Runs) -> Float[np.ndarray, " cases"]:
+    found = runs.trajectory.measured[name]
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(found)]
+    if shapes != [runs.dt.shape]:
+        raise InputError(
+            f"The statistic {name} gives {shapes} in a batch: a measure of a sweep is one number for each network."
+        )
+    return np.asarray(found, float)
+
+
+def statistics(names: tuple[str, ...]) -> tuple[AbstractStatistic, ...]:
+    """Those of the user that these measures are."""
+    return tuple(each for each in (MEASURES[name].statistic for name in names) if each is not None)
 
 
 def wanted(names: tuple[str, ...]) -> dict[str, Measure]:
