@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.equilibrium.feasibility import explain_infeasible
 from dgdlb_jax.equilibrium.flow_problem import (
-    Arcs,
     FlowProblem,
+    Flows,
     Frontends,
     Lanes,
     Open,
@@ -225,7 +225,7 @@ def _report(problem: FlowProblem, point: Point, gap: Lanes, hopeless: Bool[Array
     )
 
 
-def _complete(problem: FlowProblem, flow: Arcs, point: Point) -> tuple[Arcs, Frontends]:
+def _complete(problem: FlowProblem, flow: Flows, point: Point) -> tuple[Flows, Frontends]:
     """Routing and multipliers, those of frontends without traffic included: they point to their cheapest arc."""
     sending = problem.sending
     routing = flow / divisor(flow.sum(1))[:, None]
