@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import rows_for, steps_for
+from dgdlb_jax.numerics.delay.line import fits
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.simulation.trajectory import SimulationState
@@ -157,7 +158,7 @@ def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> No
         )
     for field in ("latency", "feedback_latency") if max_latency is not None else ():
         values = np.asarray(getattr(networks, field))
-        late = ~(np.floor(values / time_grid.dt[:, None, None]) <= time_grid.rows - 2)
+        late = ~fits(values / time_grid.dt[:, None, None], time_grid.rows)
         if late.any():
             n, i, j = np.argwhere(late)[0]
             raise InputError(

@@ -54,6 +54,11 @@ def delay_for(rows: int, dt: float) -> float:
     return (rows - 2.5) * dt
 
 
+def fits(delay: Any, rows: int) -> Any:
+    """Whether a line of so many rows holds what was `delay` rows ago; not for what is no number."""
+    return (jnp if isinstance(delay, jax.Array) else np).floor(delay) <= rows - 2
+
+
 def steps_for(duration: ArrayLike, dt: ArrayLike) -> Any:
     """How many steps of `dt` seconds begin before `duration`, but for the rounding of the quotient; traced if `duration` is."""
     library = np if is_concrete(duration) else jnp
@@ -79,7 +84,7 @@ def split(
     A delay that does not fit, or is no number, counts as 0: what is read then has no meaning, but lies inside the ring.
     """
     whole = jnp.floor(delay)
-    overflow = ~(whole <= rows - 2)
+    overflow = ~fits(delay, rows)
     return jnp.where(overflow, 0, whole).astype(jnp.int32), jnp.where(overflow, 0, delay - whole), overflow
 
 
