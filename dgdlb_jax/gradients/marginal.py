@@ -146,10 +146,8 @@ def marginal_latency(
     )
     workload, first = jnp.asarray(check.workload), jnp.rint(check.time[0] / dt).astype(int)
     if isinstance(initial, SimulationState):
-        assert initial.workload_line is not None
-        rows = initial.workload_line.shape[0]
-        past = initial.workload_line[(initial.row - jnp.arange(rows - 1, 0, -1)) % rows]
-        workload, first = jnp.concatenate([past, workload]), first - (rows - 1)
+        past = initial.past_workload
+        workload, first = jnp.concatenate([past, workload]), first - len(past)
     run = _Run(duration, run_on / 2, every, tuple(settings.items()))
     closed, half, opened, time, routing, result = _differentiate(network.anonymous(), policy, initial, run)
     seen = _seen(network, time, workload, first, dt)

@@ -130,20 +130,18 @@ def plan(
     grid = checks.grid(networks, duration, dt, max_latency)
     plugins = collect(save.fn, save.own_statistics, extensions, networks.latency.dtype)
     size, frontends, backends = networks.latency.shape
-    steps = int(grid.steps.max())
+    steps, told = int(grid.steps.max()), frames is not None  # or compiled in
     if frames is not None:
         _check_frames(frames, steps, save.every)
     program = Program(
         rows=grid.rows,
-        steps=steps if frames is None else None,
-        every=save.every if frames is None else None,
+        steps=None if told else steps,
+        every=None if told else save.every,
         fields=save.fields,
         summary=save.summary,
         resumable=save.resumable,
-        adjoint=adjoint if frames is None else None,
-        networks=size
-        if frames is None
-        else 0,  # a batch of another size is not compiled again where memory plays no part
+        adjoint=None if told else adjoint,
+        networks=0 if told else size,  # which checkpoints alone depend on
         frames=frames or 0,
         fused=how.fused,
         extensions=extension_rows(plugins, networks.anonymous(), grid.dt, max_latency),

@@ -145,6 +145,13 @@ class SimulationState(eqx.Module):
         """Seconds since the start."""
         return self.step * self.time_step
 
+    @property
+    def past_workload(self) -> Float[Array, "steps backends"]:
+        """Of a single network: its workload before each of the last steps, as many as its delay line holds, the oldest first."""
+        assert self.workload_line is not None
+        rows = len(self.workload_line)
+        return self.workload_line[(self.row - jnp.arange(rows - 1, 0, -1)) % rows]
+
 
 class Statistics(eqx.Module):
     r"""Time integrals and extremes over the window from `after` to the end. In a batch every array has a leading axis.
