@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Checkpoints, FullStorage, steps_for
-from dgdlb_jax.numerics.delay.checkpoint import count_frames
+from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
 from dgdlb_jax.numerics.results import (
     ConvergenceError,
     InputError,
@@ -22,6 +21,7 @@ from dgdlb_jax.numerics.simplex import project_tangent_cone
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State
 from dgdlb_jax.simulation.engine import simulate
+from dgdlb_jax.simulation.plan import plan
 from dgdlb_jax.simulation.trajectory import SaveAt, SimulationState, Trajectory
 from dgdlb_jax.stability.defaults import suggest_duration
 
@@ -226,8 +226,8 @@ def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _
         _, back, about = jax.vjp(lambda extra: costs(extra, gate), nothing, has_aux=True)
         return _per_request(network, back(cotangent)[0], settings["dt"]), about
 
-    steps = int(steps_for(run.duration, settings["dt"]))
-    nothing = jnp.zeros((count_frames(steps, run.every) + 1, *network.latency.shape), network.latency.dtype)
+    made = plan(network, duration=run.duration, dt=settings["dt"], save=save, max_latency=settings["max_latency"])
+    nothing = jnp.zeros((made.instants, *network.latency.shape), network.latency.dtype)
     # Closed loop until the end, and until the middle; open loop. One after the other, so that they share what is compiled.
     asked = jnp.array([1.0, 1.0, 0.0], nothing.dtype), jnp.array([[0, 1.0], [1, 0], [0, 1]], nothing.dtype)
     found, about = jax.lax.map(lambda each: gradient(*each), asked)
