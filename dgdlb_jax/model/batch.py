@@ -67,8 +67,14 @@ def as_batch(tree: Any, *, shared_scalars: bool = False) -> Any:
 
     **Arguments:** `shared_scalars`: leave scalars as they are, which a policy has in common for all networks.
     """
-    one = lambda leaf: jnp.asarray(leaf)[None]
-    return jax.tree.map(lambda leaf: leaf if shared_scalars and jnp.ndim(leaf) == 0 else one(leaf), tree)
+    return jax.tree.map(lambda leaf: leaf if shared_scalars and jnp.ndim(leaf) == 0 else _with_axis(leaf), tree)
+
+
+def _with_axis(leaf: Any) -> Array:
+    """By the host where it has the values: without a program to compile for every shape."""
+    if isinstance(leaf, jax.Array) and not (is_concrete(leaf) and device.on_cpu() and len(leaf.devices()) == 1):
+        return leaf[None]
+    return jax.device_put(np.asarray(leaf)[None])
 
 
 def only_one(batch: Any) -> Any:

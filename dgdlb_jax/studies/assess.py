@@ -41,7 +41,7 @@ class Setup:
         check_keys([key])
         return BALANCERS[key].make(self.networks, self.optimum, self.step_size)
 
-    def time_step(self, policy: AbstractPolicy) -> Float[Array, "*batch"]:
+    def time_step(self, policy: AbstractPolicy) -> Float[np.ndarray, "*batch"]:
         """A time step that resolves a policy from this start, seconds."""
         return time_step(self.networks, policy, self.step_size, self.optimum, self.initial[1])
 
@@ -160,7 +160,7 @@ def assess(
         setup = set_up(networks, optimum=optimum, step_size=step_size, start=start)
         optimum, start = setup.optimum, setup.initial
         policy = setup.balancer(policy) if isinstance(policy, str) else policy
-        dt = np.asarray(setup.time_step(policy)) if dt is None else dt
+        dt = setup.time_step(policy) if dt is None else dt
         duration = np.asarray(setup.settling) if duration is None else duration
     steps = np.broadcast_to(np.asarray(duration, float) / np.asarray(dt, float), (networks.batch,))
     every = look_every(steps) if every is None else every

@@ -35,7 +35,7 @@ from dgdlb_jax.studies.durations import (
 )
 from dgdlb_jax.studies.quasi_static import QuasiStatic, quasi_static_optimum
 from dgdlb_jax.studies.starts import start_routing
-from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, what_sets
+from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, what_sets, what_sets_step_size
 from dgdlb_jax.studies.verdict import LAST_PART
 
 Progress = Callable[[int, int, str], None]
@@ -130,6 +130,8 @@ class ComparisonInProgress:
             self._setup = setup = set_up(network, step_size=step_size, start=start)
             self._start = start if isinstance(start, str) else "given"
             self.optimum, self.step_size = setup.optimum, setup.step_size
+            given = step_size is not None
+            self._step_size_set_by = "" if given else what_sets_step_size(network, self.step_size, self.optimum)
             named = lambda keys: balancers(network, setup.optimum, setup.step_size, keys)
             chosen = policies if isinstance(policies, Mapping) else named(policies)
             self.policies = {**chosen, **(also or {})}
@@ -194,6 +196,7 @@ class ComparisonInProgress:
                 for name in names
                 if name in self._set_by
             },
+            step_size_set_by=self._step_size_set_by,
             longer={name: self._longer[name] for name in names if name in self._longer},
         )
 

@@ -11,6 +11,8 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.assess import Assessment
+from dgdlb_jax.studies.names import backend_names as backend_names
+from dgdlb_jax.studies.names import frontend_names as frontend_names
 from dgdlb_jax.studies.verdict import Judgement, Verdict, moving_mean, time_to_settle
 
 
@@ -81,10 +83,10 @@ def outcome(
     short = _pick(names, found.shortfall > 0)
     smooth = smooth_latency(network, run)
     settled = verdict is Verdict.settled and not moving
-    measured = np.asarray(jnp.broadcast_to(network.service.measured_workload, (network.backends,))) * (1 + 1e-9)
+    measured = np.broadcast_to(network.service.measured_workload, network.backends) * (1 + 1e-9)
     return Outcome(
         balancer=balancer,
-        duration=float(run.time[-1] - run.time[0]),
+        duration=float(np.subtract(*np.asarray(run.time)[[-1, 0]])),
         mean_latency=latency,
         excess=float(assessed.excess),
         network_share=float(statistics.network_share) if math.isfinite(latency) else math.nan,
@@ -101,16 +103,6 @@ def outcome(
         still_beyond_measured=_pick(names, np.asarray(statistics.highest_workload) > measured),
         result=result,
     )
-
-
-def backend_names(network: Network) -> tuple[str, ...]:
-    """Names of the backends, made up where the network has none."""
-    return network.backend_names or tuple(f"backend {j}" for j in range(network.backends))
-
-
-def frontend_names(network: Network) -> tuple[str, ...]:
-    """Names of the frontends, made up where the network has none."""
-    return network.frontend_names or tuple(f"frontend {i}" for i in range(network.frontends))
 
 
 def smooth_latency(network: Network, run: Trajectory) -> Float[np.ndarray, " time"]:

@@ -1,9 +1,12 @@
 """Where the runs of a comparison, a sweep or a report begin."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
+from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
@@ -26,22 +29,24 @@ def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> t
         return start
     if start not in STARTS:
         raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{did_you_mean(start, STARTS, '.')}")
-    if network.batch is not None:
-        return _many(network.anonymous(), start)
-    routing = start_routing(network, start)
-    return routing, workload_carrying(network, routing)
-
-
-@eqx.filter_jit
-def _many(networks: Network, start: str) -> tuple[Array, Array]:
-    return jax.vmap(lambda network: start_state(network, start))(networks)  # pyright: ignore[reportReturnType]
+    return _start(network.anonymous(), start)
 
 
 def start_routing(network: Network, start: str) -> Float[Array, "frontends backends"]:
     """The routing of one of `STARTS`."""
+    return _start(network.anonymous(), start)[0]
+
+
+@eqx.filter_jit
+def _start(network: Network, start: str) -> tuple[Array, Array]:
+    return over_networks(partial(_of_one, start), network)
+
+
+def _of_one(start: str, network: Network) -> tuple[Float[Array, "frontends backends"], Float[Array, " backends"]]:
     rule = {
         "proportional": lambda mask, _: proportional(network.nominal_capacity, mask),
         "nearest": lambda mask, latency: least(latency, mask),
         "uniform": lambda mask, latency: share_equally(mask, latency.dtype),
     }[start]
-    return jax.vmap(rule)(network.mask, network.cost_latency)
+    routing = jax.vmap(rule)(network.mask, network.cost_latency)
+    return routing, workload_carrying(network, routing)

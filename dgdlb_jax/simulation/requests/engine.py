@@ -95,7 +95,7 @@ def simulate_requests(
     policy = each_frontend(network, policy, type(policy).__name__)
     initial = None if initial is None else as_batch((jnp.asarray(initial[0]), jnp.asarray(initial[1])))
     runs = simulate_requests_batch(
-        as_batch(network), as_batch(policy, shared_scalars=True), as_batch(key),
+        as_batch(network), as_batch(policy, shared_scalars=True), jnp.asarray(key)[None],
         duration=duration, dt=dt, scale=scale, discipline=discipline, count=count, after=after, save=save, initial=initial,
         follow=follow, longest_stay=longest_stay, max_latency=max_latency, throw=throw,
     )  # fmt: skip
