@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import equinox as eqx
 import numpy as np
 
 from dgdlb_jax.numerics.results import InputError
@@ -28,15 +27,15 @@ class Label(NamedTuple):
         return (*leading, *self.dims), values, self.units, self.description
 
 
-def labelled(*dims: str, units: str, meaning: str) -> Any:
-    """A field of an `equinox.Module` with these dimensions, units and meaning as its metadata."""
-    return eqx.field(metadata={_LABEL: (dims, units, meaning)})
+def label(*dims: str, units: str, meaning: str) -> dict[str, tuple]:
+    """Metadata of a field with these dimensions, units and meaning: `eqx.field(metadata=label("backend", units="1", ...))`."""
+    return {_LABEL: (dims, units, meaning)}
 
 
 def labels(kind: type) -> dict[str, Label]:
     """Name -> label of the fields of a class that have one, and of the properties that its `derived` names."""
     own = {field.name: field.metadata[_LABEL] for field in dataclasses.fields(kind) if _LABEL in field.metadata}
-    return {name: Label(name, *label) for name, label in (own | getattr(kind, "derived", {})).items()}
+    return {name: Label(name, *entry) for name, entry in (own | getattr(kind, "derived", {})).items()}
 
 
 def to_dataset(

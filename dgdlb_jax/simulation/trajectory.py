@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from dgdlb_jax.numerics.labelled import Label, labelled
+from dgdlb_jax.numerics.labelled import Label, label
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation import dataset
@@ -168,30 +168,42 @@ class Statistics(eqx.Module):
     - `peak_workload` `(backends,)`: largest workload of the whole run, before the window too.
     """
 
-    duration: Float[Array, "*batch"] = labelled(units="s", meaning="length of the window of the statistics")
-    arrivals: Float[Array, "*batch"] = labelled(units="requests", meaning="requests that arrived in the window")
-    cost: Float[Array, "*batch"] = labelled(units="requests s", meaning="workload and network cost over the window")
-    network_cost: Float[Array, "*batch"] = labelled(units="requests s", meaning="network cost over the window")
-    mean_workload: Float[Array, "*batch backends"] = labelled(
-        "backend", units="requests", meaning="time mean of the workload in the window"
+    duration: Float[Array, "*batch"] = eqx.field(
+        metadata=label(units="s", meaning="length of the window of the statistics")
     )
-    lowest_workload: Float[Array, "*batch backends"] = labelled(
-        "backend", units="requests", meaning="lowest workload in the window"
+    arrivals: Float[Array, "*batch"] = eqx.field(
+        metadata=label(units="requests", meaning="requests that arrived in the window")
     )
-    highest_workload: Float[Array, "*batch backends"] = labelled(
-        "backend", units="requests", meaning="highest workload in the window"
+    cost: Float[Array, "*batch"] = eqx.field(
+        metadata=label(units="requests s", meaning="workload and network cost over the window")
     )
-    mean_routing: Float[Array, "*batch frontends backends"] = labelled(
-        "frontend", "backend", units="1", meaning="share of the requests that went this way in the window"
+    network_cost: Float[Array, "*batch"] = eqx.field(
+        metadata=label(units="requests s", meaning="network cost over the window")
     )
-    workload_growth: Float[Array, "*batch 2 backends"] = labelled(
-        "half", "backend", units="requests/s", meaning="slope of the workload in each half of the window"
+    mean_workload: Float[Array, "*batch backends"] = eqx.field(
+        metadata=label("backend", units="requests", meaning="time mean of the workload in the window")
     )
-    distance: Float[Array, "*batch"] | None = labelled(
-        units="1", meaning="time mean of the relative distance to the reference workload"
+    lowest_workload: Float[Array, "*batch backends"] = eqx.field(
+        metadata=label("backend", units="requests", meaning="lowest workload in the window")
     )
-    peak_workload: Float[Array, "*batch backends"] = labelled(
-        "backend", units="requests", meaning="highest workload of the whole run"
+    highest_workload: Float[Array, "*batch backends"] = eqx.field(
+        metadata=label("backend", units="requests", meaning="highest workload in the window")
+    )
+    mean_routing: Float[Array, "*batch frontends backends"] = eqx.field(
+        metadata=label(
+            "frontend", "backend", units="1", meaning="share of the requests that went this way in the window"
+        )
+    )
+    workload_growth: Float[Array, "*batch 2 backends"] = eqx.field(
+        metadata=label(
+            "half", "backend", units="requests/s", meaning="slope of the workload in each half of the window"
+        )
+    )
+    distance: Float[Array, "*batch"] | None = eqx.field(
+        metadata=label(units="1", meaning="time mean of the relative distance to the reference workload")
+    )
+    peak_workload: Float[Array, "*batch backends"] = eqx.field(
+        metadata=label("backend", units="requests", meaning="highest workload of the whole run")
     )
 
     derived: ClassVar[dict[str, tuple]] = {
@@ -241,24 +253,24 @@ class Trajectory(eqx.Module):
     """
 
     time: Float[Array, "*batch time"]
-    routing: Float[Array, "*batch time frontends backends"] | None = labelled(
-        "time", "frontend", "backend", units="1", meaning="share of a frontend's requests"
+    routing: Float[Array, "*batch time frontends backends"] | None = eqx.field(
+        metadata=label("time", "frontend", "backend", units="1", meaning="share of a frontend's requests")
     )
-    workload: Float[Array, "*batch time backends"] | None = labelled(
-        "time", "backend", units="requests", meaning="workload"
+    workload: Float[Array, "*batch time backends"] | None = eqx.field(
+        metadata=label("time", "backend", units="requests", meaning="workload")
     )
-    arrival_rate: Float[Array, "*batch time frontends"] | None = labelled(
-        "time", "frontend", units="requests/s", meaning="arrival rate"
+    arrival_rate: Float[Array, "*batch time frontends"] | None = eqx.field(
+        metadata=label("time", "frontend", units="requests/s", meaning="arrival rate")
     )
-    cost_rate: Float[Array, "*batch time"] | None = labelled(
-        "time", units="requests", meaning="workload plus network cost"
+    cost_rate: Float[Array, "*batch time"] | None = eqx.field(
+        metadata=label("time", units="requests", meaning="workload plus network cost")
     )
-    in_flight: Float[Array, "*batch time"] | None = labelled(
-        "time", units="requests", meaning="requests on their way to the backends"
+    in_flight: Float[Array, "*batch time"] | None = eqx.field(
+        metadata=label("time", units="requests", meaning="requests on their way to the backends")
     )
     statistics: Statistics | None
     final: SimulationState
-    result: Int[Array, "*batch"] = labelled(units="1", meaning="how the run ended, a Result code")
+    result: Int[Array, "*batch"] = eqx.field(metadata=label(units="1", meaning="how the run ended, a Result code"))
     observed: PyTree = None
     measured: dict[str, PyTree] = eqx.field(default_factory=dict)
     labels: tuple[Label, ...] = eqx.field(static=True, default=())
