@@ -132,7 +132,7 @@ def main() -> None:
         rate = least_bytes(arcs) * steps / taken
         fused, theirs, apart = float("nan"), float("nan"), float("nan")
         if library is not None:
-            kernel = final_workload(arrays, steps, fused=True)
+            kernel = final_workload(arrays, steps, execution=dgd.Execution(fused=True))
             fused = seconds(kernel, repeats=3)[1]
             theirs, end = by_hand(library, arrays, steps)
             ends = np.asarray(run()), np.asarray(kernel()), end

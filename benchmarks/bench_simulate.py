@@ -52,9 +52,7 @@ def ours(
         dt=DT,
         save=dgd.SaveAt.statistics(resumable=keep),
         max_latency=(rows - 2) * DT,
-        lanes=lanes,
-        devices=devices,
-        threads=None if devices is None else 1,
+        execution=dgd.Execution(lanes=lanes, devices=devices, threads=None if devices is None else 1),
         throw=False,
     )
 

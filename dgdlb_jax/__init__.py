@@ -103,6 +103,9 @@ if TYPE_CHECKING:
     from dgdlb_jax.reports.text import table as table
     from dgdlb_jax.simulation.engine import simulate as simulate
     from dgdlb_jax.simulation.engine import simulate_batch as simulate_batch
+    from dgdlb_jax.simulation.plan import Execution as Execution
+    from dgdlb_jax.simulation.plan import Plan as Plan
+    from dgdlb_jax.simulation.plan import plan as plan
     from dgdlb_jax.simulation.plugins import AbstractExtension as AbstractExtension
     from dgdlb_jax.simulation.plugins import AbstractStatistic as AbstractStatistic
     from dgdlb_jax.simulation.plugins import Maximum as Maximum
@@ -135,6 +138,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.stability.roots import Spectrum as Spectrum
     from dgdlb_jax.stability.roots import characteristic_roots as characteristic_roots
     from dgdlb_jax.stability.sufficient import sufficient_step_size as sufficient_step_size
+    from dgdlb_jax.studies.assess import Assessment as Assessment
+    from dgdlb_jax.studies.assess import assess as assess
     from dgdlb_jax.studies.balancers import BALANCERS as BALANCERS
     from dgdlb_jax.studies.claims import read_claims as read_claims
     from dgdlb_jax.studies.compare import Comparison as Comparison
@@ -143,6 +148,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.studies.stability import tightness as tightness
     from dgdlb_jax.studies.sweep import open_sweep as open_sweep
     from dgdlb_jax.studies.sweep import sweep as sweep
+    from dgdlb_jax.studies.sweep.measures import register_measure as register_measure
 
 _HOME = {
     "stability.best": ("BestStepSize", "best_step_size"),
@@ -157,6 +163,7 @@ _HOME = {
     "gradients.tuning": ("Tuned", "transient_latency", "tune"),
     "studies.compare": ("Comparison", "compare"),
     "studies.sweep": ("open_sweep", "sweep"),
+    "studies.sweep.measures": ("register_measure",),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
     "fleets": ("list_fleets", "load_fleet"),
     "model.demand_kinds": ("register_demand",),
@@ -183,10 +190,12 @@ _HOME = {
     "reports.routing_csv": ("read_routing",),
     "reports.stability_text": ("stability_report",),
     "reports.text": ("report", "table"),
+    "studies.assess": ("Assessment", "assess"),
     "studies.balancers": ("BALANCERS",),
     "studies.claims": ("read_claims",),
     "studies.stability": ("study_networks", "tightness"),
     "simulation.engine": ("simulate", "simulate_batch"),
+    "simulation.plan": ("Execution", "Plan", "plan"),
     "simulation.requests.engine": ("simulate_requests", "simulate_requests_batch"),
     "simulation.requests.trajectory": ("RequestTrajectory",),
     "numerics.delay": ("Checkpoints", "FullStorage"),

@@ -25,6 +25,7 @@ from dgdlb_jax.policies.base import AbstractFlowPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.greedy import LeastWorkload
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
+from dgdlb_jax.simulation.plan import Execution
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, central_difference, small_network
 
@@ -272,7 +273,9 @@ def test_vmap_of_the_gradient_is_the_gradient_of_each(rng):
     batch, starts = stack([network] * 3), tuple(jnp.stack([value] * 3) for value in start)
 
     def costs(step_size, lanes):
-        run = simulate_batch(batch, DGDLB(step_size), initial=starts, save=SaveAt.statistics(), lanes=lanes, **RUN)
+        run = simulate_batch(
+            batch, DGDLB(step_size), initial=starts, save=SaveAt.statistics(), execution=Execution(lanes=lanes), **RUN
+        )
         return run.statistics.cost.sum()
 
     for lanes in (1, 4):
@@ -425,13 +428,15 @@ from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.simulation.plan import Execution
 from dgdlb_jax.simulation.trajectory import SaveAt
 
 batch = stack([small_network(np.random.default_rng(n)) for n in range(5)])
 steps = jnp.asarray(0.1 * (1 + np.arange(15.0).reshape(5, 3) / 10))
 
 def cost(steps, devices):
-    runs = simulate_batch(batch, DGDLB(steps), duration=1.2, dt=DT, max_latency=0.6, save=SaveAt.statistics(), devices=devices)
+    settings = {"duration": 1.2, "dt": DT, "max_latency": 0.6, "save": SaveAt.statistics()}
+    runs = simulate_batch(batch, DGDLB(steps), execution=Execution(devices=devices), **settings)
     return runs.statistics.cost.sum()
 
 one = jax.grad(cost)(steps, 1)

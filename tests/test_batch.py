@@ -15,7 +15,7 @@ from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.latency import LeastLatency
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
-from dgdlb_jax.simulation.plan import CACHE, LANES, NARROW, choose_lanes
+from dgdlb_jax.simulation.plan import CACHE, LANES, NARROW, Execution, choose_lanes, plan
 from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.stability.critical import critical_step_size
 from dgdlb_jax.stability.defaults import suggest_duration
@@ -110,7 +110,20 @@ def test_the_order_of_the_batch_does_not_matter(mixed, together):
 def test_tiles_do_not_matter(mixed, together, lanes):
     """16 lanes at a time leave a last tile that is not full."""
     _, batch, steps = mixed
-    assert_same_runs(simulate_batch(batch, DGDLB(steps), lanes=lanes, **FEW), together)
+    how = Execution(lanes=lanes)
+    made = plan(batch, execution=how, **FEW)
+    assert (made.lanes, made.executor, made.instants) == (lanes, "loop", together.time.shape[1])
+    assert made.grid.rows == together.final.flow_line.shape[1]
+    np.testing.assert_array_equal(made.grid.steps, together.final.step)
+    assert_same_runs(simulate_batch(batch, DGDLB(steps), execution=how, **FEW), together)
+
+
+def test_how_to_run_may_be_said_the_old_way(mixed, together):
+    _, batch, steps = mixed
+    with pytest.warns(DeprecationWarning, match=r"write execution=Execution\(lanes=16\)"):
+        assert_same_runs(simulate_batch(batch, DGDLB(steps), lanes=16, **FEW), together)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'lane'"):
+        simulate_batch(batch, DGDLB(steps), lane=16, **FEW)
 
 
 @pytest.mark.parametrize("policy", [DGDLB(0.1), LeastLatency()], ids=lambda policy: type(policy).__name__)

@@ -17,13 +17,14 @@ from helpers import DT, small_network
 from dgdlb_jax.model.network import stack
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.simulation.plan import Execution
 from dgdlb_jax.simulation.trajectory import SaveAt
 
 assert jax.local_device_count() == 2
 batch = stack([small_network(np.random.default_rng(n)) for n in range(5)])  # one device gets a spare
 policy = DGDLB(0.1 * (1 + np.arange(15.0).reshape(5, 3) / 10))
 settings = dict(duration=2.0, dt=DT, max_latency=0.6, save=SaveAt(every=10))
-runs = [simulate_batch(batch, policy, devices=devices, **settings) for devices in (None, 1)]
+runs = [simulate_batch(batch, policy, execution=Execution(devices=devices), **settings) for devices in (None, 1)]
 assert len(jax.tree.leaves(runs[0].final)[1].sharding.device_set) == 2, "the batch should lie on both devices"
 for one, other in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[1]), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)

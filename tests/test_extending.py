@@ -112,6 +112,11 @@ def surplus(t, view):
     return view.inflow - view.service_rate
 
 
+def on_the_network(t, view):
+    """Requests that are charged for the network, all together."""
+    return (view.flow * view.network.cost_latency).sum()
+
+
 class Crowding(dgd.AbstractStatistic):
     """exp(sharpness * workload), summed over backends and averaged over time."""
 
@@ -189,6 +194,7 @@ dgd.register_policy("doubled", Doubled, label="twice as fast", recipe="step size
 dgd.register_curve("halfway", Halfway, ["max_rate", "half_load"], of_size=lambda size, time: Halfway(size, size * time))
 dgd.register_topology("ring", ring)
 dgd.register_demand("fading", Fading, ["mean", "extra", "time"])
+dgd.register_measure(dgd.TimeMean(on_the_network, units="requests", description="requests on the network"))
 '''
 
 FLEET = """
@@ -265,13 +271,16 @@ def test_a_sweep_has_the_topology_the_curve_and_the_policy(mine, tmp_path):
     fixed = {"frontends": 2, "backends": 2, "load": 0.5, "service_time": 0.5, "duration": 5.0, "dt": 0.05}
     spec = {
         "name": "mine",
-        "measures": ["optimum_latency", "mean_latency"],
+        "measures": ["optimum_latency", "mean_latency", "network_share", "total_rate", "on_the_network"],
         "axes": {"policy": ["dgd-lb", "doubled"], "step_size_over_default": [0.5, 1.0]},
         "fixed": fixed | {"family": "ring", "curve": "halfway"},
         "run": {"chunk": 8, "batch": 8},
     }
     with dgd.sweep(spec, tmp_path / "mine.zarr", progress=False) as found:
-        mean = found["mean_latency"].load()
+        found.load()
+        mean, expected = found["mean_latency"], found["network_share"] * found["mean_latency"] * found["total_rate"]
+    assert found["on_the_network"].attrs["units"] == "requests"
+    np.testing.assert_allclose(found["on_the_network"], expected, rtol=1e-9)
     # DGD-LB with the whole step size is the rule of our own with half of it.
     known, own = (
         mean.sel(policy="dgd-lb", step_size_over_default=1.0),
@@ -319,6 +328,8 @@ def test_a_file_does_not_take_the_place_of_a_library(tmp_path):
         (lambda: dgd.register_policy("odd", dgd.Power), "no class derived from AbstractPolicy"),
         (lambda: dgd.register_curve("odd", dgd.Power, ["sharpness"]), "Power has no parameter 'sharpness'"),
         (lambda: dgd.register_demand("odd", dgd.Jumps, ["mean"]), "Jumps has no parameter 'mean'"),
+        (lambda: dgd.register_measure(dgd.TimeMean(max, name="excess")), "'excess' is built in"),
+        (lambda: dgd.register_measure(dgd.TimeMean(max, name="two words")), "called by a word, not 'two words'"),
     ],
 )
 def test_what_cannot_be_registered_is_one_sentence(register, expected):

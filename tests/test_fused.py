@@ -21,6 +21,7 @@ from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import CURVES, POLICIES, SETTINGS, single_precision, small_network, some_of, some_start
 
 STATISTICS = SETTINGS | {"save": SaveAt.statistics(after=1.0)}
+FUSED = plan.Execution(fused=True)
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def for_both(policy):
 def assert_same(batch, policy, start, rounding=1e-12):
     """The kernel's statistics and final state, delay lines included, are the loop's; both are a long chain of the same operations."""
     loop = simulate_batch(batch, policy, initial=start, **STATISTICS)
-    kernel = simulate_batch(batch, policy, initial=start, fused=True, **STATISTICS)
+    kernel = simulate_batch(batch, policy, initial=start, execution=FUSED, **STATISTICS)
     for (path, here), there in zip(
         jax.tree_util.tree_leaves_with_path((loop.statistics, loop.final, loop.time)),
         jax.tree.leaves((kernel.statistics, kernel.final, kernel.time)),
@@ -98,9 +99,9 @@ def test_a_daily_cycle_in_single_precision(rng, kernels):
 def test_goes_on_to_the_bit_where_another_run_ended(rng, kernels):
     network, batch, start = pair(rng)
     policy, half = for_both(POLICIES["DGDLB"](network)), STATISTICS | {"duration": 2.0, "save": SaveAt.final()}
-    whole = simulate_batch(batch, policy, initial=start, fused=True, **STATISTICS)
-    first = simulate_batch(batch, policy, initial=start, fused=True, **half)
-    second = simulate_batch(batch, policy, initial=first.final, fused=True, **half)
+    whole = simulate_batch(batch, policy, initial=start, execution=FUSED, **STATISTICS)
+    first = simulate_batch(batch, policy, initial=start, execution=FUSED, **half)
+    second = simulate_batch(batch, policy, initial=first.final, execution=FUSED, **half)
     np.testing.assert_array_equal(second.final.workload, whole.final.workload)
     np.testing.assert_array_equal(second.final.flow_line, whole.final.flow_line)
 
@@ -109,7 +110,9 @@ def test_goes_on_to_the_bit_where_another_run_ended(rng, kernels):
 def test_kernels_are_compiled_for_cuda(rng, gpu, policy):
     network, batch, _ = pair(rng)
     rule = for_both(POLICIES[policy](network))
-    run = jax.jit(lambda latency: simulate_batch(_with(batch, latency), rule, fused=True, **STATISTICS).final.workload)
+    run = jax.jit(
+        lambda latency: simulate_batch(_with(batch, latency), rule, execution=FUSED, **STATISTICS).final.workload
+    )
     text = run.trace(batch.latency).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == 1
     assert "stablehlo.while" not in text[text.index("xla.gpu.triton") :], "nothing else loops after the kernel"
@@ -122,7 +125,7 @@ def _with(network: Network, latency) -> Network:
 def test_what_a_kernel_cannot_do_is_said(rng, kernels, monkeypatch):
     network, batch, start = pair(rng)
     rule = for_both(POLICIES["DGDLB"](network))
-    run = lambda batch=batch, **more: simulate_batch(batch, rule, initial=start, fused=True, **(STATISTICS | more))
+    run = lambda batch=batch, **more: simulate_batch(batch, rule, initial=start, execution=FUSED, **(STATISTICS | more))
     with pytest.raises(InputError, match=r"keeps nothing between start and end: use SaveAt\.statistics"):
         run(save=SaveAt())
     with pytest.raises(InputError, match="leave frames and extra_flow out"):
@@ -135,10 +138,10 @@ def test_what_a_kernel_cannot_do_is_said(rng, kernels, monkeypatch):
     square = Network(jumps, np.full((3, 3), 0.1), Hyperbolic(np.full(3, 9.0), np.full(3, 5.0)))
     for network in (tables, stack([square, square])):
         with pytest.raises(InputError, match=r"no place for an array of shape .*Leave fused=True out"):
-            simulate_batch(network, DGDLB(0.1), fused=True, **STATISTICS)
+            simulate_batch(network, DGDLB(0.1), execution=FUSED, **STATISTICS)
     large = Network(np.ones(33), np.full((33, 33), 0.1), Hyperbolic(np.full(33, 9.0), np.full(33, 5.0)))
     with pytest.raises(InputError, match=r"33 x 33 is too large .* leave fused=True out"):
-        simulate_batch(stack([large]), DGDLB(0.1), fused=True, **STATISTICS)
+        simulate_batch(stack([large]), DGDLB(0.1), execution=FUSED, **STATISTICS)
     monkeypatch.setattr(device, "on_gpu", lambda: False)
     with pytest.raises(InputError, match=r"needs a CUDA device, this is \w+: leave it out"):
         run()
@@ -149,7 +152,7 @@ def test_a_jax_without_triton_is_said(rng, kernels, monkeypatch):
     monkeypatch.delattr("dgdlb_jax.simulation.fused")
     monkeypatch.setitem(sys.modules, "dgdlb_jax.simulation.fused", None)
     with pytest.raises(InputError, match=r"needs Pallas with its Triton backend, which jax .* lacks .*: leave it out"):
-        simulate_batch(batch, POLICIES["Uniform"](network), initial=start, fused=True, **STATISTICS)
+        simulate_batch(batch, POLICIES["Uniform"](network), initial=start, execution=FUSED, **STATISTICS)
 
 
 def test_an_operation_that_kernels_lack_is_named(rng, gpu):
@@ -158,7 +161,7 @@ def test_an_operation_that_kernels_lack_is_named(rng, gpu):
             return -self.step_size * jnp.sort(observation.marginal_latency), state
 
     _, batch, _ = pair(rng)
-    run = jax.jit(lambda latency: simulate_batch(_with(batch, latency), Sorting(0.1), fused=True, **STATISTICS))
+    run = jax.jit(lambda latency: simulate_batch(_with(batch, latency), Sorting(0.1), execution=FUSED, **STATISTICS))
     with (
         pytest.raises(InputError, match=r"No fused kernel can be made of Sorting .*: sort\): leave fused=True out"),
         fused.compiling(Sorting(0.1)),

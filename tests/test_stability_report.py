@@ -9,6 +9,7 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
+from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.reports.stability_plots import cycle_map_plot
 from dgdlb_jax.reports.stability_text import FRACTIONS, stability_report
 from dgdlb_jax.studies.cycle_map import cycle_map
@@ -101,6 +102,26 @@ def test_far_starts_settle_or_not():
     assert found.failed[1, 0, 0, 0] == np.False_
     assert found.excess[0, 0, 0, 1] > 0.1
     assert [x.shape for x, _ in far_starts(networks)] == [(2, 1, 2)] * 4
+
+
+def test_an_assessment_by_default():
+    """Step size, start, time step and duration of each network are those that the functions of one network suggest."""
+    curve = dgd.Hyperbolic(np.array([8.0, 8.0]), np.array([8.0, 16.0]))
+    several = [dgd.Network([rate, 2.0], [[0.02, 0.15], [0.15, 0.02]], curve) for rate in (3.0, 6.0)]
+    networks = dgd.stack(several)
+    found = dgd.assess(networks)
+    for k, network in enumerate(several):
+        step, optimum = dgd.default_step_size(network), dgd.solve_optimum(network)
+        assert round_down(float(found.run.final.time_step[k])) == dgd.suggest_dt(network, step, optimum)
+        assert round_up(float(found.run.final.step[k] * found.run.final.time_step[k])) == dgd.suggest_duration(network)
+        np.testing.assert_allclose(found.best_latency[k], optimum.mean_latency, rtol=1e-9)
+    assert found.arrived().all()
+    assert not found.undecided.any()
+    np.testing.assert_allclose(found.mean_latency, (1 + found.excess) * found.best_latency, rtol=1e-12)
+    with pytest.raises(dgd.InputError, match="assess takes a batch"):
+        dgd.assess(networks[0])
+    with pytest.raises(dgd.InputError, match="did you mean dgd-lb"):
+        dgd.assess(networks, "dgd-bl")
 
 
 @pytest.mark.full

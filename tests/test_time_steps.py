@@ -160,7 +160,7 @@ def test_all_of_a_long_trace_is_run_with_twice_the_step(monkeypatch):
 def test_without_a_verdict_a_balancer_runs_longer(monkeypatch):
     """From 3 s, too short for anybody, four times as long and again; its figures are those of that run, its series those of all."""
     network = pair()
-    monkeypatch.setattr(comparing, "suggest_duration", lambda *_: 3.0)
+    monkeypatch.setattr("dgdlb_jax.studies.assess.suggest_duration", lambda *_: 3.0)
     found = compare(network, ["dgd-lb", "uniform"])
     row = found.outcomes[DGD]
     assert (found.duration, row.verdict.name) == (3.0, "settled")

@@ -1,4 +1,4 @@
-"""Code of the user's own that registers policies, curves, topologies or demands before a command starts."""
+"""Code of the user's own that registers policies, curves, topologies, demands or measures before a command starts."""
 
 import importlib
 import importlib.util

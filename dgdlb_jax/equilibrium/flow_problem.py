@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.numerics.laplacian import solve_bipartite
 
-Arcs = Float[Array, "frontends backends lanes"]
+Flows = Float[Array, "frontends backends lanes"]
 Open = Bool[Array, "frontends backends lanes"]
 Frontends = Float[Array, "frontends lanes"]
 Backends = Float[Array, "backends lanes"]
@@ -42,7 +42,7 @@ class FlowProblem(eqx.Module):
     """
 
     rate: Frontends
-    cost: Arcs
+    cost: Flows
     allowed: Open
     service: AbstractService
     factor: Backends | None
@@ -50,7 +50,7 @@ class FlowProblem(eqx.Module):
 
     @classmethod
     def of(
-        cls, rate: Frontends, cost: Arcs, allowed: Open, service: AbstractService, factor: Backends | None
+        cls, rate: Frontends, cost: Flows, allowed: Open, service: AbstractService, factor: Backends | None
     ) -> "FlowProblem":
         """The problem of networks that are already in lanes, all numbers in one precision."""
         dtype = jnp.result_type(rate, cost)
@@ -77,7 +77,7 @@ class FlowProblem(eqx.Module):
         """How many arcs may carry traffic; 1 where none."""
         return jnp.maximum(self.arcs.sum((0, 1)), 1).astype(self.rate.dtype)
 
-    def shared_out(self, complementarity: Lanes) -> Arcs:
+    def shared_out(self, complementarity: Lanes) -> Flows:
         r"""A sum of flow times slack, shared out over the arcs in proportion to their frontends' rates.
 
         The central path is then the one where share times slack is the same on all arcs, so the routing of a frontend is as accurate
@@ -116,11 +116,11 @@ class FlowProblem(eqx.Module):
         """The workload that is served at `rate`; inf where there is none, 0 where nothing arrives."""
         return jnp.where(self.reached, self.service.inverse(self._unscale(rate)), 0)
 
-    def slack(self, workload: Backends, multiplier: Frontends) -> Arcs:
+    def slack(self, workload: Backends, multiplier: Frontends) -> Flows:
         """Marginal latency of each arc above the frontend's multiplier; 1 on arcs that are closed."""
         return jnp.where(self.arcs, self.cost + self.price(workload)[None] - multiplier[:, None], 1)
 
-    def unmet(self, flow: Arcs, workload: Backends) -> tuple[Frontends, Backends]:
+    def unmet(self, flow: Flows, workload: Backends) -> tuple[Frontends, Backends]:
         r"""What is missing from each frontend's flows, $\lambda_i - \sum_j f_{ij}$, and what is not served, $\sum_i f_{ij} - \ell_j$."""
         missing = jnp.where(self.sending, self.rate - flow.sum(1), 0)
         return missing, flow.sum(0) - self.service_rate(workload)
@@ -135,7 +135,7 @@ class FlowProblem(eqx.Module):
 class Point(eqx.Module):
     """Where a solver stands: flow on arcs, workload of backends, multiplier of frontends, complementarity last aimed at."""
 
-    flow: Arcs
+    flow: Flows
     workload: Backends
     multiplier: Frontends
     aim: Lanes
@@ -195,8 +195,8 @@ def judge(problem: FlowProblem, point: Point, complementarity: Lanes) -> Verdict
 
 
 def newton_direction(
-    conductance: Arcs, ground: Backends, missing: Frontends, unserved: Backends, push: Arcs
-) -> tuple[Arcs, Backends, Frontends]:
+    conductance: Flows, ground: Backends, missing: Frontends, unserved: Backends, push: Flows
+) -> tuple[Flows, Backends, Frontends]:
     r"""Newton's direction: changes of flow, price and multiplier.
 
     Linearised, arcs are resistors, multipliers and prices are potentials, and one over the stiffness conducts to the ground:
@@ -247,13 +247,13 @@ def move_workload(problem: FlowProblem, workload: Backends, rise: Backends, tole
     return jnp.where(problem.reached, jax.lax.while_loop(wrong, correct, state)[1], 0)
 
 
-def reach(arcs: Open, value: Arcs, change: Arcs) -> Lanes:
+def reach(arcs: Open, value: Flows, change: Flows) -> Lanes:
     """How many times the change can be added before some value falls to zero."""
     falling = arcs & (change < 0)
     return jnp.where(falling, value / jnp.where(falling, -change, 1), jnp.inf).min((0, 1))
 
 
-def row_min(arcs: Open, values: Arcs) -> Frontends:
+def row_min(arcs: Open, values: Flows) -> Frontends:
     """The smallest value on each frontend's arcs; 0 without arcs."""
     return jnp.where(arcs.any(1), jnp.where(arcs, values, jnp.inf).min(1), 0)
 

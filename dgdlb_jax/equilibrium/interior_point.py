@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from dgdlb_jax.equilibrium.flow_problem import (
-    Arcs,
     Backends,
     FlowProblem,
+    Flows,
     Frontends,
     Lanes,
     Point,
@@ -99,7 +99,7 @@ def _fast_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
     seen = judge(problem, point, product)
     missing, unserved = problem.unmet(flow, point.workload)
 
-    def direction(target: Arcs | float) -> tuple[Arcs, Arcs, Backends, Frontends]:
+    def direction(target: Flows | float) -> tuple[Flows, Flows, Backends, Frontends]:
         push = jnp.where(arcs, target / jnp.where(arcs, flow, 1) - slack, 0)
         change, rise, lift = newton_direction(flow / slack, 1 / stiffness, missing, unserved, push)
         return change, rise[None] - lift[:, None], rise, lift
@@ -125,7 +125,7 @@ def _fast_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
     return _recentre(problem, moved, slack), seen.close, seen
 
 
-def _recentre(problem: FlowProblem, point: Point, before: Arcs) -> Point:
+def _recentre(problem: FlowProblem, point: Point, before: Flows) -> Point:
     """Multipliers that leave slack on every arc, flows whose product with the slack is neither far above the mean nor far below
     the aim."""
     short = jnp.where(problem.arcs, 0.005 * before - problem.slack(point.workload, point.multiplier), 0).max(1)
@@ -182,5 +182,5 @@ def _safe_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
     return Point(flow, workload, multiplier, jnp.where(lower, 0.1, 1) * point.aim), finished, seen
 
 
-def _barrier_flow(problem: FlowProblem, aim: Lanes, slack: Arcs) -> Arcs:
+def _barrier_flow(problem: FlowProblem, aim: Lanes, slack: Flows) -> Flows:
     return problem.shared_out(aim) / slack

@@ -1,6 +1,7 @@
 """The centralized optimum: where traffic should go, with a certificate."""
 
 import math
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -10,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.equilibrium.feasibility import explain_infeasible
 from dgdlb_jax.equilibrium.flow_problem import (
-    Arcs,
     FlowProblem,
+    Flows,
     Frontends,
     Lanes,
     Open,
@@ -21,6 +22,7 @@ from dgdlb_jax.equilibrium.flow_problem import (
     row_min,
 )
 from dgdlb_jax.equilibrium.interior_point import interior_point
+from dgdlb_jax.model.batch import of_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
@@ -83,24 +85,23 @@ def solve_optimum(network: Network, *, throw: bool = True, threads: int | None =
 
     **Source:** the problem is that of arXiv:2504.10693; method and certificate are own derivations.
     """
-    single = network.batch is None
-    rate, factor = network.arrival_rate, None if network.capacity is None else network.capacity.mean_rate
-    networks = rate, network.cost_latency, network.mask, network.service, factor
-    if single:
-        networks = jax.tree.map(lambda leaf: leaf[None], networks)
+    optimum = of_batch(partial(_solve_networks, threads=threads), network)
+    if throw and is_concrete(optimum):
+        explain_infeasible(network, optimum.result)
+        raise_on_failure(optimum.result, "solve_optimum")
+    return optimum
+
+
+def _solve_networks(batch: Network, threads: int | None) -> Optimum:
+    factor = None if batch.capacity is None else batch.capacity.mean_rate
+    networks = batch.arrival_rate, batch.cost_latency, batch.mask, batch.service, factor
     lanes, devices = _tiling(networks)
     size = networks[1].shape[0]
     parts = parts_for(size, networks, threads) if devices == 1 else 1
     lanes = min(lanes, math.ceil(size / parts))
     numbers = _COPIES * lanes * parts * math.prod(networks[1].shape[1:])
     device.check_fits(networks[1].dtype.itemsize * numbers, "The optimum of so large a network", "use smaller networks")
-    optimum = in_threads(lambda part: _solve_batch(part, lanes, devices), networks, parts)
-    if single:
-        optimum = jax.tree.map(lambda leaf: leaf[0], optimum)
-    if throw and is_concrete(optimum):
-        explain_infeasible(network, optimum.result)
-        raise_on_failure(optimum.result, "solve_optimum")
-    return optimum
+    return in_threads(lambda part: _solve_batch(part, lanes, devices), networks, parts)
 
 
 def require_served(network: Network, optimum: Optimum) -> None:
@@ -224,7 +225,7 @@ def _report(problem: FlowProblem, point: Point, gap: Lanes, hopeless: Bool[Array
     )
 
 
-def _complete(problem: FlowProblem, flow: Arcs, point: Point) -> tuple[Arcs, Frontends]:
+def _complete(problem: FlowProblem, flow: Flows, point: Point) -> tuple[Flows, Frontends]:
     """Routing and multipliers, those of frontends without traffic included: they point to their cheapest arc."""
     sending = problem.sending
     routing = flow / divisor(flow.sum(1))[:, None]

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
+from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Replicas
-from dgdlb_jax.numerics.results import raise_on_failure
+from dgdlb_jax.numerics.results import Result, raise_on_failure
 
 
 class ShadowPrices(eqx.Module):
@@ -45,9 +46,8 @@ def shadow_prices(network: Network, *, throw: bool = True) -> ShadowPrices:
     if throw:
         raise_on_failure(optimum.result, "shadow_prices")
     prices = _prices(network.anonymous(), optimum)
-    if network.batch is None:
-        return jax.tree.map(lambda leaf: jnp.where(optimum.result == 0, leaf, jnp.nan), prices)
-    good = lambda leaf: (optimum.result == 0).reshape(-1, *(1,) * (leaf.ndim - 1))
+    solved = optimum.result == Result.successful
+    good = lambda leaf: solved.reshape(*solved.shape, *(1,) * (leaf.ndim - solved.ndim))
     return jax.tree.map(lambda leaf: jnp.where(good(leaf), leaf, jnp.nan), prices)
 
 
@@ -61,7 +61,7 @@ def _prices(network: Network, optimum: Optimum) -> ShadowPrices:
     everything = jnp.where(everything > 0, everything, 1)
     flow = rate[..., None] * optimum.routing
     inflow = flow.sum(-2)
-    slope = factor * _slope(network, optimum.workload)
+    slope = factor * over_networks(lambda one, workload: one.service.slope(workload), network, optimum.workload)
     used = (inflow > 0) & (slope > 0)
     # N = n u(r / n) with u the inverse of the curve of one copy, so dN/dn = (N - r / l') / n.
     saved = jnp.where(used, optimum.workload - inflow / jnp.where(used, slope, 1), 0)
@@ -70,8 +70,3 @@ def _prices(network: Network, optimum: Optimum) -> ShadowPrices:
         latency=flow / everything[..., None],
         replica=jnp.minimum(saved, 0) / (count * everything),
     )
-
-
-def _slope(network: Network, workload: Float[Array, "*batch backends"]) -> Float[Array, "*batch backends"]:
-    of_one = lambda service, workload: service.slope(workload)
-    return (of_one if network.batch is None else jax.vmap(of_one))(network.service, workload)

@@ -5,13 +5,11 @@ import math
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
-from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.results import (
     ConvergenceError,
     InputError,
@@ -25,6 +23,7 @@ from dgdlb_jax.numerics.simplex import project_tangent_cone
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State
 from dgdlb_jax.simulation.engine import simulate
+from dgdlb_jax.simulation.plan import plan
 from dgdlb_jax.simulation.trajectory import SaveAt, SimulationState, Trajectory
 from dgdlb_jax.stability.defaults import suggest_duration
 
@@ -150,10 +149,8 @@ def marginal_latency(
     workload, first = jnp.asarray(check.workload), jnp.rint(check.time[0] / dt).astype(int)
     rate = 1 / _price(network, check.time[0], workload[0])
     if isinstance(initial, SimulationState):
-        assert initial.workload_line is not None
-        rows = initial.workload_line.shape[0]
-        past = initial.workload_line[(initial.row - jnp.arange(rows - 1, 0, -1)) % rows]
-        workload, first = jnp.concatenate([past, workload]), first - (rows - 1)
+        past = initial.past_workload
+        workload, first = jnp.concatenate([past, workload]), first - len(past)
     run = _Run(duration, run_on / 2, every, tuple(settings.items()))
     cotangents, time, routing, result = _differentiate(network.anonymous(), policy, initial, run)
     closed, half, opened = (_per_request(network, bar, dt, rate) for bar in cotangents)
@@ -234,8 +231,8 @@ def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _
             _, back, about = jax.vjp(lambda extra: costs(extra, gate), nothing, has_aux=True)
         return back(cotangent)[0], about
 
-    steps = int(np.ceil(run.duration / settings["dt"] * (1 - 1e-12)))
-    nothing = jnp.zeros((count_frames(steps, run.every) + 1, *network.latency.shape), network.latency.dtype)
+    made = plan(network, duration=run.duration, dt=settings["dt"], save=save, max_latency=settings["max_latency"])
+    nothing = jnp.zeros((made.instants, *network.latency.shape), network.latency.dtype)
     # Closed loop until the end, and until the middle; open loop. One after the other, so that they share what is compiled.
     asked = jnp.array([1.0, 1.0, 0.0], nothing.dtype), jnp.array([[0, 1.0], [1, 0], [0, 1]], nothing.dtype)
     found, about = jax.lax.map(lambda each: gradient(*each), asked)

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
 from dgdlb_jax.numerics.results import InputError, require_values
@@ -83,8 +84,8 @@ def tune(
     if any(np.any(np.asarray(leaf) < 0) for leaf in jax.tree.leaves(eqx.filter(policy, eqx.is_inexact_array))):
         raise InputError(f"{type(policy).__name__} has a negative parameter: tune works on positive ones.")
     if networks.batch is None:
-        networks = jax.tree.map(lambda leaf: leaf[None], networks.anonymous())
-        initial = None if initial is None else (jnp.asarray(initial[0])[None], jnp.asarray(initial[1])[None])
+        networks = as_batch(networks.anonymous())
+        initial = None if initial is None else as_batch((jnp.asarray(initial[0]), jnp.asarray(initial[1])))
     save = SaveAt.statistics(resumable=False) if save is None else save
     settings: dict[str, Any] = {
         "duration": duration,

@@ -1,4 +1,9 @@
-"""From one network to many: an analysis of one applied to each, and what the axes of a parameter mean in a batch."""
+"""From one network to many and back, and what the axes of a parameter mean in a batch.
+
+Code written for one network runs in a batch by `each_network` (compiled, a few networks side by side) or `over_networks` (as it is); code
+written for a batch takes a single network by `of_batch`. What is called gets networks without names, so that these never cause a
+recompilation.
+"""
 
 import itertools
 import warnings
@@ -26,6 +31,7 @@ def each_network(
 
     **Arguments:** `effort(network, *arguments)`: a guess of the work, so that networks of equal effort run side by side.
     """
+    network = network.anonymous()
     if network.batch is None:
         return _one(function, (network, *arguments))
     if not is_concrete(network, arguments):
@@ -42,6 +48,38 @@ def each_network(
         part = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], batched)
         parts.append(jax.block_until_ready(_many(function, effort, eqx.combine(shared, part))))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def over_networks(function: Callable[..., Any], network: Network, *arguments: Any) -> Any:
+    """`function(network, *arguments)`, for a batch mapped over the leading axis of everything."""
+    return (function if network.batch is None else jax.vmap(function))(network.anonymous(), *arguments)
+
+
+def of_batch(function: Callable[..., Any], network: Network, *arguments: Any) -> Any:
+    """`function(networks, *arguments)` of a batch, also for a single network and what belongs to it."""
+    if network.batch is not None:
+        return function(network.anonymous(), *arguments)
+    return only_one(function(*as_batch((network.anonymous(), *arguments))))
+
+
+def as_batch(tree: Any, *, shared_scalars: bool = False) -> Any:
+    """A network, or whatever belongs to it, as a batch of one: every array with a leading axis.
+
+    **Arguments:** `shared_scalars`: leave scalars as they are, which a policy has in common for all networks.
+    """
+    return jax.tree.map(lambda leaf: leaf if shared_scalars and jnp.ndim(leaf) == 0 else _with_axis(leaf), tree)
+
+
+def _with_axis(leaf: Any) -> Array:
+    """By the host where it has the values: without a program to compile for every shape."""
+    if isinstance(leaf, jax.Array) and not (is_concrete(leaf) and device.on_cpu() and len(leaf.devices()) == 1):
+        return leaf[None]
+    return jax.device_put(np.asarray(leaf)[None])
+
+
+def only_one(batch: Any) -> Any:
+    """The inverse of `as_batch`: what a batch of one holds."""
+    return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
 def each_frontend(network: Network, parameters: PyTree, what: str) -> PyTree:

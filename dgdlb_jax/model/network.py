@@ -213,7 +213,7 @@ class Network(eqx.Module):
                 f"with_load({load}): no frontend sends anything, so there are no rates to scale: with_arrival_rate(...) sets them."
             )
         factor = jnp.where(self.load > 0, jnp.asarray(load) / jnp.where(self.load > 0, self.load, 1), 0)
-        return _checked(_replace(self, demand=self.demand.scaled(factor if self.batch is None else factor[:, None])))
+        return _checked(_replace(self, demand=self.demand.scaled(factor[:, None] if factor.ndim else factor)))
 
     def with_scale(self, scale: Numbers) -> "Network":
         r"""Rates and replicas times `scale` (a scalar, or one per network): $n \lambda_i$ and $n\, \ell_j(N_j / n)$.

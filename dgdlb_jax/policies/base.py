@@ -1,7 +1,8 @@
 """What a policy is: the rule of **one frontend**, from what it can see to where it routes.
 
 A policy is written with vectors over the backends of one frontend and nothing else in sight; that is what distributed means. The
-simulator maps it over frontends and networks. Its parameters are scalars, or arrays whose leading axis is the frontends (one number
+simulator maps it over frontends and networks, or, where the rule says that it takes them (`takes_lanes`), hands it all of them at once:
+axis 0 is the backends, what follows passes through. Its parameters are scalars, or arrays whose leading axis is the frontends (one number
 or one vector per frontend); inside the rule that axis is gone.
 
 To add one, derive from `AbstractFlowPolicy` (routing moves with a velocity; can be linearised and differentiated) or from
@@ -39,7 +40,7 @@ class Observation(eqx.Module):
     - `arrival_rate`: of this frontend now, requests/s, a scalar.
     - `time_step`: seconds since the last call, a scalar; for rules with memory.
 
-    The simulator holds many frontends in one such object, behind a second axis (`lanes`) that no rule ever sees.
+    A rule that takes lanes sees many frontends in one such object, along the axes behind that of the backends; any other sees one.
     """
 
     workload: Float[Array, "backends *lanes"]
@@ -58,8 +59,8 @@ class AbstractPolicy(eqx.Module):
     """A routing rule. Derive from `AbstractFlowPolicy` or `AbstractInstantPolicy`.
 
     `differentiable`: whether a run has a gradient, which a rule that jumps has not.
-    `takes_lanes`: whether the rule is written so that axes behind that of the backends pass through it (sums over axis 0, nothing
-    that assumes vectors). The simulator then calls it once for all frontends instead of mapping it over them, which leaves XLA more
+    `takes_lanes`: whether axes behind that of the backends pass through the rule (it sums over axis 0, and nothing in it assumes
+    vectors). The simulator then calls it once for all frontends instead of mapping it over them, which leaves XLA more
     freedom: up to twice as fast. A subclass has to say so anew, since its own rule may not be.
     """
 

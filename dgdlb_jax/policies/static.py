@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import check_entries, in_range, not_negative
 from dgdlb_jax.numerics.results import InputError, is_concrete
@@ -108,9 +109,9 @@ def spillover(network: Network, cap: float = 0.8) -> FixedRouting:
     """
     if not in_range(cap, 0, above=True):
         raise InputError(f"spillover(cap={cap}): the cap is a part of nominal capacity, 0.8 for 80 %.")
-    fill = _spill if network.batch is None else jax.vmap(_spill, in_axes=(0, 0, 0, 0, None))
     capacity = jnp.where(network.backend_mask, network.mean_service.nominal_capacity, 0)
-    return FixedRouting(fill(network.arrival_rate, network.cost_latency, network.mask, capacity, cap))
+    fill = lambda one, capacity: _spill(one.arrival_rate, one.cost_latency, one.mask, capacity, cap)
+    return FixedRouting(over_networks(fill, network, capacity))
 
 
 @jax.jit

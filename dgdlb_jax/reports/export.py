@@ -8,8 +8,9 @@ import numpy as np
 
 from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.reports.exporters import EXPORTERS, Names, Shares
+from dgdlb_jax.studies.assess import statistics_of
 from dgdlb_jax.studies.compare import DGD, Comparison
-from dgdlb_jax.studies.outcome import backend_names, frontend_names, statistics_of
+from dgdlb_jax.studies.outcome import backend_names, frontend_names
 
 FORMATS = tuple(EXPORTERS)
 """What a routing can be written as."""

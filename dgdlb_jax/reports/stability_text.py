@@ -1,41 +1,37 @@
 """What an engineer wants to know before choosing a step size: limits, what sets them, and what one would see beyond them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
-from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
+from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.formatting import number, seconds
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.reports.text_table import columns
-from dgdlb_jax.simulation.engine import simulate_batch
-from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.stability import conditions
 from dgdlb_jax.stability.critical import CriticalMode, critical_mode
-from dgdlb_jax.stability.defaults import default_step_size, suggest_dt, suggest_duration
 from dgdlb_jax.stability.linearise import Linearisation, linearise
 from dgdlb_jax.stability.roots import Spectrum, characteristic_roots
 from dgdlb_jax.stability.sensitivity import limit_elasticities
 from dgdlb_jax.stability.sufficient import sufficient_step_size
+from dgdlb_jax.studies.assess import Setup, assess, set_up
 from dgdlb_jax.studies.outcome import backend_names, frontend_names
-from dgdlb_jax.studies.starts import start_state
 from dgdlb_jax.studies.time_steps import usual_step
-from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify, look_every
+from dgdlb_jax.studies.verdict import Verdict
 
 FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """Parts of the critical step size that are tried from the run's own start."""
 STEP_SIZES = "step sizes in 1/s^2; critical: all frontends sped up in proportion"
 _SLOW = 2  # of them: the slower the longer the run, so these are tried only if the next one fails
 _PATIENCE = 4.0  # seconds that runs of a few step sizes side by side may take
-_CLOSE = 0.01  # excess over the optimum below which a run has arrived
 
 
 @dataclass(frozen=True)
@@ -120,10 +116,8 @@ def stability_report(
         raise InputError("stability_report takes a single network: network[k] picks one out of a batch.")
     require_traffic(network)
     network = network.with_arrival_rate(network.arrival_rate)
-    optimum = solve_optimum(network)
-    step = default_step_size(network, optimum)
-    if step_size is not None:
-        step = jnp.broadcast_to(jnp.asarray(step_size, step.dtype), step.shape)
+    setup = set_up(network, step_size=step_size, start=start)
+    optimum, step = setup.optimum, setup.step_size
     mode = critical_mode(network, DGDLB(step), optimum)
     guaranteed, rule = _guaranteed(network, optimum)
     linear = linearise(network, DGDLB(step), optimum)
@@ -144,7 +138,7 @@ def stability_report(
         by_link=by_link,
         by_backend=by_backend,
         start=start,
-        settled=_settled(network, optimum, step, float(mode.step_size), start) if from_start else float("nan"),
+        settled=_settled(setup, float(mode.step_size)) if from_start else float("nan"),
         chosen="recommended" if step_size is None else "given",
     )
 
@@ -168,7 +162,7 @@ def _limiting(network: Network, linear: Linearisation) -> np.ndarray:
     return np.where(on.any(1), load.argmax(1), -1)
 
 
-def _settled(network: Network, optimum: Optimum, step, factor: float, start: str) -> float:
+def _settled(setup: Setup, factor: float) -> float:
     """The largest tried fraction of the limit up to which every run arrives; slow ones are not asked where a faster one does.
 
     Runs that are cut short and still on their way decide nothing; NaN when all of them do.
@@ -177,7 +171,7 @@ def _settled(network: Network, optimum: Optimum, step, factor: float, start: str
         return float("nan")
     undecided = True
     for tried in (FRACTIONS[_SLOW:], FRACTIONS[:_SLOW]):
-        arrived, failed = _arrived(network, optimum, [fraction * factor * step for fraction in tried], start)
+        arrived, failed = _arrived([replace(setup, step_size=part * factor * setup.step_size) for part in tried])
         good = arrived[: int(np.argmax(failed)) if failed.any() else len(tried)]
         if good.any():
             return tried[int(np.flatnonzero(good)[-1])]
@@ -185,24 +179,19 @@ def _settled(network: Network, optimum: Optimum, step, factor: float, start: str
     return float("nan") if undecided else 0.0
 
 
-def _arrived(network: Network, optimum: Optimum, steps: list[Array], start: str) -> tuple[np.ndarray, np.ndarray]:
+def _arrived(setups: list[Setup]) -> tuple[np.ndarray, np.ndarray]:
     """Which step sizes bring the network within 1 % of the optimum and keep it there, and which do not however long one waits."""
-    initial = start_state(network, start)
-    wanted = np.array([float(suggest_duration(network, one, optimum)) for one in steps])
-    dt = np.array([float(suggest_dt(network, one, optimum, workload=initial[1])) for one in steps])
-    duration = np.minimum(wanted, dt * _PATIENCE / usual_step(len(steps) * network.latency.size))
-    networks, every = stack([network] * len(steps)), look_every(duration / dt)
-    frames = 2 ** math.ceil(math.log2(np.max(duration / dt) / every + 2))
-    runs = simulate_batch(
-        networks, DGDLB(jnp.stack(steps)), duration=duration, dt=dt, throw=False, frames=frames,
-        initial=jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * len(steps)), tuple(initial)),
-        save=SaveAt(every, fields=("workload",), after=(1 - LAST_PART) * duration, resumable=False),
-    )  # fmt: skip
-    assert runs.statistics is not None
-    verdict = classify(networks, runs).verdict
-    excess = np.asarray(runs.statistics.mean_latency) / float(optimum.mean_latency) - 1
-    arrived = (verdict == Verdict.settled) & (excess < _CLOSE)
-    waiting = (duration < wanted) & np.isin(verdict, (Verdict.settled, Verdict.moving, Verdict.too_short))
+    network, policies = setups[0].networks, [DGDLB(one.step_size) for one in setups]
+    wanted = np.array([float(one.settling) for one in setups])
+    dt = np.array([float(one.time_step(policy)) for one, policy in zip(setups, policies, strict=True)])
+    duration = np.minimum(wanted, dt * _PATIENCE / usual_step(len(setups) * network.latency.size))
+    together = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])
+    policy, optimum, start = (
+        jax.tree.map(together, *each) for each in (policies, [s.optimum for s in setups], [s.initial for s in setups])
+    )
+    found = assess(stack([network] * len(setups)), policy, optimum=optimum, start=start, dt=dt, duration=duration)
+    arrived = found.arrived()
+    waiting = (duration < wanted) & (found.undecided | (found.verdict == Verdict.settled))
     return arrived, ~arrived & ~waiting
 
 

@@ -17,12 +17,13 @@ from jaxtyping import Array, Float, Int, PyTree
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Carry, ChannelState, Complete, Gather, line
 from dgdlb_jax.numerics.delay.line import DelayLine, rows_for
+from dgdlb_jax.numerics.labelled import Label
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Backends, Field
 from dgdlb_jax.simulation.lanes import Shape
-from dgdlb_jax.simulation.plugins import AbstractExtension, AbstractStatistic, Label, Observable, View
+from dgdlb_jax.simulation.plugins import AbstractExtension, AbstractStatistic, Observable, View, label_of
 
 
 class Plugins(eqx.Module):
@@ -35,7 +36,7 @@ class Plugins(eqx.Module):
     @property
     def labels(self) -> tuple[Label, ...]:
         """How the observable and the statistics are called in labelled arrays, the observable first if there is one."""
-        return tuple(map(Label.of, [*([] if self.observable is None else [self.observable]), *self.statistics]))
+        return tuple(map(label_of, [*([] if self.observable is None else [self.observable]), *self.statistics]))
 
     def __bool__(self) -> bool:
         return self.observable is not None or bool(self.statistics) or bool(self.extensions)

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import rows_for
+from dgdlb_jax.numerics.delay import rows_for, steps_for
+from dgdlb_jax.numerics.delay.line import fits
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.simulation.trajectory import SimulationState
@@ -31,7 +33,7 @@ def grid(networks: Network, duration: Numbers, dt: Numbers, max_latency: float |
     """
     size = networks.latency.shape[0]
     step = _positive("dt", dt, size)
-    steps = np.ceil(_positive("duration", duration, size) / step * (1 - 1e-12))
+    steps = steps_for(_positive("duration", duration, size), step)
     if steps.max() > LARGEST_STEP:
         raise InputError(
             f"duration / dt is {steps.max():.3g} steps, more than the {LARGEST_STEP} that can be counted: raise dt, or shorten the run."
@@ -76,14 +78,16 @@ def too_large_step(networks: Network, dt: Float[Array, " batch"]) -> Bool[Array,
 
 
 def _fastest(networks: Network) -> Float[Array, "batch backends"]:
-    return jax.vmap(lambda network: network.fastest_service.initial_slope)(networks.anonymous())
+    return over_networks(lambda network: network.fastest_service.initial_slope, networks)
 
 
-def resumable(state: SimulationState, time_grid: Grid) -> None:
-    """Check that a run can go on from a state with this grid; under tracing only that its delay lines were kept.
+def resumable(state: Any, time_grid: Grid) -> None:
+    """Check that a run can go on from a state, if it does, with this grid; under tracing only that its delay lines were kept.
 
     **Raises:** `InputError` for a state without delay lines, another dt or buffer, or networks that do not stand at the same step.
     """
+    if not isinstance(state, SimulationState):
+        return
     if state.flow_line is None:
         raise InputError(
             "The state to go on from was saved with resumable=False, without its delay lines: leave that out of the first run's SaveAt, "
@@ -154,7 +158,7 @@ def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> No
         )
     for field in ("latency", "feedback_latency") if max_latency is not None else ():
         values = np.asarray(getattr(networks, field))
-        late = ~(np.floor(values / time_grid.dt[:, None, None]) <= time_grid.rows - 2)
+        late = ~fits(values / time_grid.dt[:, None, None], time_grid.rows)
         if late.any():
             n, i, j = np.argwhere(late)[0]
             raise InputError(

@@ -1,7 +1,7 @@
 """The simulator: `simulate` and `simulate_batch`, which are one."""
 
 import dataclasses
-import math
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -9,27 +9,33 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from dgdlb_jax.model.batch import each_frontend
+from dgdlb_jax.model.batch import as_batch, each_frontend, of_batch, only_one
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay import Carry, Checkpoints, DelayedSystem, FullStorage, delayed_scan, run_as_told
+from dgdlb_jax.numerics.delay import (
+    Carry,
+    Checkpoints,
+    DelayedSystem,
+    FullStorage,
+    delayed_scan,
+    run_as_told,
+    steps_for,
+)
 from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.threads import in_threads, jit_without_waiting, parts_for
-from dgdlb_jax.numerics.tiles import has_a_mesh, map_tiles, one_by_one, with_automatic_axes
+from dgdlb_jax.numerics.threads import in_threads, jit_without_waiting
+from dgdlb_jax.numerics.tiles import map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
-from dgdlb_jax.simulation.attached import Applied, Attached, Plugins, collect, extension_rows
+from dgdlb_jax.simulation.attached import Applied, Attached, Plugins
 from dgdlb_jax.simulation.clock import Clock
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.memory import Kept, check_memory
 from dgdlb_jax.simulation.observe import ObserveFields
-from dgdlb_jax.simulation.plan import Plan, check_frames, choose_lanes
+from dgdlb_jax.simulation.plan import Execution, Plan, Program, plan
 from dgdlb_jax.simulation.plugins import AbstractExtension
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
 from dgdlb_jax.simulation.step import StepState, delayed_system, overflow
@@ -97,27 +103,28 @@ def simulate(
         routing, workload = initial
         initial = jnp.asarray(routing), jnp.asarray(workload)
     policy = each_frontend(network, policy, type(policy).__name__)
-    one = partial(jax.tree.map, lambda leaf: leaf[None])
     # A network with values keeps them within somebody's jit, so that the size of the delay buffer is known.
     with jax.ensure_compile_time_eval() if is_concrete(network) else nullcontext():
-        networks = one(network)
+        networks = as_batch(network)
     runs = simulate_batch(
         networks,
-        jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, policy),
+        as_batch(policy, shared_scalars=True),
         duration=duration,
         dt=dt,
-        initial=None if initial is None else one(initial),
+        initial=as_batch(initial),
         save=None
         if save is None
-        else eqx.tree_at(lambda s: (s.after, s.reference), save, replace_fn=one, is_leaf=lambda leaf: leaf is None),
+        else eqx.tree_at(
+            lambda s: (s.after, s.reference), save, replace_fn=as_batch, is_leaf=lambda leaf: leaf is None
+        ),
         max_latency=max_latency,
         throw=throw,
-        devices=1,
+        execution=Execution(devices=1),
         adjoint=adjoint,
-        extra_flow=None if extra_flow is None else jnp.asarray(extra_flow)[None],
+        extra_flow=None if extra_flow is None else as_batch(jnp.asarray(extra_flow)),
         extensions=extensions,
     )
-    return jax.tree.map(lambda leaf: leaf[0], runs)
+    return only_one(runs)
 
 
 def simulate_batch(
@@ -131,13 +138,11 @@ def simulate_batch(
     max_latency: float | None = None,
     frames: int | None = None,
     throw: bool = True,
-    devices: int | None = None,
-    lanes: int | None = None,
-    threads: int | None = None,
+    execution: Execution | None = None,
     adjoint: FullStorage | Checkpoints | None = None,
     extra_flow: ArrayLike | None = None,
-    fused: bool = False,
     extensions: tuple[AbstractExtension, ...] = (),
+    **once: Any,
 ) -> Trajectory:
     """Simulate many networks at once: `simulate` for each of them, with the same answers.
 
@@ -150,15 +155,8 @@ def simulate_batch(
     - `frames`: room for this many saved instants. With it the number of steps is data, not compiled in: batches of other durations,
       time steps and `save.every` share compiled code if their delay lines are equally long (`max_latency`). Room that is left over
       repeats the last instant. Not for reverse-mode derivatives.
-    - `devices`: over how many devices the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`. A mesh of
-      the user's (`jax.set_mesh`, or explicit axes) is left in charge: then the batch is spread as it lies.
-    - `lanes`: how many networks run side by side; chosen from the sizes by default. No answer depends on it.
-    - `threads`: parts of the batch that run at the same time, at most, on the one device of a CPU; by default what the environment
-      variable DGDLB_THREADS says, or one for each core that the process may use. Answers depend on it by rounding. One inside `jit`,
-      `grad`, `vmap` and threads of the user's.
-    - `fused`: on a CUDA device, all steps in one kernel: 2 to 10 times as fast (benchmarks/README.md), the same answers up to rounding.
-      For runs that keep nothing in between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`;
-      networks up to about 32 x 32, constant or cyclic demand, curves given by formulas, no plug-ins of the user's but policies.
+    - `execution`: where it runs and how much at a time, an `Execution(devices=..., threads=..., lanes=..., fused=...)`; chosen by default,
+      as `plan` says. (`devices=...` and the like, given directly, are deprecated.)
     - `extensions`: as for `simulate`; like statistics of your own (`save`) they are written for one network, and their numbers are
       shared by all networks.
 
@@ -172,68 +170,37 @@ def simulate_batch(
         raise InputError(
             "simulate_batch takes a batch: stack([network, ...]) makes one, simulate takes a single network."
         )
-    save = SaveAt() if save is None else save
-    grid = checks.grid(networks, duration, dt, max_latency)
-    if throw:
-        checks.explain(networks, grid, max_latency)
-    dtype = networks.latency.dtype
-    if isinstance(initial, SimulationState):
-        checks.resumable(initial, grid)
+    save, dtype = SaveAt() if save is None else save, networks.latency.dtype
     policy = each_frontend(networks, policy, type(policy).__name__)
+    made = plan(
+        networks, duration=duration, dt=dt, save=save, max_latency=max_latency, frames=frames, execution=_execution(execution, once),
+        adjoint=adjoint, extensions=extensions, data=(policy, initial, extra_flow),
+    )  # fmt: skip
+    if throw:
+        checks.explain(networks, made.grid, max_latency)
+    checks.resumable(initial, made.grid)
     inputs = _Inputs(
         network=networks.anonymous(),
         policy=policy,
-        initial=default_start(networks.anonymous()) if initial is None else check_start(networks, initial),
+        initial=of_batch(default_start, networks) if initial is None else check_start(networks, initial),
         reference=None if save.reference is None else jnp.asarray(save.reference, dtype),
-        dt=jnp.asarray(grid.dt, dtype),
-        steps=jnp.asarray(grid.steps, jnp.int32),
-        after=_steps_before(save.after, grid.dt),
+        dt=jnp.asarray(made.grid.dt, dtype),
+        steps=jnp.asarray(made.grid.steps, jnp.int32),
+        after=jnp.asarray(steps_for(save.after, made.grid.dt), jnp.int32),
         every=None if frames is None or save.every is None else jnp.asarray(save.every, jnp.int32),
         extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
-    plugins = collect(save.fn, save.own_statistics, extensions, dtype)
-    more_rows = extension_rows(plugins, inputs.network, grid.dt, max_latency)
-    checks.same_extensions(inputs.initial, more_rows)
-    size, steps = networks.batch, int(grid.steps.max())
-    if frames is None:
-        plan = Plan(
-            grid.rows, steps, save.every, save.fields, save.summary, save.resumable, adjoint, size, fused=fused,
-            extensions=more_rows,
-        )  # fmt: skip
-    else:
-        check_frames(frames, steps, save.every, extra_flow is not None)
-        plan = Plan(
-            grid.rows, None, None, save.fields, save.summary, save.resumable, frames=frames, extensions=more_rows
-        )
-    if inputs.extra is not None:
-        shape = (size, count_frames(steps, save.every) + 1, networks.frontends, networks.backends)
-        if inputs.extra.shape != shape:
-            raise InputError(
-                f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
-                "give one matrix for each of them, the start and the end included."
-            )
-    if fused:
-        _check_fused(plan, inputs, plugins)
-    largest = checks.LARGEST_LINE // (grid.rows * networks.frontends * networks.backends)
-    free = is_concrete(inputs, plugins) and not has_a_mesh(networks.latency)
-    spread = min(devices or (jax.local_device_count() if free else 1), size)
-    parts = parts_for(size, inputs, threads) if free and spread == 1 else 1
-    lanes = min(largest, lanes or choose_lanes(networks, grid.rows, math.ceil(size / (spread * parts))))
-    instants = frames or (count_frames(steps, save.every) + 1 if save.every and save.fields else 1)
-    kept = Kept(save.fields, instants, save.resumable)
-    check_memory((size, networks.frontends, networks.backends), lanes * spread * parts, grid.rows, kept, dtype.itemsize)
-    with _kernels().compiling(policy) if fused else nullcontext():
-        sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
-        runs = or_without(
-            lambda native: in_threads(
-                lambda part: _run(part, plugins, dataclasses.replace(plan, native=native), spread, lanes), inputs, parts
-            ),
-            (jax.tree.structure((inputs, plan, plugins)), sizes, spread, lanes),
-        )
+    checks.same_extensions(inputs.initial, made.program.extensions)
+    _check_extra_flow(made, inputs)
+    if made.program.fused:
+        _check_fused(made, inputs)
+    made.memory.check()
+    with _kernels().compiling(policy) if made.program.fused else nullcontext():
+        runs = _carry_out(made, inputs)
     if throw:
-        raise_on_failure(runs.result, "The simulation" if size == 1 else "simulate_batch")
+        raise_on_failure(runs.result, "The simulation" if networks.batch == 1 else "simulate_batch")
     names = {"frontend_names": networks.frontend_names, "backend_names": networks.backend_names}
-    return dataclasses.replace(runs, **names, labels=plugins.labels)
+    return dataclasses.replace(runs, **names, labels=made.plugins.labels)
 
 
 class _Inputs(eqx.Module):
@@ -250,20 +217,44 @@ class _Inputs(eqx.Module):
     extra: Float[Array, "batch instants frontends backends"] | None
 
 
-def _steps_before(after: ArrayLike, dt: Float[np.ndarray, " batch"]) -> Int[Array, " batch"]:
-    """How many steps begin before this time, but for the rounding of the quotient; in the graph if the time is traced."""
-    library = np if is_concrete(after) else jnp
-    exact = library.broadcast_to(after, dt.shape) / dt
-    rounding = max(1e-12, 4 * float(jnp.finfo(exact.dtype).eps))
-    return jnp.asarray(library.ceil(exact * (1 - rounding)), jnp.int32)
+def _execution(chosen: Execution | None, once: dict[str, Any]) -> Execution:
+    """How to run, also from arguments by which that was said before there was an `Execution`."""
+    unknown = once.keys() - {each.name for each in dataclasses.fields(Execution)}
+    if unknown:
+        raise TypeError(f"simulate_batch() got an unexpected keyword argument '{min(unknown)}'")
+    if once:
+        given = ", ".join(f"{name}={value!r}" for name, value in once.items())
+        warnings.warn(
+            f"simulate_batch({given}) is deprecated: write execution=Execution({given}).",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return dataclasses.replace(chosen or Execution(), **once)
 
 
-def _check_fused(plan: Plan, inputs: _Inputs, plugins: Plugins) -> None:
-    if plugins:
+def _check_extra_flow(made: Plan, inputs: _Inputs) -> None:
+    if inputs.extra is None:
+        return
+    if made.program.steps is None:
+        raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
+    shape = (
+        made.grid.dt.size,
+        count_frames(made.program.steps, made.program.every) + 1,
+        *inputs.network.latency.shape[1:],
+    )
+    if inputs.extra.shape != shape:
+        raise InputError(
+            f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
+            "give one matrix for each of them, the start and the end included."
+        )
+
+
+def _check_fused(made: Plan, inputs: _Inputs) -> None:
+    if made.plugins:
         raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
     if not device.on_gpu():
         raise InputError(f"fused=True needs a CUDA device, this is {jax.default_backend()}: leave it out.")
-    if plan.steps is None or plan.every is not None or inputs.extra is not None:
+    if made.program.steps is None or made.program.every is not None or inputs.extra is not None:
         raise InputError(
             "fused=True keeps nothing between start and end: use SaveAt.statistics() or SaveAt.final(), leave frames and extra_flow out."
         )
@@ -280,30 +271,41 @@ def _kernels():
     return fused
 
 
+def _carry_out(made: Plan, inputs: _Inputs) -> Trajectory:
+    def run(native: bool) -> Trajectory:
+        program = dataclasses.replace(made.program, native=native)
+        return in_threads(
+            lambda part: _run(part, made.plugins, program, made.devices, made.lanes), inputs, made.threads
+        )
+
+    sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
+    return or_without(run, (jax.tree.structure((inputs, made.program, made.plugins)), sizes, made.devices, made.lanes))
+
+
 @jit_without_waiting
-def _run(inputs: _Inputs, plugins: Plugins, plan: Plan, spread: int, lanes: int) -> Trajectory:
+def _run(inputs: _Inputs, plugins: Plugins, program: Program, devices: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
-    run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared[0]), shared[1], plan)
-    if plan.fused:
+    run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared[0]), shared[1], program)
+    if program.fused:
         run_tile = one_by_one(run_tile)
-    run = lambda batched, shared: map_tiles(run_tile, batched, shared, lanes=lanes, devices=spread)
+    run = lambda batched, shared: map_tiles(run_tile, batched, shared, lanes=lanes, devices=devices)
     return with_automatic_axes(run, inputs.network.latency)(batched, (shared, plugins))
 
 
-def _run_tile(inputs: _Inputs, plugins: Plugins, plan: Plan) -> Trajectory:
+def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory:
     network, dt = inputs.network, inputs.dt
     field = Field(network, inputs.policy)
-    count_wires = "in_flight" in plan.fields
+    count_wires = "in_flight" in program.fields
     if isinstance(inputs.initial, SimulationState):
         carry = resume(field, inputs.initial, count_wires)
     else:
-        carry = begin(field, *inputs.initial, dt, plan.rows, count_wires)
+        carry = begin(field, *inputs.initial, dt, program.rows, count_wires)
     first = carry.k
     last = first + inputs.steps
     clock, counts = Clock(field.shape, dt, last), carry.state.tail is not None
     window, after = None, first + jnp.minimum(inputs.after, inputs.steps - 1)
-    if plan.summary:
+    if program.summary:
         window = Window(field, after, last, inputs.reference)
         sums = window.begin(field, first, carry.state.workload)
         carry = eqx.tree_at(lambda c: c.state.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
@@ -311,10 +313,10 @@ def _run_tile(inputs: _Inputs, plugins: Plugins, plan: Plan) -> Trajectory:
     own, more = None, ()
     if attached is not None:
         own = Applied(field, clock, attached)
-        carry, more = own.join(carry, inputs.initial, plan.extensions)
-    observe = ObserveFields(plan.fields)
-    system = delayed_system(field, clock, window, plan.rows, counts, observe, attached, more)
-    carry, saved = _integrate(system, carry, inputs, plan)
+        carry, more = own.join(carry, inputs.initial, program.extensions)
+    observe = ObserveFields(program.fields)
+    system = delayed_system(field, clock, window, program.rows, counts, observe, attached, more)
+    carry, saved = _integrate(system, carry, inputs, program)
     now, summary = carry.state, None
     if window is not None and now.sums is not None:
         summary = statistics(field, window, dt, now.sums, now.peak)
@@ -323,33 +325,33 @@ def _run_tile(inputs: _Inputs, plugins: Plugins, plan: Plan) -> Trajectory:
         _code(checks.too_large_step(network, dt), Result.step_too_large),
         _code(~_finite(field, now), Result.not_finite),
     )
-    final = suspend(field, carry, last, dt, plan.resumable)
+    final = suspend(field, carry, last, dt, program.resumable)
     fields: dict[str, Any] = dict.fromkeys(FIELDS) | saved
     measured = {} if own is None else own.finish(now.measured)
     return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results), measured=measured)
 
 
-def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, plan: Plan) -> tuple[Carry, dict[str, Any]]:
+def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, program: Program) -> tuple[Carry, dict[str, Any]]:
     """The run, and what is saved of it: time as second axis, behind the batch."""
     batch_first = partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, 0, 1))
     observe = lambda carry: system.observe(system.parameters, carry.k, carry.state)
     instant = partial(jax.tree.map, lambda leaf: leaf[None])
-    if plan.fused:
-        carry = _kernels().run_fused(system, carry, plan.steps)
+    if program.fused:
+        carry = _kernels().run_fused(system, carry, program.steps)
         return carry, batch_first(instant(observe(carry)))
-    if plan.steps is None:
-        told = partial(run_as_told, frames=plan.frames)
-        carry, saved = one_native_loop(told, plan.native)(system, carry, inputs.steps.max(), inputs.every)
+    if program.steps is None:
+        told = partial(run_as_told, frames=program.frames)
+        carry, saved = one_native_loop(told, program.native)(system, carry, inputs.steps.max(), inputs.every)
         return carry, batch_first(saved)
     shape, extra = system.parameters.field.shape, None
     if inputs.extra is not None:
         extra = shape.arcs(inputs.extra)
         carry, extra = send(system, carry, extra[0]), extra[1:]
-    first = [] if plan.every is None else [instant(observe(carry))]
+    first = [] if program.every is None else [instant(observe(carry))]
     system, carry, extra = _refuse_derivatives(system.parameters.field.policy, (system, carry, extra))
     carry, saved = delayed_scan(
-        system, carry, plan.steps, plan.every, inputs=extra, memory=plan.adjoint, runs=plan.networks / shape.lanes,
-        native=plan.native,
+        system, carry, program.steps, program.every, inputs=extra, memory=program.adjoint, runs=program.networks / shape.lanes,
+        native=program.native,
     )  # fmt: skip
     return carry, batch_first(join([*first, saved]))
 

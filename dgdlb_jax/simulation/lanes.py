@@ -2,8 +2,13 @@
 
 The networks of a tile are its *lanes*, and lanes are the fastest axis everywhere. Arrays over arcs are `(backends, frontends * lanes)`,
 arrays over backends `(backends * lanes,)`, arrays over frontends `(frontends * lanes,)`: two axes at most, so that nothing inside the
-loop reshapes (which would cost a division per element), and sums run over the leading axis. Outside, the batch axis comes first.
-The functions here convert; they are transpositions and copies, no arithmetic.
+loop reshapes (which would cost a division per element). Outside, the batch axis comes first. The functions here convert; they are
+transpositions and copies, no arithmetic.
+
+The contract of everything that works on arcs here: **axis 0 is the backends, what follows passes through.** A policy is written for one
+frontend, and what follows is nothing; one that holds to the contract by its own account (`takes_lanes`) is called once for all frontends
+and networks, every other one is mapped over them. A curve works element by element, whatever the axes. The solver of the optimum is no
+part of this: it keeps frontends and lanes apart (`equilibrium.flow_problem`, where arrays over arcs are called `Flows`).
 """
 
 import equinox as eqx

@@ -1,4 +1,4 @@
-"""Whether what a run takes fits into memory: asked before anything is allocated."""
+"""What a run takes in memory: known before anything is allocated."""
 
 from dataclasses import dataclass
 
@@ -9,36 +9,61 @@ _LINES, _RESUMABLE_LINES, _HISTORIES, _STATES = 1.5, 2.0, 2.0, 20.0
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a run leaves behind: `fields` at so many `instants`, and its delay lines if it is `resumable`."""
+class Memory:
+    """The memory of a batch of runs.
 
-    fields: tuple[str, ...]
-    instants: int
-    resumable: bool
-
-    def numbers(self, frontends: int, backends: int) -> int:
-        """How many there are at an instant."""
-        each = {"routing": frontends * backends, "workload": backends, "arrival_rate": frontends, "in_flight": backends}
-        return 1 + sum(each.get(field, 1) for field in self.fields)
-
-
-def check_memory(size: tuple[int, int, int], side_by_side: int, rows: int, kept: Kept, itemsize: int) -> None:
-    """Raise `InputError` when the delay lines and the saved history of a batch are more than the memory there is.
-
-    **Arguments:** `size`: networks, frontends, backends; `side_by_side`: how many of them run at once; `rows` of the delay lines.
+    - `size`: networks, frontends, backends; `side_by_side`: how many networks run at the same time.
+    - `rows`: of the delay lines, which are kept if the run is `resumable`; `instants`: at which `fields` are saved.
+    - `itemsize`: bytes of a number.
     """
-    batch, frontends, backends = size
-    arcs = frontends * backends
-    line = rows * (arcs + backends)
-    lines = line * (_LINES * side_by_side + _RESUMABLE_LINES * batch * kept.resumable)
-    history = _HISTORIES * batch * kept.instants * kept.numbers(frontends, backends)
-    work = _STATES * arcs * side_by_side
-    what = f"A run of {batch} x {frontends} x {backends} (networks, frontends, backends)"
-    if history > lines:
-        what, remedy = f"{what} that saves {kept.instants:,} instants", "use SaveAt(every=...) or fewer fields"
-    elif lines > work:
-        what = f"{what} with {rows:,} delay rows (the largest latency over dt)"
-        remedy = "raise dt" + (", or use SaveAt(..., resumable=False)" if kept.resumable else "")
-    else:
-        remedy = "use smaller networks"
-    device.check_fits(itemsize * (lines + history + work), what, remedy)
+
+    size: tuple[int, int, int]
+    side_by_side: int
+    rows: int
+    instants: int
+    fields: tuple[str, ...]
+    resumable: bool
+    itemsize: int
+
+    @property
+    def bytes(self) -> float:
+        """All of it."""
+        return self.itemsize * (self._lines + self._history + self._work)
+
+    def check(self) -> None:
+        """Raise `InputError` when that is more than the memory there is, with what takes most of it and a remedy."""
+        batch, frontends, backends = self.size
+        what = f"A run of {batch} x {frontends} x {backends} (networks, frontends, backends)"
+        if self._history > self._lines:
+            what, remedy = f"{what} that saves {self.instants:,} instants", "use SaveAt(every=...) or fewer fields"
+        elif self._lines > self._work:
+            what = f"{what} with {self.rows:,} delay rows (the largest latency over dt)"
+            remedy = "raise dt" + (", or use SaveAt(..., resumable=False)" if self.resumable else "")
+        else:
+            remedy = "use smaller networks"
+        device.check_fits(self.bytes, what, remedy)
+
+    @property
+    def _lines(self) -> float:
+        """Numbers in delay lines."""
+        batch, frontends, backends = self.size
+        line = self.rows * backends * (frontends + 1)
+        return line * (_LINES * self.side_by_side + _RESUMABLE_LINES * batch * self.resumable)
+
+    @property
+    def _history(self) -> float:
+        """Numbers that are saved, the time included."""
+        batch, frontends, backends = self.size
+        sizes = {
+            "routing": frontends * backends,
+            "workload": backends,
+            "arrival_rate": frontends,
+            "in_flight": backends,
+        }
+        return _HISTORIES * batch * self.instants * (1 + sum(sizes.get(field, 1) for field in self.fields))
+
+    @property
+    def _work(self) -> float:
+        """Numbers that a step computes with."""
+        _, frontends, backends = self.size
+        return _STATES * frontends * backends * self.side_by_side

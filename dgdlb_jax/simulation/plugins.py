@@ -6,13 +6,14 @@ differentiates them like everything else: in both modes, with respect to their o
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.labelled import Label
 from dgdlb_jax.numerics.totals import Total
 
 
@@ -39,18 +40,9 @@ class View(eqx.Module):
     extensions: dict[str, PyTree]
 
 
-class Label(NamedTuple):
-    """How a value of a plug-in is called in labelled arrays."""
-
-    name: str
-    dims: tuple[str, ...]
-    units: str
-    description: str
-
-    @classmethod
-    def of(cls, plugin: Any) -> "Label":
-        """Of an observable or a statistic."""
-        return cls(plugin.name, tuple(plugin.dims), plugin.units, plugin.description)
+def label_of(plugin: Any) -> Label:
+    """How the value of an observable or a statistic is called in labelled arrays."""
+    return Label(plugin.name, tuple(plugin.dims), plugin.units, plugin.description)
 
 
 class Observable(eqx.Module):
@@ -134,7 +126,7 @@ class _OfObservable(AbstractStatistic):
     def __init__(self, fn: Callable, **labels: Any):
         """`fn` and labels as for `Observable`."""
         self.observable = fn if isinstance(fn, Observable) else Observable(fn, **labels)
-        self.name, self.dims, self.units, self.description = Label.of(self.observable)
+        self.name, self.dims, self.units, self.description = label_of(self.observable)
 
     def at(self, view: View) -> Array:
         """The observable's value."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from dgdlb_jax.numerics.labelled import Label, label
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation import dataset
 from dgdlb_jax.simulation.attached import ExtensionState
-from dgdlb_jax.simulation.plugins import AbstractStatistic, Label, Observable
+from dgdlb_jax.simulation.plugins import AbstractStatistic, Observable
 
 if TYPE_CHECKING:
     import xarray
@@ -144,6 +145,13 @@ class SimulationState(eqx.Module):
         """Seconds since the start."""
         return self.step * self.time_step
 
+    @property
+    def past_workload(self) -> Float[Array, "steps backends"]:
+        """Of a single network: its workload before each of the last steps, as many as its delay line holds, the oldest first."""
+        assert self.workload_line is not None
+        rows = len(self.workload_line)
+        return self.workload_line[(self.row - jnp.arange(rows - 1, 0, -1)) % rows]
+
 
 class Statistics(eqx.Module):
     r"""Time integrals and extremes over the window from `after` to the end. In a batch every array has a leading axis.
@@ -160,17 +168,49 @@ class Statistics(eqx.Module):
     - `peak_workload` `(backends,)`: largest workload of the whole run, before the window too.
     """
 
-    duration: Float[Array, "*batch"]
-    arrivals: Float[Array, "*batch"]
-    cost: Float[Array, "*batch"]
-    network_cost: Float[Array, "*batch"]
-    mean_workload: Float[Array, "*batch backends"]
-    lowest_workload: Float[Array, "*batch backends"]
-    highest_workload: Float[Array, "*batch backends"]
-    mean_routing: Float[Array, "*batch frontends backends"]
-    workload_growth: Float[Array, "*batch 2 backends"]
-    distance: Float[Array, "*batch"] | None
-    peak_workload: Float[Array, "*batch backends"]
+    duration: Float[Array, "*batch"] = eqx.field(
+        metadata=label(units="s", meaning="length of the window of the statistics")
+    )
+    arrivals: Float[Array, "*batch"] = eqx.field(
+        metadata=label(units="requests", meaning="requests that arrived in the window")
+    )
+    cost: Float[Array, "*batch"] = eqx.field(
+        metadata=label(units="requests s", meaning="workload and network cost over the window")
+    )
+    network_cost: Float[Array, "*batch"] = eqx.field(
+        metadata=label(units="requests s", meaning="network cost over the window")
+    )
+    mean_workload: Float[Array, "*batch backends"] = eqx.field(
+        metadata=label("backend", units="requests", meaning="time mean of the workload in the window")
+    )
+    lowest_workload: Float[Array, "*batch backends"] = eqx.field(
+        metadata=label("backend", units="requests", meaning="lowest workload in the window")
+    )
+    highest_workload: Float[Array, "*batch backends"] = eqx.field(
+        metadata=label("backend", units="requests", meaning="highest workload in the window")
+    )
+    mean_routing: Float[Array, "*batch frontends backends"] = eqx.field(
+        metadata=label(
+            "frontend", "backend", units="1", meaning="share of the requests that went this way in the window"
+        )
+    )
+    workload_growth: Float[Array, "*batch 2 backends"] = eqx.field(
+        metadata=label(
+            "half", "backend", units="requests/s", meaning="slope of the workload in each half of the window"
+        )
+    )
+    distance: Float[Array, "*batch"] | None = eqx.field(
+        metadata=label(units="1", meaning="time mean of the relative distance to the reference workload")
+    )
+    peak_workload: Float[Array, "*batch backends"] = eqx.field(
+        metadata=label("backend", units="requests", meaning="highest workload of the whole run")
+    )
+
+    derived: ClassVar[dict[str, tuple]] = {
+        "mean_latency": ((), "s", "time-integrated cost over arrivals in the window"),
+        "network_share": ((), "1", "part of the mean latency spent on the network"),
+        "swing": ((), "1", "largest (max - min) / mean of a workload in the window"),
+    }
 
     @property
     @eqx.filter_jit
@@ -213,14 +253,24 @@ class Trajectory(eqx.Module):
     """
 
     time: Float[Array, "*batch time"]
-    routing: Float[Array, "*batch time frontends backends"] | None
-    workload: Float[Array, "*batch time backends"] | None
-    arrival_rate: Float[Array, "*batch time frontends"] | None
-    cost_rate: Float[Array, "*batch time"] | None
-    in_flight: Float[Array, "*batch time"] | None
+    routing: Float[Array, "*batch time frontends backends"] | None = eqx.field(
+        metadata=label("time", "frontend", "backend", units="1", meaning="share of a frontend's requests")
+    )
+    workload: Float[Array, "*batch time backends"] | None = eqx.field(
+        metadata=label("time", "backend", units="requests", meaning="workload")
+    )
+    arrival_rate: Float[Array, "*batch time frontends"] | None = eqx.field(
+        metadata=label("time", "frontend", units="requests/s", meaning="arrival rate")
+    )
+    cost_rate: Float[Array, "*batch time"] | None = eqx.field(
+        metadata=label("time", units="requests", meaning="workload plus network cost")
+    )
+    in_flight: Float[Array, "*batch time"] | None = eqx.field(
+        metadata=label("time", units="requests", meaning="requests on their way to the backends")
+    )
     statistics: Statistics | None
     final: SimulationState
-    result: Int[Array, "*batch"]
+    result: Int[Array, "*batch"] = eqx.field(metadata=label(units="1", meaning="how the run ended, a Result code"))
     observed: PyTree = None
     measured: dict[str, PyTree] = eqx.field(default_factory=dict)
     labels: tuple[Label, ...] = eqx.field(static=True, default=())

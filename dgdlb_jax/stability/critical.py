@@ -109,7 +109,7 @@ def critical_mode(
     factors = per_frontend(network, 1.0 if direction is None else direction, "direction")
     rule = each_frontend(network, rule, type(rule).__name__)
     search = partial(each_network, _critical_mode, effort=_effort)
-    mode = on_host(search, network.anonymous(), rule, best, factors)
+    mode = on_host(search, network, rule, best, factors)
     if throw:
         require_served(network, best)
         raise_on_failure(mode.result, "critical_step_size")
@@ -239,7 +239,7 @@ def count_unstable_roots(
     check_smooth(rule)
     require_served(network, best)
     rule = each_frontend(network, rule, type(rule).__name__)
-    linear = each_network(linearise_one, network.anonymous(), rule, best)
+    linear = each_network(linearise_one, network, rule, best)
     loop = LoopTransfer(scaled(linear, jnp.full(network.frontends, factor)))
     if not bool(loop.closed):
         return 0

@@ -1,15 +1,15 @@
 """How large a step size, how small a time step, how long a run: defaults from the optimum."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import known_optimum, step_and_optimum
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint, slope_and_gain
 from dgdlb_jax.equilibrium.optimum import Optimum
-from dgdlb_jax.model.batch import each_network, per_frontend
+from dgdlb_jax.model.batch import each_network, of_batch, per_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import is_concrete
 from dgdlb_jax.numerics.rounding import round_down, round_up
@@ -50,7 +50,7 @@ def default_step_size(
     """
     optimum = known_optimum("default_step_size", network, optimum)
     interval = jnp.asarray(update_interval, network.latency.dtype)
-    return each_network(_default_step_size, network.anonymous(), optimum, interval).step_size
+    return each_network(_default_step_size, network, optimum, interval).step_size
 
 
 def default_step_size_set_by(
@@ -61,7 +61,7 @@ def default_step_size_set_by(
     **Returns:** indices of backends: where the minimum over $S^+_i$ is taken, and the maximum, in the equation of `default_step_size`.
     """
     interval = jnp.zeros((), network.latency.dtype)
-    found = each_network(_default_step_size, network.anonymous(), optimum, interval)
+    found = each_network(_default_step_size, network, optimum, interval)
     return found.by_response, found.by_latency
 
 
@@ -81,7 +81,7 @@ def slowest_decay_rate(
     **Source:** own derivation (the limit of small step sizes of the linearised dynamics).
     """
     step, best = step_and_optimum("slowest_decay_rate", network, step_size, optimum)
-    return each_network(_slowest_decay_rate, network.anonymous(), per_frontend(network, step, "step_size"), best)
+    return each_network(_slowest_decay_rate, network, per_frontend(network, step, "step_size"), best)
 
 
 def drain_time(
@@ -110,7 +110,7 @@ def drain_time(
     step, best = step_and_optimum("drain_time", network, step_size, optimum)
     return each_network(
         _drain_time,
-        network.anonymous(),
+        network,
         per_frontend(network, step, "step_size"),
         best,
         jnp.asarray(negligible, network.latency.dtype),
@@ -147,14 +147,13 @@ def suggest_dt(
     **Source:** own measurements: at 0.05 / w the limit of stability moves by 0.7 % at most, whatever the latency.
     """
     step, best = step_and_optimum("suggest_dt", network, step_size, optimum)
-    nameless = network.anonymous()
     if jumps:
-        dt = each_network(_dt_of_jumps, nameless, best)
+        dt = each_network(_dt_of_jumps, network, best)
     else:
         step = default_step_size(network, best) if step is None else step
-        start = _default_workload(nameless) if workload is None else jnp.asarray(workload, network.latency.dtype)
-        dt = each_network(_dt_of_loop, nameless, per_frontend(network, step, "step_size"), best, start)
-    return round_down(float(dt)) if network.batch is None and is_concrete(dt) else dt
+        start = _default_workload(network) if workload is None else jnp.asarray(workload, network.latency.dtype)
+        dt = each_network(_dt_of_loop, network, per_frontend(network, step, "step_size"), best, start)
+    return _rounded(round_down, dt)
 
 
 def suggest_duration(
@@ -171,8 +170,8 @@ def suggest_duration(
     """
     step, best = step_and_optimum("suggest_duration", network, step_size, optimum)
     step = default_step_size(network, best) if step is None else step
-    duration = each_network(_suggest_duration, network.anonymous(), per_frontend(network, step, "step_size"), best)
-    return round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
+    duration = each_network(_suggest_duration, network, per_frontend(network, step, "step_size"), best)
+    return _rounded(round_up, duration)
 
 
 class _DefaultStepSize(NamedTuple):
@@ -291,9 +290,12 @@ def _largest_latency(network: Network) -> Float[Array, ""]:
 
 
 def _default_workload(network: Network) -> Float[Array, "*batch backends"]:
-    if network.batch is not None:
-        return default_start(network)[1]
-    return default_start(jax.tree.map(lambda leaf: leaf[None], network))[1][0]
+    return of_batch(default_start, network)[1]
+
+
+def _rounded(rounding: Callable[[float], float], seconds: Float[Array, "*batch"]) -> float | Float[Array, "*batch"]:
+    """Of a single network a round number, of a batch or under tracing the numbers as they are."""
+    return rounding(float(seconds)) if seconds.ndim == 0 and is_concrete(seconds) else seconds
 
 
 def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float[Array, "..."]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint
 from dgdlb_jax.equilibrium.optimum import Optimum
-from dgdlb_jax.model.batch import each_frontend, each_network
+from dgdlb_jax.model.batch import as_batch, each_frontend, each_network
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
@@ -111,7 +111,7 @@ def linearise(
     rule = DGDLB(1.0) if rule is None else rule
     check_smooth(rule)
     rule = each_frontend(network, rule, type(rule).__name__)
-    return each_network(linearise_one, network.anonymous(), rule, best)
+    return each_network(linearise_one, network, rule, best)
 
 
 def check_smooth(policy: AbstractPolicy) -> None:
@@ -169,8 +169,7 @@ def _field(network: Network, policy: AbstractPolicy) -> Field:
     still = network.with_arrival_rate(network.arrival_rate)
     if network.capacity is not None:
         still = eqx.tree_at(lambda n: n.capacity, still, Constant(network.capacity.mean_rate))
-    one = jax.tree.map(lambda leaf: leaf[None], still)
-    return Field(one, jax.tree.map(lambda leaf: leaf[None] if jnp.ndim(leaf) else leaf, policy))
+    return Field(as_batch(still), as_batch(policy, shared_scalars=True))
 
 
 def _project(jacobian: Float[Array, "backends frontends backends"], support) -> Float[Array, "..."]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
-from dgdlb_jax.model.batch import require_double
+from dgdlb_jax.model.batch import of_batch, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
 from dgdlb_jax.numerics.device import check_fits, on_host
@@ -107,10 +107,7 @@ def characteristic_roots(
     policy, optimum = policy_and_optimum("characteristic_roots", network, policy, optimum)
     require_served(network, optimum)
     linear = linearise(network, policy, optimum)
-    if network.batch is None:
-        one = _spectra(jax.tree.map(lambda leaf: leaf[None], linear), count, degree)
-        return jax.tree.map(lambda leaf: leaf[0], one)
-    return _spectra(linear, count, degree)
+    return of_batch(lambda _, linear: _spectra(linear, count, degree), network, linear)
 
 
 def count_equations(linear: Linearisation) -> int:

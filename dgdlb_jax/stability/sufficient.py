@@ -46,7 +46,7 @@ def sufficient_step_size(
         known = ", ".join(function.__name__ for function in NEEDS)
         raise InputError(f"condition={condition!r} is not one of dgdlb_jax.conditions: choose from {known}.")
     factors = None if direction is None else per_frontend(network, direction, "direction")
-    step, holds = each_network(_sufficient, network.anonymous(), optimum, condition, factors)
+    step, holds = each_network(_sufficient, network, optimum, condition, factors)
     if is_concrete(holds) and not np.all(holds):
         raise InputError(_refusal(condition, network, int(np.argmin(np.atleast_1d(np.asarray(holds))))))
     return step

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.registry import View
@@ -48,22 +48,20 @@ def calm_softmin(network: Network) -> Softmin:
         slope = jnp.where(one.backend_mask, one.mean_service.initial_slope, 0).max()
         return jnp.maximum(one.latency, one.feedback_latency).max() + 1 / slope
 
-    anonymous = network.anonymous()
-    time = unit(anonymous) if network.batch is None else jax.vmap(unit)(anonymous)[:, None]
+    time = over_networks(unit, network)
+    time = time[:, None] if time.ndim else time
     return Softmin(3 * time, 1 / time)
 
 
 def sampled_every_second(network: Network, optimum: Optimum, step_size: StepSize) -> SampledDGDLB:
     """DGD-LB whose frontends update once a second, with a step size that is cautious enough for that."""
-    cautious = default_step_size(network.anonymous(), optimum, update_interval=1.0)
+    cautious = default_step_size(network, optimum, update_interval=1.0)
     return SampledDGDLB(jnp.minimum(step_size, cautious), 1.0)
 
 
 def follow_curvature(network: Network, optimum: Optimum, step_size: StepSize) -> CurvatureDGDLB:
     """DGD-LB that slows down where queues are longer than at the optimum, with the step size of plain DGD-LB there."""
-    anonymous = network.anonymous()
-    price = lambda one, workload: one.mean_service.marginal_latency(workload)
-    price = (price if network.batch is None else jax.vmap(price))(anonymous, optimum.workload)
+    price = over_networks(lambda one, n: one.mean_service.marginal_latency(n), network, optimum.workload)
     return CurvatureDGDLB(step_size, (optimum.routing * price[..., None, :]).sum(-1))
 
 

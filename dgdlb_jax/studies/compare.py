@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
-from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
@@ -20,7 +19,7 @@ from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from dgdlb_jax.simulation.trajectory import Trajectory
-from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
+from dgdlb_jax.studies.assess import Assessment, set_up
 from dgdlb_jax.studies.balancers import BALANCERS as BALANCERS
 from dgdlb_jax.studies.balancers import CURRENT as CURRENT
 from dgdlb_jax.studies.balancers import DGD as DGD
@@ -35,9 +34,9 @@ from dgdlb_jax.studies.durations import (
     steps_of,
 )
 from dgdlb_jax.studies.quasi_static import QuasiStatic, quasi_static_optimum
-from dgdlb_jax.studies.starts import start_routing, start_state
-from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, time_step, what_sets, what_sets_step_size
-from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify
+from dgdlb_jax.studies.starts import start_routing
+from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, what_sets, what_sets_step_size
+from dgdlb_jax.studies.verdict import LAST_PART
 
 Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
@@ -128,15 +127,15 @@ class ComparisonInProgress:
         with jax.default_device(self._home):
             self.network = network = device.moved(network)
             self._workers, self._instants = workers_for(workers), instants
-            self._initial, self._start = start_state(network, start), start if isinstance(start, str) else "given"
-            self.optimum = optimum = solve_optimum(network)
+            self._setup = setup = set_up(network, step_size=step_size, start=start)
+            self._start = start if isinstance(start, str) else "given"
+            self.optimum, self.step_size = setup.optimum, setup.step_size
             given = step_size is not None
-            step = jnp.asarray(step_size, network.latency.dtype) if given else default_step_size(network, optimum)
-            self.step_size = jnp.broadcast_to(step, (network.frontends,))
-            self._step_size_set_by = "" if given else what_sets_step_size(network, self.step_size, optimum)
-            chosen = policies if isinstance(policies, Mapping) else balancers(network, optimum, step, policies)
+            self._step_size_set_by = "" if given else what_sets_step_size(network, self.step_size, self.optimum)
+            named = lambda keys: balancers(network, setup.optimum, setup.step_size, keys)
+            chosen = policies if isinstance(policies, Mapping) else named(policies)
             self.policies = {**chosen, **(also or {})}
-            self.settling = float(suggest_duration(network, self.step_size, optimum))
+            self.settling = float(self._setup.settling)
             self._running = network if alike is None else _under_flat_trace(network, alike)
             self._set_by: dict[str, str] = {}
             self._fastest_service = 1 / max(_steepest_slope(network), np.finfo(float).tiny)
@@ -224,8 +223,8 @@ class ComparisonInProgress:
 
     def _undecided(self, name: str, run: Trajectory) -> bool:
         with jax.default_device(self._home):
-            found = classify(self.network, run)
-        return found.verdict in (Verdict.moving, Verdict.too_short) or bool(found.fading)
+            found = Assessment(self.network, run, np.asarray(self.optimum.mean_latency))
+            return bool(found.undecided | found.judgement.fading)
 
     def _run_longer(self, name: str, most_work: float) -> Trajectory | None:
         """The same balancer for up to four times as long, and again, until there is a verdict or no work left."""
@@ -285,12 +284,12 @@ class ComparisonInProgress:
         network, finest = self.network, dt
         policy = _as_table(policy, network)
         if dt is None:
-            suggested = float(time_step(network, policy, self.step_size, self.optimum, self._initial[1]))
+            suggested = float(self._setup.time_step(policy))
             self._set_by[name] = what_sets(policy, suggested, self._fastest_service)
             dt = self.grid.interval / self.grid.steps_per_interval(suggested)
             finest = largest_latency(network) / 20
         return ResolvedRun(
-            self._running, policy, self._initial, dt=dt, finest=finest or dt, reference=self.optimum.workload
+            self._running, policy, self._setup.initial, dt=dt, finest=finest or dt, reference=self.optimum.workload
         )
 
     def _first_grid(self, dt: float | None, duration: float | None) -> Grid:

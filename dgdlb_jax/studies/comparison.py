@@ -14,10 +14,11 @@ from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies import results
+from dgdlb_jax.studies.assess import statistics_of
 from dgdlb_jax.studies.balancers import CURRENT, DGD
 from dgdlb_jax.studies.conclusion import conclusion
 from dgdlb_jax.studies.durations import longest_service
-from dgdlb_jax.studies.outcome import Outcome, outcome, statistics_of
+from dgdlb_jax.studies.outcome import Outcome, outcome
 from dgdlb_jax.studies.quasi_static import FOLLOWED, QuasiStatic, steady_for
 from dgdlb_jax.studies.scatter import Scatter
 from dgdlb_jax.studies.switching import Switch, switch

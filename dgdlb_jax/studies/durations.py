@@ -1,10 +1,10 @@
 """How long a comparison runs: by its demand, by what it takes to be judged, and what can be run at all."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
@@ -21,7 +21,7 @@ def check_times(network: Network, dt: float | None, duration: float | None) -> N
     if dt is not None:
         if duration is not None:
             steps_of(duration, dt)
-        batch = jax.tree.map(lambda leaf: leaf[None], network)
+        batch = as_batch(network)
         checks.explain(batch, checks.grid(batch, dt, dt, None), None)
 
 

@@ -8,9 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import InputError, Result
-from dgdlb_jax.simulation.trajectory import Statistics, Trajectory
-from dgdlb_jax.studies.verdict import Assessment, Verdict, classify, moving_mean, time_to_settle
+from dgdlb_jax.numerics.results import Result
+from dgdlb_jax.simulation.trajectory import Trajectory
+from dgdlb_jax.studies.assess import Assessment
+from dgdlb_jax.studies.names import backend_names as backend_names
+from dgdlb_jax.studies.names import frontend_names as frontend_names
+from dgdlb_jax.studies.verdict import Judgement, Verdict, moving_mean, time_to_settle
 
 
 @dataclass(frozen=True)
@@ -74,22 +77,18 @@ def outcome(
 
     **Returns:** an `Outcome`.
     """
-    statistics = statistics_of(run)
-    result = Result(int(run.result))
-    found = classify(network, run)
-    verdict = Verdict(int(found.verdict))
-    short = _pick(backend_names(network), found.shortfall > 0)
-    latency = float(statistics.mean_latency)
-    latency = math.inf if verdict is Verdict.diverging else math.nan if verdict is Verdict.failed else latency
+    assessed = Assessment(network, run, np.asarray(best_latency))
+    statistics, found, latency = assessed.statistics, assessed.judgement, float(assessed.mean_latency)
+    result, verdict, names = Result(int(run.result)), Verdict(int(found.verdict)), backend_names(network)
+    short = _pick(names, found.shortfall > 0)
     smooth = smooth_latency(network, run)
     settled = verdict is Verdict.settled and not moving
     measured = np.broadcast_to(network.service.measured_workload, network.backends) * (1 + 1e-9)
-    names = backend_names(network)
     return Outcome(
         balancer=balancer,
         duration=float(np.subtract(*np.asarray(run.time)[[-1, 0]])),
         mean_latency=latency,
-        excess=latency / best_latency - 1,
+        excess=float(assessed.excess),
         network_share=float(statistics.network_share) if math.isfinite(latency) else math.nan,
         verdict=verdict,
         reason=_reason(found, short, result),
@@ -106,23 +105,6 @@ def outcome(
     )
 
 
-def backend_names(network: Network) -> tuple[str, ...]:
-    """Names of the backends, made up where the network has none."""
-    return network.backend_names or tuple(f"backend {j}" for j in range(network.backends))
-
-
-def frontend_names(network: Network) -> tuple[str, ...]:
-    """Names of the frontends, made up where the network has none."""
-    return network.frontend_names or tuple(f"frontend {i}" for i in range(network.frontends))
-
-
-def statistics_of(run: Trajectory) -> Statistics:
-    """The statistics of a run, which has to have been saved with some."""
-    if run.statistics is None:
-        raise InputError("A comparison needs runs with statistics: save with SaveAt(...), not SaveAt.final().")
-    return run.statistics
-
-
 def smooth_latency(network: Network, run: Trajectory) -> Float[np.ndarray, " time"]:
     """Moving mean of a run's latency over the largest network latency, or 1 % of the run if that is longer; seconds."""
     time = np.asarray(run.time, float)
@@ -131,7 +113,7 @@ def smooth_latency(network: Network, run: Trajectory) -> Float[np.ndarray, " tim
     return moving_mean(time, np.asarray(run.mean_latency, float) * rate, rate, window)
 
 
-def _reason(found: Assessment, short: tuple[str, ...], result: Result) -> str | None:
+def _reason(found: Judgement, short: tuple[str, ...], result: Result) -> str | None:
     match Verdict(int(found.verdict)):
         case Verdict.failed:
             return result.sentence

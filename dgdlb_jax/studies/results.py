@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics import files
+from dgdlb_jax.numerics import files, labelled
 from dgdlb_jax.numerics.files import disk_errors
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
+from dgdlb_jax.simulation.trajectory import FIELDS, Statistics, Trajectory
+from dgdlb_jax.studies.assess import statistics_of
 from dgdlb_jax.studies.conclusion import no_percentage
-from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names, statistics_of
+from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.studies.verdict import Verdict
 from dgdlb_jax.studies.worth import changes_json, scatter_json, switch_json, worth_json
 
@@ -42,25 +44,18 @@ def to_dataset(comparison: "Comparison") -> "xarray.Dataset":
 
     **Raises:** `InputError` when xarray is not installed.
     """
-    try:
-        import xarray
-    except ImportError as error:
-        raise InputError('xarray is not installed; type: pip install "dgdlb_jax[xarray]".') from error
     network = comparison.network
     variables = {**_series(comparison), **_figures(comparison), **_optimum(comparison), **_inputs(comparison)}
     first = next(iter(comparison.runs.values()))
-    return xarray.Dataset(
+    return labelled.to_dataset(
+        variables,
         {
-            name: (dims, np.asarray(values), _attributes(units, meaning))
-            for name, (dims, values, units, meaning) in variables.items()
-        },
-        coords={
             "balancer": list(comparison.runs),
-            "time": ("time", np.asarray(first.time), _attributes("s", "time since the start")),
+            "time": (("time",), first.time, "s", "time since the start"),
             "frontend": list(frontend_names(network)),
             "backend": list(backend_names(network)),
         },
-        attrs={
+        {
             "title": f"Load balancers in {network.name or 'a network'}",
             "conclusion": comparison.conclusion,
             "dt": comparison.dt,
@@ -160,39 +155,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield draft
 
 
-def _attributes(units: str, meaning: str) -> dict[str, str]:
-    return {"units": units, "long_name": meaning}
-
-
 def _series(comparison: "Comparison") -> dict[str, tuple]:
     runs = list(comparison.runs.values())
 
-    def stacked(get: Callable) -> np.ndarray:
-        return np.stack([np.asarray(get(run)) for run in runs])
+    def stacked(name: str) -> np.ndarray:
+        return np.stack([np.asarray(getattr(run, name)) for run in runs])
 
-    return {
-        "workload": (("balancer", "time", "backend"), stacked(lambda run: run.workload), "requests", "workload"),
-        "routing": (
-            ("balancer", "time", *_ARC),
-            stacked(lambda run: run.routing),
-            "1",
-            "share of a frontend's requests",
-        ),
-        "cost_rate": (
-            ("balancer", "time"),
-            stacked(lambda run: run.cost_rate),
-            "requests",
-            "workload plus network cost",
-        ),
-        "in_flight": (
-            ("balancer", "time"),
-            stacked(lambda run: run.in_flight),
-            "requests",
-            "requests on their way to the backends",
-        ),
-        "mean_latency": (("balancer", "time"), stacked(lambda run: run.mean_latency), "s", "momentary mean latency"),
-        "arrival_rate": (("time", *_FRONT), runs[0].arrival_rate, "requests/s", "arrival rate"),
-    }
+    known = labelled.labels(Trajectory)
+    found = {name: known[name].variable(stacked(name), ("balancer",)) for name in FIELDS if name != "arrival_rate"}
+    found["mean_latency"] = ("balancer", "time"), stacked("mean_latency"), "s", "momentary mean latency"
+    found["arrival_rate"] = known["arrival_rate"].variable(runs[0].arrival_rate)
+    return found
 
 
 def _figures(comparison: "Comparison") -> dict[str, tuple]:
@@ -229,12 +202,7 @@ def _figures(comparison: "Comparison") -> dict[str, tuple]:
         "why it can not be called settled or oscillating",
     )
     routing = np.stack([np.asarray(statistics_of(run).mean_routing) for run in comparison.judged.values()])
-    found["mean_routing"] = (
-        ("balancer", *_ARC),
-        routing,
-        "1",
-        "share of the requests that went this way in the window",
-    )
+    found["mean_routing"] = labelled.labels(Statistics)["mean_routing"].variable(routing, ("balancer",))
     return found
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model import topologies
+from dgdlb_jax.model.batch import of_batch, over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -23,11 +24,10 @@ from dgdlb_jax.stability.critical import critical_mode
 from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.stability.linearise import linearise
 from dgdlb_jax.stability.sufficient import sufficient_step_size
-from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify, look_every
+from dgdlb_jax.studies.assess import assess
 
 _SETTLE, _GROW = 200, 400  # periods until only the critical mode is left, and for it to grow or decay
 _KICK, _SMALLEST_KICK = 1e-5, 1e-10  # relative size of a small perturbation
-_CLOSE = 0.01  # distance from the optimum below which a run has arrived
 _ROUNDING = 1e-13  # relative size below which a swing is the rounding of the simulation
 LATENCIES = ("equal", "per frontend", "three decades", "geographic")
 """The latency families of the step-size study."""
@@ -111,7 +111,7 @@ def coarsest_step(networks: Network) -> Float[np.ndarray, " batch"]:
 
 def _fastest(networks: Network) -> Float[np.ndarray, " batch"]:
     """The largest service slope of each network at any time, 1/s."""
-    slope = jax.vmap(lambda network: network.fastest_service.initial_slope)(networks.anonymous())
+    slope = over_networks(lambda network: network.fastest_service.initial_slope, networks)
     return np.asarray(slope).max(-1)
 
 
@@ -174,8 +174,8 @@ class FarStarts:
     """Where rules end up from far starts.
 
     - `names`: of the rules; `starts`: of the starts; `fractions`: step sizes as parts of the critical one.
-    - `failed` `(rules, fractions, starts, networks)`: did not come within 1 % of the optimum, and is not on its way (`classify`).
-    - `excess` `(rules, fractions, starts, networks)`: of the mean latency in the last tenth of the run, over the optimum.
+    - `failed` `(rules, fractions, starts, networks)`: neither settled within 1 % of the optimum nor is on its way (`Assessment`).
+    - `excess` `(rules, fractions, starts, networks)`: of the mean latency in the last fifth of the run, over the optimum.
     - `settled_after` `(rules, fractions, starts, networks)`: seconds until the workloads stay within 5 % of the optimum; NaN if never.
     """
 
@@ -195,12 +195,12 @@ def far_starts(networks: Network, *, seed: int = 0) -> list[tuple[Array, Array]]
     rng = np.random.default_rng(seed)
     mask = np.asarray(networks.mask)
     optimum = np.asarray(solve_optimum(networks).workload)
-    share, _ = default_start(networks.anonymous())
+    share, _ = of_batch(default_start, networks)
     uniform = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
     score = np.where(mask, rng.random(mask.shape), -1)
     vertex = (score == score.max(-1, keepdims=True)) & mask
     weight = np.where(mask, rng.exponential(size=mask.shape), 0)
-    slope = jax.vmap(lambda network: network.service.initial_slope)(networks.anonymous())
+    slope = over_networks(lambda network: network.service.initial_slope, networks)
     scale = np.asarray(networks.nominal_capacity) / np.asarray(slope)  # workloads: a factor on both would cancel
     scale = np.where(np.isfinite(scale), scale, 1.0)
     empty = np.zeros_like(optimum)
@@ -220,7 +220,7 @@ def rules_of_equal_gain() -> Rules:
     """Name -> rule from step sizes `(batch, frontends)`: DGD-LB and its relatives, all with the same gain at the optimum."""
 
     def curvature(step, networks, optimum):
-        slope = jax.vmap(lambda network, n: network.mean_service.slope(n))(networks.anonymous(), optimum.workload)
+        slope = over_networks(lambda network, n: network.mean_service.slope(n), networks, optimum.workload)
         return CurvatureDGDLB(step, (optimum.routing / slope[:, None]).sum(-1))
 
     def capped(step, networks, optimum):
@@ -247,9 +247,7 @@ def from_far(
 ) -> FarStarts:
     """Run rules from far starts at fractions of the critical step size, all of equal gain at the optimum.
 
-    A run takes 400 periods of the critical oscillation over the fraction's tenth, at least, so that slow ones have the time. It has
-    failed when the mean distance of the workloads from the optimum in the last fifth is above 1 %, and the verdict is none of those
-    that leave the end open (moving, too short to judge).
+    A run takes 400 periods of the critical oscillation over the fraction's tenth, at least, so that slow ones have the time.
     """
     optimum = solve_optimum(networks)
     mode = critical_mode(networks, optimum=optimum)
@@ -264,36 +262,16 @@ def from_far(
     for f, fraction in enumerate(fractions):
         step = fraction * mode.step_size[:, None] * jnp.ones(networks.frontends)
         duration = periods * period * max(0.1 / fraction, 0.25)
-        save = SaveAt(
-            look_every(duration / dt), fields=("workload", "cost_rate"), after=(1 - LAST_PART) * duration,
-            reference=optimum.workload, resumable=False,
-        )  # fmt: skip
         for r, make in enumerate(rules.values()):
             policy = make(step, networks, optimum)
             for s, start in enumerate(starts):
-                runs = simulate_batch(
-                    networks, policy, duration=duration, dt=dt, initial=start, throw=False, save=save,
-                )  # fmt: skip
-                assert runs.workload is not None
-                assert runs.cost_rate is not None
-                assert runs.statistics is not None
-                time, workload = np.asarray(runs.time), np.asarray(runs.workload)
+                found = assess(networks, policy, optimum=optimum, start=start, dt=dt, duration=duration)
+                failed[r, f, s] = ~found.arrived() & ~found.undecided
+                excess[r, f, s] = found.excess
                 aim = np.asarray(optimum.workload)[:, None]
-                distance = np.abs(workload - aim).sum(-1) / aim.sum(-1)
-                open_ended = np.isin(classify(networks, runs).verdict, (Verdict.moving, Verdict.too_short))
-                failed[r, f, s] = ~(np.asarray(runs.statistics.distance) < _CLOSE) & ~open_ended
-                cost = _mean_over(time, np.asarray(runs.cost_rate), 0.9, 1.0)
-                latency = cost / np.asarray(networks.arrival_rate).sum(-1)
-                excess[r, f, s] = latency / np.asarray(optimum.mean_latency) - 1
-                after[r, f, s] = _last_outside(time, distance, 0.05)
+                distance = np.abs(np.asarray(found.run.workload) - aim).sum(-1) / aim.sum(-1)
+                after[r, f, s] = _last_outside(np.asarray(found.run.time), distance, 0.05)
     return FarStarts(tuple(rules), STARTS[: len(starts)], tuple(fractions), failed, excess, after)
-
-
-def _mean_over(time: np.ndarray, values: np.ndarray, begin: float, end: float) -> np.ndarray:
-    """Mean over a part of each run; networks stop at different times and then stand still."""
-    last = time.max(1, keepdims=True)
-    inside = (time >= begin * last) & (time <= end * last) & (np.diff(time, axis=1, prepend=-1.0) > 0)
-    return np.where(inside, values, 0).sum(1) / np.maximum(inside.sum(1), 1)
 
 
 def _last_outside(time: np.ndarray, distance: np.ndarray, limit: float) -> np.ndarray:

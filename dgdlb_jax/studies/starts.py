@@ -1,9 +1,12 @@
 """Where the runs of a comparison, a sweep or a report begin."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
+from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
@@ -16,11 +19,11 @@ STARTS = ("proportional", "nearest", "uniform")
 
 
 def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[ArrayLike, ArrayLike]:
-    """The start of a comparison: a routing `(frontends, backends)` and the workload `(backends,)` that carries it at time 0.
+    """Where runs start: a routing `(frontends, backends)` and the workload `(backends,)` that carries it at time 0.
 
     Where a backend cannot carry what the routing sends it, its workload starts at 0.
 
-    **Arguments:** `start`: one of `STARTS`, or `(routing, workload)`, which is returned as it is.
+    **Arguments:** `network`: one network or a batch; `start`: one of `STARTS`, or `(routing, workload)`, which is returned as it is.
     """
     if not isinstance(start, str):
         return start
@@ -35,7 +38,11 @@ def start_routing(network: Network, start: str) -> Float[Array, "frontends backe
 
 
 @eqx.filter_jit
-def _start(network: Network, start: str) -> tuple[Float[Array, "frontends backends"], Float[Array, " backends"]]:
+def _start(network: Network, start: str) -> tuple[Array, Array]:
+    return over_networks(partial(_of_one, start), network)
+
+
+def _of_one(start: str, network: Network) -> tuple[Float[Array, "frontends backends"], Float[Array, " backends"]]:
     rule = {
         "proportional": lambda mask, _: proportional(network.nominal_capacity, mask),
         "nearest": lambda mask, latency: least(latency, mask),

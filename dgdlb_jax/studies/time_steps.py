@@ -13,14 +13,15 @@ from jaxtyping import Array, ArrayLike, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
-from dgdlb_jax.numerics.delay import delay_for, rows_for
+from dgdlb_jax.numerics.delay import delay_for, rows_for, steps_for
 from dgdlb_jax.numerics.formatting import seconds
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
-from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
+from dgdlb_jax.simulation.trajectory import FIELDS, Trajectory
 from dgdlb_jax.stability.defaults import default_step_size_set_by, suggest_dt
-from dgdlb_jax.studies.outcome import backend_names, frontend_names
+from dgdlb_jax.studies.names import backend_names, frontend_names
+from dgdlb_jax.studies.verdict import save_for_verdict
 
 ACCURATE = 1e-3
 """Change of the mean latency between a time step and twice as long a one below which a run is fine enough."""
@@ -54,7 +55,7 @@ def time_step(
     """
     dt = suggest_dt(network, step_size, optimum, workload=workload, jumps=not policy.differentiable)
     own = np.asarray(each_frontend(network, policy, type(policy).__name__).time_scale)
-    own = own.min() if network.batch is None or own.ndim == 0 else own.reshape(network.batch, -1).min(1)
+    own = own.reshape(*network.latency.shape[:-2], -1).min(-1) if own.ndim else own
     return np.asarray(np.minimum(dt, _OWN_CLOCK * own))
 
 
@@ -100,7 +101,7 @@ class Grid:
     @property
     def instants(self) -> int:
         """How many instants are saved, the start included."""
-        return math.ceil(self.duration / self.interval * (1 - 1e-12)) + 1
+        return int(steps_for(self.duration, self.interval)) + 1
 
     def steps_per_interval(self, dt: float) -> int:
         """How many steps of at most `dt` make an interval."""
@@ -198,7 +199,7 @@ class ResolvedRun:
                 duration=duration,
                 dt=np.array([2 * dt, dt]),
                 initial=self._initial,
-                save=SaveAt(every, after=after, reference=self._reference, resumable=False),
+                save=save_for_verdict(duration, every, FIELDS, self._reference, after=after),
                 max_latency=delay_for(rows, dt),
                 frames=self._frames,
                 throw=False,
@@ -216,8 +217,7 @@ class ResolvedRun:
         result = Result(int(run.result))
         if result in (Result.step_too_large, Result.latency_overflow):
             raise InputError(f"dt = {self.dt:.6g} s: {result.sentence}")
-        saved = ("time", "routing", "workload", "arrival_rate", "cost_rate", "in_flight")
-        kept = {name: jax.device_put(np.asarray(getattr(run, name))[: grid.instants]) for name in saved}
+        kept = {name: jax.device_put(np.asarray(getattr(run, name))[: grid.instants]) for name in ("time", *FIELDS)}
         return dataclasses.replace(run, **kept, frontend_names=self._names[0], backend_names=self._names[1])
 
 

@@ -30,13 +30,15 @@ as a queue that grows may have a turn on it.
 import enum
 from dataclasses import dataclass, fields
 
-import jax
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Int
 
+from dgdlb_jax.model.batch import of_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
-from dgdlb_jax.simulation.trajectory import Trajectory
+from dgdlb_jax.numerics.types import Matrix, Numbers
+from dgdlb_jax.simulation.plugins import AbstractStatistic
+from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
 from dgdlb_jax.studies.evidence import LAST_PART as LAST_PART
 from dgdlb_jax.studies.evidence import SWING_LIMIT, Evidence
 
@@ -80,7 +82,7 @@ _MEANINGS = {
 
 
 @dataclass(frozen=True)
-class Assessment:
+class Judgement:
     """The verdict on runs, and what it rests on. In a batch every array has a leading axis.
 
     - `verdict`: codes of `Verdict`. `window`: length of the last fifth, seconds.
@@ -100,9 +102,9 @@ class Assessment:
     longest_latency: Float[np.ndarray, "*batch"]
     time_in_service: Float[np.ndarray, "*batch"]
 
-    def __getitem__(self, index: int) -> "Assessment":
+    def __getitem__(self, index: int) -> "Judgement":
         """One run of a batch."""
-        return Assessment(*(np.asarray(getattr(self, field.name)[index]) for field in fields(self)))
+        return Judgement(*(np.asarray(getattr(self, field.name)[index]) for field in fields(self)))
 
     @property
     def short_by(self) -> Float[np.ndarray, "*batch"]:
@@ -137,7 +139,27 @@ def look_every(steps: ArrayLike) -> int:
     return max(1, int(np.min(steps)) // INSTANTS)
 
 
-def classify(network: Network, run: Trajectory) -> Assessment:
+def save_for_verdict(
+    duration: Numbers,
+    every: int,
+    fields: tuple[str, ...],
+    reference: Matrix,
+    *,
+    after: Numbers | None = None,
+    statistics: tuple[AbstractStatistic, ...] = (),
+) -> SaveAt:
+    """What a run of `duration` seconds has to keep to be judged: fields at every so many steps (0: none), and statistics of its last part.
+
+    **Arguments:** `reference`: the workload that distances refer to; `after`: seconds from which statistics count instead; `statistics`:
+    of your own, besides.
+    """
+    after = (1 - LAST_PART) * np.asarray(duration, float) if after is None else after
+    return SaveAt(
+        every or None, fields=fields, after=after, reference=reference, resumable=False, statistics=statistics
+    )
+
+
+def classify(network: Network, run: Trajectory) -> Judgement:
     """The verdict on a run, or on every run of a batch, by the definitions at the top of this module.
 
     Means, extremes and slopes are those of the run's statistics where these cover the last fifth; turns are counted at the saved
@@ -149,7 +171,7 @@ def classify(network: Network, run: Trajectory) -> Assessment:
     - `network`: what it ran in; a batch for a batch of runs.
     - `run`: a trajectory with saved `workload`, at some 100 instants of the last fifth or more (`look_every`).
 
-    **Returns:** an `Assessment`.
+    **Returns:** a `Judgement`.
 
     **Raises:** `InputError` when the workload was not saved.
     """
@@ -157,14 +179,10 @@ def classify(network: Network, run: Trajectory) -> Assessment:
         raise InputError(
             'A verdict needs the workload over time: save it, as in SaveAt(every=10, fields=("workload", "cost_rate")).'
         )
-    if network.batch is None:
-        single = network.anonymous(), run
-        network, run = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[None]), single)
-        return _classify(network, run)[0]
-    return _classify(network.anonymous(), run)
+    return of_batch(_classify, network, run)
 
 
-def _classify(networks: Network, runs: Trajectory) -> Assessment:
+def _classify(networks: Network, runs: Trajectory) -> Judgement:
     with np.errstate(all="ignore"):  # what has failed may be anything
         seen = Evidence(networks, runs)
         latency = np.where(networks.mask, np.maximum(networks.latency, networks.feedback_latency), 0).max((1, 2))
@@ -197,7 +215,7 @@ def _classify(networks: Network, runs: Trajectory) -> Assessment:
         drift = np.where(found.drifting, seen.range, 0).max(-1)
         fading = found.fading & (verdict == Verdict.oscillating)
         swing = seen.range.max(-1)
-        return Assessment(verdict, seen.window, swing, drift, shortfall, fading, latency, seen.time_in_service)
+        return Judgement(verdict, seen.window, swing, drift, shortfall, fading, latency, seen.time_in_service)
 
 
 def moving_mean(

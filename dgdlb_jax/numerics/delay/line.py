@@ -7,12 +7,16 @@ A delay is a real number of rows, `lag + fraction`. `taps` splits it; reading ga
 on a value that is about to be written or on this reading and the last one.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Int
 
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.results import is_concrete
 
 _MANY = 64  # slices
 
@@ -50,6 +54,18 @@ def delay_for(rows: int, dt: float) -> float:
     return (rows - 2.5) * dt
 
 
+def fits(delay: Any, rows: int) -> Any:
+    """Whether a line of so many rows holds what was `delay` rows ago; not for what is no number."""
+    return (jnp if isinstance(delay, jax.Array) else np).floor(delay) <= rows - 2
+
+
+def steps_for(duration: ArrayLike, dt: ArrayLike) -> Any:
+    """How many steps of `dt` seconds begin before `duration`, but for the rounding of the quotient; traced if `duration` is."""
+    library = np if is_concrete(duration) else jnp
+    exact = library.asarray(duration) / dt
+    return library.ceil(exact * (1 - max(1e-12, 4 * float(jnp.finfo(exact.dtype).eps))))
+
+
 def filled(row: Inexact[Array, " width"], rows: int) -> DelayLine:
     """A line whose signal has always been `row`."""
     return DelayLine(jnp.tile(row, rows), rows)
@@ -68,7 +84,7 @@ def split(
     A delay that does not fit, or is no number, counts as 0: what is read then has no meaning, but lies inside the ring.
     """
     whole = jnp.floor(delay)
-    overflow = ~(whole <= rows - 2)
+    overflow = ~fits(delay, rows)
     return jnp.where(overflow, 0, whole).astype(jnp.int32), jnp.where(overflow, 0, delay - whole), overflow
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from dgdlb_jax.model.batch import each_frontend
+from dgdlb_jax.model.batch import as_batch, each_frontend, only_one
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Carry, run_as_told
+from dgdlb_jax.numerics.delay import Carry, run_as_told, steps_for
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
@@ -92,16 +92,14 @@ def simulate_requests(
         raise InputError(
             f"simulate_requests takes one network, this is a batch of {network.batch}: use simulate_requests_batch, or network[0]."
         )
-    one = partial(jax.tree.map, lambda leaf: leaf[None])
     policy = each_frontend(network, policy, type(policy).__name__)
-    if initial is not None:
-        initial = one((jnp.asarray(initial[0]), jnp.asarray(initial[1])))
+    initial = None if initial is None else as_batch((jnp.asarray(initial[0]), jnp.asarray(initial[1])))
     runs = simulate_requests_batch(
-        one(network), jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, policy), jnp.asarray(key)[None],
+        as_batch(network), as_batch(policy, shared_scalars=True), jnp.asarray(key)[None],
         duration=duration, dt=dt, scale=scale, discipline=discipline, count=count, after=after, save=save, initial=initial,
         follow=follow, longest_stay=longest_stay, max_latency=max_latency, throw=throw,
     )  # fmt: skip
-    return jax.tree.map(lambda leaf: leaf[0], runs)
+    return only_one(runs)
 
 
 def simulate_requests_batch(
@@ -135,15 +133,12 @@ def simulate_requests_batch(
     **Raises:** as `simulate_requests`, naming the first network that failed; `InputError` for another number of keys than networks, and for
     networks that would take different numbers of steps.
     """
-    words = _words(keys)
+    words, names = _words(keys), (networks.frontend_names, networks.backend_names)
     if networks.batch is None:
         repeat = partial(jax.tree.map, lambda leaf: jnp.repeat(jnp.asarray(leaf)[None], len(words), axis=0))
-        names = networks.frontend_names, networks.backend_names
-        networks = repeat(networks.anonymous())
+        networks = repeat(networks)
         initial = None if initial is None else repeat(initial)
-        policy = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None] if jnp.ndim(leaf) else leaf, policy)
-    else:
-        names = networks.frontend_names, networks.backend_names
+        policy = as_batch(policy, shared_scalars=True)
     _check(networks, len(words), scale, discipline, count)
     networks = networks.in_one_type().with_scale(scale)
     save = SaveAt.statistics() if save is None else _checked(save)
@@ -155,9 +150,7 @@ def simulate_requests_batch(
     networks, dtype = networks.anonymous(), networks.latency.dtype
     start = default_start(networks) if initial is None else check_start(networks, initial)
     assert isinstance(start, tuple)
-    first = _common(
-        "after / dt", np.ceil(np.broadcast_to(np.asarray(after, float), grid.dt.shape) / grid.dt * (1 - 1e-12))
-    )
+    first = _common("after / dt", steps_for(np.broadcast_to(np.asarray(after, float), grid.dt.shape), grid.dt))
     inputs = _Inputs(
         network=networks,
         policy=policy,

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay import delay_for, rows_for
+from dgdlb_jax.numerics.delay import delay_for, rows_for, steps_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.checks import LARGEST_LINE, LARGEST_STEP
-from dgdlb_jax.simulation.engine import simulate_batch
-from dgdlb_jax.simulation.trajectory import SaveAt
+from dgdlb_jax.simulation.memory import Memory
+from dgdlb_jax.studies.assess import assess
 from dgdlb_jax.studies.sweep.cases import Cases, Columns, KindError, join, kinds, padded_arcs, prepare, runnable
 from dgdlb_jax.studies.sweep.measures import (
     COSTS,
@@ -33,16 +32,16 @@ from dgdlb_jax.studies.sweep.measures import (
     compute,
     empty,
     needs,
+    statistics,
     unknown,
 )
 from dgdlb_jax.studies.sweep.spec import Spec
-from dgdlb_jax.studies.verdict import INSTANTS, LAST_PART
+from dgdlb_jax.studies.verdict import INSTANTS
 
 _ROWS = (64, 256)  # sizes of delay lines; larger ones are powers of two
 _INSTANTS = 1024  # of a latency's history, up to twice as many: enough for the time to settle
 _LOOKS = 2 ** math.ceil(math.log2(INSTANTS))  # of workloads for a verdict, up to twice as many
 _FINE = 16  # steps between two saved workloads, at most: suggest_dt gives a loop at least 125 steps per period
-_COPIES = 4  # how often the delay lines and the saved history exist while a program runs: inputs, loop, outputs
 PREPARING = 60  # numbers per arc that the optimum and the step sizes take
 _MEMORY_SHARE = 0.8  # of the device's memory that may be planned for
 _MOST_MEMORY = 1e15  # bytes, where nothing tells
@@ -226,7 +225,7 @@ def batches(cases: Cases, shapes: dict[int, Shape | Refusal], measures: tuple[st
 
 def _steps(cases: Cases) -> np.ndarray:
     with np.errstate(all="ignore"):
-        return np.maximum(np.ceil(cases.duration / cases.dt * (1 - 1e-12)), 1)
+        return np.maximum(steps_for(cases.duration, cases.dt), 1)
 
 
 def _shape_of(cases: Cases, row: int, steps: float, measures: tuple[str, ...]) -> Shape | Refusal:
@@ -265,10 +264,12 @@ def _longest(cases: Cases) -> np.ndarray:
 
 def memory(shape: Shape, measures: tuple[str, ...]) -> int:
     """About how many bytes one case takes on the device."""
-    wanted, arcs = needs(measures), shape.frontends * shape.backends
-    kept = 1 + bool(wanted & {WORKLOADS, JUDGED}) * shape.backends + (COSTS in wanted)
-    numbers = shape.rows * (arcs + shape.backends) + shape.frames * kept + 50 * arcs
-    return _COPIES * numbers * jnp.zeros(()).dtype.itemsize
+    size, fields, itemsize = (
+        (1, shape.frontends, shape.backends),
+        _fields(needs(measures)),
+        jnp.zeros(()).dtype.itemsize,
+    )
+    return int(Memory(size, 1, shape.rows, shape.frames, fields, resumable=False, itemsize=itemsize).bytes)
 
 
 def fitting(shape: Shape, measures: tuple[str, ...]) -> int:
@@ -296,19 +297,22 @@ def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
     with _memory_errors():
         networks, optimum = jax.tree.map(jnp.asarray, (cases.networks, cases.optimum))
         policy = cases.balancer(networks, optimum)
-        trajectory = simulate_batch(
+        assessed = assess(
             networks,
             policy,
-            duration=cases.duration,
+            optimum=optimum,
+            start=(jnp.asarray(cases.routing), jnp.asarray(cases.workload)),
             dt=cases.dt,
-            initial=(jnp.asarray(cases.routing), jnp.asarray(cases.workload)),
-            save=_save(cases, batch.shape, optimum, needs(measures)),
-            max_latency=delay_for(batch.shape.rows, float(cases.dt.min())),
+            duration=cases.duration,
+            every=batch.shape.every,
+            fields=_fields(needs(measures)),
+            statistics=statistics(measures),
             frames=batch.shape.frames,
-            throw=False,
+            max_latency=delay_for(batch.shape.rows, float(cases.dt.min())),
         )
+        jax.block_until_ready(assessed.run)
         runs = Runs(
-            networks=networks,
+            assessed=assessed,
             policy=policy,
             optimum=optimum,
             dt=cases.dt,
@@ -316,15 +320,12 @@ def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
             default=cases.default,
             sufficient=cases.sufficient,
             critical=cases.critical,
-            trajectory=jax.block_until_ready(trajectory),
         )
         return compute(measures, runs, count)
 
 
-def _save(cases: Cases, shape: Shape, optimum: Optimum, wanted: set[str]) -> SaveAt:
-    fields = ("cost_rate",) * (COSTS in wanted) + ("workload",) * bool(wanted & {WORKLOADS, JUDGED})
-    after = (1 - LAST_PART) * cases.duration
-    return SaveAt(shape.every or None, fields=fields, after=after, reference=optimum.workload, resumable=False)
+def _fields(wanted: set[str]) -> tuple[str, ...]:
+    return ("cost_rate",) * (COSTS in wanted) + ("workload",) * bool(wanted & {WORKLOADS, JUDGED})
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.fleets import load_fleet
@@ -21,13 +21,13 @@ from dgdlb_jax.model.topologies import CURVES, FAMILIES
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.start import workload_carrying
-from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
+from dgdlb_jax.stability.defaults import default_step_size
+from dgdlb_jax.studies.assess import Setup
 from dgdlb_jax.studies.balancers import BALANCERS
 from dgdlb_jax.studies.starts import STARTS, start_state
 from dgdlb_jax.studies.sweep import optional
 from dgdlb_jax.studies.sweep.inputs import NEAR_OPTIMUM, STEP_SIZES, takes
 from dgdlb_jax.studies.sweep.measures import CRITICAL, DEFAULT, SUFFICIENT
-from dgdlb_jax.studies.time_steps import time_step
 
 Columns = Mapping[str, np.ndarray]
 
@@ -121,14 +121,12 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
     if CRITICAL in needs or "step_size_over_critical" in given:
         critical = optional.critical_step_size(networks, optimum)
     step = _step_size(columns, default, sufficient, critical)
-    routing, workload = _start(columns, networks, optimum)
+    setup = Setup(networks, optimum, step, _start(columns, networks, optimum))
     name = str(columns["policy"][0])
     parameters = {key.split(".")[1]: columns[key] for key in given if key.startswith("policy.")}
     usable = jnp.where(jnp.isfinite(step), step, 0)  # a case without a finite step size is not run
     policy = _balancer(name, parameters, networks, optimum, usable)
-    dt = np.asarray(time_step(networks, policy, step, optimum, workload))
-    duration = np.asarray(suggest_duration(networks, step, optimum))
-    dt, duration = _times(columns, dt, duration, max_steps)
+    dt, duration = _times(columns, np.asarray(setup.time_step(policy)), np.asarray(setup.settling), max_steps)
     result = np.asarray(optimum.result)
     finite = np.isfinite(np.asarray(step)).all(-1) & np.isfinite(dt) & np.isfinite(duration) & (dt > 0)
     host = functools.partial(jax.tree.map, np.asarray)
@@ -138,8 +136,8 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
         networks=host(networks),
         optimum=host(optimum),
         step_size=np.asarray(step),
-        routing=np.asarray(routing),
-        workload=np.asarray(workload),
+        routing=np.asarray(setup.initial[0]),
+        workload=np.asarray(setup.initial[1]),
         dt=dt,
         duration=duration,
         default=np.asarray(default) if DEFAULT in needs else None,
@@ -307,24 +305,24 @@ def _step_size(
     return value * jnp.where(jnp.isfinite(sufficient), sufficient, default)  # pyright: ignore[reportArgumentType]
 
 
-def _start(columns: Columns, networks: Network, optimum: Optimum) -> tuple[Array, Array]:
+def _start(columns: Columns, networks: Network, optimum: Optimum) -> tuple[ArrayLike, ArrayLike]:
+    start = str(columns["start"][0])
+    if start in STARTS:
+        return start_state(networks, start)
     seeds = jnp.asarray(columns["start_seed"], jnp.uint32)
     distance = jnp.asarray(columns["start_distance"], networks.latency.dtype)
-    return _start_states(str(columns["start"][0]), networks, optimum, seeds, distance)
+    return _random_starts(start == NEAR_OPTIMUM, networks, optimum, seeds, distance)
 
 
 @eqx.filter_jit
-def _start_states(
-    start: str, networks: Network, optimum: Optimum, seeds: Array, distance: Array
+def _random_starts(
+    near: bool, networks: Network, optimum: Optimum, seeds: Array, distance: Array
 ) -> tuple[Array, Array]:
-    if start in STARTS:
-        return jax.vmap(lambda network: start_state(network, start))(networks)  # pyright: ignore[reportReturnType]
-
     def one(network: Network, best: Optimum, seed: Array, away: Array) -> tuple[Array, Array]:
         weight = jnp.where(network.mask, jax.random.exponential(jax.random.key(seed), network.mask.shape), 0)
         total = weight.sum(1, keepdims=True)
         routing = jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), 0)
-        if start == NEAR_OPTIMUM:
+        if near:
             routing = best.routing + away * (routing - best.routing)
         return routing, workload_carrying(network, routing)
 

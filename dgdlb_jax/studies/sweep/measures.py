@@ -1,21 +1,24 @@
 """What a sweep can compute for every case; definitions are those of `dgdlb run` and of the functions named."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import Result
+from dgdlb_jax.numerics.registry import Registry
+from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.simulation.plugins import AbstractStatistic
 from dgdlb_jax.simulation.trajectory import Trajectory
-from dgdlb_jax.studies.outcome import statistics_of
+from dgdlb_jax.studies.assess import Assessment
 from dgdlb_jax.studies.sweep.gradient_error import largest_gradient_error
-from dgdlb_jax.studies.verdict import Assessment, Verdict, classify, moving_mean, time_to_settle
+from dgdlb_jax.studies.verdict import Verdict, moving_mean, time_to_settle
 
 NO_STEP_SIZE, DOES_NOT_FIT, TOO_MANY_STEPS, REFUSED = 100, 101, 102, 103
 """Codes in `result` of cases that are not run, beside those of `Result`."""
@@ -44,10 +47,11 @@ _FEWEST = 20  # points for a straight line
 class Runs:
     """Finished runs of cases side by side, and what they ran with; every array has a leading axis of cases.
 
-    - `dt`, `duration`: seconds. `default`, `sufficient`: `(cases, frontends)`, `critical`: `(cases,)`, 1/s^2, when needed.
+    - `assessed`: the runs and their verdicts. `dt`, `duration`: seconds.
+    - `default`, `sufficient`: `(cases, frontends)`, `critical`: `(cases,)`, 1/s^2, when needed.
     """
 
-    networks: Network
+    assessed: Assessment
     policy: AbstractPolicy
     optimum: Optimum
     dt: Float[np.ndarray, " cases"]
@@ -55,24 +59,21 @@ class Runs:
     default: Float[np.ndarray, "cases frontends"] | None
     sufficient: Float[np.ndarray, "cases frontends"] | None
     critical: Float[np.ndarray, " cases"] | None
-    trajectory: Trajectory
 
-    @cached_property
-    def assessment(self) -> Assessment:
-        """The verdicts and what they rest on."""
-        return classify(self.networks, self.trajectory)
+    @property
+    def networks(self) -> Network:
+        """What they ran in."""
+        return self.assessed.networks
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The runs themselves."""
+        return self.assessed.run
 
     @property
     def verdict(self) -> Int[np.ndarray, " cases"]:
         """Codes of `Verdict`."""
-        return self.assessment.verdict
-
-    @cached_property
-    def mean_latency(self) -> Float[np.ndarray, " cases"]:
-        """Seconds; inf when diverging, NaN when failed, finite for all other verdicts."""
-        latency = np.asarray(statistics_of(self.trajectory).mean_latency, float)
-        latency = np.where(self.verdict == Verdict.diverging, np.inf, latency)
-        return np.where(self.verdict == Verdict.failed, np.nan, latency)
+        return self.assessed.verdict
 
     @cached_property
     def distance(self) -> Float[np.ndarray, "cases time"]:
@@ -101,13 +102,16 @@ class Runs:
 
 @dataclass(frozen=True)
 class Measure:
-    """A number per case. `needs`: what has to be kept or computed for it, beyond the statistics of the last fifth."""
+    """A number per case. `needs`: what has to be kept or computed for it, beyond the statistics of the last fifth; `statistic`: one of
+    the user's that is accumulated for it."""
 
     meaning: str
     units: str
     compute: Callable[[Runs], Any]
     needs: frozenset[str] = frozenset()
     flags: dict[str, int] | None = None
+    statistic: AbstractStatistic | None = None
+    key: str = ""
 
     @property
     def fill(self) -> float | int:
@@ -116,7 +120,7 @@ class Measure:
 
 
 def _statistic(name: str) -> Callable[[Runs], Any]:
-    return lambda runs: getattr(statistics_of(runs.trajectory), name)
+    return lambda runs: getattr(runs.assessed.statistics, name)
 
 
 def _settle_time(runs: Runs) -> Float[np.ndarray, " cases"]:
@@ -129,13 +133,13 @@ def _settle_time(runs: Runs) -> Float[np.ndarray, " cases"]:
         part = runs.moving_part(k)
         time = runs.time[k, part]
         smooth = moving_mean(time, cost[k, part], np.full(time.size, rate[k]), max(longest[k], 0.01 * time[-1]))
-        return time_to_settle(time, smooth, best[k], runs.mean_latency[k])
+        return time_to_settle(time, smooth, best[k], runs.assessed.mean_latency[k])
 
     return runs.where(Verdict.settled, one)
 
 
 def _period(runs: Runs) -> Float[np.ndarray, " cases"]:
-    statistics = statistics_of(runs.trajectory)
+    statistics = runs.assessed.statistics
     loudest = np.argmax(np.asarray(statistics.highest_workload) - np.asarray(statistics.lowest_workload), axis=-1)
 
     def one(k: int) -> float:
@@ -217,17 +221,17 @@ def _linear_region(runs: Runs) -> Float[np.ndarray, " cases"]:
 
 
 _JUDGED, _WORKLOADS = frozenset({JUDGED}), frozenset({JUDGED, WORKLOADS})
-MEASURES: dict[str, Measure] = {
+_BUILT_IN: dict[str, Measure] = {
     "mean_latency": Measure(
         "mean latency over the last fifth of the run; inf when diverging, NaN when failed",
         "s",
-        lambda runs: runs.mean_latency,
+        lambda runs: runs.assessed.mean_latency,
         _JUDGED,
     ),
     "excess": Measure(
         "mean latency over that of the optimum, minus 1",
         "1",
-        lambda runs: runs.mean_latency / np.asarray(runs.optimum.mean_latency, float) - 1,
+        lambda runs: runs.assessed.excess,
         _JUDGED,
     ),
     "verdict": Measure(
@@ -246,7 +250,7 @@ MEASURES: dict[str, Measure] = {
     "swing": Measure(
         "largest (max - min) / mean of a workload that matters over the last fifth",
         "1",
-        lambda runs: runs.assessment.swing,
+        lambda runs: runs.assessed.judgement.swing,
         _JUDGED,
     ),
     "period": Measure("period of the workload that swings most; NaN unless oscillating", "s", _period, _WORKLOADS),
@@ -257,7 +261,9 @@ MEASURES: dict[str, Measure] = {
         "time mean of the relative distance to the optimal workloads over the last fifth", "1", _statistic("distance")
     ),
     "network_share": Measure("part of the mean latency spent on the network", "1", _statistic("network_share")),
-    "short_by": Measure("what diverging backends lack", "requests/s", lambda runs: runs.assessment.short_by, _JUDGED),
+    "short_by": Measure(
+        "what diverging backends lack", "requests/s", lambda runs: runs.assessed.judgement.short_by, _JUDGED
+    ),
     "highest_distance": Measure(
         "largest relative distance to the optimal workloads in the run",
         "1",
@@ -310,7 +316,6 @@ MEASURES: dict[str, Measure] = {
         _WORKLOADS,
     ),
 }
-"""Name -> measure."""
 
 ALWAYS: dict[str, Measure] = {
     "result": Measure("how the computation ended", "1", lambda runs: runs.trajectory.result, flags=RESULTS),
@@ -318,6 +323,44 @@ ALWAYS: dict[str, Measure] = {
     "simulated_time": Measure("time simulated", "s", lambda runs: runs.duration),
 }
 """What every store has in addition to the measures asked for."""
+MEASURES = Registry("measure", (replace(measure, key=key) for key, measure in _BUILT_IN.items()), reserved=ALWAYS)
+"""Name -> measure, those of the user included."""
+
+
+def register_measure(statistic: AbstractStatistic) -> None:
+    """Make a statistic a measure of sweeps: `measures = ["mean_latency", NAME]` with the name, units and description of the statistic.
+
+    **Arguments:** `statistic`: a `TimeMean`, `Maximum` or other `AbstractStatistic` whose result for a network is one number; it covers
+    the last fifth of a run.
+
+    **Raises:** `InputError` for what is no statistic, a name that is taken, or one that is no word.
+    """
+    if not isinstance(statistic, AbstractStatistic):
+        raise InputError(
+            f"register_measure: {statistic!r} is no statistic: give TimeMean(fn), or another AbstractStatistic."
+        )
+    name = statistic.name
+    if not name.isidentifier():
+        raise InputError(
+            f"register_measure: a measure is called by a word, not {name!r}: give the statistic another name."
+        )
+    compute = partial(_measured, name)
+    MEASURES.register(Measure(statistic.description, statistic.units, compute, statistic=statistic, key=name))
+
+
+def _measured(name: str, runs: Runs) -> Float[np.ndarray, " cases"]:
+    found = runs.trajectory.measured[name]
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(found)]
+    if shapes != [runs.dt.shape]:
+        raise InputError(
+            f"The statistic {name} gives {shapes} in a batch: a measure of a sweep is one number for each network."
+        )
+    return np.asarray(found, float)
+
+
+def statistics(names: tuple[str, ...]) -> tuple[AbstractStatistic, ...]:
+    """Those of the user that these measures are."""
+    return tuple(each for each in (MEASURES[name].statistic for name in names) if each is not None)
 
 
 def wanted(names: tuple[str, ...]) -> dict[str, Measure]:
