@@ -1,6 +1,5 @@
 """Sweeps compute what a plain loop over `simulate` does, however the cases are ordered, batched and spread."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -18,10 +17,11 @@ from dgdlb_jax.studies.sweep import measures, progress, sweep
 from dgdlb_jax.studies.sweep.cases import padded_size
 from dgdlb_jax.studies.sweep.measures import growth_rate, period
 from dgdlb_jax.studies.verdict import LAST_PART, Verdict
-from helpers import DT, MAX_LATENCY, ROOT, compilations, small_network
+from helpers import DT, MAX_LATENCY, compilations, own_process, small_network
 from sweeps import FIXED, MEASURES, RUN, complete, files, small, start, write_toml
 
 pytest.importorskip("zarr", reason="install the sweep extra")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -240,16 +240,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-
-
 def test_two_processes_of_two_devices_make_the_store_of_one(tmp_path):
     """On loopback, with `jax.distributed`; every process leaves entries in the manifest."""
     spec = small(seeds=16)
     toml, path = write_toml(tmp_path / "spec.toml", spec), tmp_path / "two.zarr"
     address = f"127.0.0.1:{free_port()}"
     options = ("sweep", toml, "--output", path, "--coordinator", address, "--processes", 2, "--process")
-    processes = [start(*options, k, **DEVICES) for k in range(2)]
+    processes = [start(*options, k, devices=2) for k in range(2)]
     for process in processes:
         _, error = process.communicate(timeout=200)
         assert process.returncode == 0, error
@@ -281,7 +278,7 @@ print(len(texts), jax.device_count(), sorted(set(re.findall(rf"\\b(?:{words})\\b
 
 
 def test_no_collectives_in_the_compiled_text():
-    environment = os.environ | DEVICES | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    environment = own_process() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "1 2 []"
