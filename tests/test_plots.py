@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +13,13 @@ pytest.importorskip("matplotlib")
 from matplotlib import colors
 from matplotlib.figure import Figure
 
+import dgdlb_jax
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic, fit_service
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports import plots
-from dgdlb_jax.reports.axes import tell_apart
+from dgdlb_jax.reports.axes import as_written, new_axes, tell_apart
 from dgdlb_jax.reports.curve_plots import measured_curve
 from dgdlb_jax.simulation.trajectory import SimulationState, Statistics, Trajectory
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT
@@ -232,3 +235,23 @@ def test_balancer_colours_differ():
     shown = [colors.to_rgb(plots._BALANCER_COLOURS[BALANCERS[key].label]) for key in DEFAULT]
     distance = np.abs(np.subtract(np.asarray(shown)[:, None], np.asarray(shown))).sum(-1) + 10 * np.eye(len(shown))
     assert distance.min() > 0.2
+
+
+def test_without_matplotlib_the_remedy_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "dgdlb_jax.reports.gallery", raising=False)
+    monkeypatch.delitem(vars(dgdlb_jax), "plots", raising=False)
+    with pytest.raises(InputError, match=r"plots needs matplotlib; type: pip install \"dgdlb_jax\[cli\]\"\."):
+        _ = dgdlb_jax.plots
+
+
+def test_names_stand_as_they_are_and_powers_of_ten_as_powers():
+    ax = new_axes((4, 3))
+    ax.plot([1, 1e4], [1, 2])
+    ax.set_xscale("log")
+    ax.set_yticks([1, 2], ["$a$", "b"])
+    ax.set_title("$b$")
+    as_written(ax).figure.canvas.draw()
+    assert not ax.title.get_parse_math()
+    assert not any(label.get_parse_math() for label in ax.get_yticklabels())
+    assert all(label.get_parse_math() for label in ax.get_xticklabels())

@@ -16,7 +16,14 @@ from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
-from dgdlb_jax.stability.defaults import default_step_size, drain_time, slowest_decay_rate, suggest_dt, suggest_duration
+from dgdlb_jax.stability.defaults import (
+    default_step_size,
+    default_step_size_set_by,
+    drain_time,
+    slowest_decay_rate,
+    suggest_dt,
+    suggest_duration,
+)
 from dgdlb_jax.studies.starts import start_state
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -33,6 +40,25 @@ A, C = 8 * 4 / 25, 2 * 5 / 32
 def test_the_default_by_hand():
     expected = 0.25 * A / (2 * C * 3.2 * 0.3)
     np.testing.assert_allclose(default_step_size(symmetric()), [expected], rtol=1e-9)
+
+
+def test_what_decides_the_default_is_named():
+    """Frontend by frontend the step falls as the latency that is named grows, and no other; two frontends of 2 x 2 in closed form."""
+    latency = np.array([[0.1, 0.4], [0.3, 0.2]])
+    network = Network([6.0, 2.0], latency, Hyperbolic([8.0, 8.0], [4.0, 2.0]), cost_latency=np.zeros((2, 2)))
+    optimum = solve_optimum(network)
+    step, (response, longest) = default_step_size(network, optimum), default_step_size_set_by(network, optimum)
+    np.testing.assert_array_equal(longest, [1, 0])
+    # Both use both backends, so the smaller a / c decides: with l' = k v / (k + N)^2 that is k v / (2 (k + N)).
+    ratio = np.array([4.0, 2.0]) * 8 / (2 * (np.array([4.0, 2.0]) + np.asarray(optimum.workload)))
+    np.testing.assert_array_equal(response, [ratio.argmin()] * 2)
+    for i, j in np.ndindex(2, 2):
+        longer = latency.copy()
+        longer[i, j] *= 1.01
+        changed = Network([6.0, 2.0], longer, network.service, feedback_latency=latency, cost_latency=np.zeros((2, 2)))
+        now = default_step_size(changed, optimum)
+        expected = np.where((np.arange(2) == i) & (np.asarray(longest) == j), 1 / 1.005, 1.0)
+        np.testing.assert_allclose(now / step, expected, rtol=1e-9)
 
 
 def test_update_intervals_count_as_latency():

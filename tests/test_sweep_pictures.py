@@ -66,6 +66,13 @@ def test_curves_draw_medians_bands_and_marks(dataset):
     assert ax.get_ylim()[1] < 10, "what is infinite leaves no room for what is not"
 
 
+def test_a_line_that_a_logarithmic_axis_cannot_show_is_said(dataset):
+    zero = dataset["settle_time"].where(dataset["policy"] != "dgd-lb", 0.0)
+    shown = pictures.curves(dataset.assign(settle_time=zero), y="settle_time", by="policy")
+    assert {"DGD-LB (0, not shown)", "least latency"} <= set(lines(shown))
+    assert "DGD-LB" in lines(pictures.curves(dataset, y="settle_time", by="policy"))
+
+
 def test_verdicts_are_shares(dataset):
     ax = pictures.verdicts(dataset.sel(policy=["least-latency"]))
     heights = np.array([[bar.get_height() for bar in group] for group in ax.containers])
@@ -82,6 +89,10 @@ def test_heatmap_has_the_medians(dataset):
     np.testing.assert_allclose(shown[0], expected[0])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["DGD-LB", "least latency"]
     assert np.ma.is_masked(shown[1, -1])
+    assert ax.get_title(loc="left").endswith("(grey: none)")
+    assert "grey" not in pictures.heatmap(dataset.isel(step_size_over_default=[0, 1])).get_title(loc="left")
+    scale = ax.figure.axes[1].yaxis.get_major_formatter()
+    assert scale(-2.0, 0) == "1 %"  # of the logarithm
 
 
 def test_a_heatmap_of_other_inputs_shows_one_policy_and_says_which(dataset):

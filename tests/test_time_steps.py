@@ -18,7 +18,7 @@ from dgdlb_jax.studies import compare as comparing
 from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.compare import ComparisonInProgress, compare
 from dgdlb_jax.studies.starts import start_state
-from dgdlb_jax.studies.time_steps import ACCURATE, Grid, ResolvedRun, time_step, what_sets
+from dgdlb_jax.studies.time_steps import ACCURATE, Grid, ResolvedRun, time_step, what_sets, what_sets_step_size
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -102,10 +102,30 @@ def test_what_sets_a_step_is_said():
     assert said._set_by == {DGD: "the fastest service"}
 
 
+def test_what_sets_a_step_size_is_said():
+    """The frontend with the smallest step, its slowest link and the backend whose response decides; nothing when it was given."""
+    network = pair(latency=[[0.1, 0.4], [0.2, 0.1]], frontend_names=["f", "g"], backend_names=["a", "b"])
+    said = ComparisonInProgress(network, ["dgd-lb"], duration=1.0).comparison.step_size_set_by
+    assert (
+        "set where it is smallest by the latency of 400 ms from f to b and by how fast the marginal latency of" in said
+    )
+    assert ComparisonInProgress(network, ["dgd-lb"], duration=1.0, step_size=0.1).comparison.step_size_set_by == ""
+    alike = ComparisonInProgress(network.with_latency([[0.1, 0.4], [0.4, 0.1]]), ["dgd-lb"], duration=1.0)
+    assert ", set by the latency of 400 ms from" in alike.comparison.step_size_set_by
+    still = network.with_latency([[0.1, 0.4], [0.2, 0.1]])
+    assert what_sets_step_size(still, np.zeros(2), solve_optimum(still)) == ""
+
+
 def test_a_given_step_is_used_as_it_is():
     found = compare(pair(), ["dgd-lb", "least-latency"], dt=0.03, duration=6.0)
     assert found.time_steps == {DGD: 0.03, "least latency": 0.03}
     assert not found.set_by
+    assert "step size:" not in resolution(
+        dataclasses.replace(found, step_size_set_by="what decided it").select("least latency")
+    )
+    assert "  step size: what decided it\n  time steps:" in resolution(
+        dataclasses.replace(found, step_size_set_by="what decided it")
+    )
     told = dataclasses.replace(
         found, set_by={DGD: "the fastest service", "least latency": "the jumps of the rule, halved"}
     )

@@ -321,12 +321,16 @@ def stack(networks: Sequence[Network]) -> Network:
                 f"{type(padded[k].demand).__name__}) than network 0 ({type(padded[0].service).__name__}, "
                 f"{type(padded[0].demand).__name__}): use the same kinds, PerBackend for different curves."
             )
+    if is_concrete(padded):  # without a program to compile for every shape
+        return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *padded)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
 
 
 def pad(network: Network, frontends: int, backends: int) -> Network:
     """A single network with further frontends (rate 0, no arcs) and backends (no arcs), up to these sizes; none of them counts."""
     extra = ((0, frontends - network.frontends), (0, backends - network.backends))
+    if not np.any(extra):
+        return network
     arrays = {f: jnp.pad(getattr(network, f), extra) for f in ("latency", "feedback_latency", "cost_latency", "mask")}
     return _replace(
         network,

@@ -8,7 +8,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.numerics.results import InputError, is_concrete
@@ -96,7 +95,7 @@ def small_work() -> Any:
 
 def moved(tree: Any) -> Any:
     """The same numbers as uncommitted arrays on the default device."""
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)) if eqx.is_array(leaf) else leaf, tree)
 
 
 def _has_cpu() -> bool:

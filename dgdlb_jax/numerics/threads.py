@@ -64,8 +64,8 @@ def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int) 
     All parts are equally long, so that they share one compiled program; the last ones overlap where the batch cannot be divided. The
     first part is dispatched by the caller's thread, which compiles it there and then only waits, so that Ctrl-C is heard.
 
-    **Arguments:** `function`, by `jit_without_waiting`, from a batch to a batch; `batch`, arrays with one leading axis, and scalars and other values that
-    all parts share.
+    **Arguments:** `function`, by `jit_without_waiting`, from a batch to a batch; `batch`, arrays with one leading axis, and scalars and
+    other values that all parts share.
 
     **Raises:** what `function` raises; of several exceptions that of the first part.
     """

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, Tick
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 from dgdlb_jax.numerics.formatting import seconds
 
@@ -26,10 +27,23 @@ Drawn = TypeVar("Drawn", Axes, Figure)
 
 
 def as_written(drawn: Drawn) -> Drawn:
-    """The same axes or figure, in which all texts stand as they are: a dollar sign in a name begins no formula."""
+    """The same axes or figure, in which all texts stand as they are: a dollar sign in a name begins no formula. Numbers along a scale,
+    which matplotlib may write as powers of ten, are its own."""
+    scales = [
+        axis for axis in drawn.findobj(Axis) if isinstance(axis.get_major_formatter(), LogFormatter | ScalarFormatter)
+    ]
+    numbers = {id(text) for axis in scales for tick in axis.findobj(Tick) for text in tick.findobj(Text)}
     for text in drawn.findobj(Text):
-        text.set_parse_math(False)
+        if id(text) not in numbers:
+            text.set_parse_math(False)
     return drawn
+
+
+def plain_log(axis: Axis) -> None:
+    """Plain numbers (1, 2, 5, 10, ...) along a logarithmic axis of a few decades."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def save_png(figure: Figure, target: Path | BytesIO, dpi: int = 130) -> None:

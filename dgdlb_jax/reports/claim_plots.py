@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from dgdlb_jax.reports.axes import COLOURS, STYLES, finish, new_axes, new_figure
+from dgdlb_jax.reports.axes import COLOURS, STYLES, finish, new_axes, new_figure, plain_log
 from dgdlb_jax.reports.sweep_plots import curves, distribution
 from dgdlb_jax.studies import verdict as ends
 from dgdlb_jax.studies.balancers import BALANCERS
@@ -57,6 +57,7 @@ def sufficient(data: Data) -> Figure:
         ax.step(factor, np.arange(1, factor.size + 1) / factor.size, where="post", color="black", label="real regions")
     ax.axvline(1, color="black", lw=1, ls="--")
     ax.set_xscale("log")
+    plain_log(ax.xaxis)
     ax.set_xlabel("exact limit / guaranteed step sizes")
     return _titled(ax, "3: a violation would lie left of the dashed line", "latencies")
 
@@ -78,6 +79,7 @@ def tight(data: Data) -> Figure:
     right.step(observed, np.arange(1, observed.size + 1) / max(observed.size, 1), where="post", color="black")
     right.axvline(1, color="black", lw=1, ls="--")
     right.set_ylim(0, 1.02)
+    right.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     finish(right, "observed / exact critical step size", "part of the networks below", "observed in simulation")
     return figure
 

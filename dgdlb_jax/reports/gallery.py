@@ -7,6 +7,13 @@
 - of a sweep: `curves`, `verdicts`, `heatmap`, `distribution`
 """
 
+from dgdlb_jax.numerics.results import InputError
+
+try:
+    import matplotlib as _matplotlib  # noqa: F401 - an extra
+except ImportError as error:
+    raise InputError('dgdlb_jax.plots needs matplotlib; type: pip install "dgdlb_jax[cli]".') from error
+
 from dgdlb_jax.reports.curve_plots import measured_curve as measured_curve
 from dgdlb_jax.reports.gradient_plots import error_against as error_against
 from dgdlb_jax.reports.gradient_plots import error_heatmap as error_heatmap

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dgdlb_jax.numerics.files import disk_errors, whole_file
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.reports.axes import COLOURS, STYLES, as_written, finish, new_axes, new_figure, save_png
+from dgdlb_jax.reports.axes import COLOURS, STYLES, as_written, finish, new_axes, new_figure, plain_log, save_png
 from dgdlb_jax.studies.balancers import BALANCERS
 from dgdlb_jax.studies.sweep.selection import (
     SEEDS,
@@ -79,6 +79,8 @@ def curves(
         if log_y and y == "excess":
             low, middle, high = (np.maximum(values, _FLOOR) for values in (low, middle, high))
         colour, style = COLOURS[k % 8], STYLES[k // 8 % 4]
+        if log_y and not (np.isfinite(middle) & (middle > 0)).any():
+            label = f"{label or y} ({'0' if (middle == 0).any() else 'none'}, not shown)"
         top = np.nanmax(np.where(np.isfinite(high), high, np.nan), initial=0) if np.isfinite(high).any() else 1
         ax.fill_between(places, low, np.where(np.isinf(high), 1e3 * top, high), color=colour, alpha=0.15, lw=0)
         ax.plot(
@@ -87,7 +89,7 @@ def curves(
     _scale_x(ax, values_of(dataset, x))
     if log_y and _has_positive(dataset, y):
         ax.set_yscale("log")
-        _percent(ax.yaxis) if y == "excess" else _plain(ax.yaxis)
+        _percent(ax.yaxis) if y == "excess" else plain_log(ax.yaxis)
     _leave_out_the_infinite(ax, dataset, x, y, by)
     _mark_step_sizes(ax, dataset, x)
     finish(ax, _label(dataset, x), _label(dataset, y), f"{_title(dataset)}: {y.replace('_', ' ')}")
@@ -171,9 +173,12 @@ def heatmap(
     ax.set_xticks(range(places.size), [f"{place:g}" for place in places], rotation=0 if places.size <= 12 else 60)
     ax.set_yticks(range(len(parts)), [label or "" for label, _ in parts])
     bar = ax.figure.colorbar(image, ax=ax, label=f"{_label(dataset, y)}, median")
-    if log:
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10**value:.3g}"))
-    finish(ax, _label(dataset, x), _label(dataset, by), f"{_title(dataset)}{whose}: {y.replace('_', ' ')} (grey: none)")
+    scale, unit = (100, " %") if y == "excess" else (1, "")
+    bar.ax.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{scale * (10**value if log else value):.3g}{unit}")
+    )
+    missing = " (grey: none)" if np.isnan(table).any() else ""
+    finish(ax, _label(dataset, x), _label(dataset, by), f"{_title(dataset)}{whose}: {y.replace('_', ' ')}{missing}")
     ax.grid(False)
     return as_written(ax)
 
@@ -195,7 +200,7 @@ def distribution(dataset: Dataset, y: str | None = None, by: str | None = None, 
             ax.step(finite, share, where="post", color=COLOURS[k % 8], ls=STYLES[k // 8 % 4], label=label)
     if y in _LOG and _has_positive(dataset, y):
         ax.set_xscale("log")
-        _percent(ax.xaxis) if y == "excess" else _plain(ax.xaxis)
+        _percent(ax.xaxis) if y == "excess" else plain_log(ax.xaxis)
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     finish(
@@ -323,12 +328,6 @@ def _has_positive(dataset: Dataset, y: str) -> bool:
 def _percent(axis) -> None:
     axis.set_major_locator(LogLocator(numticks=9))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _plain(axis) -> None:
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 

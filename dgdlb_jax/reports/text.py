@@ -77,6 +77,8 @@ def resolution(comparison: "Comparison") -> str:
     shortest, longest = (seconds(of(steps.values(), default=comparison.dt)) for of in (min, max))
     length = shortest if shortest == longest else f"{shortest} to {longest}"
     lines = [f"  time steps: {length}{_causes(comparison)}{_trust(comparison)}"]
+    if DGD in comparison.runs and comparison.step_size_set_by:
+        lines.insert(0, f"  step size: {comparison.step_size_set_by}")
     for name, change in changes.items():
         if change > ACCURATE:
             lines.append(

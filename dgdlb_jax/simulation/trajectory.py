@@ -173,6 +173,7 @@ class Statistics(eqx.Module):
     peak_workload: Float[Array, "*batch backends"]
 
     @property
+    @eqx.filter_jit
     def mean_latency(self) -> Float[Array, "*batch"]:
         """Time-integrated cost over time-integrated arrivals, seconds; 0 where nothing was sent and nothing was there."""
         return self.cost / jnp.where(self.cost > 0, self.arrivals, 1)

@@ -43,6 +43,7 @@ class CriticalMode(eqx.Module):
     result: Int[Array, "*batch"]
 
     @property
+    @eqx.filter_jit
     def period(self) -> Float[Array, "*batch"]:
         """Seconds."""
         swings = self.frequency > 0

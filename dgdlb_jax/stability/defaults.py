@@ -1,8 +1,10 @@
 """How large a step size, how small a time step, how long a run: defaults from the optimum."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import known_optimum, step_and_optimum
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint, slope_and_gain
@@ -48,7 +50,19 @@ def default_step_size(
     """
     optimum = known_optimum("default_step_size", network, optimum)
     interval = jnp.asarray(update_interval, network.latency.dtype)
-    return each_network(_default_step_size, network.anonymous(), optimum, interval)
+    return each_network(_default_step_size, network.anonymous(), optimum, interval).step_size
+
+
+def default_step_size_set_by(
+    network: Network, optimum: Optimum
+) -> tuple[Int[Array, "*batch frontends"], Int[Array, "*batch frontends"]]:
+    """Which backend's response, and which backend's latency, decide the `default_step_size` of a frontend.
+
+    **Returns:** indices of backends: where the minimum over $S^+_i$ is taken, and the maximum, in the equation of `default_step_size`.
+    """
+    interval = jnp.zeros((), network.latency.dtype)
+    found = each_network(_default_step_size, network.anonymous(), optimum, interval)
+    return found.by_response, found.by_latency
 
 
 def slowest_decay_rate(
@@ -161,18 +175,32 @@ def suggest_duration(
     return round_up(float(duration)) if network.batch is None and is_concrete(duration) else duration
 
 
-def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array, ""]) -> Float[Array, " frontends"]:
+class _DefaultStepSize(NamedTuple):
+    """One program for what a default step size is and what decides it: indices of backends, per frontend."""
+
+    step_size: Float[Array, "*batch frontends"]
+    by_response: Int[Array, "*batch frontends"]
+    by_latency: Int[Array, "*batch frontends"]
+
+
+def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array, ""]) -> _DefaultStepSize:
+    response, delay = _response_and_delay(network, optimum, interval)
+    step = _SAFETY * response.min(1) / delay.max(1)
+    moving = (network.mask.sum(1) > 1) & (network.arrival_rate > 0) & jnp.isfinite(step)
+    return _DefaultStepSize(jnp.where(moving, step, 0), response.argmin(1), delay.argmax(1))
+
+
+def _response_and_delay(
+    network: Network, optimum: Optimum, interval: Float[Array, ""]
+) -> tuple[Float[Array, "frontends backends"], Float[Array, "frontends backends"]]:
+    r"""$a_j / (2 c_j \Lambda^+_j)$, inf off $S^+$, and $\tau_{ij}$, 0 off it."""
     point = OperatingPoint(network, optimum)
     choices = _choices(network, point)
-    rate = network.arrival_rate
-    shared = (rate[:, None] * choices).sum(0)
+    shared = (network.arrival_rate[:, None] * choices).sum(0)
     fastest = 1e-3 * _ratio(1.0, _steepest_slope(network))
     delay = jnp.maximum(0.5 * (network.latency + network.feedback_latency), jnp.maximum(interval, fastest))
-    longest = jnp.where(choices, delay, 0).max(1)
-    smallest = jnp.where(choices, _ratio(point.slope, 2 * point.gain * shared), jnp.inf).min(1)
-    step = _SAFETY * smallest / longest
-    moving = (network.mask.sum(1) > 1) & (rate > 0) & jnp.isfinite(step)
-    return jnp.where(moving, step, 0)
+    response = jnp.where(choices, _ratio(point.slope, 2 * point.gain * shared), jnp.inf)
+    return response, jnp.where(choices, delay, 0)
 
 
 def _slowest_decay_rate(network: Network, step_size: Float[Array, " frontends"], optimum: Optimum) -> Float[Array, ""]:

@@ -41,6 +41,7 @@ class Spectrum(eqx.Module):
     abscissa: Float[Array, "*batch"]
 
     @property
+    @eqx.filter_jit
     def dominant(self) -> Complex[Array, "*batch"]:
         """The rightmost root, with positive imaginary part if it is one of a pair."""
         first = self.roots[..., 0]
@@ -48,6 +49,7 @@ class Spectrum(eqx.Module):
         return first.real + 1j * jnp.where(swings, jnp.abs(first.imag), 0)
 
     @property
+    @eqx.filter_jit
     def damping(self) -> Float[Array, "*batch"]:
         r"""Damping ratio of the rightmost root, $-\mathrm{Re}\, s / |s|$: 1 when it does not swing or there is none, 0 at the limit."""
         none = jnp.isneginf(self.dominant.real)
@@ -55,12 +57,14 @@ class Spectrum(eqx.Module):
         return -root.real / jnp.abs(root)
 
     @property
+    @eqx.filter_jit
     def period(self) -> Float[Array, "*batch"]:
         """Seconds of one swing of the rightmost root; inf when it does not swing."""
         swing = self.dominant.imag
         return jnp.where(swing > 0, 2 * jnp.pi / jnp.where(swing > 0, swing, 1), jnp.inf)
 
     @property
+    @eqx.filter_jit
     def settling_time(self) -> Float[Array, "*batch"]:
         """Seconds in which a small deviation falls to 1 %; inf when it does not."""
         return jnp.where(self.abscissa < 0, jnp.log(100.0) / -jnp.minimum(self.abscissa, -1e-300), jnp.inf)
@@ -115,10 +119,7 @@ def _spectra(linear: Linearisation, count: int, degree: int | None) -> Spectrum:
         found = _rough_roots(jax.tree.map(lambda leaf, n=n: leaf[n], host), used[n], reach[n], degree)
         found = found[np.argsort(-np.real(found), kind="stable")][:count]
         starts[n, : found.size] = found
-    roots, residual = on_host(_polish, linear, jnp.asarray(starts))
-    order = jnp.argsort(-roots.real, axis=1)
-    roots, residual = (jnp.take_along_axis(values, order, axis=1) for values in (roots, residual))
-    return Spectrum(roots, residual, linear.neutral, roots[:, 0].real)
+    return on_host(_polish, linear, jax.device_put(starts))
 
 
 def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: int | None) -> np.ndarray:
@@ -178,7 +179,7 @@ def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
 
 
 @eqx.filter_jit
-def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
+def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spectrum:
     """Successive linear problems for the characteristic matrix (Newton's method); a start that runs away is dropped."""
 
     def characteristic(loop: LoopTransfer, s):
@@ -212,4 +213,7 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]):
         lin, own = pair
         return jax.vmap(lambda start: one(LoopTransfer(lin), start))(own)
 
-    return jax.lax.map(network, (linear, starts))
+    roots, residual = jax.lax.map(network, (linear, starts))
+    order = jnp.argsort(-roots.real, axis=1)
+    roots, residual = (jnp.take_along_axis(values, order, axis=1) for values in (roots, residual))
+    return Spectrum(roots, residual, linear.neutral, roots[:, 0].real)

@@ -41,7 +41,7 @@ def limit_elasticities(
     policy = DGDLB(jnp.broadcast_to(jnp.asarray(step_size, network.latency.dtype), shape[:1]))
     network, frequency = network.anonymous(), mode.frequency
     matrix = np.asarray(_matrix(network, policy, optimum, frequency))
-    left = jnp.asarray(_left_vector(matrix, np.asarray(mode.workload)))
+    left = jax.device_put(_left_vector(matrix, np.asarray(mode.workload)))
     direct = _gradient(network, policy, optimum, frequency, mode.workload, left)
     link, capacity, workload = map(np.asarray, direct)
     more_link, more_capacity = _through_optimum(network, optimum, workload)
@@ -82,13 +82,12 @@ def _through_optimum(network: Network, optimum: Optimum, weight: np.ndarray) -> 
     matter (where the routing is not unique it shares the flow out), and $a_j / c_j$ from each backend to the ground. The matrix is
     symmetric, so one solution serves for all derivatives.
     """
-    point = OperatingPoint(network, optimum)
-    used, slope, gain = np.asarray(point.used), np.asarray(point.slope), np.asarray(point.gain)
+    used, slope, gain = map(np.asarray, _at_optimum(network, optimum))
     reached = used.any(0) & (slope > 0) & (gain > 0)
     used = used & reached
     slope, gain = np.where(reached, slope, 1), np.where(reached, gain, 1)
     ground = np.where(reached, slope / gain, 1)
-    inflow = np.asarray(network.arrival_rate @ optimum.routing)
+    inflow = np.asarray(network.arrival_rate) @ np.asarray(optimum.routing)
     conductance = np.where(used, _STIFF * ground.max(), 0)
     frontends = used.shape[0]
     matrix = np.zeros((sum(used.shape),) * 2)
@@ -101,6 +100,12 @@ def _through_optimum(network: Network, optimum: Optimum, weight: np.ndarray) -> 
     # With more capacity the price falls in proportion and the rate rises: the workload that has the same price serves more.
     served = np.where(reached, 1 / gain + inflow, 0)
     return np.asarray(network.cost_latency) * across, pull / slope - served * potential[frontends:]
+
+
+@eqx.filter_jit
+def _at_optimum(network: Network, optimum: Optimum) -> tuple[Array, Array, Array]:
+    point = OperatingPoint(network, optimum)
+    return point.used, point.slope, point.gain
 
 
 def _changed(

@@ -36,7 +36,7 @@ from dgdlb_jax.studies.durations import (
 )
 from dgdlb_jax.studies.quasi_static import QuasiStatic, quasi_static_optimum
 from dgdlb_jax.studies.starts import start_routing, start_state
-from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, time_step, what_sets
+from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, time_step, what_sets, what_sets_step_size
 from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify
 
 Progress = Callable[[int, int, str], None]
@@ -133,6 +133,7 @@ class ComparisonInProgress:
             given = step_size is not None
             step = jnp.asarray(step_size, network.latency.dtype) if given else default_step_size(network, optimum)
             self.step_size = jnp.broadcast_to(step, (network.frontends,))
+            self._step_size_set_by = "" if given else what_sets_step_size(network, self.step_size, optimum)
             chosen = policies if isinstance(policies, Mapping) else balancers(network, optimum, step, policies)
             self.policies = {**chosen, **(also or {})}
             self.settling = float(suggest_duration(network, self.step_size, optimum))
@@ -196,6 +197,7 @@ class ComparisonInProgress:
                 for name in names
                 if name in self._set_by
             },
+            step_size_set_by=self._step_size_set_by,
             longer={name: self._longer[name] for name in names if name in self._longer},
         )
 

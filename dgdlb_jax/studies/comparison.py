@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -36,7 +35,7 @@ class Comparison:
       time step; NaN where that is too long to run.
     - `unresolved`: names of rules that jump and whose time step is too long to show how they swing: above a quarter of the largest
       latency.
-    - `set_by`: name -> what decided the time step, in words; empty where it was given.
+    - `set_by`: name -> what decided the time step, in words; empty where it was given. `step_size_set_by`: the same of the step size.
     - `settling`: seconds after which DGD-LB has settled, as suggested; `duration` is shorter where that would take too long.
     - `scatter`: how the recommended routing moves within the scatter of measured curves, where somebody asked (`measure_scatter`).
     - `runs`: name -> `Trajectory`, all saved at the same instants; statistics cover the last fifth, or all of the run
@@ -58,6 +57,7 @@ class Comparison:
     unresolved: frozenset[str] = frozenset()
     settling: float = math.nan
     set_by: dict[str, str] = field(default_factory=dict)
+    step_size_set_by: str = ""
     scatter: Scatter | None = None
     longer: dict[str, Trajectory] = field(default_factory=dict, repr=False)
 
@@ -135,8 +135,8 @@ class Comparison:
     def steepest_latency(self) -> float:
         r"""$\max \tau_{ij} \ell_j'(N_j)$ over the arcs in use at the optimum: latency on the backends' time scale."""
         slope = self.network.mean_service.slope(self.optimum.workload)
-        used = (self.optimum.routing > 1e-6) & (self.network.arrival_rate > 0)[:, None]
-        return float(jnp.max(jnp.where(used, self.network.latency * slope, 0)))
+        used = (np.asarray(self.optimum.routing) > 1e-6) & (np.asarray(self.network.arrival_rate) > 0)[:, None]
+        return float(np.max(np.where(used, np.asarray(self.network.latency) * np.asarray(slope), 0)))
 
     @property
     def conclusion(self) -> str:

@@ -38,14 +38,14 @@ def steps_of(duration: float, dt: float) -> float:
 
 def largest_latency(network: Network) -> float:
     """Of all arcs, forward or back, seconds."""
-    return float(jnp.maximum(network.latency, network.feedback_latency).max())
+    return float(np.maximum(network.latency, network.feedback_latency).max())
 
 
 def longest_service(network: Network, optimum: Optimum) -> float:
     """The longest mean time in service of a backend in use at the optimum, seconds."""
-    inflow = network.arrival_rate @ optimum.routing
+    inflow = np.asarray(network.arrival_rate) @ np.asarray(optimum.routing)
     in_use = inflow > 1e-3 * inflow.sum()
-    return float(jnp.where(in_use, optimum.workload / jnp.where(in_use, inflow, 1), 0).max())
+    return float(np.where(in_use, optimum.workload / np.where(in_use, inflow, 1), 0).max())
 
 
 def natural_duration(network: Network, settling: float) -> float:

@@ -71,7 +71,7 @@ class Evidence:
         self.time = np.take_along_axis(every, index, 1)
         workload = np.take_along_axis(np.asarray(runs.workload), index[..., None], 1)
         self.workload = workload.astype(float)
-        found = _inputs(networks, jnp.asarray(self.time), jnp.asarray(workload))
+        found = _inputs(networks, *jax.device_put((self.time, workload)))
         rate, factor, service, self.supremum, alone = map(np.asarray, found)
         self.late = self._part(1 - LAST_PART, 1)
         self.varying = _varies(rate, self.late) | _varies(factor, self.late)

@@ -83,11 +83,11 @@ def outcome(
     latency = math.inf if verdict is Verdict.diverging else math.nan if verdict is Verdict.failed else latency
     smooth = smooth_latency(network, run)
     settled = verdict is Verdict.settled and not moving
-    measured = np.asarray(jnp.broadcast_to(network.service.measured_workload, (network.backends,))) * (1 + 1e-9)
+    measured = np.broadcast_to(network.service.measured_workload, network.backends) * (1 + 1e-9)
     names = backend_names(network)
     return Outcome(
         balancer=balancer,
-        duration=float(run.time[-1] - run.time[0]),
+        duration=float(np.subtract(*np.asarray(run.time)[[-1, 0]])),
         mean_latency=latency,
         excess=latency / best_latency - 1,
         network_share=float(statistics.network_share) if math.isfinite(latency) else math.nan,

@@ -1,5 +1,6 @@
 """Where the runs of a comparison, a sweep or a report begin."""
 
+import equinox as eqx
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
@@ -25,15 +26,20 @@ def start_state(network: Network, start: str | tuple[ArrayLike, ArrayLike]) -> t
         return start
     if start not in STARTS:
         raise InputError(f"start={start!r}: choose from {', '.join(STARTS)}{did_you_mean(start, STARTS, '.')}")
-    routing = start_routing(network, start)
-    return routing, workload_carrying(network, routing)
+    return _start(network.anonymous(), start)
 
 
 def start_routing(network: Network, start: str) -> Float[Array, "frontends backends"]:
     """The routing of one of `STARTS`."""
+    return _start(network.anonymous(), start)[0]
+
+
+@eqx.filter_jit
+def _start(network: Network, start: str) -> tuple[Float[Array, "frontends backends"], Float[Array, " backends"]]:
     rule = {
         "proportional": lambda mask, _: proportional(network.nominal_capacity, mask),
         "nearest": lambda mask, latency: least(latency, mask),
         "uniform": lambda mask, latency: share_equally(mask, latency.dtype),
     }[start]
-    return jax.vmap(rule)(network.mask, network.cost_latency)
+    routing = jax.vmap(rule)(network.mask, network.cost_latency)
+    return routing, workload_carrying(network, routing)

@@ -14,11 +14,13 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.delay import delay_for, rows_for
+from dgdlb_jax.numerics.formatting import seconds
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
-from dgdlb_jax.stability.defaults import suggest_dt
+from dgdlb_jax.stability.defaults import default_step_size_set_by, suggest_dt
+from dgdlb_jax.studies.outcome import backend_names, frontend_names
 
 ACCURATE = 1e-3
 """Change of the mean latency between a time step and twice as long a one below which a run is fine enough."""
@@ -43,7 +45,7 @@ def time_step(
     step_size: ArrayLike,
     optimum: Optimum,
     workload: ArrayLike | None = None,
-) -> Float[Array, "*batch"]:
+) -> Float[np.ndarray, "*batch"]:
     """`suggest_dt` for a policy: by its chatter if it jumps, by the loop otherwise, and by the rule's own time constant.
 
     **Arguments:** as for `suggest_dt`; `step_size` of the gradient rules, 1/s^2.
@@ -51,9 +53,9 @@ def time_step(
     **Returns:** seconds, a scalar or `(batch,)`.
     """
     dt = suggest_dt(network, step_size, optimum, workload=workload, jumps=not policy.differentiable)
-    own = each_frontend(network, policy, type(policy).__name__).time_scale
+    own = np.asarray(each_frontend(network, policy, type(policy).__name__).time_scale)
     own = own.min() if network.batch is None or own.ndim == 0 else own.reshape(network.batch, -1).min(1)
-    return jnp.minimum(jnp.asarray(dt), _OWN_CLOCK * own)
+    return np.asarray(np.minimum(dt, _OWN_CLOCK * own))
 
 
 def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
@@ -65,6 +67,22 @@ def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
     if dt >= _OF_SERVICE * fastest_service * (1 - 1e-6):
         return "the fastest service"
     return "the loop of news and reaction" if policy.differentiable else "the jumps of the rule"
+
+
+def what_sets_step_size(network: Network, step_size: ArrayLike, optimum: Optimum) -> str:
+    """What decided the `default_step_size` of the frontend that adapts most slowly, in words; nothing where no frontend adapts."""
+    steps = np.asarray(step_size, float)
+    if not (steps > 0).any():
+        return ""
+    slowest = int(np.argmin(np.where(steps > 0, steps, np.inf)))
+    response, latency = (int(np.asarray(backend)[slowest]) for backend in default_step_size_set_by(network, optimum))
+    delay = float(np.add(network.latency, network.feedback_latency)[slowest, latency]) / 2
+    source, names = frontend_names(network)[slowest], backend_names(network)
+    where = "" if steps.max() <= 1.01 * steps[slowest] else " where it is smallest"
+    return (
+        f"a quarter of a stable one, set{where} by the latency of {seconds(delay)} from {source} to {names[latency]} and by how fast "
+        f"the marginal latency of {names[response]} rises with load"
+    )
 
 
 @dataclass(frozen=True)
@@ -194,14 +212,14 @@ class ResolvedRun:
 
     def _finer(self, runs: Trajectory, grid: Grid) -> Trajectory:
         # On the host: slices of every size would each be compiled.
-        run = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[1]), runs)
+        run = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[1]), runs)
         result = Result(int(run.result))
         if result in (Result.step_too_large, Result.latency_overflow):
             raise InputError(f"dt = {self.dt:.6g} s: {result.sentence}")
         saved = ("time", "routing", "workload", "arrival_rate", "cost_rate", "in_flight")
-        kept = {name: jnp.asarray(np.asarray(getattr(run, name))[: grid.instants]) for name in saved}
+        kept = {name: jax.device_put(np.asarray(getattr(run, name))[: grid.instants]) for name in saved}
         return dataclasses.replace(run, **kept, frontend_names=self._names[0], backend_names=self._names[1])
 
 
 def _twice(value: ArrayLike) -> Array:
-    return jnp.asarray(np.stack([np.asarray(value)] * 2))
+    return jax.device_put(np.stack([np.asarray(value)] * 2))

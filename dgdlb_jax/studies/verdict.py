@@ -31,7 +31,6 @@ import enum
 from dataclasses import dataclass, fields
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Int
 
@@ -160,7 +159,7 @@ def classify(network: Network, run: Trajectory) -> Assessment:
         )
     if network.batch is None:
         single = network.anonymous(), run
-        network, run = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], single)
+        network, run = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[None]), single)
         return _classify(network, run)[0]
     return _classify(network.anonymous(), run)
 

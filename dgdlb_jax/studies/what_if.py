@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,7 +54,7 @@ def what_if(network: Network, optimum: Optimum) -> list[WhatIf]:
         return _change(other, before)
 
     def lost(backend: int) -> Change:
-        mask = network.mask & (jnp.arange(count.size) != backend)
+        mask = jax.device_put(np.asarray(network.mask) & (np.arange(count.size) != backend))
         return _change(eqx.tree_at(lambda n: (n.mask, n.service), network, (mask, service)), before)
 
     found = [

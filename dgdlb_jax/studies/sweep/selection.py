@@ -96,6 +96,7 @@ def groups(dataset: Dataset, by: str | None, most: int | None = 4 * MOST_LINES):
     distinct = list(dict.fromkeys(values.tolist()))
     for value in distinct[:most]:
         label = BALANCERS[value].label if by == "policy" and value in BALANCERS else value
+        label = value.replace("_", " ") if by == "family" else label
         yield (
             label if isinstance(label, str) else f"{label:g}",
             dataset.isel({dataset[by].dims[0]: np.flatnonzero(values == value)}),
