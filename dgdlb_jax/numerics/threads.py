@@ -9,7 +9,6 @@ import concurrent.futures
 import math
 import threading
 from collections.abc import Callable, Hashable
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -44,16 +43,18 @@ def jit_without_waiting(function: Callable[..., PyTree]) -> Callable[..., PyTree
     to the next; this one returns at once.
     """
 
-    @partial(jax.jit, static_argnums=0)
     def of_arrays(static: tuple[Hashable, tuple], arrays: list) -> PyTree:
         structure, others = static
         leaves = eqx.combine(list(others), arrays)
         return function(*jax.tree.unflatten(structure, leaves))
 
+    of_arrays.__name__ = function.__name__  # the program's name in profiles
+    compiled = jax.jit(of_arrays, static_argnums=0)
+
     def call(*arguments: Any) -> PyTree:
         leaves, structure = jax.tree.flatten(arguments)
         arrays, others = eqx.partition(leaves, eqx.is_array)
-        return of_arrays((structure, tuple(others)), arrays)
+        return compiled((structure, tuple(others)), arrays)
 
     return call
 
