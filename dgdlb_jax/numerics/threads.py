@@ -48,7 +48,7 @@ def jit_without_waiting(function: Callable[..., PyTree]) -> Callable[..., PyTree
         leaves = eqx.combine(list(others), arrays)
         return function(*jax.tree.unflatten(structure, leaves))
 
-    of_arrays.__name__ = function.__name__  # the program's name in profiles
+    of_arrays.__name__ = function.__name__  # of the program, in profiles
     compiled = jax.jit(of_arrays, static_argnums=0)
 
     def call(*arguments: Any) -> PyTree:
