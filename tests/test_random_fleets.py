@@ -16,8 +16,6 @@ from dgdlb_jax.studies.outcome import Outcome
 from dgdlb_jax.studies.verdict import Verdict
 from random_fleets import LARGE, SIZES, random_fleet
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 POLICIES = ("dgd-lb", "least-latency")
 
 

@@ -26,8 +26,6 @@ from dgdlb_jax.stability.defaults import (
 )
 from dgdlb_jax.studies.starts import start_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def symmetric(latency=0.3) -> Network:
     """One frontend, two equal backends: N = 1 each, a = 8 * 4 / 25, c = 2 (4 + 1) / (8 * 4)."""
