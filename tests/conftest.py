@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+import compiling
+
 
 def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_enable_x64", True)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", compiling.CACHED)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
@@ -27,14 +29,12 @@ def _free_compiled_code():
 
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """For modules that compute little and compile much: XLA without most of its optimisations, which takes two thirds of the time.
+    """For modules that compute little and compile much: XLA without most of its optimisations, which takes a third of the time.
 
     What it computes is the same but for rounding. Not for the simulator, whose compiled loop is itself under test.
     """
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    with compiling.quickly():
+        yield
 
 
 @pytest.fixture

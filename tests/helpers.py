@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import compiling
 from dgdlb_jax.model import service as curves
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.policies import (
@@ -181,15 +182,12 @@ def own_process(optimisation: int = 0) -> dict[str, str]:
 
     For what is run to see that it runs: compiling takes most of its time. Long computations want some `optimisation`.
     """
-    flags = [f"--xla_backend_optimization_level={optimisation}"]
-    if jax.__version_info__ < (0, 11):  # newer XLA does not know it
-        flags.append("--xla_cpu_use_fusion_emitters=false")
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join(flags),
+        "XLA_FLAGS": compiling.flags(optimisation),
         "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"] or "",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(compiling.CACHED),
     }
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiling
 from helpers import own_process
 
 MEASURES = ["excess", "verdict", "settle_time", "swing", "optimum_latency"]
@@ -36,11 +37,11 @@ def write_toml(path: Path, spec) -> Path:
     return path
 
 
-def start(*arguments, **environment) -> subprocess.Popen:
+def start(*arguments, devices=1, **environment) -> subprocess.Popen:
     """`dgdlb ...` as a process of its own."""
-    # Compiled as the tests are and with as many devices: the last bits depend on both.
-    settings = own_process() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    # Compiled as in the test modules with `quick_compilation` and with as many devices: the last bits depend on both.
     command = [sys.executable, "-m", "dgdlb_jax", *map(str, arguments)]
+    settings = own_process() | {"XLA_FLAGS": compiling.flags() + f" --xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(
         command, env=settings | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

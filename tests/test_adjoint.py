@@ -27,11 +27,10 @@ from dgdlb_jax.policies.greedy import LeastWorkload
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.plan import Execution
 from dgdlb_jax.simulation.trajectory import SaveAt
-from helpers import DT, SETTINGS, central_difference, small_network
+from helpers import DT, SETTINGS, central_difference, own_process, small_network
 
 F, B = 3, 4
 RUN = SETTINGS | {"duration": 60 * DT, "throw": False}  # twice the buffer of 32 rows
-HERE = Path(__file__).parent
 
 
 class Momentum(AbstractFlowPolicy):
@@ -447,13 +446,9 @@ print("agree")
 
 
 def test_two_devices_agree_with_one():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
+    environment = own_process()
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+    environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("agree")

@@ -18,6 +18,8 @@ from dgdlb_jax.studies.sweep.inputs import INPUTS
 from dgdlb_jax.studies.sweep.measures import MEASURES
 from sweeps import complete, small, write_toml
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture
 def toml(tmp_path):

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from dgdlb_jax.model.demand import Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.numerics.results import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 COUNTS = np.array([[3, 0], [0, 0], [7, 1], [40, 0], [2, 5], [0, 9]], float)
 DEMANDS = {
     "Constant": Constant([3.0, 0.5]),

@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
+from helpers import own_process
 
-HERE = Path(__file__).parent
 SCRIPT = """
 import jax
 jax.config.update("jax_enable_x64", True)
@@ -49,13 +48,9 @@ print("agree")
 
 
 def test_two_devices_agree_with_one():
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
+    environment = own_process()
+    environment["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
+    environment["PYTHONPATH"] += os.pathsep + str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("agree")

@@ -25,6 +25,8 @@ from dgdlb_jax.simulation.trajectory import SimulationState, Statistics, Traject
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT
 from dgdlb_jax.studies.compare import DGD, Comparison
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FRONTENDS, BACKENDS, INSTANTS = 20, 8, 400
 
 

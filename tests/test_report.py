@@ -16,6 +16,8 @@ from dgdlb_jax.reports.sweep_page import sweep_report
 from dgdlb_jax.studies.sweep import open_sweep, sweep
 from sweeps import small
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VOID = {"meta", "img", "br", "link"}
 
 

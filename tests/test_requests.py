@@ -17,6 +17,8 @@ from dgdlb_jax.studies.noise import stationary_latency
 from dgdlb_jax.studies.requests import LEVELS, RequestOutcome, RequestStudy, RequestStudyInProgress
 from request_oracles import chain_of_steps, gradient_rule, simulate_events, stationary, stationary_counts
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEYS = jax.random.split(jax.random.key(7), 32)
 WORDS = (jnp.uint32(20), jnp.uint32(26))
 

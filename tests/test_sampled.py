@@ -7,6 +7,8 @@ import pytest
 
 import dgdlb_jax as dgd
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def network():

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from dgdlb_jax.model.service import ServiceFit, Tabulated, fit_service
 from dgdlb_jax.numerics.results import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Throughput in requests/s against concurrency, 512 tokens in, 128 out, for one server.
 # Source: splitwise-sim data/perf_model.csv (Mutinifni/splitwise-sim), MIT licence; batch over median end-to-end time.
 CONCURRENCY = [1, 2, 4, 8, 16, 32, 64]

@@ -18,10 +18,11 @@ from sweeps import complete, files, small, start, write_toml
 
 pytest.importorskip("zarr", reason="install the sweep extra")
 xarray = pytest.importorskip("xarray", reason="install the sweep extra")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, quick_compilation):
     """A store that was never interrupted."""
     path = tmp_path_factory.mktemp("finished") / "small.zarr"
     sweep(small(), path, progress=False).close()

@@ -1,6 +1,6 @@
 """Sweeps compute what a plain loop over `simulate` does, however the cases are ordered, batched and spread."""
 
-import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,10 +18,11 @@ from dgdlb_jax.studies.sweep import measures, progress, sweep
 from dgdlb_jax.studies.sweep.cases import padded_size
 from dgdlb_jax.studies.sweep.measures import growth_rate, period
 from dgdlb_jax.studies.verdict import LAST_PART, Verdict
-from helpers import DT, MAX_LATENCY, ROOT, compilations, small_network
+from helpers import DT, MAX_LATENCY, compilations, own_process, small_network
 from sweeps import FIXED, MEASURES, RUN, complete, files, small, start, write_toml
 
 pytest.importorskip("zarr", reason="install the sweep extra")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
 
 
@@ -240,16 +241,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-
-
 def test_two_processes_of_two_devices_make_the_store_of_one(tmp_path):
     """On loopback, with `jax.distributed`; every process leaves entries in the manifest."""
     spec = small(seeds=16)
     toml, path = write_toml(tmp_path / "spec.toml", spec), tmp_path / "two.zarr"
     address = f"127.0.0.1:{free_port()}"
     options = ("sweep", toml, "--output", path, "--coordinator", address, "--processes", 2, "--process")
-    processes = [start(*options, k, **DEVICES) for k in range(2)]
+    processes = [start(*options, k, devices=2) for k in range(2)]
     for process in processes:
         _, error = process.communicate(timeout=200)
         assert process.returncode == 0, error
@@ -262,26 +260,21 @@ def test_two_processes_of_two_devices_make_the_store_of_one(tmp_path):
 
 SCRIPT = """
 import jax
-jax.config.update("jax_enable_x64", True)
-import re
 import dgdlb_jax as dgd
-from dgdlb_jax.simulation import engine
-
-texts, run = [], engine._run
-def look(*arguments):
-    texts.append(run.lower(*arguments).compile().compiled.as_text())
-    return run(*arguments)
-engine._run = look
 networks = dgd.topologies.complete(jax.random.key(0), frontends=2, backends=2, count=8)
-save = dgd.SaveAt.statistics()
-dgd.simulate_batch(networks, dgd.DGDLB(0.01), duration=1.0, dt=0.05, save=save, frames=0)
-words = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast|send|recv"
-print(len(texts), jax.device_count(), sorted(set(re.findall(rf"\\b(?:{words})\\b", texts[0]))))
+runs = dgd.simulate_batch(networks, dgd.DGDLB(0.01), duration=1.0, dt=0.05, save=dgd.SaveAt.statistics(), frames=0)
+assert len(runs.statistics.mean_latency.sharding.device_set) == 2
 """
+COLLECTIVES = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast|send|recv"
 
 
-def test_no_collectives_in_the_compiled_text():
-    environment = os.environ | DEVICES | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+def test_no_collectives_in_the_compiled_text(tmp_path):
+    """Of a batch on two devices, in what XLA writes down."""
+    dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_as_text --xla_dump_hlo_module_re=_run"
+    environment = own_process() | {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # what comes from there is not written down
+    environment["XLA_FLAGS"] += f" --xla_force_host_platform_device_count=2 {dump}"
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "1 2 []"
+    (text,) = (path.read_text() for path in tmp_path.glob("*jit__run*after_optimizations.txt"))
+    assert "num_partitions=2" in text
+    assert not re.search(rf"\b({COLLECTIVES})\b", text)
