@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import zlib
 
 import jax
@@ -12,6 +13,10 @@ import compiling
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as shells start what runs in the background; processes of tests inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_enable_x64", True)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "jax"))

@@ -7,7 +7,7 @@ ever (jaxlib 0.10.2, as many threads as calls). So they have to come one after t
 import jax
 import jax.numpy as jnp
 from jax.lax.linalg import EigImplementation
-from jaxtyping import Array, Complex, Float, Shaped
+from jaxtyping import Array, Complex, Inexact, Shaped
 
 
 def eig(matrix: Complex[Array, "*batch n n"]) -> tuple[Complex[Array, "*batch n"], Complex[Array, "*batch n n"]]:
@@ -29,6 +29,6 @@ def eigvals(matrix: Complex[Array, "*batch n n"]) -> Complex[Array, "*batch n"]:
     return values
 
 
-def in_turn(before: Shaped[Array, "*any"], value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def in_turn(before: Shaped[Array, "*any"], value: Inexact[Array, "*shape"]) -> Inexact[Array, "*shape"]:
     """`value`, not to be used before the other is known; NaN if that has one."""
     return value + jnp.where(jnp.isnan(before).any(), jnp.nan, 0.0)
