@@ -21,10 +21,10 @@ def flags(optimisation: int = 0) -> str:
 
 
 @contextmanager
-def quickly() -> Iterator[None]:
-    """Meanwhile everything in this process is compiled quickly."""
+def quickly(optimised: bool = False) -> Iterator[None]:
+    """Meanwhile everything in this process is compiled quickly; `optimised` where much is computed as well."""
     before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before or not optimised)
     with pytest.MonkeyPatch.context() as patch:
         if _EMITTERS:
             _compile_with(_EMITTERS, patch)

@@ -42,6 +42,13 @@ def quick_compilation():
         yield
 
 
+@pytest.fixture(scope="module")
+def older_emitters():
+    """For modules that compile much and compute much: as the command line compiles a single fleet."""
+    with compiling.quickly(optimised=True):
+        yield
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A random generator of the test's own: it depends on the test's name and on nothing else."""

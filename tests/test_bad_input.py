@@ -11,6 +11,8 @@ import pytest
 from dgdlb_jax.fleets import describe_fleet, load_fleet
 from dgdlb_jax.numerics.results import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EXAMPLE = Path(str(resources.files("dgdlb_jax") / "data" / "example"))
 
 FLEET = """\

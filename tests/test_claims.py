@@ -27,6 +27,8 @@ from dgdlb_jax.studies.sweep.gradient_error import costate, largest_gradient_err
 from dgdlb_jax.studies.verdict import Verdict
 from helpers import ROOT, interior_equilibrium, own_process, run_notebook
 
+pytestmark = pytest.mark.usefixtures("older_emitters")
+
 KEYS = ("1", "2", "3", "4", "5", "6", "7")
 
 

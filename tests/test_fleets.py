@@ -16,6 +16,8 @@ from dgdlb_jax.model import demand, service
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 REAL = ("global-llm", "global-prefill", "small-models")
 CURRENT = {"aws-deepseek": (16, 8), "azure-deepseek": (20, 8)}
 DATA = Path(str(resources.files("dgdlb_jax") / "data"))

@@ -12,6 +12,8 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports.routing_csv import read_routing
 from test_bad_input import FLEET, TABLES
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MANY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 WORDS = (
     "",

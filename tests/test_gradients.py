@@ -19,6 +19,8 @@ from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.stability.defaults import default_step_size
 from helpers import interior_equilibrium
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DT, EVERY, STEPS = 0.02, 25, 100
 RUN = {"duration": STEPS * DT, "dt": DT, "every": EVERY, "run_on": 60.0}
 

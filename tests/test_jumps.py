@@ -16,6 +16,8 @@ from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, central_difference, small_network, some_of, some_start
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 TIMES = np.array([[3.0, 0.77], [3.2, 5.0]])  # two jumps of a frontend within the longest of the steps below

@@ -16,6 +16,8 @@ from dgdlb_jax.studies.outcome import Outcome
 from dgdlb_jax.studies.verdict import Verdict
 from random_fleets import LARGE, SIZES, random_fleet
 
+pytestmark = pytest.mark.usefixtures("older_emitters")
+
 POLICIES = ("dgd-lb", "least-latency")
 
 

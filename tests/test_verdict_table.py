@@ -19,6 +19,8 @@ from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.studies.verdict import LAST_PART, Verdict, classify, look_every
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DT, FRAMES = 0.05, 1024
 DURATIONS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 LATENCY = np.array([[0.05, 0.3, 0.6], [0.6, 0.3, 0.05]])
