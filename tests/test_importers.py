@@ -327,3 +327,32 @@ def test_prometheus_gives_arrivals(tmp_path):
     )  # one reset, to 0
     found = only(read(tmp_path, {"c.json": counter}))
     assert sorted(set(found.counts.ravel().tolist())) == [0, 30]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("status", 200), ("latency_ms", 80), ("response_code", 503), ("bytes", 1200)]
+)
+def test_what_is_said_of_single_requests_is_no_count(column, value, tmp_path):
+    """Evenly spaced times do not make status codes, latencies or sizes numbers of requests."""
+    lines = "".join(f"{60 * k},{value}\n" for k in range(41))
+    found = only(read(tmp_path, {"log.csv": f"time_s,{column}\n{lines}"}))
+    assert 39 <= found.counts.sum() <= 41
+
+
+def test_requests_can_be_selected(tmp_path):
+    """Every tenth request failed; of columns that are in other files of the import nothing is asked here."""
+    lines = "".join(f"{k * 1.7 + (k % 3) / 7},{503 if k % 10 == 0 else 200}\n" for k in range(600))
+    files = {"log.csv": f"time_s,status\n{lines}"}
+    every, good = (
+        only(read(tmp_path, files, bin_s=10.0, select=select)) for select in ({}, {"status": "200", "hw": "h200"})
+    )
+    assert good.counts.sum() == pytest.approx(0.9 * every.counts.sum(), rel=0.01)
+    with pytest.raises(InputError, match='no row has status "999"'):
+        read(tmp_path, files, select={"status": "999"})
+
+
+def test_a_unit_that_contradicts_the_name_of_the_column_is_refused(tmp_path):
+    files = {"log.csv": "time_ms,status\n" + "".join(f"{100 * k + k % 7},200\n" for k in range(60))}
+    with pytest.raises(InputError, match='"time_ms" is in ms by its name, but time_unit is s: keep one of the two'):
+        read(tmp_path, files, time_unit="s")
+    only(read(tmp_path, files, time_unit="ms"))

@@ -1,5 +1,6 @@
 """Reading tables with errors that name file, line and column."""
 
+import copy
 import csv
 import io
 import re
@@ -57,6 +58,12 @@ class Table:
         self.decimal_commas = self.separator != "," and any(
             _COMMA.fullmatch(cell) for row in self.rows for cell in row.cells.values()
         )
+
+    def only(self, rows: "list[Row]") -> "Table":
+        """The same table with some of its rows."""
+        part = copy.copy(self)
+        part.rows = rows
+        return part
 
     @classmethod
     def read(cls, folder: Folder, name: str, wanted_by: str) -> "Table":

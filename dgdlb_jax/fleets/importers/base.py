@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from dgdlb_jax.fleets.document import clipped
+from dgdlb_jax.fleets.document import clipped, nearest
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, UNITS
+from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 Pair = tuple[str, str]
@@ -109,3 +110,18 @@ class Importer(NamedTuple):
     section: str
     recognises: Callable[[Source, Options], bool]
     read: Callable[[Source, Options], tuple[Finding, ...]]
+
+
+def selected(table: Table, options: Options) -> list[Row]:
+    """The rows of a table that `select` takes; all of them where it says nothing.
+
+    **Raises:** `InputError` for a column that is not there, and when no row has such values.
+    """
+    rows = [row for row in table.rows if all(row.cells.get(key) == value for key, value in options.select.items())]
+    for key, value in options.select.items():
+        if key not in table.columns:
+            raise InputError(f'{table.name}: select names the column "{clipped(key)}": {nearest(key, table.columns)}')
+        if not rows:
+            known = {row.cells[key] for row in table.rows}
+            raise InputError(f'{table.name}: no row has {key} "{clipped(value)}" as selected: {nearest(value, known)}')
+    return rows

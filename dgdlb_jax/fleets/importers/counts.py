@@ -19,7 +19,24 @@ UNEVEN = 1e-6
 
 # What the column of all requests may be called besides "requests".
 _COUNTS = ("num_requests", "request_count", "requests_count", "count", "counts", "arrivals", "n")
-_NO_COUNT = {"token", "tokens", "coverage", "length", "len"}
+# Words of columns that say something of a single request.
+_NO_COUNT = {
+    "token",
+    "tokens",
+    "coverage",
+    "length",
+    "len",
+    "status",
+    "code",
+    "latency",
+    "duration",
+    "error",
+    "bytes",
+    "size",
+    "ttft",
+    "tpot",
+    "itl",
+}
 
 
 def bin_width(table: Table, unit: str | None = None) -> float:
@@ -93,7 +110,7 @@ def read_counts(table: Table, options: Options) -> Demand:
 
 
 def is_counts(table: Table, options: Options) -> bool:
-    """Whether a table counts requests per bin: a column says so, or its times are even, and all else are figures, none of them tokens."""
+    """Whether a table counts requests per bin: a column says so, or times are even and all else are figures, none of single requests."""
     column = time_column(table)
     if column is None or len(table.columns) < 2:
         return False
@@ -107,7 +124,7 @@ def is_counts(table: Table, options: Options) -> bool:
 
 
 def only_figures(table: Table) -> bool:
-    """Whether all columns besides `time_s` hold figures, none of which are tokens of a single request."""
+    """Whether all columns besides `time_s` hold figures, none of which is said of a single request."""
     others = [column for column in table.columns if column != "time_s"]
     try:
         for column in others:

@@ -8,11 +8,12 @@ lines, `timestamp` in milliseconds, `input_length`, ...), and any other with a t
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
-from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
+from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, selected
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.times import read_times, time_column
 from dgdlb_jax.fleets.importers.words import first_of
@@ -36,6 +37,9 @@ def read_requests(table: Table, options: Options) -> Demand:
     names frontends names others too.
     """
     column = time_column(table)
+    # Other files of the same import may have the other columns that are named.
+    here = {key: value for key, value in options.select.items() if key in table.columns}
+    table = table.only(selected(table, replace(options, select=here)))
     if column is None:
         hint = (
             nearest("time_s", table.columns)

@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, nearest
-from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
+from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.fields import telling
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, statistic_rank, unit_of, words
@@ -83,8 +83,7 @@ def _achieved(table: Table, columns: list[str]) -> str:
 def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     """The curves of a table: one for each kind of server that its other columns tell apart."""
     found = layout(table)
-    rows = [row for row in table.rows if all(row.cells.get(key) == value for key, value in options.select.items())]
-    _check_selection(table, options, rows)
+    rows = selected(table, options)
     differing = telling(_grouping(table, found, rows), [row.cells for row in rows])
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -207,15 +206,6 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _check_selection(table: Table, options: Options, rows: list[Row]) -> None:
-    for key, value in options.select.items():
-        if key not in table.columns:
-            raise InputError(f'{table.name}: select names the column "{clipped(key)}": {nearest(key, table.columns)}')
-        if not rows:
-            known = {row.cells[key] for row in table.rows}
-            raise InputError(f'{table.name}: no row has {key} "{clipped(value)}" as selected: {nearest(value, known)}')
 
 
 def _missing(table: Table, wanted: str) -> InputError:

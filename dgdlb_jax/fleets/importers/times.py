@@ -52,7 +52,12 @@ def read_times(table: Table, column: str, unit: str | None) -> Times:
     """
     if _is_number(table.rows[0].cells[column]):
         values = np.array([table.number(row, column, minimum=-math.inf) for row in table.rows])
-        unit = unit or unit_of(column) or _layout_unit(table, column)
+        said = unit_of(column)
+        if unit and said and unit != said:
+            raise InputError(
+                f'{table.name}: column "{clipped(column)}" is in {said} by its name, but time_unit is {unit}: keep one of the two.'
+            )
+        unit = unit or said or _layout_unit(table, column)
         epoch = _epoch_unit(values)
         if unit is None and epoch is None:
             raise InputError(
