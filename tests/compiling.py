@@ -1,4 +1,4 @@
-"""How the tests compile, which is most of what they take. The package is imported after it, so it imports nothing of it."""
+"""How the tests compile, which is most of what they take. The package is imported after this module, so only by its functions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +9,11 @@ import pytest
 CACHED = 0.1
 """Seconds from which on a compiled program is kept for other tests and other processes."""
 
-# XLA's older emitters compile in a third of the time, and what they emit is as fast at the sizes of tests.
-_OLDER = jax.__version_info__ < (0, 11)
-_EMITTERS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1} if _OLDER else {}
-
 
 def flags(optimisation: int = 0) -> str:
     """`XLA_FLAGS` of a process of its own that compiles quickly; with 0, to the same bits as `quickly`."""
     chosen = {"xla_backend_optimization_level": optimisation, "xla_llvm_disable_expensive_passes": optimisation == 0}
-    return " ".join(f"--{name}={str(value).lower()}" for name, value in (chosen | _EMITTERS).items())
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in (chosen | _emitters()).items())
 
 
 @contextmanager
@@ -26,10 +22,17 @@ def quickly(optimised: bool = False) -> Iterator[None]:
     before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", before or not optimised)
     with pytest.MonkeyPatch.context() as patch:
-        if _EMITTERS:
-            _compile_with(_EMITTERS, patch)
+        if emitters := _emitters():
+            _compile_with(emitters, patch)
         yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _emitters() -> dict[str, bool | int]:
+    """The flags by which the command line compiles a single fleet: in a third of the time, and as fast at the sizes of tests."""
+    from dgdlb_jax.cli.common import OLDER_EMITTERS, OLDER_UNTIL
+
+    return OLDER_EMITTERS if jax.__version_info__ < OLDER_UNTIL else {}
 
 
 def _compile_with(chosen: dict, patch: pytest.MonkeyPatch) -> None:

@@ -356,3 +356,16 @@ def test_a_unit_that_contradicts_the_name_of_the_column_is_refused(tmp_path):
     with pytest.raises(InputError, match='"time_ms" is in ms by its name, but time_unit is s: keep one of the two'):
         read(tmp_path, files, time_unit="s")
     only(read(tmp_path, files, time_unit="ms"))
+
+
+def test_a_place_that_is_no_frontend_is_said(tmp_path):
+    """In a fleet of Paris and Tokyo the regions eu and us name nobody: one demand for all, and a note."""
+    files = {
+        "log.csv": "time_s,region\n" + "".join(f"{7 * k % 400 + k / 9},{'eu' if k % 2 else 'us'}\n" for k in range(90))
+    }
+    found = only(read(tmp_path, files, names=("paris", "tokyo")))
+    assert found.names == ()
+    assert '"region" names no frontend, so all share one demand' in found.notes
+    named = only(read(tmp_path, files, names=("eu", "us")))
+    assert sorted(named.names) == ["eu", "us"]
+    assert not any("names no frontend" in note for note in named.notes)

@@ -15,7 +15,7 @@ from dgdlb_jax.numerics.threads import LEAST, in_threads, parts_for
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
-from helpers import SETTINGS, small_network
+from helpers import SETTINGS, compilations, small_network
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
@@ -29,29 +29,23 @@ def test_parts_are_put_together_in_order(parts):
 
 
 def test_every_part_has_a_thread_and_the_callers_contexts():
-    seen, both = [], threading.Barrier(2)
+    seen, all_here = [], threading.Barrier(3)
 
     def look(part):
-        if threading.current_thread() is not threading.main_thread():
-            both.wait(10)  # one thread alone would wait for ever
+        all_here.wait(10)  # for the other parts, in vain if one of them began after this one
         settings = jax.enable_x64.value, jax.debug_nans.value, jax.numpy_rank_promotion.value
-        seen.append((threading.get_ident(), settings, parts_for(10**6, part, 8)))
+        seen.append((settings, parts_for(10**6, part, 8)))
         return part
 
     with jax.enable_x64(False), jax.debug_nans(True), jax.numpy_rank_promotion("raise"):
         in_threads(look, jnp.arange(9, dtype=jnp.float32), 3)
-    assert len({thread for thread, *_ in seen}) == 3
-    assert {settings for _, settings, _ in seen} == {(False, True, "raise")}
-    nested = [parts for thread, _, parts in seen if thread != threading.get_ident()]
-    assert nested == [1, 1]
+    assert seen == [((False, True, "raise"), 1)] * 3  # nested calls are one part
 
 
-def test_compiled_once_in_the_callers_thread():
-    traced = []
-    function = jax.jit(lambda x: traced.append(threading.current_thread()) or x + 1)
-    with jax.debug_infs(True):
-        in_threads(function, jnp.arange(12.0), 4)
-    assert traced == [threading.current_thread()]
+def test_compiled_once_for_all_threads():
+    with compilations() as seen:
+        in_threads(jax.jit(lambda x: jnp.sin(x) + 1), jnp.arange(12.0), 4)
+    assert len([name for name in seen if "backend_compile" in name and "lambda" in name]) == 1
 
 
 def test_the_first_exception_by_index_wins():

@@ -11,6 +11,7 @@ from dgdlb_jax.model.demand import Constant, DailyCycle, Jumps
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Exponential, PerBackend, Power
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.rounding import enough
 from dgdlb_jax.policies.static import Uniform
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
@@ -172,7 +173,7 @@ def test_windows_have_to_last(judged):
     assert Verdict(int(found.verdict)) is Verdict.too_short
     assert found.reason == "the last fifth, 20 s, is shorter than twice the largest latency of 11 s: run at least 110 s"
     short = judged(steady, time=TIME / 10)
-    assert short.reason == "the last fifth, 2 s, is shorter than one time in service of 7.11 s: run at least 35.5 s"
+    assert short.reason == "the last fifth, 2 s, is shorter than one time in service of 7.11 s: run at least 35.6 s"
     assert "turns fewer than twice each way" in judged(wave(0.5, period=25.0)).reason
     assert judged(ramp(0.5)).reason.startswith("in the last fifth, 20 s, a workload drifts by 50 % of its mean")
     assert judged(steady).reason is None
@@ -265,3 +266,12 @@ def test_time_to_settle_counts_from_below_as_well_and_needs_the_end():
     assert time_to_settle(time, below, 1.0, 1.0) == pytest.approx(3.0)
     assert time_to_settle(time, np.ones_like(time), 1.0, 1.0) == 0.0
     assert np.isnan(time_to_settle(time, np.where(time > 9.9, 2.0, 1.0), 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(20.0436, 20.1), (20.0, 20.0), (0.0123401, 0.0124), (1e6, 1e6), (99.96, 100.0)]
+)
+def test_what_is_asked_for_is_enough(value, expected):
+    """Three digits, never below: 20 s asked of somebody who gave 20 s would be too short again."""
+    assert enough(value) == pytest.approx(expected, rel=1e-12)
+    assert float(f"{enough(value):.3g}") >= value * (1 - 1e-9)

@@ -13,6 +13,9 @@ from pathlib import Path
 
 _DEVICES = "xla_force_host_platform_device_count"  # the flag that does the same
 _CACHE_TROUBLE = "Error (reading|writing) persistent compilation cache"  # once for every function; it only costs time
+OLDER_EMITTERS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+"""Flags of XLA for its older code generator, in versions of JAX below `OLDER_UNTIL`; a flag that XLA does not know ends the process."""
+OLDER_UNTIL = (0, 11)
 _EXTRA = ("matplotlib", "xarray", "h5netcdf", "h5py", "rich")
 
 
@@ -70,14 +73,8 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
         with contextlib.suppress(RuntimeError):  # JAX is running already: in a notebook, under test
             jax.config.update("jax_num_cpu_devices", cores())
     jax.config.update("jax_enable_x64", True)
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        with contextlib.suppress(
-            OSError, RuntimeError
-        ):  # no home, or one that cannot be written, only costs compile time
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgdlb_jax"
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK | os.X_OK):
-                jax.config.update("jax_compilation_cache_dir", str(folder))
+    if jax.config.values["jax_compilation_cache_dir"] is None and (folder := _cache_folder()):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     warnings.filterwarnings("ignore", _CACHE_TROUBLE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -87,10 +84,9 @@ def _choose_older_emitters(version: tuple[int, ...]) -> None:
     """XLA's older code generator, as long as nothing has been compiled and the user says nothing about it: for one fleet it compiles in
     half the time, and what it emits is as fast. Later versions of JAX were not measured."""
     given = os.environ.get("XLA_FLAGS", "")
-    if version < (0, 11) and "xla_cpu_use_fusion_emitters" not in given:
-        os.environ["XLA_FLAGS"] = (
-            f"{given} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1".lstrip()
-        )
+    if version < OLDER_UNTIL and not any(name in given for name in OLDER_EMITTERS):
+        flags = (f"--{name}={str(value).lower()}" for name, value in OLDER_EMITTERS.items())
+        os.environ["XLA_FLAGS"] = " ".join([given, *flags]).lstrip()
 
 
 def _cache_folder() -> Path | None:

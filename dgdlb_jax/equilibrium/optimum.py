@@ -26,7 +26,7 @@ from dgdlb_jax.model.batch import of_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.threads import in_threads, jit_without_waiting, parts_for
+from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
 
 # The relative duality gap that counts as solved, in float64; other precisions get what their rounding allows.
@@ -119,7 +119,7 @@ def _tiling(networks: PyTree) -> tuple[int, int]:
     return lanes, max(1, min(devices, batch // lanes))
 
 
-@jit_without_waiting
+@eqx.filter_jit
 def _solve_batch(networks: PyTree, lanes: int, devices: int) -> Optimum:
     """Networks with the batch axis first, solved in tiles that stay in the cache."""
     return map_tiles(lambda tile, _: _solve_tile(tile), networks, (), lanes=lanes, devices=devices)

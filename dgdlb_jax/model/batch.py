@@ -71,10 +71,7 @@ def as_batch(tree: Any, *, shared_scalars: bool = False) -> Any:
 
 
 def _with_axis(leaf: Any) -> Array:
-    """By the host where it has the values: without a program to compile for every shape."""
-    if isinstance(leaf, jax.Array) and not (is_concrete(leaf) and device.on_cpu() and len(leaf.devices()) == 1):
-        return leaf[None]
-    return jax.device_put(np.asarray(leaf)[None])
+    return jax.device_put(np.asarray(leaf)[None]) if device.at_hand(leaf) else leaf[None]
 
 
 def only_one(batch: Any) -> Any:

@@ -13,6 +13,7 @@ from dgdlb_jax.model.demand import AbstractDemand, Constant
 from dgdlb_jax.model.document import write_fleet
 from dgdlb_jax.model.magnitudes import check_magnitudes
 from dgdlb_jax.model.service import AbstractService, Replicas, Scaled
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.checks import check_entries, floating, not_negative, positive
 from dgdlb_jax.numerics.precision import float_type, with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
@@ -321,7 +322,7 @@ def stack(networks: Sequence[Network]) -> Network:
                 f"{type(padded[k].demand).__name__}) than network 0 ({type(padded[0].service).__name__}, "
                 f"{type(padded[0].demand).__name__}): use the same kinds, PerBackend for different curves."
             )
-    if is_concrete(padded):  # without a program to compile for every shape
+    if device.at_hand(padded):
         return jax.tree.map(lambda *leaves: jax.device_put(np.stack(leaves)), *padded)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *padded)
 

@@ -8,7 +8,8 @@ the main one: whoever made that thread uses the cores already.
 import concurrent.futures
 import math
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -36,37 +37,14 @@ def parts_for(size: int, batch: PyTree, threads: int | None = None) -> int:
     return most if most > 1 and _may_use_threads(batch) else 1
 
 
-def jit_without_waiting(function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """`function`, compiled: arrays are its arguments, everything else in them is static, and it returns arrays.
-
-    `equinox.filter_jit` waits for the result of what it dispatches, so that a thread which dispatches one part of a batch could not go on
-    to the next; this one returns at once.
-    """
-
-    def of_arrays(static: tuple[Hashable, tuple], arrays: list) -> PyTree:
-        structure, others = static
-        leaves = eqx.combine(list(others), arrays)
-        return function(*jax.tree.unflatten(structure, leaves))
-
-    of_arrays.__name__ = function.__name__  # of the program, in profiles
-    compiled = jax.jit(of_arrays, static_argnums=0)
-
-    def call(*arguments: Any) -> PyTree:
-        leaves, structure = jax.tree.flatten(arguments)
-        arrays, others = eqx.partition(leaves, eqx.is_array)
-        return compiled((structure, tuple(others)), arrays)
-
-    return call
-
-
 def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int) -> PyTree:
     """`function(part)` for parts of a batch at the same time, put together again.
 
-    All parts are equally long, so that they share one compiled program; the last ones overlap where the batch cannot be divided. The
-    first part is dispatched by the caller's thread, which compiles it there and then only waits, so that Ctrl-C is heard.
+    All parts are equally long, so that they share one compiled program, which JAX compiles once however many threads ask for it; the last
+    ones overlap where the batch cannot be divided. The caller's thread only waits, so that Ctrl-C is heard.
 
-    **Arguments:** `function`, by `jit_without_waiting`, from a batch to a batch; `batch`, arrays with one leading axis, and scalars and
-    other values that all parts share.
+    **Arguments:** `function`, compiled, from a batch to a batch; `batch`, arrays with one leading axis, and scalars and other values that
+    all parts share.
 
     **Raises:** what `function` raises; of several exceptions that of the first part.
     """
@@ -79,14 +57,13 @@ def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int) 
     starts = [min(k * length, size - length) for k in range(parts)]
 
     def compute(start: int) -> PyTree:
-        return function(eqx.combine(jax.tree.map(lambda leaf: leaf[start : start + length], batched), shared))
+        part = jax.tree.map(lambda leaf: leaf[start : start + length], batched)
+        # A thread that is free again would be given the next part, and run it after this one.
+        return jax.block_until_ready(function(eqx.combine(part, shared)))
 
-    first = compute(starts[0])
-    # Each waits for its own part: a thread that is free again would be given the next one, and dispatch it behind the first.
-    others = [lambda start=start: jax.block_until_ready(compute(start)) for start in starts[1:]]
     pool = concurrent.futures.ThreadPoolExecutor(parts, thread_name_prefix="dgdlb-part")
     try:
-        futures = [pool.submit(in_this_context(work)) for work in (lambda: jax.block_until_ready(first), *others)]
+        futures = [pool.submit(in_this_context(partial(compute, start))) for start in starts]
         done = [future.result() for future in futures]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

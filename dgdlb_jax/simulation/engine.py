@@ -26,7 +26,7 @@ from dgdlb_jax.numerics.delay import (
 from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.threads import in_threads, jit_without_waiting
+from dgdlb_jax.numerics.threads import in_threads
 from dgdlb_jax.numerics.tiles import map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -282,7 +282,7 @@ def _carry_out(made: Plan, inputs: _Inputs) -> Trajectory:
     return or_without(run, (jax.tree.structure((inputs, made.program, made.plugins)), sizes, made.devices, made.lanes))
 
 
-@jit_without_waiting
+@eqx.filter_jit
 def _run(inputs: _Inputs, plugins: Plugins, program: Program, devices: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)

@@ -213,7 +213,7 @@ class Statistics(eqx.Module):
     }
 
     @property
-    @eqx.filter_jit
+    @eqx.filter_jit  # one program, instead of one for every operation
     def mean_latency(self) -> Float[Array, "*batch"]:
         """Time-integrated cost over time-integrated arrivals, seconds; 0 where nothing was sent and nothing was there."""
         return self.cost / jnp.where(self.cost > 0, self.arrivals, 1)

@@ -43,7 +43,7 @@ class CriticalMode(eqx.Module):
     result: Int[Array, "*batch"]
 
     @property
-    @eqx.filter_jit
+    @eqx.filter_jit  # one program, instead of one for every operation
     def period(self) -> Float[Array, "*batch"]:
         """Seconds."""
         swings = self.frequency > 0

@@ -40,6 +40,8 @@ class Spectrum(eqx.Module):
     neutral: Int[Array, "*batch"]
     abscissa: Float[Array, "*batch"]
 
+    # Properties are compiled: one program each, instead of one for every operation in it.
+
     @property
     @eqx.filter_jit
     def dominant(self) -> Complex[Array, "*batch"]:

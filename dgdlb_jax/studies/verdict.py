@@ -36,6 +36,7 @@ from jaxtyping import ArrayLike, Bool, Float, Int
 from dgdlb_jax.model.batch import of_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.numerics.rounding import enough
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation.plugins import AbstractStatistic
 from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
@@ -117,10 +118,10 @@ class Judgement:
         window, longer = f"the last fifth, {self.window:.3g} s,", "run at least {:.3g} s"
         match Verdict(int(self.verdict)):
             case Verdict.too_short if self.window < 2 * self.longest_latency:
-                needed = longer.format(2 * self.longest_latency / LAST_PART)
+                needed = longer.format(enough(2 * float(self.longest_latency) / LAST_PART))
                 return f"{window} is shorter than twice the largest latency of {self.longest_latency:.3g} s: {needed}"
             case Verdict.too_short if self.window < self.time_in_service:
-                needed = longer.format(self.time_in_service / LAST_PART)
+                needed = longer.format(enough(float(self.time_in_service) / LAST_PART))
                 return f"{window} is shorter than one time in service of {self.time_in_service:.3g} s: {needed}"
             case Verdict.too_short:
                 swing = f"a workload that ranges over {100 * self.swing:.2g} % of its mean"

@@ -1,8 +1,8 @@
 """What an importer is, what it may be told, and what it finds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -10,10 +10,10 @@ from jaxtyping import Float
 from dgdlb_jax.fleets.document import clipped, nearest
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, UNITS
-from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 Pair = tuple[str, str]
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
@@ -112,16 +112,22 @@ class Importer(NamedTuple):
     read: Callable[[Source, Options], tuple[Finding, ...]]
 
 
-def selected(table: Table, options: Options) -> list[Row]:
-    """The rows of a table that `select` takes; all of them where it says nothing.
+def selected(
+    name: str, rows: Sequence[_Row], cells: Callable[[_Row], Mapping[str, Any]], options: Options
+) -> list[_Row]:
+    """The rows that `select` takes; all of them where it says nothing.
 
-    **Raises:** `InputError` for a column that is not there, and when no row has such values.
+    **Arguments:** `name` of the file; `cells` of a row, by column.
+
+    **Raises:** `InputError` for a column that no row has, and when no row has such values.
     """
-    rows = [row for row in table.rows if all(row.cells.get(key) == value for key, value in options.select.items())]
-    for key, value in options.select.items():
-        if key not in table.columns:
-            raise InputError(f'{table.name}: select names the column "{clipped(key)}": {nearest(key, table.columns)}')
-        if not rows:
-            known = {row.cells[key] for row in table.rows}
-            raise InputError(f'{table.name}: no row has {key} "{clipped(value)}" as selected: {nearest(value, known)}')
-    return rows
+    found = list(rows)
+    for column, value in options.select.items():
+        known = {str(cells(row)[column]) for row in found if column in cells(row)}
+        if not known:
+            columns = list(dict.fromkeys(column for row in found for column in cells(row)))
+            raise InputError(f'{name}: select names the column "{clipped(column)}": {nearest(column, columns)}')
+        found = [row for row in found if column in cells(row) and str(cells(row)[column]) == value]
+        if not found:
+            raise InputError(f'{name}: no row has {clipped(column)} "{clipped(value)}": {nearest(value, known)}')
+    return found

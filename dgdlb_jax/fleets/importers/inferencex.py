@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from dgdlb_jax.fleets.document import clipped, nearest
-from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
+from dgdlb_jax.fleets.document import clipped
+from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.fields import figure, needed, telling
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.numerics.results import InputError
@@ -118,12 +118,7 @@ def _recognises(source: Source, options: Options) -> bool:
 
 
 def _read(source: Source, options: Options) -> tuple[Curve, ...]:
-    rows = _rows(source)
-    for key, value in options.select.items():
-        known = {str(row.get(key)) for row in rows}
-        rows = [row for row in rows if str(row.get(key)) == value]
-        if not rows:
-            raise InputError(f'{source.name}: no row has {clipped(key)} "{clipped(value)}": {nearest(value, known)}')
+    rows = selected(source.name, _rows(source), lambda row: row, options)
     differing = telling(_SERVER, rows) or ["model"]
     latest: dict[tuple[str, str], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: str(row.get("date", ""))):

@@ -39,7 +39,7 @@ def read_requests(table: Table, options: Options) -> Demand:
     column = time_column(table)
     # Other files of the same import may have the other columns that are named.
     here = {key: value for key, value in options.select.items() if key in table.columns}
-    table = table.only(selected(table, replace(options, select=here)))
+    table = table.only(selected(table.name, table.rows, lambda row: row.cells, replace(options, select=here)))
     if column is None:
         hint = (
             nearest("time_s", table.columns)
@@ -74,6 +74,8 @@ def read_requests(table: Table, options: Options) -> Demand:
     ]
     if left:
         notes.append(f"the end, {counted(left, 'request', 'requests')}, fills no bin and is left out")
+    if by is None and (place := first_of(table.columns, _PLACES)):
+        notes.append(f'"{clipped(place)}" names no frontend, so all share one demand')
     if by is not None:
         notes.append(f'"{clipped(by)}" says where they enter: {listed(names)}')
     return Demand(names, float(width), counts[:bins], table.name, tuple(notes))

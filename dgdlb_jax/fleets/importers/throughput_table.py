@@ -83,7 +83,7 @@ def _achieved(table: Table, columns: list[str]) -> str:
 def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     """The curves of a table: one for each kind of server that its other columns tell apart."""
     found = layout(table)
-    rows = selected(table, options)
+    rows = selected(table.name, table.rows, lambda row: row.cells, options)
     differing = telling(_grouping(table, found, rows), [row.cells for row in rows])
     groups: dict[str, list[Row]] = {}
     for row in rows:

@@ -17,7 +17,7 @@ from dgdlb_jax.numerics.delay import Carry, run_as_told, steps_for
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
-from dgdlb_jax.numerics.threads import in_threads, jit_without_waiting, parts_for
+from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -268,7 +268,7 @@ def _spacing(networks: Network, workload: Array, dt: Float[np.ndarray, " batch"]
     return max(1, min(round(longest_stay / (dt.min() * COHORTS * PHASES)), 2**31 // (4 * COHORTS * PHASES)))
 
 
-@jit_without_waiting
+@eqx.filter_jit
 def _run(inputs: _Inputs, kept: _Kept, lanes: int) -> RequestTrajectory:
     inputs = _refuse_derivatives(inputs)
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
