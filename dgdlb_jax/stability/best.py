@@ -16,7 +16,8 @@ from dgdlb_jax.stability.linearise import linearise
 from dgdlb_jax.stability.roots import characteristic_roots, count_equations
 
 _GRID = np.geomspace(0.01, 0.95, 14)  # of the critical step size
-_MOST_EQUATIONS = 200  # the roots of 200 take some seconds
+_MOST_EQUATIONS = 330  # a quarter of an hour
+_ROOTS, _OF = 38.0, 400  # seconds that the roots of so many equations take on one core; others by the third power
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _REFINEMENTS = 12
 _TRIALS = (1.6, 1.25, 1.1)  # factors by which single frontends are made faster or slower
@@ -60,7 +61,7 @@ def best_step_size(
 
     **Returns:** a `BestStepSize`.
 
-    **Raises:** `InputError` for a batch, for a network of more than 200 backends in use and arcs in use beyond one per frontend, or when
+    **Raises:** `InputError` for a batch, for a network of more than 330 backends in use and arcs in use beyond one per frontend, or when
     nothing limits the step size.
 
     **Source:** own derivation.
@@ -72,9 +73,10 @@ def best_step_size(
     along = per_frontend(network, 1.0 if direction is None else direction, "direction")
     equations = count_equations(linearise(network, optimum=optimum))
     if equations > _MOST_EQUATIONS:
+        minutes = 40 * _ROOTS * (equations / _OF) ** 3 / 60
         raise InputError(
-            f"best_step_size computes the roots of {equations:,} equations some 40 times, which would take hours: take a part of "
-            "critical_step_size(network), 0.1 or 0.2 of it, or default_step_size(network)."
+            f"best_step_size computes the roots of {equations:,} equations some 40 times, about {minutes:.0f} minutes on one core: "
+            "take a part of critical_step_size(network), 0.1 or 0.2 of it, or default_step_size(network)."
         )
     limit = float(critical_step_size(network, optimum=optimum, direction=along))
     if not np.isfinite(limit):
