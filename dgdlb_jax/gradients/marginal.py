@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
@@ -129,8 +130,7 @@ def marginal_latency(
             f"{type(policy).__name__} jumps from one routing to another, so marginal_latency has nothing to differentiate: use its "
             "smooth relative, Softmin, or another flow policy such as DGDLB."
         )
-    if network.batch is not None:
-        raise InputError(f"marginal_latency takes one network, this is a batch of {network.batch}: use network[0].")
+    require_single(network, "marginal_latency")
     if run_on is None:
         require_values("marginal_latency without run_on", network, policy)
         run_on = _run_on(network, policy, duration)

@@ -90,6 +90,9 @@ def test_the_stability_of_large_symmetric_networks(shape):
     if frontends * backends <= 2500:
         counts = [dgd.count_unstable_roots(network, policy, optimum, factor=factor) for factor in (1.99, 2.01)]
         assert counts == [0, 2 * (backends - 1)]
+        report = dgd.stability_report(network, from_start=False)
+        assert "how fast small deviations die out is not known: The c" in report.text()
+        assert report.document()["null_because"]["abscissa"] == report.no_spectrum != ""
     with pytest.raises(
         InputError,
         match=f"roots of {equations:,} equations some 40 times, about .* minutes on one core: take a part of",
