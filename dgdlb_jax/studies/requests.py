@@ -212,13 +212,17 @@ class RequestStudyInProgress:
         return simulate_requests_batch(
             comparison.network, self._policies[name], jax.random.split(jax.random.key(0), self._seeds), duration=steps * dt, dt=dt,
             scale=self._scale, discipline=self._discipline, after=after * dt,
-            initial=_state_at_the_end(comparison.network, comparison.judged[name], self._scale),
+            initial=state_at_the_end(comparison.network, comparison.judged[name], self._scale),
         )  # fmt: skip
 
 
-def _state_at_the_end(network: Network, run: Trajectory, scale: float):
-    """Where the fluid run ended, as a start: shares that sum to 1 where nothing could be sent as well."""
-    routing, mask = np.asarray(run.final.routing, float), np.asarray(network.mask)
+def state_at_the_end(network: Network, run: Trajectory, scale: float = 1.0):
+    """Where a fluid run ended, or those of a batch, as a start: shares that sum to 1 where nothing could be sent as well."""
+    routing, mask = np.nan_to_num(np.asarray(run.final.routing, float)), np.asarray(network.mask)
     total = routing.sum(-1, keepdims=True)
     even = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
-    return jnp.asarray(np.where(total > 0, routing / np.where(total > 0, total, 1), even)), run.final.workload * scale
+    workload = np.nan_to_num(np.asarray(run.final.workload, float), posinf=0.0) * scale
+    return tuple(
+        jnp.asarray(values, network.latency.dtype)
+        for values in (np.where(total > 0, routing / np.where(total > 0, total, 1), even), workload)
+    )
