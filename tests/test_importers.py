@@ -101,6 +101,10 @@ def test_a_curve_says_what_it_made_of_the_runs(tmp_path):
         only(read(tmp_path / "b", {"a.jsonl": "\n".join(json.dumps(vllm(c, r)) for c, r in RATES.items())})).notes
     )
     assert "differ" not in fine
+    some = [vllm(c, r) if c < 64 else without(vllm(c, r), "mean_e2el_ms", "mean_tpot_ms") for c, r in RATES.items()]
+    found = only(read(tmp_path / "e", {"a.json": json.dumps(some)}))
+    assert workload(found.points[-1]) == 64  # the cap, where by the law it would be 60
+    assert any(note.startswith("no mean end-to-end time at concurrency 64: there the workload is") for note in found.notes)
     assert "9 runs of 3 settings: medians" in " ".join(only(read(tmp_path / "c", sweep())).notes)
     capped = "concurrency,throughput_rps\n1,1\n8,5\n"
     assert (
@@ -257,7 +261,7 @@ def test_prometheus_gives_curves_with_their_scatter(tmp_path):
         np.testing.assert_allclose(
             [p[:2] + p[6:] for p in again.points], [p[:2] + p[6:] for p in curve.points], rtol=1e-15
         )
-    with pytest.raises(InputError, match="needs throughput and running requests"):
+    with pytest.raises(InputError, match=r"^wait.json \(waiting\): .* add throughput=FILE and running=FILE\.$"):
         read(tmp_path / "x", {"wait.json": prometheus()["wait.json"]})
 
 

@@ -102,7 +102,7 @@ def _trace(section: Section, base: Base, folder: Folder) -> Trace:
 def _bins(section: Section, base: Base, folder: Folder, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
     """Width of the bins, and what is in them: `(bins, names)`, from counts, from single requests or from Prometheus."""
     name = section.text_of("table")
-    source = Source(folder / name, name, f"{section.place} names the table ")
+    source = Source(folder / name, name, f"{section.place}: the table ")
     options = Options(
         bin_s=section.number("bin_s", above=True) if "bin_s" in section else None,
         time_unit=section.choice("time_unit", ("s", "ms", "us", "ns")) if "time_unit" in section else None,

@@ -68,7 +68,7 @@ class Table:
     @classmethod
     def read(cls, folder: Folder, name: str, wanted_by: str) -> "Table":
         """The table in a file."""
-        return cls(name, read_text(folder / name, f"{wanted_by} names the table "))
+        return cls(name, read_text(folder / name, f"{wanted_by}: the table "))
 
     @classmethod
     def of_records(cls, name: str, records: Sequence[Mapping[str, Any]]) -> "Table":

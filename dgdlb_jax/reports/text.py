@@ -10,7 +10,7 @@ import numpy as np
 
 from dgdlb_jax.fleets.load import FleetInfo
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.formatting import enumerated, number, percent, seconds
+from dgdlb_jax.numerics.formatting import enumerated, number, percent, ranging, seconds
 from dgdlb_jax.reports.text_table import GrowingTable, columns
 from dgdlb_jax.studies.balancers import CURRENT, DGD
 from dgdlb_jax.studies.conclusion import conclusion, excess
@@ -74,9 +74,8 @@ def run_facts(comparison: "Comparison") -> list[str]:
 def resolution(comparison: "Comparison") -> str:
     """Time steps, and how far the mean latencies can be trusted."""
     steps, changes = comparison.time_steps, comparison.accuracy
-    shortest, longest = (seconds(of(steps.values(), default=comparison.dt)) for of in (min, max))
-    length = shortest if shortest == longest else f"{shortest} to {longest}"
-    lines = [f"  time steps: {length}{_causes(comparison)}{_trust(comparison)}"]
+    shortest, longest = (of(steps.values(), default=comparison.dt) for of in (min, max))
+    lines = [f"  time steps: {ranging(shortest, longest, seconds)}{_causes(comparison)}{_trust(comparison)}"]
     if DGD in comparison.runs and comparison.step_size_set_by:
         lines.insert(0, f"  step size: {comparison.step_size_set_by}")
     for name, change in changes.items():
@@ -224,7 +223,7 @@ def inputs(network: Network) -> str:
     wide = len(header) - _MOST_BACKENDS - 2
     if wide > 0 or len(rows) > _MOST_ROWS:
         latency = 1e3 * np.asarray(network.latency, float)[np.asarray(network.mask)]
-        return f"inputs: one-way latencies of {number(latency.min())} to {number(latency.max())} ms; all of them are in run.nc"
+        return f"inputs: one-way latencies of {ranging(latency.min(), latency.max())} ms; all of them are in run.nc"
     return columns(header, rows, right=range(1, len(header)))
 
 
@@ -260,7 +259,7 @@ def fleet_table(fleets: Sequence[FleetInfo]) -> str:
             str(fleet.backends),
             number(fleet.total_rate),
             percent(fleet.load),
-            " to ".join(dict.fromkeys(map(seconds, fleet.service_time))),
+            ranging(*fleet.service_time, seconds),
             ", ".join(fleet.demands),
             fleet.description,
         )
@@ -345,5 +344,4 @@ def reference_facts(comparison: "Comparison") -> list[str]:
 def _step_sizes(comparison: "Comparison") -> str:
     steps = np.asarray(comparison.step_size)
     steps = steps[steps > 0] if (steps > 0).any() else steps
-    low, high = number(steps.min()), number(steps.max())
-    return low if low == high else f"{low} to {high}"
+    return ranging(steps.min(), steps.max())

@@ -106,7 +106,7 @@ def read_latency(folder: Folder, name: str, wanted_by: str, unit: str | None) ->
 
     **Raises:** `InputError` for any other file.
     """
-    source, options = Source(folder / name, name, f"{wanted_by} names the table "), Options(latency=unit)
+    source, options = Source(folder / name, name, f"{wanted_by}: the table "), Options(latency=unit)
     for importer in IMPORTERS:
         if importer.section == "latency" and importer.recognises(source, options):
             found = importer.read(source, options)[0]
@@ -120,7 +120,7 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
 
     **Raises:** `InputError` when it holds none, or several that `select` does not tell apart.
     """
-    source = Source(folder / name, name, f"{wanted_by} names the table ")
+    source = Source(folder / name, name, f"{wanted_by}: the table ")
     importer = next(
         (one for one in IMPORTERS if one.section in ("curves", "series") and one.recognises(source, options)), None
     )
@@ -128,7 +128,7 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
         importer = throughput_table.IMPORTER  # whose complaint names the columns it wants
         if source.table is None:
             what = "cannot be read as results of a load test"
-            raise InputError(f"{source.wanted_by}{clipped(name)}, which {what}: {throughput_table.LAYOUT}.")
+            raise InputError(f"{source.wanted_by}{clipped(name)} {what}: {throughput_table.LAYOUT}.")
     found = [one for one in gathered(importer.read(source, options)) if isinstance(one, Curve)]
     if len(found) != 1:
         names = ", ".join(clipped(curve.name) for curve in found[:8]) or "none"

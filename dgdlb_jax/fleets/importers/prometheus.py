@@ -214,12 +214,12 @@ def curves(found: Sequence[Series]) -> tuple[Curve, ...]:
     **Raises:** `InputError` where throughput or running requests are missing, or fewer than two groups come out.
     """
     by_role = {one.role: one for one in found}
-    for role in ("throughput", "running"):
-        if role not in by_role:
-            have = ", ".join(sorted(by_role))
-            raise InputError(
-                f"{found[0].origin}: a curve needs throughput and running requests, and there is only {have}: add it."
-            )
+    missing = [role for role in ("throughput", "running") if role not in by_role]
+    if missing:
+        have = " and ".join(f"{one.origin} ({one.role})" for one in found)
+        raise InputError(
+            f"{have}: a curve needs the throughput and the running requests of a backend: add {' and '.join(f'{role}=FILE' for role in missing)}."
+        )
     served, running, waiting = (by_role.get(role) for role in ("throughput", "running", "waiting"))
     assert served is not None
     assert running is not None
