@@ -37,6 +37,12 @@ SQUARE = PAIRS | {(j, i): value for (i, j), value in PAIRS.items()}
 LATENCY_FILES = {
     "round trips in ms": ("from,to,rtt_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, PAIRS),
     "semicolons and decimal commas": ("from;to;rtt_ms\nus;in;191\neu;us;68\neu;in;122,6\n", {}, PAIRS),
+    "thousands with dots": (
+        "from;to;samples;rtt_us\nus;in;1.234;191.000,0\neu;us;2.000;68.000\neu;in;3;122.600\n", {}, PAIRS
+    ),
+    "thousands with commas": (
+        'from,to,rtt_us\nus,in,"191,000.0"\neu,us,"68,000"\neu,in,122600\n', {}, PAIRS
+    ),
     "tabs": ("from\tto\trtt_ms\nus\tin\t191\neu\tus\t68\neu\tin\t122.6\n", {}, PAIRS),
     "microseconds": ("from,to,rtt_us\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),
     "micro sign": ("from,to,RTT (µs)\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.fleets.importers import IMPORTERS, LATENCIES, Curve, Demand, Latencies, workload
+from dgdlb_jax.fleets.numerals import numerals_of
 from dgdlb_jax.fleets.tidy import curve_csv
 from dgdlb_jax.numerics.results import InputError
 from layouts import (
@@ -62,6 +63,7 @@ ASKED = {
     "told another unit": ("from,to,latency_ms\na,b,9\n", {"latency": "rtt_us"}, ['"latency_ms" contradicts unit = "rtt_us"']),
     "lines that contradict": ("from,to,rtt_ms\na,b,9\na,b,90\n", {}, ["rtt.csv:3:3", "contradicts an earlier line for a -> b"]),
     "points and commas": ("from;to;rtt_ms\na;b;9,5\nb;a;9.5\n", {}, ["rtt.csv:3:3", "has a point", "all in one way"]),
+    "thousands or decimals": ('from,to,rtt_us\na,b,"191,000"\n', {}, ['rtt.csv:2:3: rtt_us "191,000" is not a number']),
     "matrix of nothing": ("rtt_ms,a,b\na,,-\nb,-,\n", {}, ["no cell of the matrix"]),
     "a unit that is none": ("from,to,rtt_ms\na,b,9\n", {"latency": "ms"}, ['"ms" is no latency', *LATENCIES]),
     "nothing known": (
@@ -104,12 +106,30 @@ def test_a_curve_says_what_it_made_of_the_runs(tmp_path):
     some = [vllm(c, r) if c < 64 else without(vllm(c, r), "mean_e2el_ms", "mean_tpot_ms") for c, r in RATES.items()]
     found = only(read(tmp_path / "e", {"a.json": json.dumps(some)}))
     assert workload(found.points[-1]) == 64  # the cap, where by the law it would be 60
-    assert any(note.startswith("no mean end-to-end time at concurrency 64: there the workload is") for note in found.notes)
+    assert any(
+        note.startswith("no mean end-to-end time at concurrency 64: there the workload is") for note in found.notes
+    )
     assert "9 runs of 3 settings: medians" in " ".join(only(read(tmp_path / "c", sweep())).notes)
     capped = "concurrency,throughput_rps\n1,1\n8,5\n"
     assert (
         "concurrency that was allowed, as no end-to-end time" in only(read(tmp_path / "d", {"a.csv": capped})).notes[0]
     )
+
+
+@pytest.mark.parametrize("power", ["", "e1"])
+def test_every_notation_of_a_number_is_read_as_its_figure(power):
+    """The notations against Python's own formatting of the same figure, with the marks exchanged."""
+    for value in (0.25, 122.6, 1234.5, 68000.0, 12345678.5):
+        for grouped in ("," if not power else "", ""):
+            text = f"{value:{grouped}}{power}"
+            exchanged = text.translate(str.maketrans(",.", ".,"))
+            for cells, separator in (
+                ([text, "1,000.5"], ","),
+                ([text, "1,000.5"], ";"),
+                ([exchanged, "1.000,5"], ";"),
+                ([exchanged, "1.000,5"], ","),
+            ):
+                assert float(numerals_of(cells, separator).plain(cells[0])) == float(f"{value}{power}")
 
 
 def test_kinds_of_requests_are_told_apart(tmp_path):
@@ -353,6 +373,17 @@ def test_requests_can_be_selected(tmp_path):
     assert good.counts.sum() == pytest.approx(0.9 * every.counts.sum(), rel=0.01)
     with pytest.raises(InputError, match='no row has status "999"'):
         read(tmp_path, files, select={"status": "999"})
+
+
+def test_runs_pairs_and_series_can_be_selected(tmp_path):
+    """The same option for every layout with rows: here each file has twice what is wanted of it."""
+    runs = [vllm(c, f * r, hw=hw) for hw, f in (("a100", 1), ("h100", 2)) for c, r in RATES.items()]
+    curve = only(read(tmp_path / "a", {"a.json": json.dumps(runs)}, select={"hw": "h100"}))
+    assert [point.throughput for point in curve.points] == [2 * rate for rate in RATES.values()]
+    pairs = "from,to,day,rtt_ms\na,b,1,9\na,b,2,90\n"
+    assert only(read(tmp_path / "b", {"b.csv": pairs}, select={"day": "2"})).seconds == {("a", "b"): 0.045}
+    text = query_range("http_requests_total", "region", {"paris": np.arange(100.0), "tokyo": np.arange(100.0)})
+    assert only(read(tmp_path / "c", {"c.json": text}, select={"region": "tokyo"})).counts.shape == (99, 1)
 
 
 def test_a_unit_that_contradicts_the_name_of_the_column_is_refused(tmp_path):

@@ -120,7 +120,7 @@ def _shifts(text: str) -> tuple[float, ...] | str:
 
 def import_files(options: argparse.Namespace) -> None:
     """Read, say what was understood, write."""
-    from dgdlb_jax.fleets.importers import Options, gathered
+    from dgdlb_jax.fleets.importers import Options, check_selected, gathered
     from dgdlb_jax.fleets.tidy import summary
 
     answers = Options(
@@ -132,7 +132,9 @@ def import_files(options: argparse.Namespace) -> None:
         select=dict(options.select),
         names=tuple(options.frontends),
     )
-    found = gathered([finding for name in options.files for finding in _read(name, answers)])
+    findings = [finding for name in options.files for finding in _read(name, answers)]
+    check_selected("--select", answers)
+    found = gathered(findings)
     said = [(finding.origin, note) for finding in found for note in (*finding.notes, summary(finding))]
     for origin, note in dict.fromkeys(said):
         print(f"  {origin}: {note}")

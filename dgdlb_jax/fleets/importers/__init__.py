@@ -19,7 +19,17 @@ from dgdlb_jax.fleets.importers import (
     throughput_table,
     vllm,
 )
-from dgdlb_jax.fleets.importers.base import Curve, Demand, Finding, Importer, Latencies, Options, Point, Series
+from dgdlb_jax.fleets.importers.base import (
+    Curve,
+    Demand,
+    Finding,
+    Importer,
+    Latencies,
+    Options,
+    Point,
+    Series,
+    check_selected,
+)
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES
@@ -28,7 +38,7 @@ from dgdlb_jax.numerics.results import InputError
 
 __all__ = [
     "IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series", "Source",
-    "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
+    "check_selected", "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
 ]  # fmt: skip
 
 IMPORTERS: tuple[Importer, ...] = tuple(
@@ -130,6 +140,7 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
             what = "cannot be read as results of a load test"
             raise InputError(f"{source.wanted_by}{clipped(name)} {what}: {throughput_table.LAYOUT}.")
     found = [one for one in gathered(importer.read(source, options)) if isinstance(one, Curve)]
+    check_selected(f"{wanted_by} select", options)
     if len(found) != 1:
         names = ", ".join(clipped(curve.name) for curve in found[:8]) or "none"
         raise InputError(

@@ -24,7 +24,7 @@ class Options:
     - `time_unit`: of a column of times: `"s"`, `"ms"`, `"us"` or `"ns"`. `bin_s`: width of the bins, seconds.
     - `by`: the column or label that names frontends (or backends).
     - `tokens_per_request`: how many of the tokens that a throughput in tokens/s counts belong to one request.
-    - `select`: which rows of a table to take, value by column.
+    - `select`: which rows of a table to take, value by column; `seen`: the columns that the files read so far could be selected by.
     - `names`: the frontends, where they are known. `role`: of a Prometheus result, a word of `prometheus.ROLES`.
     """
 
@@ -36,6 +36,7 @@ class Options:
     select: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     role: str | None = None
+    seen: set[str] = field(default_factory=set, compare=False)
 
     def __post_init__(self) -> None:
         for name, given, known in (("latency", self.latency, LATENCIES), ("time unit", self.time_unit, UNITS)):
@@ -115,19 +116,29 @@ class Importer(NamedTuple):
 def selected(
     name: str, rows: Sequence[_Row], cells: Callable[[_Row], Mapping[str, Any]], options: Options
 ) -> list[_Row]:
-    """The rows that `select` takes; all of them where it says nothing.
+    """The rows that `select` takes; all of them where it says nothing. A column that no row has may be that of another file.
 
     **Arguments:** `name` of the file; `cells` of a row, by column.
 
-    **Raises:** `InputError` for a column that no row has, and when no row has such values.
+    **Raises:** `InputError` when no row has such values.
     """
     found = list(rows)
+    if not options.select:
+        return found
+    options.seen.update(*map(cells, found))
     for column, value in options.select.items():
         known = {str(cells(row)[column]) for row in found if column in cells(row)}
         if not known:
-            columns = list(dict.fromkeys(column for row in found for column in cells(row)))
-            raise InputError(f'{name}: select names the column "{clipped(column)}": {nearest(column, columns)}')
+            continue
         found = [row for row in found if column in cells(row) and str(cells(row)[column]) == value]
         if not found:
             raise InputError(f'{name}: no row has {clipped(column)} "{clipped(value)}": {nearest(value, known)}')
     return found
+
+
+def check_selected(place: str, options: Options) -> None:
+    """Raise `InputError` for a column of `select` that nothing could be selected by, once all files are read."""
+    for column in options.select:
+        if column not in options.seen:
+            hint = nearest(column, options.seen) if options.seen else "no file has rows to select."
+            raise InputError(f'{place} names the column "{clipped(column)}", which is not there: {hint}')

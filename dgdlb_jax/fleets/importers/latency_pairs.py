@@ -5,7 +5,7 @@ from statistics import median
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, counted, nearest
-from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
+from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, selected
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, statistic_rank, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Row, Table
@@ -156,7 +156,8 @@ def _check_agreement(table: Table, row: Row, figures: Sequence[Figure]) -> None:
     for other in figures[1:]:
         values = [table.number(row, figure.column) * LATENCIES[figure.unit] for figure in (first, other)]
         rounding = sum(
-            LATENCIES[figure.unit] * 10.0 ** -_decimals(row.cells[figure.column]) for figure in (first, other)
+            LATENCIES[figure.unit] * 10.0 ** -_decimals(table.numerals.plain(row.cells[figure.column]))
+            for figure in (first, other)
         )
         if abs(values[0] - values[1]) > 0.5 * rounding + 1e-9 * values[0]:
             raise table.error(
@@ -164,9 +165,8 @@ def _check_agreement(table: Table, row: Row, figures: Sequence[Figure]) -> None:
             )
 
 
-def _decimals(cell: str) -> int:
-    _, _, decimals = cell.replace(",", ".").partition(".")
-    return len(decimals)
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2])
 
 
 def _read_as(figure: Figure) -> tuple[str, ...]:
@@ -197,7 +197,8 @@ def _recognises(source: Source, options: Options) -> bool:
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
-    return (read_pairs(source.table, options.latency),)
+    table = source.table.only(selected(source.name, source.table.rows, lambda row: row.cells, options))
+    return (read_pairs(table, options.latency),)
 
 
 IMPORTER = Importer("table of pairs of regions", "latency", _recognises, _read)

@@ -102,8 +102,8 @@ def _compared(points: Sequence[Point]) -> tuple[str, ...]:
     capped = [f"{point.cap:g}" for point in points if point.held is None and point.latency is None]
     if capped:
         notes.append(
-            f"no mean end-to-end time at concurrency {listed(capped)}: there the workload is the concurrency that was allowed, which may be "
-            "more than was in the server"
+            f"no mean end-to-end time at concurrency {listed(capped)}: there the workload is the concurrency that was allowed, and "
+            "fewer may have been in the server"
         )
     pairs = [
         (point.throughput * point.latency, point.cap if point.held is None else point.held)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
-from dgdlb_jax.fleets.importers.base import Curve, Demand, Importer, Options, Point, Series
+from dgdlb_jax.fleets.importers.base import Curve, Demand, Importer, Options, Point, Series, selected
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.numerics.results import InputError
 
@@ -55,7 +55,7 @@ def series(source: Source, options: Options) -> tuple[Series, ...]:
     **Raises:** `InputError` where the quantity or the label is not known, and for values that are no numbers.
     """
     by_role: dict[str, list[Mapping[str, Any]]] = {}
-    for result in _results(source):
+    for result in selected(source.name, _results(source), lambda result: result["metric"], options):
         by_role.setdefault(options.role or _role(source, result), []).append(result)
     found = []
     for role, results in by_role.items():
@@ -217,9 +217,8 @@ def curves(found: Sequence[Series]) -> tuple[Curve, ...]:
     missing = [role for role in ("throughput", "running") if role not in by_role]
     if missing:
         have = " and ".join(f"{one.origin} ({one.role})" for one in found)
-        raise InputError(
-            f"{have}: a curve needs the throughput and the running requests of a backend: add {' and '.join(f'{role}=FILE' for role in missing)}."
-        )
+        wanted = " and ".join(f"{role}=FILE" for role in missing)
+        raise InputError(f"{have}: a curve needs the throughput and the running requests of a backend: add {wanted}.")
     served, running, waiting = (by_role.get(role) for role in ("throughput", "running", "waiting"))
     assert served is not None
     assert running is not None

@@ -8,7 +8,6 @@ lines, `timestamp` in milliseconds, `input_length`, ...), and any other with a t
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -37,9 +36,7 @@ def read_requests(table: Table, options: Options) -> Demand:
     names frontends names others too.
     """
     column = time_column(table)
-    # Other files of the same import may have the other columns that are named.
-    here = {key: value for key, value in options.select.items() if key in table.columns}
-    table = table.only(selected(table.name, table.rows, lambda row: row.cells, replace(options, select=here)))
+    table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
     if column is None:
         hint = (
             nearest("time_s", table.columns)

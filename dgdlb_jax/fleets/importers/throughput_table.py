@@ -68,7 +68,7 @@ def layout(table: Table) -> Layout:
 
 def _achieved(table: Table, columns: list[str]) -> str:
     """The throughput that was measured, not the one that was asked for; two of them have to be one figure, to 1 %."""
-    figures = [column for column in columns if all(_is_number(row.cells[column]) for row in table.rows)] or columns
+    figures = [column for column in columns if all(table.is_number(row.cells[column]) for row in table.rows)] or columns
     found = [column for column in figures if not _ASKED_FOR & set(words(column))] or figures
     rank = min(map(statistic_rank, found))
     first, *others = [column for column in found if statistic_rank(column) == rank]
@@ -196,16 +196,11 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         for column in table.columns
         if column not in found
         and not _NO_NAME & set(words(column))
-        and (normal(column) in _SETTINGS or any(not _is_number(row.cells[column]) for row in rows if row.cells[column]))
+        and (
+            normal(column) in _SETTINGS
+            or any(not table.is_number(row.cells[column]) for row in rows if row.cells[column])
+        )
     ]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell.replace(",", "."))
-    except ValueError:
-        return False
-    return True
 
 
 def _missing(table: Table, wanted: str) -> InputError:

@@ -50,7 +50,7 @@ def read_times(table: Table, column: str, unit: str | None) -> Times:
 
     **Raises:** `InputError` for cells that are no times, and for figures whose unit nothing says.
     """
-    if _is_number(table.rows[0].cells[column]):
+    if table.is_number(table.rows[0].cells[column]):
         values = np.array([table.number(row, column, minimum=-math.inf) for row in table.rows])
         said = unit_of(column)
         if unit and said and unit != said:
@@ -71,13 +71,6 @@ def read_times(table: Table, column: str, unit: str | None) -> Times:
     if dates is None:
         dates = np.array([_date(table, row, column) for row in table.rows])
     return Times(dates - dates.min(), f'"{clipped(column)}" as dates')
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell.replace(",", ".")))
-    except ValueError:
-        return False
 
 
 def _layout_unit(table: Table, column: str) -> str | None:

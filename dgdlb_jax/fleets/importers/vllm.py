@@ -12,7 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from dgdlb_jax.fleets.document import clipped
-from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
+from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.fields import figure, needed
 from dgdlb_jax.fleets.importers.source import Source
 
@@ -37,7 +37,7 @@ def _runs(source: Source) -> list[tuple[str, Run]]:
         documents: Sequence[Any] = [file.document] if isinstance(file.document, dict) else file.records or []
         if not documents and last.endswith(".csv") and (file is source or last == "summary.csv"):
             table = file.table
-            documents = [row.cells for row in table.rows] if table and "request_throughput" in table.columns else []
+            documents = table.records() if table and "request_throughput" in table.columns else []
         found += [(file.name, run) for run in documents if _is_run(run)]
     return found
 
@@ -123,8 +123,7 @@ def _recognises(source: Source, options: Options) -> bool:
 
 def _read(source: Source, options: Options) -> tuple[Curve, ...]:
     """A curve for each model, setting of the server and kind of request."""
-    del options
-    runs = _runs(source)
+    runs = selected(source.name, _runs(source), lambda found: found[1], options)
     settings = [_settings(place, run) for place, run in runs]
     telling = _telling(settings, [f"{run.get('model_id')}, {_load(run)}" for _, run in runs])
     curves: dict[str, list[tuple[str, Run]]] = {}
