@@ -57,11 +57,11 @@ def test_from_raw_files_to_envoy(raw, capsys):
     assert main(["import", "rtt.csv", "runs", "requests.csv", "--fleet", "my-fleet.toml", "--bin", "60"]) == 0
     said = capsys.readouterr().out
     for part in ("rtt.csv: square matrix", "runs: vLLM serving benchmark", "requests.csv: table of requests", "Little's law",
-                 "9 bins of 60 s", "the end, 30 requests", "written: my-fleet.toml"):  # fmt: skip
+                 "10 bins of 60 s", "written: my-fleet.toml"):  # fmt: skip
         assert part in said
     network = quietly("my-fleet.toml")
     assert (network.frontend_names, network.backend_names) == (("eu", "us"), ("eu", "in", "us"))
-    # 9 full minutes of 30 requests each, 10 of them from eu; the tenth ends before its minute does.
+    # 10 minutes of 30 requests each, 10 of them from eu; after the last one the next would have come in the eleventh.
     np.testing.assert_allclose(network.arrival_rate, [10 / 60, 20 / 60], rtol=1e-12)
     np.testing.assert_allclose(network.latency, [[0.0005, 0.0613, 0.034], [0.034, 0.0955, 0.0005]], rtol=1e-12)
     assert float(network.nominal_capacity[0]) == pytest.approx(max(RATES.values()), rel=0.02)
@@ -258,4 +258,4 @@ bin_s = 60
         assert part in text
     np.testing.assert_allclose(network.latency, [[0.0955, 0.001], [0.0613, 0.034]], rtol=1e-12)
     np.testing.assert_allclose(network.arrival_rate, [2, 1], rtol=1e-12)
-    assert network.demand.rates.shape == (9, 2)
+    assert network.demand.rates.shape == (10, 2)

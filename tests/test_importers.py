@@ -216,7 +216,7 @@ def test_single_requests_are_binned(case, tmp_path):
     assert found.width == 30
     assert found.counts.tolist() == COUNTS
     assert "7 requests" in found.notes[0]
-    assert any("the end, 1 request, fills no bin" in note for note in found.notes)
+    assert any("the end, 1 request in 20.8 of 110.8 s, fills no bin" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("case", COUNT_FILES)
@@ -227,12 +227,28 @@ def test_counts_are_no_single_requests(case, tmp_path):
 
 
 def test_bins_are_chosen_by_a_stated_rule(tmp_path):
-    """100 requests, one a second: 20 of them take 20 s. Few requests: half of the time, at most."""
-    many = only(read(tmp_path, {"a.csv": "time_s,user\n" + "".join(f"{s},x\n" for s in range(101))}))
-    assert (many.width, many.counts.ravel().tolist()) == (20, [20] * 5)
-    few = only(read(tmp_path, {"b.csv": "time_s,user\n0,x\n1,x\n95,x\n"}))
-    assert (few.width, few.counts.ravel().tolist()) == (30, [2, 0, 0])
-    assert all(any("least round width" in note for note in found.notes) for found in (many, few))
+    """One request a second, of which 20 take 20 s and the last one lasts a second as well; a short trace keeps its end."""
+    cases = {
+        209: (20, [20] * 10, "10 bins of 20 s (the least round width with 20 requests in a bin on average)"),
+        99: (
+            24.75,
+            [25, 25, 25, 24],
+            "4 bins of 24.75 s (equal parts of the trace with 20 requests or more on average)",
+        ),
+        3: (1.5, [2, 1], "2 bins of 1.5 s (halves of the trace, as 3 requests are too few for 20 in every bin)"),
+    }
+    for requests, (width, counts, said) in cases.items():
+        text = "time_s,user\n" + "".join(f"{s},x\n" for s in range(requests))
+        found = only(read(tmp_path, {"a.csv": text}))
+        assert (found.width, found.counts.ravel().tolist(), found.notes[1]) == (width, counts, said)
+        assert any("the end, 9 requests in 9 of 209 s, fills no bin" in note for note in found.notes) == (
+            requests == 209
+        )
+    # 4 minutes and 59 s of one request a second last five minutes: the next one would have come then.
+    assert (
+        only(read(tmp_path, {"b.csv": "time_s,u\n" + "".join(f"{s},x\n" for s in range(300))}, bin_s=60.0)).counts.sum()
+        == 300
+    )
 
 
 def test_demand_is_split_by_a_column(tmp_path):
