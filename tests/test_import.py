@@ -178,7 +178,7 @@ WRONG = {
     "unknown backend": (["rtt.csv", "runs", "--fleet", "f.toml", "--backends", "us,jp"], '"jp" does not occur in the table'),
     "a table with holes": (["in.latency.csv", "holes.csv", "runs", "--fleet", "f.toml"], "has no latency for eu -> jp: choose regions"),
     "unknown unit": (["rtt.csv", "--latency", "ms"], '"ms" is no latency: it is one of one_way_s'),
-    "a column of no file": (["requests.csv", "rtt.csv", "--select", "regoin=us"], 'names the column "regoin", which is not there: did you mean "region"?'),
+    "a column of no file": (["requests.csv", "--select", "regoin=us"], 'names the column "regoin", which is not there: did you mean "region"?'),
     "a column of a matrix": (["rtt.csv", "--select", "us=68"], 'the column "us", which is not there: no file has rows'),
     "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),
 }  # fmt: skip

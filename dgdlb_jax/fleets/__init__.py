@@ -69,7 +69,8 @@ All keys:
 - `[demand.NAME]`: `kind`:
     - `"trace"`: `table` with columns `time_s,requests` (requests per bin, one shape for all) or one column per frontend,
       scaled so that each frontend's mean is its `rate`; `shift_s`; `bin_width_s` instead of `time_s`; `scaled = false` takes
-      one column per frontend as requests/s, as it is. A table of single requests is counted in bins of `bin_s`; `time_unit` (`s`,
+      one column per frontend as requests/s, as it is. Rates are continuous and keep the count of every bin: within
+      a busy bin they pass its mean, up to twice it (`Trace`). A table of single requests is counted in bins of `bin_s`; `time_unit` (`s`,
       `ms`, `us`, `ns`) of its times, and the column `by` which says where they enter, where it does not say so itself.
     - `"daily cycle"`: `amplitude`, `peak_s`, `period_s`; `mean` instead of the rates.
     - `"jumps"`: `times_s`; `factor` (times the rates) or `rate` (requests/s), one entry or row more than there are times.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dgdlb_jax.fleets.load import FleetInfo
+from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.formatting import enumerated, number, percent, ranging, seconds
 from dgdlb_jax.reports.text_table import GrowingTable, columns
@@ -336,9 +337,18 @@ def reference_facts(comparison: "Comparison") -> list[str]:
         f"demand moves between {number(best.total_rate.min())} and {number(best.total_rate.max())} requests/s; the "
         f"quasi-static optimum (as if always at rest) is a reference, not a bound{kind}"
     ]
+    if isinstance(comparison.network.demand, Trace):
+        lines.append(_overshoot(comparison.network.demand))
     if best.missing:
         lines.append(f"it leaves out {best.missing} of {best.time.size} instants, which have no certified optimum")
     return lines
+
+
+def _overshoot(demand: Trace) -> str:
+    """By how much a continuous rate passes the counts that it keeps."""
+    highest, busiest = np.asarray(demand.largest_rate, float), np.asarray(demand.rates, float).max(0)
+    excess = np.max(highest / np.where(busiest > 0, busiest, np.inf) - 1, initial=0)
+    return f"rates are continuous and keep the count of every bin: they rise to at most {percent(excess)} above a frontend's busiest bin"
 
 
 def _step_sizes(comparison: "Comparison") -> str:

@@ -75,9 +75,8 @@ def read_requests(table: Table, options: Options) -> Demand:
         f"{counted(bins, 'bin', 'bins')} of {width:.6g} s" + (f" ({rule})" if rule else ""),
     ]
     if left:
-        notes.append(
-            f"the end, {counted(left, 'request', 'requests')} in {length - bins * width:.3g} of {length:.4g} s, fills no bin and is left out"
-        )
+        end = f"{counted(left, 'request', 'requests')} in {length - bins * width:.3g} of {length:.4g} s"
+        notes.append(f"the end, {end}, fills no bin and is left out")
     if by is None and (place := first_of(table.columns, _PLACES)):
         notes.append(f'"{clipped(place)}" names no frontend, so all share one demand')
     if by is not None:
