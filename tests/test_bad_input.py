@@ -210,7 +210,12 @@ CSV = {
         ["latency.csv:5:3", "contradicts", "paris -> osaka"],
     ),
     "unknown column": ("latency.csv", "rtt_ms", "rtt", ['latency.csv: column "rtt" does not say its unit', "rtt_us"]),
-    "no latency": ("latency.csv", "rtt_ms", "value", ['latency.csv: column "one_way_ms" is missing', "square matrix"]),
+    "no latency": (
+        "latency.csv",
+        "rtt_ms",
+        "value",
+        ['latency.csv: column "one_way_ms" is missing', "a matrix of figures"],
+    ),
     "column twice": ("latency.csv", "from,to", "from,from", ['latency.csv:1: column "from" occurs twice']),
     "empty table": ("latency.csv", TABLES["latency.csv"], "from,to,rtt_ms\n", ["latency.csv has no rows"]),
     "open quote": ("latency.csv", "paris,osaka", 'paris,"osaka', ["latency.csv has a quoted cell"]),

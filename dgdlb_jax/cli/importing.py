@@ -14,7 +14,7 @@ _ABOUT = """Read files as they are, say what they were understood as, and write 
 with --fleet a whole fleet that runs, with the origin of every figure beside it."""
 
 _EXAMPLES = """examples:
-  dgdlb import rtt.csv                                     a table or a square matrix of latencies
+  dgdlb import rtt.csv                                     a table or a matrix of latencies
   dgdlb import pings.csv --latency rtt_ms                  ... that does not say what its figures are
   dgdlb import sweep-results/                              a folder of vllm bench sweep serve
   dgdlb import conc8.json conc16.json conc32.json          runs of vllm bench serve or AIPerf, one curve
@@ -25,7 +25,8 @@ _EXAMPLES = """examples:
 
 read by content:
   latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
-              square matrices with regions in the first row and column; commas, semicolons with decimal commas, tabs
+              matrices: regions with each other, or frontends down the side and backends across; commas,
+              semicolons or tabs between cells; decimal commas
   throughput  vLLM benchmark JSON and sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
               tables in requests/s or tokens/s against workload, batch_size or concurrency
   demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, any CSV or JSON lines), counts per
@@ -89,9 +90,10 @@ def _add_choices(add) -> None:
         type=_shifts,
         default=(),
         help="how much later each frontend sees one common trace; longitude: by where the cities or cloud regions lie, beginning with "
-        "the first one",
+        "the first one; --shift-s=-3600,0 where the first one is negative",
     )
     add("--load", metavar="X", type=positive, default=0.7, help="total rate over capacity (default: 0.7)")
+    add("--sparse", action="store_true", help="pairs without a latency are not used (default: they are refused)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
 
 
@@ -131,6 +133,7 @@ def import_files(options: argparse.Namespace) -> None:
         tokens_per_request=options.tokens_per_request,
         select=dict(options.select),
         names=tuple(options.frontends),
+        backends=tuple(options.backends),
     )
     findings = [finding for name in options.files for finding in _read(name, answers)]
     check_selected("--select", answers)
@@ -207,6 +210,7 @@ def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path
         shift_s=options.shift_s,
         load=options.load,
         inside_ms=options.inside_ms,
+        sparse=options.sparse,
     )
     return compose_fleet(found, options.fleet, choices, keep=[Path(name.rpartition("=")[2]) for name in options.files])
 

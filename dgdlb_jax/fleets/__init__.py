@@ -60,7 +60,8 @@ All keys:
     - `"mixture"`: `weights`, `scales`, `measured_workload`: what a fitted table looks like when it is written.
     - a kind of your own: `register_curve(kind, class, parameters)`, here one positive number for each parameter.
 - `[latency]`: `table` (columns `from,to` or `region_from,region_to`, and one of `one_way_s`, `one_way_ms`, `one_way_us`,
-  `rtt_s`, `rtt_ms`, `rtt_us`; or a square matrix), `unit`, one of the same words, for a table that does not say; or
+  `rtt_s`, `rtt_ms`, `rtt_us`; or a matrix: who sends down its first column, who answers along its first row, or the other way round
+  by the names of frontends and backends), `unit`, one of the same words, for a table that does not say; or
   one matrix called `one_way_ms`, ... with a row per frontend; `symmetric = true` looks a missing pair up the other way
   round; `inside_ms` (one way) where both regions are the same; `feedback`: `"one way"` or a table; `cost`: `"one way"`,
   `"round trip"` (twice the latency) or a table. A round trip counts half. Lines for other regions are ignored.

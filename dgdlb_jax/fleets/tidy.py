@@ -24,7 +24,7 @@ def summary(found: Latencies | Curve | Demand) -> str:
     peak = float(Trace.from_counts(found.width, found.counts).knots.sum(axis=1).max())
     mean = total / (len(found.counts) * found.width)
     return (
-        f"{total:,.6g} requests in bins, {mean:.4g} requests/s on average, {busiest:.4g} in the busiest bin, up to {peak:.4g} at a time, as "
+        f"{total:,.6g} requests in bins, {mean:.4g} requests/s on average, {busiest:.4g} in the busiest bin, up to {peak:.4g} at a time: "
         "rates are continuous and keep the count of every bin"
     )
 

@@ -111,18 +111,18 @@ def _joined(one: Curve, other: Curve) -> Curve:
     return Curve(one.name, one.points + other.points, origin, tuple(dict.fromkeys(one.notes + other.notes)))
 
 
-def read_latency(folder: Folder, name: str, wanted_by: str, unit: str | None) -> Latencies:
-    """The latencies in a file that a fleet file names; `unit` is what they are, where the file does not say.
+def read_latency(folder: Folder, name: str, wanted_by: str, options: Options) -> Latencies:
+    """The latencies in a file that a fleet file names.
 
     **Raises:** `InputError` for any other file.
     """
-    source, options = Source(folder / name, name, f"{wanted_by}: the table "), Options(latency=unit)
+    source = Source(folder / name, name, f"{wanted_by}: the table ")
     for importer in IMPORTERS:
         if importer.section == "latency" and importer.recognises(source, options):
             found = importer.read(source, options)[0]
             assert isinstance(found, Latencies)
             return found
-    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), unit)
+    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.latency)
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:

@@ -24,8 +24,9 @@ class Options:
     - `time_unit`: of a column of times: `"s"`, `"ms"`, `"us"` or `"ns"`. `bin_s`: width of the bins, seconds.
     - `by`: the column or label that names frontends (or backends).
     - `tokens_per_request`: how many of the tokens that a throughput in tokens/s counts belong to one request.
-    - `select`: which rows of a table to take, value by column; `seen`: the columns that the files read so far could be selected by.
-    - `names`: the frontends, where they are known. `role`: of a Prometheus result, a word of `prometheus.ROLES`.
+    - `select`: which rows of a table to take, value by column; `seen`: the columns that rows read so far could be selected by.
+    - `names`: the frontends, and `backends`: the backends, where they are known.
+    - `role`: of a Prometheus result, a word of `prometheus.ROLES`.
     """
 
     latency: str | None = None
@@ -35,6 +36,7 @@ class Options:
     tokens_per_request: float | None = None
     select: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
     role: str | None = None
     seen: set[str] = field(default_factory=set, compare=False)
 

@@ -29,7 +29,7 @@ ENDS = (
 
 LAYOUTS = (
     "a latency table has the columns from, to and a figure called one of "
-    f"{', '.join(LATENCIES)}, or is a square matrix with regions in its first row and column"
+    f"{', '.join(LATENCIES)}, or is a matrix of figures with names in its first column (who sends) and in its first row (who answers)"
 )
 """The layouts of latencies, for messages."""
 
@@ -47,10 +47,10 @@ class Figure(NamedTuple):
     unit: str
 
 
-def ask(place: str, what: str, says: str) -> InputError:
+def ask(place: str, what: str, says: str, remedy: str = "call it") -> InputError:
     """The question that has to be answered before a latency can be used: which of the units it is, all of them named."""
     return InputError(
-        f"{place}: {what} {says}: call it one of {', '.join(LATENCIES)} (a round trip counts half), "
+        f"{place}: {what} {says}: {remedy} one of {', '.join(LATENCIES)} (a round trip counts half), "
         f"or say which with unit in [latency] (dgdlb import: --latency)."
     )
 
@@ -103,7 +103,7 @@ def _ends(table: Table) -> tuple[str, str]:
 
 def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figure]:
     """All columns that state the latency, the one to take first: medians before means, a statistic of one kind only."""
-    candidates = [column for column in table.columns if column not in ends and _is_latency(column)]
+    candidates = [column for column in table.columns if column not in ends and is_latency(column)]
     if not candidates:
         hint = nearest("one_way_ms", [column for column in table.columns if column not in ends])
         hint = hint.replace("did you mean", "is it").replace("known here", "it has the columns").rstrip(".")
@@ -144,7 +144,8 @@ def _told(table: Table, candidates: list[str], complete: list[Figure], unit: str
     return [Figure(candidates[0], unit)]
 
 
-def _is_latency(column: str) -> bool:
+def is_latency(column: str) -> bool:
+    """Whether a header speaks of a latency, or of nothing but a unit of time."""
     found = set(words(column))
     speaks = found & _SPEAKS_OF_LATENCY or way_of(column) or unit_of(column)
     return bool(speaks) and not found & _NO_LATENCY
@@ -192,7 +193,7 @@ def _recognises(source: Source, options: Options) -> bool:
     if source.table is None:
         return False
     columns = source.table.columns
-    return any(all(first_of(columns, [name]) for name in names) for names in ENDS) and any(map(_is_latency, columns))
+    return any(all(first_of(columns, [name]) for name in names) for names in ENDS) and any(map(is_latency, columns))
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
