@@ -165,6 +165,16 @@ def test_tidy_tables_are_read_again(raw, capsys):
     capsys.readouterr()
 
 
+def test_servers_that_were_measured_by_region_stand_in_their_regions(raw):
+    rows = [f"{r},{w},{f * w / (9 + w)}\n" for r, f in (("us", 8), ("eu", 20)) for w in (1, 8, 64)]
+    (raw / "all.csv").write_text("region,workload,rps\n" + "".join(rows))
+    assert main(["import", "rtt.csv", "all.csv", "--fleet", "f.toml"]) == 0
+    network = quietly("f.toml")
+    assert network.backend_names == ("eu", "us")
+    np.testing.assert_allclose(network.nominal_capacity, [20 * 64 / 73, 8 * 64 / 73], rtol=0.02)
+    assert "# servers by the name of the place" in (raw / "f.toml").read_text()
+
+
 def test_frontends_down_the_side_and_backends_across(raw, capsys):
     """Other names and another number of them; the same table turned round is known by the names; blanks are no arcs if that is said."""
     (raw / "rect.csv").write_text("rtt_ms;virginia;dublin\nparis;88;20\ntokyo;165;235\noregon;60;\n")

@@ -184,6 +184,7 @@ def test_a_table_of_several_servers_gives_several_curves(tmp_path):
         )
     found, _ = read(tmp_path, {"all.csv": text})
     assert {curve.name: curve.points[1].throughput for curve in found} == {"a100": 9, "h100": 18}
+    assert all(curve.notes == ('"gpu" tells servers apart: a100, h100',) for curve in found)
     assert only(read(tmp_path, {"all.csv": text}, select={"gpu": "h100"})).points[0].throughput == 4
 
 

@@ -198,7 +198,8 @@ def _backends(
     for name in chosen:
         if name not in curves:
             raise InputError(
-                f'There is no curve "{clipped(name)}" ({listed(list(curves))} were read): say which backend has which with --curves.'
+                f'There is no curve "{clipped(name)}" ({listed(list(curves))} were read): say which backend has which with --curves, or '
+                "choose places with --backends."
             )
     return names, chosen
 
@@ -257,7 +258,12 @@ def _servers(
         list(backends),
         "as told" if choices.backends else "every region that latencies lead to and servers are known for",
     )
-    page.put("curve", chosen, "as told" if choices.curves else "the servers that were measured")
+    every = "assumed: the one kind of server that was measured stands everywhere"
+    page.put(
+        "curve",
+        chosen,
+        "as told" if choices.curves else every if len(curves) == 1 else "servers by the name of the place",
+    )
     if choices.replicas:
         check_replicas(choices.replicas)
         replicas, why = list(_for_each(choices.replicas, backends, "--replicas")), "as told"

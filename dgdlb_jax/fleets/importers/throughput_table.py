@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from dgdlb_jax.fleets.document import clipped, nearest
+from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.fields import telling
 from dgdlb_jax.fleets.importers.source import Source
@@ -88,11 +88,13 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault("-".join(row.cells[column] for column in differing), []).append(row)
+    notes = _notes(table, found)
+    if differing:
+        names = " and ".join(f'"{clipped(column)}"' for column in differing)
+        notes += (f"{names} tell{'s' if len(differing) == 1 else ''} servers apart: {listed(list(groups))}",)
     stem = table.name.rpartition("/")[2].rpartition(".")[0] or table.name
     return tuple(
-        Curve(
-            name or stem, tuple(_point(table, row, found, options) for row in group), table.name, _notes(table, found)
-        )
+        Curve(name or stem, tuple(_point(table, row, found, options) for row in group), table.name, notes)
         for name, group in groups.items()
     )
 
