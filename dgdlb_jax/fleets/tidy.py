@@ -23,10 +23,9 @@ def summary(found: Latencies | Curve | Demand) -> str:
     total, busiest = float(found.counts.sum()), float(found.counts.sum(axis=1).max()) / found.width
     peak = float(Trace.from_counts(found.width, found.counts).knots.sum(axis=1).max())
     mean = total / (len(found.counts) * found.width)
-    return (
-        f"{total:,.6g} requests in bins, {mean:.4g} requests/s on average, {busiest:.4g} in the busiest bin, up to {peak:.4g} at a time: "
-        "rates are continuous and keep the count of every bin"
-    )
+    found_in = f"{total:,.6g} requests in bins, {mean:.4g} requests/s on average, {busiest:.4g} in the busiest bin"
+    above = f", rising to {peak:.4g} within it, as rates are continuous and keep the count of every bin"
+    return found_in + (above if peak > 1.01 * busiest else "")
 
 
 def latency_csv(found: Latencies) -> str:
