@@ -58,7 +58,7 @@ def named(network):
 
 def test_a_table_may_be_saved_by_a_spreadsheet_and_a_backend_may_have_two_ports(comparison, tmp_path):
     (tmp_path / "now.csv").write_text(
-        "\ufeffshare;backend;frontend\r\n0,25;west;west\r\n0,75;east;west\r\n1;east;east\r\n"
+        "\ufeffshare;backend;frontend\r\n0,25;west;west\r\n75 %;east;west\r\n100%;east;east\r\n"
     )
     np.testing.assert_array_equal(
         read_routing(tmp_path / "now.csv", comparison.network).routing, [[0.25, 0.75], [0, 1]]

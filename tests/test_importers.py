@@ -269,6 +269,53 @@ def test_demand_is_split_by_a_column(tmp_path):
     assert (some.names, some.notes[1]) == (("tokyo",), "not used, as they name no frontend: paris")
 
 
+def test_a_line_for_every_bin_and_place(tmp_path):
+    """As a database groups by time and region: in any order, and without a line where there was nothing."""
+    text = "minute,region,count\n" + "".join(f"2026-01-01 00:0{m}:00,{r},{n}\n" for r, m, n in GROUPS)
+    found = only(read(tmp_path, {"a.csv": text.replace("minute", "time")}))
+    assert (found.names, found.width) == (("tokyo", "paris"), 60)
+    assert found.counts.tolist() == [[2, 5], [3, 0], [1, 9]]
+    told = only(read(tmp_path, {"a.csv": text.replace("minute", "time")}, names=("paris", "tokyo", "oslo")))
+    assert dict(zip(told.names, told.counts.T.tolist(), strict=True)) == {
+        "tokyo": [2, 3, 1],
+        "paris": [5, 0, 9],
+        "oslo": [0, 0, 0],
+    }
+    with pytest.raises(InputError, match=r'a\.csv:6:2: region "paris" has a second line in this bin'):
+        read(
+            tmp_path,
+            {
+                "a.csv": "time_s,region,requests\n"
+                + "".join(f"{60 * m},{r},{n}\n" for r, m, n in (*GROUPS[:4], GROUPS[3]))
+            },
+        )
+    with pytest.raises(InputError, match='region "tokyo" is no frontend'):
+        read(
+            tmp_path,
+            {"a.csv": "time_s,region,requests\n" + "".join(f"{60 * m},{r},{n}\n" for r, m, n in GROUPS)},
+            names=("paris",),
+        )
+
+
+GROUPS = [("tokyo", 0, 2), ("tokyo", 1, 3), ("tokyo", 2, 1), ("paris", 0, 5), ("paris", 2, 9)]
+
+
+def test_figures_at_even_times_are_bins(tmp_path):
+    """As a dashboard exports them: whole numbers are counts, and of others nobody knows whether they are rates."""
+    text = "Time,paris,tokyo\n" + "".join(f"2026-01-01 00:0{m}:00,{5 + m},{m}\n" for m in range(4))
+    found = only(read(tmp_path, {"a.csv": text}))
+    assert (found.names, found.width, found.counts.tolist()) == (
+        ("paris", "tokyo"),
+        60,
+        [[5, 0], [6, 1], [7, 2], [8, 3]],
+    )
+    lines = "".join(f"2026-01-01 00:0{m}:00,{m + 0.25}\n" for m in range(4))
+    rates = only(read(tmp_path, {"b.csv": f"Time,rps\n{lines}"}))
+    assert rates.counts.ravel().tolist() == [15, 75, 135, 195]
+    with pytest.raises(InputError, match="paris, tokyo hold figures at even times that are no whole numbers"):
+        read(tmp_path, {"a.csv": text.replace("5,0", "5.5,0")})
+
+
 REFUSED_DEMAND = {
     "unit": ("time,x\n0,1\n9,1\n", "does not say its unit.*time_s, time_ms.*--time-unit"),
     "no time": ("2023-11-16 18:15:46,x\n2023-11-16 18:15:47,x\n", "none of the layouts"),

@@ -30,7 +30,7 @@ read by content:
   throughput  vLLM benchmark JSON and sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
               tables in requests/s or tokens/s against workload, batch_size or concurrency
   demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, any CSV or JSON lines), counts per
-              bin, Prometheus query_range results"""
+              bin (a column for each frontend, or a line for each), Prometheus query_range results"""
 
 
 def add(commands) -> None:

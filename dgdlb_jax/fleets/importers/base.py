@@ -1,6 +1,6 @@
 """What an importer is, what it may be told, and what it finds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from dgdlb_jax.fleets.document import clipped, nearest
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, UNITS
+from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 Pair = tuple[str, str]
@@ -136,6 +137,15 @@ def selected(
         if not found:
             raise InputError(f'{name}: no row has {clipped(column)} "{clipped(value)}": {nearest(value, known)}')
     return found
+
+
+def check_names(table: Table, column: str, names: Collection[str]) -> None:
+    """Raise `InputError` for a cell of a column of frontends that names none of them."""
+    for row in table.rows:
+        if row.cells[column] not in names:
+            raise table.error(
+                row, column, "is no frontend, others in this column are", nearest(row.cells[column], names)
+            )
 
 
 def check_selected(place: str, options: Options) -> None:

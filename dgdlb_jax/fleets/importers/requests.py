@@ -8,15 +8,14 @@ lines, `timestamp` in milliseconds, `input_length`, ...), and any other with a t
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
-from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, selected
+from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import first_of
+from dgdlb_jax.fleets.importers.words import PLACES, first_of
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -25,7 +24,6 @@ WIDTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600,
 _MOST_BINS = 1_000_000
 _IN_A_BIN = 20  # the count of a bin is then known to 22 % or so
 _FEW = 10  # fewer bins than these of a round width might leave out more than a tenth of the trace at its end
-_PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster")
 
 
 def read_requests(table: Table, options: Options) -> Demand:
@@ -77,7 +75,7 @@ def read_requests(table: Table, options: Options) -> Demand:
     if left:
         end = f"{counted(left, 'request', 'requests')} in {length - bins * width:.3g} of {length:.4g} s"
         notes.append(f"the end, {end}, fills no bin and is left out")
-    if by is None and (place := first_of(table.columns, _PLACES)):
+    if by is None and (place := first_of(table.columns, PLACES)):
         notes.append(f'"{clipped(place)}" names no frontend, so all share one demand')
     if by is not None:
         notes.append(f'"{clipped(by)}" says where they enter: {listed(names)}')
@@ -117,9 +115,9 @@ def _place_column(table: Table, times: str, options: Options) -> str | None:
             )
         found = naming[0] if naming else None
     else:
-        found = first_of(table.columns, _PLACES)
+        found = first_of(table.columns, PLACES)
     if found is not None and options.names:
-        _check_names(table, found, options.names)
+        check_names(table, found, options.names)
     return found
 
 
@@ -131,14 +129,6 @@ def _named(table: Table, row: Row, by: str) -> str:
 
 def _values(table: Table, column: str) -> set[str]:
     return {row.cells[column] for row in table.rows}
-
-
-def _check_names(table: Table, column: str, names: Sequence[str]) -> None:
-    for row in table.rows:
-        if row.cells[column] not in names:
-            raise table.error(
-                row, column, "is no frontend, others in this column are", nearest(row.cells[column], names)
-            )
 
 
 def _recognises(source: Source, options: Options) -> bool:
