@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.studies.compare import Comparison
 
 _SAME = 0.015  # difference of two shares that a table does not mention
+_LITTLE = 0.01  # by which a rate may pass its busiest bin without a word
 _WIDEST = (22, 8, 8, 24, 8)  # characters that a cell of the table may take, after the name
 _MOST_BACKENDS = 12  # whose flow the terminal shows; the report has all
 _MOST_ROWS = 40  # of inputs that the terminal shows
@@ -338,17 +339,18 @@ def reference_facts(comparison: "Comparison") -> list[str]:
         f"quasi-static optimum (as if always at rest) is a reference, not a bound{kind}"
     ]
     if isinstance(comparison.network.demand, Trace):
-        lines.append(_overshoot(comparison.network.demand))
+        lines += _overshoot(comparison.network.demand)
     if best.missing:
         lines.append(f"it leaves out {best.missing} of {best.time.size} instants, which have no certified optimum")
     return lines
 
 
-def _overshoot(demand: Trace) -> str:
-    """By how much a continuous rate passes the counts that it keeps."""
+def _overshoot(demand: Trace) -> list[str]:
+    """By how much a continuous rate passes the counts that it keeps, where that is anything to speak of."""
     highest, busiest = np.asarray(demand.largest_rate, float), np.asarray(demand.rates, float).max(0)
     excess = np.max(highest / np.where(busiest > 0, busiest, np.inf) - 1, initial=0)
-    return f"rates are continuous and keep the count of every bin: they rise to at most {percent(excess)} above a frontend's busiest bin"
+    said = f"rates are continuous and keep the count of every bin: they rise to at most {percent(excess)} above a frontend's busiest bin"
+    return [said] if excess > _LITTLE else []
 
 
 def _step_sizes(comparison: "Comparison") -> str:

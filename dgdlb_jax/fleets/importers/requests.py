@@ -51,7 +51,7 @@ def read_requests(table: Table, options: Options) -> Demand:
     times = read_times(table, column, options.time_unit)
     by = _place_column(table, column, options)
     last, length = float(times.seconds.max()), _length(times.seconds)
-    width, rule = (options.bin_s, "") if options.bin_s or not last else _width(len(table.rows), length)
+    width, rule = _width(len(table.rows), length) if options.bin_s is None else (options.bin_s, "")
     # No bin begins after the last request, although the trace may last longer where requests are rare.
     bins = math.floor(min(length / width * (1 + 1e-12), last / width + 1, 2 * _MOST_BINS)) if last else 0
     if bins < 2:
