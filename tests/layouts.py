@@ -87,6 +87,16 @@ def vllm(concurrency, throughput, **more):
     return run | more
 
 
+def sglang(concurrency, throughput):
+    """A run of SGLang's: times to the first and between tokens are 0 where the server does not stream."""
+    run = vllm(concurrency, throughput, mean_ttft_ms=0.0, mean_tpot_ms=0.0, backend="sglang", accept_length=None)
+    seconds = run["mean_e2el_ms"] / 1e3
+    return without(run, "mean_e2el_ms", "model_id") | {
+        "mean_e2e_latency_ms": 1e3 * seconds,
+        "concurrency": throughput * seconds,
+    }
+
+
 RATES = {1: 0.48, 8: 3.2, 64: 11.5}  # concurrency times this is near the mean time above, the last 10 % below
 
 
@@ -192,6 +202,9 @@ CURVE_FILES = {
     ),
     "vLLM runs": (SAVED, {}),
     "vLLM lines": ({"a.jsonl": "\n".join(json.dumps(vllm(c, r)) for c, r in RATES.items())}, {}),
+    "SGLang lines": (
+        {"a.jsonl": "\n".join(json.dumps(sglang(c, r)) for c, r in RATES.items())}, {},
+    ),
     "vLLM without end-to-end times": ({n: json.dumps(without(json.loads(t), "mean_e2el_ms")) for n, t in SAVED.items()}, {}),
     "vLLM with the times of all requests, one of which failed": (
         {"a.json": json.dumps([without(vllm(c, r, completed=2, failed=1, latencies=[1.5 + 0.05 * c, 0.0, 2.5 + 0.05 * c],

@@ -56,7 +56,7 @@ def quietly(path, **told):
 def test_from_raw_files_to_envoy(raw, capsys):
     assert main(["import", "rtt.csv", "runs", "requests.csv", "--fleet", "my-fleet.toml", "--bin", "60"]) == 0
     said = capsys.readouterr().out
-    for part in ("rtt.csv: matrix of latencies", "runs: vLLM serving benchmark", "requests.csv: table of requests", "Little's law",
+    for part in ("rtt.csv: matrix of latencies", "runs: vLLM or SGLang", "requests.csv: table of requests", "Little's law",
                  "10 bins of 60 s", "written: my-fleet.toml"):  # fmt: skip
         assert part in said
     network = quietly("my-fleet.toml")

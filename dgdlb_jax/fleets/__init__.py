@@ -86,12 +86,12 @@ are ignored. Tables are recognised by content, and a `FleetWarning` says what wa
 tables, or a whole fleet):
 
 - separated by commas, by semicolons or tabs, these with decimal commas or points; JSON lists and JSON lines of flat objects.
-- throughput: vLLM's serving benchmark (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf (JSON, CSV,
-  folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour) against `workload`,
-  `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is throughput times mean end-to-end time
-  (Little's law).
-- demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts or rates per bin at times of
-  any unit, results of Prometheus' `query_range`.
+- throughput: serving benchmarks of vLLM and SGLang (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf
+  (JSON, CSV, folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour)
+  against `workload`, `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is throughput times
+  mean end-to-end time (Little's law).
+- demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts or rates per bin at times
+  of any unit (a column for each frontend, or a line for each bin and frontend), results of Prometheus' `query_range`.
 """
 
 from dgdlb_jax.fleets.curves import Service as Service
