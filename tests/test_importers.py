@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.fleets.importers import IMPORTERS, LATENCIES, Curve, Demand, Latencies, workload
+from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.numerals import numerals_of
 from dgdlb_jax.fleets.tidy import curve_csv
 from dgdlb_jax.numerics.results import InputError
@@ -174,6 +175,22 @@ def test_settings_of_a_sweep_tell_servers_apart(tmp_path):
     assert "15 of 315 requests failed; they are not counted" in found[0].notes
     linked = [vllm(c, r, max_num_seqs=c, job=c) for c, r in RATES.items()]
     assert len(only(read(tmp_path / "b", {"a.json": json.dumps(linked)})).points) == 3
+
+
+def test_a_workload_that_was_measured_twice_has_the_median(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "workload,rps\n1,0.5\n8,3\n8,3.2\n8,9\n"}))
+    assert [(workload(point), point.throughput) for point in found.points] == [(1, 0.5), (8, 3.2)]
+    assert "4 runs of 2 settings: medians" in found.notes
+
+
+def test_a_log_with_the_durations_of_its_requests_is_no_load_test(tmp_path):
+    """Seconds alone are no rate: requests/s are."""
+    found = read(tmp_path, {"a.csv": "timestamp_s,duration_s,tokens\n0,3,5\n1.5,2,6\n7,1,7\n30,2,2\n"})
+    assert found[1] == ["table of requests"]
+    for column in ("req/s", "requests_s", "Requests per second", "tok/sec", "throughput", "arrival_rps"):
+        assert period(column) == 1
+    for column in ("timestamp_s", "start_s", "gap_s", "latency_s", "request_time_s", "request_start_s"):
+        assert period(column) is None
 
 
 def test_a_table_of_several_servers_gives_several_curves(tmp_path):
@@ -413,7 +430,11 @@ def test_prometheus_gives_arrivals(tmp_path):
     counter = query_range(
         "http_requests_total", "region", {"paris": [30.0 * (k % 50) for k in range(100)]}
     )  # one reset, to 0
+    histogram = only(
+        read(tmp_path, {"d.json": counter.replace("http_requests_total", "request_seconds_count")}, role="arrivals")
+    )
     found = only(read(tmp_path, {"c.json": counter}))
+    np.testing.assert_array_equal(histogram.counts, found.counts)
     assert sorted(set(found.counts.ravel().tolist())) == [0, 30]
 
 

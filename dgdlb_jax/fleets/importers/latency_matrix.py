@@ -9,7 +9,7 @@ from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
 from dgdlb_jax.fleets.importers.times import time_column
-from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, normal, unit_of, way_of
+from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, normal, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -17,6 +17,22 @@ from dgdlb_jax.numerics.results import InputError
 _NOTHING = ("", "-", "--", "x", "n/a", "na", "nan", "none", "null")
 
 
+# Words of columns that say something of a place by itself.
+_NO_LATENCY = {
+    "rate",
+    "weight",
+    "share",
+    "load",
+    "replicas",
+    "capacity",
+    "requests",
+    "lat",
+    "lon",
+    "latitude",
+    "longitude",
+    "population",
+    "id",
+}
 # What the first cell of a matrix may be called that does not say what its figures are.
 _PLACES = (
     "", "from", "to", "from_to", "source", "src", "origin", "region", "regions", "frontend", "frontends", "backend", "backends",
@@ -45,7 +61,8 @@ def _is_rectangle(table: Table, options: Options) -> bool:
     rows, known = _senders(table), {*options.names, *options.backends}
     said = is_latency(corner) or (known & rows and known & set(columns))
     if not said:
-        other = first_of(columns, HELD) or first_of(columns, CAPS) or any(period(c) or is_latency(c) for c in columns)
+        other = first_of(columns, HELD) or first_of(columns, CAPS)
+        other = other or any(period(c) or is_latency(c) or _NO_LATENCY & set(words(c)) for c in columns)
         said = len(columns) > 1 and not other and (options.latency or normal(corner) in _PLACES)
     return bool(said) and not any(map(table.is_number, rows)) and _holds_figures(table, columns)
 

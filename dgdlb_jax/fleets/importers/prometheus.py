@@ -50,7 +50,7 @@ _GROUPS, _LEAST = 10, 5  # points of a curve, and samples behind each of them
 def series(source: Source, options: Options) -> tuple[Series, ...]:
     """The quantities in a result, by the label that tells their series apart.
 
-    Counters (`..._total`) become rates: the increase over each step, from 0 after a reset.
+    Counters (`..._total`, `..._count` of histograms) become rates: the increase over each step, from 0 after a reset.
 
     **Raises:** `InputError` where the quantity or the label is not known, and for values that are no numbers.
     """
@@ -60,7 +60,7 @@ def series(source: Source, options: Options) -> tuple[Series, ...]:
     found = []
     for role, results in by_role.items():
         label, name = _label(source, results, options), _name(source, role, results)
-        counter = role in ("arrivals", "throughput") and name.endswith(("_total", *_ENDINGS[role]))
+        counter = role in ("arrivals", "throughput") and name.endswith(("_total", "_count", *_ENDINGS[role]))
         values: dict[str, list[Samples]] = {}
         for result in results:
             key = "" if label is None else str(result["metric"].get(label, ""))

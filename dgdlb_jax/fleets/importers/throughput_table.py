@@ -21,13 +21,19 @@ LAYOUT = (
     "throughput_rps or output_tokens_per_s"
 )
 
-_PER_SECOND = {"s", "sec", "second", "rps", "qps", "tps", "throughput", "tput"}
+_PER_SECOND = {"rps", "qps", "tps", "throughput", "tput"}
+_SECONDS, _COUNTED = (
+    {"s", "sec", "second"},
+    {"request", "requests", "req", "reqs", "queries", "token", "tokens", "tok", "toks"},
+)
+_SECOND = re.compile(r"(?:per[_ ]?|/ ?)s(?:ec(?:ond)?)?(?![a-z])")
 _PER_MINUTE = {"rpm", "qpm", "tpm"}
 # Of a minute, an hour, a day; "min" by itself is a minimum.
 _PERIOD = re.compile(
     r"(?:per[_ ]?|/ ?)(m)in(?:ute)?(?![a-z])|(?:per[_ ]?|/ ?)(h)(?:r|our)?(?![a-z])|(?:per[_ ]?|/ ?)(d)ay(?![a-z])"
 )
 _PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
+_MOMENTS = {"timestamp", "start", "end", "arrival", "arrived", "gap"}
 _NO_RATE = {"latency", "time", "duration", "gpu", "chip", "user", "low", "high"}
 _ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
@@ -106,14 +112,14 @@ def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:
     per_request = _tokens_per_request(table, row, found, options) * (period(found.throughput) or 1.0)
     scale = 1.0 if found.latency is None else UNITS[unit_of(found.latency) or "s"]
     held, cap, latency = figure(found.held), figure(found.cap), figure(found.latency)
-    repeated = cap is not None and held is None and latency is None
+    repeated = f"{held} held" if held is not None else f"{cap} at once" if cap is not None and latency is None else ""
     low, high = (figure(first_of(table.columns, [name])) for name in ("throughput_low", "throughput_high"))
     return Point(
         (figure(found.throughput) or 0.0) / per_request,
         held=held,
         cap=cap,
         latency=None if latency is None else latency * scale,
-        setting=f"{cap} at once" if repeated else "",
+        setting=repeated,
         low=low,
         high=high,
         samples=int(figure(first_of(table.columns, ["samples"])) or 1),
@@ -159,7 +165,8 @@ def period(column: str) -> float | None:
     longer = _PERIOD.search(column.lower())
     if longer is not None or found & _PER_MINUTE:
         return _PERIODS[longer[longer.lastindex or 1] if longer is not None else "m"]
-    return 1.0 if found & _PER_SECOND else None
+    seconds = _SECOND.search(column.lower()) or (found & _SECONDS and found & _COUNTED and not found & _MOMENTS)
+    return 1.0 if seconds or found & _PER_SECOND else None
 
 
 def _tokens_of(column: str) -> str | None:
