@@ -273,6 +273,11 @@ REQUEST_FILES = {
         "\n".join(json.dumps({"timestamp": int(1e3 * s), "input_length": 9, "output_length": 5, "hash_ids": [0]}) for s in SECONDS),
         {},
     ),
+    "Qwen-Bailian": (
+        "a.jsonl",
+        "\n".join(json.dumps({"chat_id": 1, "timestamp": s, "input_length": 9, "output_length": 5, "hash_ids": [0]}) for s in SECONDS),
+        {},
+    ),
     "epoch in s": ("a.csv", "timestamp,user\n" + "".join(f"{1.7e9 + s},x\n" for s in SECONDS), {}),
     "epoch in ms": ("a.csv", "timestamp,user\n" + "".join(f"{1.7e12 + 1e3 * s:.0f},x\n" for s in SECONDS), {}),
     "epoch in us": ("a.csv", "ts\tuser\n" + "".join(f"{1.7e15 + 1e6 * s:.0f}\tx\n" for s in SECONDS), {}),

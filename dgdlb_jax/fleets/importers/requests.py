@@ -4,7 +4,8 @@ Layouts that were read, each from its own description: Azure LLM inference trace
 `...2024.md` and `AzureLMMInferenceDataset2025.md` of Azure/AzurePublicDataset at commits 1a61e6c6, 04e28b8a and 517b239f:
 `TIMESTAMP,ContextTokens,GeneratedTokens`), BurstGPT (`README.md` of HPMLL/BurstGPT at ff1a7c63: `Timestamp` in seconds from the first
 midnight, `Model`, `Request tokens`, ...), Mooncake (`FAST25-release/README.md` of kvcache-ai/Mooncake at 40ea55f8 and its traces: JSON
-lines, `timestamp` in milliseconds, `input_length`, ...), and any other with a time.
+lines, `timestamp` in milliseconds, `input_length`, ...), Qwen-Bailian (`README.md` of alibaba-edu/qwen-bailian-usagetraces-anon at
+03a51e31: the same fields and `chat_id`, `timestamp` in seconds), and any other with a time.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
+from dgdlb_jax.fleets.importers.counts import UNEVEN
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.times import read_times, time_column
 from dgdlb_jax.fleets.importers.words import PLACES, first_of
@@ -72,6 +74,11 @@ def read_requests(table: Table, options: Options) -> Demand:
         f"{counted(len(table.rows), 'request', 'requests')}, {times.written}",
         f"{counted(bins, 'bin', 'bins')} of {width:.6g} s" + (f" ({rule})" if rule else ""),
     ]
+    steps = np.diff(np.sort(times.seconds))
+    if len(steps) > 1 and np.ptp(steps) <= UNEVEN * steps.max():
+        notes.append(
+            "its times are evenly spaced: if these are bins and no single requests, call the column that counts them requests"
+        )
     if left:
         end = f"{counted(left, 'request', 'requests')} in {length - bins * width:.3g} of {length:.4g} s"
         notes.append(f"the end, {end}, fills no bin and is left out")

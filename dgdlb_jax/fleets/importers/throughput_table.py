@@ -39,7 +39,10 @@ _ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
 _INPUT = ("input_tokens", "input_len", "isl", "prompt_tokens", "input_length")
 # Settings in figures: rows that differ in one of them belong to different servers.
-_SETTINGS = {"tp", "pp", "ep", "dp", "gpus", "isl", "osl", *_OUTPUT, *_INPUT}
+_SETTINGS = {
+    "tp", "pp", "ep", "dp", "gpus", "num_gpus", "n_gpus", "gpu_count", "chips", "num_chips", "nodes", "num_nodes", "instances", "replicas",
+    "max_num_seqs", "max_batch_size", "isl", "osl", *_OUTPUT, *_INPUT,
+}  # fmt: skip
 _NO_NAME = {"date", "time", "timestamp", "url", "run", "seed", "note", "notes", "comment"}
 
 
@@ -93,7 +96,8 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     differing = telling(_grouping(table, found, rows), [row.cells for row in rows])
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault("-".join(row.cells[column] for column in differing), []).append(row)
+        name = "-".join(_told(table, column, row.cells[column]) for column in differing)
+        groups.setdefault(name, []).append(row)
     notes = _notes(table, found)
     if differing:
         names = " and ".join(f'"{clipped(column)}"' for column in differing)
@@ -103,6 +107,11 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
         Curve(name or stem, tuple(_point(table, row, found, options) for row in group), table.name, notes)
         for name, group in groups.items()
     )
+
+
+def _told(table: Table, column: str, cell: str) -> str:
+    """What a cell adds to the name of a curve: a figure says nothing without its column."""
+    return f"{normal(column)}-{cell}" if table.is_number(cell) else cell
 
 
 def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:

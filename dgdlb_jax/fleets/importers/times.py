@@ -57,7 +57,7 @@ def read_times(table: Table, column: str, unit: str | None) -> Times:
             raise InputError(
                 f'{table.name}: column "{clipped(column)}" is in {said} by its name, but time_unit is {unit}: keep one of the two.'
             )
-        unit = unit or said or _layout_unit(table, column)
+        unit = unit or said or _layout_unit(table, column, values)
         epoch = _epoch_unit(values)
         if unit is None and epoch is None:
             raise InputError(
@@ -73,11 +73,11 @@ def read_times(table: Table, column: str, unit: str | None) -> Times:
     return Times(dates - dates.min(), f'"{clipped(column)}" as dates')
 
 
-def _layout_unit(table: Table, column: str) -> str | None:
-    """The unit that a published layout has: Mooncake's in milliseconds, BurstGPT's in seconds."""
+def _layout_unit(table: Table, column: str, values: Float[np.ndarray, " rows"]) -> str | None:
+    """The unit that a published layout has: Mooncake's whole numbers are milliseconds, Qwen-Bailian's and BurstGPT's are seconds."""
     columns = set(table.columns)
     if column == "timestamp" and {"input_length", "output_length"} <= columns:
-        return "ms"
+        return "s" if "chat_id" in columns else None if (values % 1).any() else "ms"
     if column == "Timestamp" and {"Request tokens", "Response tokens"} <= columns:
         return "s"
     return None
