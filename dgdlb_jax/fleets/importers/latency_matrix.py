@@ -19,20 +19,8 @@ _NOTHING = ("", "-", "--", "x", "n/a", "na", "nan", "none", "null")
 
 # Words of columns that say something of a place by itself.
 _NO_LATENCY = {
-    "rate",
-    "weight",
-    "share",
-    "load",
-    "replicas",
-    "capacity",
-    "requests",
-    "lat",
-    "lon",
-    "latitude",
-    "longitude",
-    "population",
-    "id",
-}
+    "rate", "weight", "share", "load", "replicas", "capacity", "requests", "lat", "lon", "latitude", "longitude", "population", "id",
+}  # fmt: skip
 # What the first cell of a matrix may be called that does not say what its figures are.
 _PLACES = (
     "", "from", "to", "from_to", "source", "src", "origin", "region", "regions", "frontend", "frontends", "backend", "backends",
