@@ -225,6 +225,12 @@ WRONG = {
     "unknown unit": (["rtt.csv", "--latency", "ms"], '"ms" is no latency: it is one of one_way_s'),
     "a column of no file": (["requests.csv", "--select", "regoin=us"], 'the column "regoin", which is not there: did you mean "region"?'),
     "a column of a matrix": (["rtt.csv", "--select", "us=68"], 'the column "us", which is not there: no file has rows'),
+    "an answer to nothing": (["runs", "--latency", "rtt_ms"], "--latency is about latencies, of which no file has any"),
+    "bins of nothing": (["rtt.csv", "--bin", "60"], "--bin is about demand, of which no file has any"),
+    "bins that do not fit": (["day.csv", "--bin", "5000"], "its 24 bins of 3600 s make no two or more of 5000 s"),
+    "a choice without a fleet": (["rtt.csv", "--replicas", "3"], "--replicas is about a fleet: give --fleet as well"),
+    "a folder beside a fleet": (["rtt.csv", "runs", *TO, "--output", "x"], "keep one of --fleet and --output"),
+    "a shift of nothing": (["rtt.csv", "runs", *TO, "--shift-s", "0,60,0"], "no file has a demand"),
     "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),
 }  # fmt: skip
 

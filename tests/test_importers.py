@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.fleets.importers import IMPORTERS, LATENCIES, Curve, Demand, Latencies, workload
+from dgdlb_jax.fleets.importers.counts import rebinned
 from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.numerals import numerals_of
 from dgdlb_jax.fleets.tidy import curve_csv
@@ -320,6 +321,17 @@ def test_a_line_for_every_bin_and_place(tmp_path):
 
 
 GROUPS = [("tokyo", 0, 2), ("tokyo", 1, 3), ("tokyo", 2, 1), ("paris", 0, 5), ("paris", 2, 9)]
+
+
+def test_bins_are_joined_into_wider_ones(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "time_s,requests\n" + "".join(f"{30 * k},{k}\n" for k in range(7))}))
+    wider = rebinned(found, 60.0)
+    assert (wider.width, wider.counts.ravel().tolist()) == (60, [0 + 1, 2 + 3, 4 + 5])
+    assert wider.notes[-1] == "2 bins make one of 60 s, and the last 1 none"
+    assert rebinned(found, None) is found
+    for width in (45.0, 15.0, 120.0, 1e9):
+        with pytest.raises(InputError, match=r"a\.csv: its 7 bins of 30 s make no two or more of"):
+            rebinned(found, width)
 
 
 def test_figures_at_even_times_are_bins(tmp_path):

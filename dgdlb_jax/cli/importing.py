@@ -47,7 +47,7 @@ def add(commands) -> None:
     add("files", nargs="+", metavar="FILE", help="file or folder; arrivals=FILE, throughput=FILE, running=FILE, waiting=FILE for "
         "results of Prometheus that do not say what they are")  # fmt: skip
     add("--fleet", metavar="TOML", type=Path, help="write a fleet of them, with its tables beside it")
-    add("--output", metavar="DIR", type=Path, default=Path(), help="folder for tidy tables (default: here)")
+    add("--output", metavar="DIR", type=Path, help="folder for tidy tables (default: here)")
     _add_answers(parser.add_argument_group("what files may not say").add_argument)
     _add_choices(parser.add_argument_group("what is assumed of a fleet otherwise").add_argument)
 
@@ -122,7 +122,8 @@ def _shifts(text: str) -> tuple[float, ...] | str:
 
 def import_files(options: argparse.Namespace) -> None:
     """Read, say what was understood, write."""
-    from dgdlb_jax.fleets.importers import Options, check_selected, gathered
+    from dgdlb_jax.fleets.importers import Demand, Options, check_selected, gathered
+    from dgdlb_jax.fleets.importers.counts import rebinned
     from dgdlb_jax.fleets.tidy import summary
 
     answers = Options(
@@ -137,12 +138,39 @@ def import_files(options: argparse.Namespace) -> None:
     )
     findings = [finding for name in options.files for finding in _read(name, answers)]
     check_selected("--select", answers)
-    found = gathered(findings)
+    found = [rebinned(one, options.bin) if isinstance(one, Demand) else one for one in gathered(findings)]
+    _check_used(found, options)
     said = [(finding.origin, note) for finding in found for note in (*finding.notes, summary(finding))]
     for origin, note in dict.fromkeys(said):
         print(f"  {origin}: {note}")
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
+
+
+def _check_used(found: "Sequence[Finding]", options: argparse.Namespace) -> None:
+    """Raise `InputError` for an option that nothing was read or is written by: whoever gave it expected something of it."""
+    from dgdlb_jax.fleets.importers import Curve, Demand, Latencies
+    from dgdlb_jax.numerics.results import InputError
+
+    about = {
+        "latency": (Latencies,),
+        "time_unit": (Demand,),
+        "bin": (Demand,),
+        "by": (Demand, Curve),
+        "tokens_per_request": (Curve,),
+    }
+    named = {Latencies: "latencies", Demand: "demand", Curve: "throughput"}
+    for name, kinds in about.items():
+        if getattr(options, name) is not None and not any(isinstance(one, kinds) for one in found):
+            what = " or ".join(named[kind] for kind in kinds)
+            raise InputError(f"--{name.replace('_', '-')} is about {what}, of which no file has any: leave it out.")
+    for name in ("curves", "replicas", "weights", "shift_s", "inside_ms", "sparse"):
+        if options.fleet is None and getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')} is about a fleet: give --fleet as well.")
+    if options.fleet is not None and options.output is not None:
+        raise InputError(
+            "--output is for tidy tables, and those of a fleet lie beside it: keep one of --fleet and --output."
+        )
 
 
 def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
@@ -192,9 +220,10 @@ def _tables(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Pat
         if name in files:
             raise InputError(f"Two of these files would both be written as {name}: import them one at a time.")
         files[name] = text
-    _check_not_inputs([options.output / name for name in files], options.files)
-    write_all(options.output, files)
-    return [options.output / name for name in files]
+    folder = options.output or Path()
+    _check_not_inputs([folder / name for name in files], options.files)
+    write_all(folder, files)
+    return [folder / name for name in files]
 
 
 def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:

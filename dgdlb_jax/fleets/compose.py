@@ -96,6 +96,8 @@ def compose_fleet(
         raise InputError(
             "No file says how fast the servers are: add results of a load test, or a table workload,throughput."
         )
+    if choices.shift_s and demand is None:
+        raise InputError("--shift-s moves one common trace, and no file has a demand: leave it out, or add one.")
     page, files = _Page(), {}
     page.put("name", path.stem, "made by dgdlb import; every figure has its origin in the comment above it")
     frontends = _frontends(page, choices, latencies, demand)

@@ -114,6 +114,29 @@ def read_counts(table: Table, options: Options) -> Demand:
     return Demand(names, width, counts, table.name, tuple(notes))
 
 
+def rebinned(found: Demand, width: float | None) -> Demand:
+    """The same requests in bins of another width, of several of the old ones each; as they are where none is asked for.
+
+    **Raises:** `InputError` for a width that is no multiple of the old one, or makes fewer than two bins.
+    """
+    if width is None:
+        return found
+    several = width / found.width
+    joined = round(several) if several < len(found.counts) else 0
+    if abs(several - joined) > UNEVEN * several or (joined != 1 and len(found.counts) < 2 * joined):
+        raise InputError(
+            f"{found.origin}: its {len(found.counts)} bins of {found.width:g} s make no two or more of {width:g} s: give a multiple (dgdlb "
+            "import: --bin)."
+        )
+    if joined == 1:
+        return found
+    bins = len(found.counts) // joined
+    counts = found.counts[: bins * joined].reshape(bins, joined, -1).sum(axis=1)
+    left = len(found.counts) - bins * joined
+    note = f"{joined} bins make one of {width:g} s" + (f", and the last {left} none" if left else "")
+    return found._replace(width=width, counts=counts, notes=(*found.notes, note))
+
+
 def is_counts(table: Table, options: Options) -> bool:
     """Whether a table counts requests per bin: a column says so, or times are even and all else are figures, none of single requests."""
     column = time_column(table)
