@@ -167,7 +167,7 @@ def run_fleets(options: argparse.Namespace) -> None:
     if options.no_files and (options.report or options.export):
         raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
     set_up_jax(host=True)
-    from dgdlb_jax.reports.export import rounding_costs
+    from dgdlb_jax.reports.export import export_notes
     from dgdlb_jax.reports.fleet_run import Job, Settings, folders
     from dgdlb_jax.reports.status import status
     from dgdlb_jax.reports.text import side_by_side
@@ -187,7 +187,7 @@ def run_fleets(options: argparse.Namespace) -> None:
                     show("\n")
                 job.run(told, show)
                 if options.export and job.comparison is not None:
-                    show("\n".join(rounding_costs(job.comparison, options.export)))
+                    show("\n".join(export_notes(job.comparison, options.export)))
         except KeyboardInterrupt:
             interrupt_heard()
             _tell_what_is_known(jobs, options)
