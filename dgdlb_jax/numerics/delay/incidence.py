@@ -76,6 +76,30 @@ class Table(AbstractIncidence):
         return table
 
 
+class Each(AbstractIncidence):
+    """Every arc has an end of its own."""
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        """As many ends as arcs."""
+        return self.arcs
+
+    @property
+    def ends(self) -> Int[Array, "*shape"]:
+        """The number of every arc."""
+        return jnp.arange(self.arcs, dtype=jnp.int32).reshape(self.shape)
+
+    def by_end(self, arcs: Shaped[Array, "*shape"]) -> Shaped[Array, " sorted"]:
+        """In the order of the arcs."""
+        return arcs.reshape(-1)
+
+    def total(self, by_end: Shaped[Array, " sorted"]) -> Shaped[Array, " ends"]:
+        """The values themselves."""
+        return by_end
+
+
 class Complete(AbstractIncidence):
     """Arcs from each of `others` to each of `groups`, in `lanes` systems side by side.
 
