@@ -315,9 +315,7 @@ def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory
         own = Applied(field, clock, attached)
         carry, more = own.join(carry, inputs.initial, program.extensions)
     observe = ObserveFields(program.fields)
-    system = delayed_system(
-        field, clock, window, program.rows, counts, observe, attached, more, program.counts_own
-    )
+    system = delayed_system(field, clock, window, program.rows, counts, observe, attached, more, program.counts_own)
     carry, saved = _integrate(system, carry, inputs, program)
     now, summary = carry.state, None
     if window is not None and now.sums is not None:

@@ -77,7 +77,13 @@ def _check_values(networks: Network, routing: np.ndarray, workload: np.ndarray) 
 
 
 def begin(
-    field: Field, routing: Array, workload: Array, dt: Float[Array, " lanes"], rows: int, count_wires: bool, counts_own: bool
+    field: Field,
+    routing: Array,
+    workload: Array,
+    dt: Float[Array, " lanes"],
+    rows: int,
+    count_wires: bool,
+    counts_own: bool,
 ) -> Carry:
     """The first carry of a run with constant history: routing and workload have always been so, and the wires are full.
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.numerics import bits
 from dgdlb_jax.numerics.delay import DelayedSystem, Each, Gather, StepContext, Sum, hold
@@ -172,12 +172,17 @@ def answer(system: System, context: StepContext, held: Predicted, seen: Arcs) ->
     """Own requests that backends answer in the step: known before those that arrive in it, as the workload predicted is."""
     now, k = held.now, context.k
     assert now.own is not None
-    (served, ahead), spread = _at_both_ends(system, k, now, held.workload, Field.rate_per_request), system.field.shape.spread
+    (served, ahead), spread = (
+        _at_both_ends(system, k, now, held.workload, Field.rate_per_request),
+        system.field.shape.spread,
+    )
     left = now.own.leaving(length(k, system.clock.frontends), spread(served), spread(ahead))
     return Seen(held, seen, left), (now.own.left, left)
 
 
-def route_by_own(system: System, context: StepContext, seen: Seen, returned: Arcs) -> tuple[Routed, Any]:
+def route_by_own(
+    system: System, context: StepContext, seen: Seen, returned: Float[Array, "*arcs"]
+) -> tuple[Routed, Any]:
     """`route` for a policy that looks at its own requests, when so many answers come in."""
     answers = Answers(seen.left, returned.reshape(seen.left.shape))
     return route(system, context, seen.held, seen.seen, answers)
@@ -204,7 +209,9 @@ def route(
     return move._replace(sent=sent, tail=sent - first), now.tail + first
 
 
-def arrive(system: System, context: StepContext, move: Routed, inflow: Arcs | Backends) -> tuple[StepState, None]:
+def arrive(
+    system: System, context: StepContext, move: Routed, inflow: Float[Array, "*arcs"] | Backends
+) -> tuple[StepState, None]:
     """The state after the step: workloads by the trapezoidal rule, and what is summed up; `inflow` comes on arcs where own requests are
     counted."""
     shape, clock, window = system.field.shape, system.clock, system.window
@@ -259,13 +266,17 @@ class Arrived(NamedTuple):
     ahead: list[PyTree]
 
 
-def arrive_and_measure(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[StepState, None]:
+def arrive_and_measure(
+    system: System, context: StepContext, move: Routed, inflow: Float[Array, "*arcs"] | Backends
+) -> tuple[StepState, None]:
     """As `arrive`, with statistics of the user's."""
     after, _ = arrive(system, context, move, inflow)
     return _measured(system, context.k, move.now, after), None
 
 
-def arrive_and_send(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[Arrived, Any]:
+def arrive_and_send(
+    system: System, context: StepContext, move: Routed, inflow: Float[Array, "*arcs"] | Backends
+) -> tuple[Arrived, Any]:
     """As `arrive`; and what the first extension sends."""
     after, _ = arrive(system, context, move, inflow)
     plugins = system.plugins
