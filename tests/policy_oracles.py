@@ -57,8 +57,11 @@ def _hot_cold(policy, i, seen):
         if np.mean(queues <= limit) >= quantile:
             break
     cold = [j for j in range(len(seen.mask)) if seen.mask[j] and seen.workload[j] <= limit]
-    latency = _latency_as_seen(seen)
-    return _to_least([latency[j] if j in cold else np.inf for j in range(len(seen.mask))], seen.mask)
+    latency, probes = _latency_as_seen(seen), _own(policy.probes, i)
+    if np.isinf(probes):
+        return _to_least([latency[j] if j in cold else np.inf for j in range(len(seen.mask))], seen.mask)
+    hot_last = [latency[j] if j in cold else 1e6 + seen.workload[j] for j in range(len(seen.mask))]
+    return _best_of_draws(hot_last, seen.mask, _with_replacement(seen.mask, probes))
 
 
 INSTANT = {

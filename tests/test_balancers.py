@@ -366,6 +366,7 @@ def test_spillover_shares_ties_and_keeps_to_masks():
         (lambda: PowerOfChoices(0.5), "choices"),
         (lambda: LeastRequest(np.nan), "choices"),
         (lambda: HotCold(1.5), "quantile"),
+        (lambda: HotCold(0.8, probes=0), "probes"),
         (lambda: PeakEWMA(0.0), "decay"),
         (lambda: WeightedLeastRequest(-1.0), "bias"),
         (lambda: MirrorDescent(np.inf), "step_size"),
