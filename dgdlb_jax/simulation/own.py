@@ -129,8 +129,8 @@ def suspend(shape: Shape, own: OwnRequests, answers: ChannelState, resumable: bo
     if resumable:
         rows = shape.from_arcs(answers.line.ring.reshape(answers.line.rows, shape.backends, -1))
     lost = None if own.count.lost is None else shape.from_arcs(own.count.lost)
-    several = (own.in_service, own.arriving, own.left)
-    return OwnState(shape.from_arcs(own.count.value), lost, *map(shape.from_arcs, several), rows)
+    in_service, arriving, left = map(shape.from_arcs, (own.in_service, own.arriving, own.left))
+    return OwnState(shape.from_arcs(own.count.value), lost, in_service, arriving, left, rows)
 
 
 def resume(shape: Shape, state: OwnState) -> tuple[OwnRequests, ChannelState]:
@@ -138,6 +138,6 @@ def resume(shape: Shape, state: OwnState) -> tuple[OwnRequests, ChannelState]:
     assert state.line is not None
     rows = shape.arcs(state.line)
     lost = None if state.lost is None else shape.arcs(state.lost)
-    several = (state.in_service, state.arriving, state.left)
-    own = OwnRequests(Total(shape.arcs(state.count), lost), *map(shape.arcs, several))
+    in_service, arriving, left = map(shape.arcs, (state.in_service, state.arriving, state.left))
+    own = OwnRequests(Total(shape.arcs(state.count), lost), in_service, arriving, left)
     return own, ChannelState(DelayLine(rows.reshape(-1), len(rows)))

@@ -77,14 +77,13 @@ class Table(AbstractIncidence):
 
 
 class Each(AbstractIncidence):
-    """Every arc has an end of its own."""
+    """Every arc has an end of its own; `shape`: that of the arcs."""
 
     shape: tuple[int, ...] = eqx.field(static=True)
+    size: int = eqx.field(static=True)
 
-    @property
-    def size(self) -> int:
-        """As many ends as arcs."""
-        return self.arcs
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape, self.size = shape, int(np.prod(shape))
 
     @property
     def ends(self) -> Int[Array, "*shape"]:

@@ -1,5 +1,6 @@
 """Where a run of whole requests starts."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -7,7 +8,7 @@ from jaxtyping import Array
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, line
 from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.sampling import poisson
-from dgdlb_jax.simulation import own as fluid_own
+from dgdlb_jax.simulation import own as own_requests
 from dgdlb_jax.simulation.requests.blocks import Blocks
 from dgdlb_jax.simulation.requests.cohorts import Cohorts
 from dgdlb_jax.simulation.requests.own import age_of_answers
@@ -29,11 +30,14 @@ def begin(system: DelayedSystem, routing: Array, workload: Array) -> Carry:
     draw = lambda row: streams.for_arcs(jnp.uint32(0xFFFFFFFF) - jnp.asarray(row, jnp.uint32), Purpose.start)[0]
     n = shape.last(workload)
     drawn = lambda row, mean: poisson(draw(row), mean).astype(x.dtype)
+    fluid = None
     if parameters.counting.own:
         # What is at a backend belongs to frontends as in the fluid model; each number is rounded at random.
-        fluid = fluid_own.begin(field, rows, jnp.zeros_like(n), n, mean / step, jnp.zeros_like(x))[0]
-        in_service = jnp.floor(fluid.in_service + draw(2 * rows + 4).astype(x.dtype))
-        n = shape.arrivals(in_service)
+        fluid = own_requests.begin(field, rows, jnp.zeros_like(n), n, mean / step, jnp.zeros_like(x))[0]
+        fluid = eqx.tree_at(
+            lambda o: o.in_service, fluid, jnp.floor(fluid.in_service + draw(2 * rows + 4).astype(x.dtype))
+        )
+        n = shape.arrivals(fluid.in_service)
     else:
         n = jnp.floor(n + streams.for_backends(jnp.uint32(0xFFFFFFFF), Purpose.start)[0].astype(n.dtype))
     tail = parameters.late * mean
@@ -47,11 +51,11 @@ def begin(system: DelayedSystem, routing: Array, workload: Array) -> Carry:
     age = jnp.mod(-jnp.arange(rows), rows)[:, None, None]
     on_wires = jnp.where(age < lag, sent, 0).sum(0) + tail
     own, answers = None, ()
-    if parameters.counting.own:
+    if fluid is not None and parameters.back is not None:
         later = lambda row, mean: drawn(row + jnp.uint32(rows + 1), mean)
         lag_of_answers = jnp.floor(age_of_answers(field, step))
         own, line_of_answers = begin_own(
-            in_service, on_wires, later, rows, step * fluid.left, parameters.back, lag_of_answers
+            fluid.in_service, on_wires, later, rows, step * fluid.left, parameters.back, lag_of_answers
         )
         answers = (ChannelState(DelayLine(line_of_answers.reshape(-1), rows)),)
     observation = field.observe(start, seen, jnp.zeros_like(x) if own is None else own.count, step)

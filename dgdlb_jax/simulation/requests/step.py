@@ -193,9 +193,9 @@ def serve(
     chance = chances(hazard)
     own = now.own
     if own is not None and arcs is not None:
-        each = leaving(field, own, system.streams, k, arcs, chance)
-        old, new = map(shape.arrivals, each)
-        own = OwnCounts(own.count + move.sent, own.in_service + arcs - sum(each), sum(each), own.late)
+        from_old, from_new = leaving(field, own, system.streams, k, arcs, chance)
+        old, new, left = shape.arrivals(from_old), shape.arrivals(from_new), from_old + from_new
+        own = OwnCounts(own.count + move.sent, own.in_service + arcs - left, left, own.late)
     else:
         u, v = system.streams.for_backends(k, Purpose.serve)
         old = binomial(u, n, chance.leave, chance.stay).astype(n.dtype)
