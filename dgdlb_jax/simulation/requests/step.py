@@ -154,9 +154,7 @@ def dispatch_by_own(
     observation = _observed(system, now, k, held.seen)
     routing, policy = _route(system, now, k, observation)
     mean = step * field.mean_arrival_rate(start, step, jnp.ones_like(start))
-    number = poisson(system.streams.for_frontends(k, Purpose.dispatch, jnp.uint32(0))[0], mean).astype(mean.dtype)
-    part = 1 - system.late
-    sent, late = one_by_one(field, system.streams, k, start + step / 2, observation, policy, number, part)
+    sent, late = one_by_one(field, system.streams, k, start + step / 2, observation, policy, mean, 1 - system.late)
     return Dispatched(now, routing, policy, sent, late), now.tail + sent - late
 
 

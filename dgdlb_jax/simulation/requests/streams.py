@@ -26,6 +26,11 @@ class Purpose(IntEnum):
     answer = 3
     start = 4
     send = 5
+    portion = 8  # and the seven numbers behind it
+
+
+PORTIONS = 8
+"""Of a step, for which there are random numbers on every arc."""
 
 
 class Streams(eqx.Module):
@@ -50,6 +55,13 @@ class Streams(eqx.Module):
     def for_arcs(self, k: Step, purpose: Purpose) -> tuple[Numbers, Numbers]:
         """Two uniform numbers for every arc in step `k`."""
         return uniforms(self.frontend_key, _counter(self.arc, k, purpose))
+
+    def for_portions(self, k: Step, portion: Step) -> tuple[Numbers, Numbers]:
+        """Two uniform numbers for every arc in a portion of step `k`."""
+        place = self.arc + (
+            (jnp.uint32(int(Purpose.portion)) + portion.astype(jnp.uint32)) << jnp.uint32(_PURPOSE_BITS)
+        )
+        return uniforms(self.frontend_key, (place, jnp.broadcast_to(k.astype(jnp.uint32), place.shape)))
 
     def for_frontends(self, k: Step, purpose: Purpose, number: Step) -> tuple[Numbers, Numbers]:
         """Two uniform numbers for every frontend in step `k`; `number` below `LARGEST` tells several draws of a step apart."""
