@@ -125,6 +125,19 @@ def test_beside_an_extension_a_run_goes_on_to_the_bit_and_little_holds_at_rest()
     np.testing.assert_allclose(rest.own.in_service.sum(0), rest.workload, rtol=1e-12)
 
 
+def test_whatever_is_sent_is_counted_once():
+    """Flow besides what is routed, at the start and later, and demand that jumps: in the end Little's law has nothing left over."""
+    jumps = dgd.Jumps([[1.003, 2.5, 0.5], [2.2, 3.01, 0.51]], [[4.0, 6.0, 5.0], [8.0, 1.0, 5.0], [4.0, 6.0, 5.0]])
+    network = small_network(np.random.default_rng(8))
+    extra = np.zeros((13, *network.latency.shape))
+    extra[:2] = np.where(network.mask, 30.0, 0)
+    run = dgd.simulate(
+        network.with_arrival_rate(jumps), RULE, duration=120.0, dt=DT, initial=some_start(np.random.default_rng(9), network),
+        max_latency=MAX_LATENCY, save=dgd.SaveAt(every=500), extra_flow=extra,
+    ).final  # fmt: skip
+    np.testing.assert_allclose(run.own.count, little(network, run), rtol=1e-9, atol=1e-11)
+
+
 def test_a_run_that_has_not_counted_begins_to():
     """With what is on its wires, and shares of the backends as they arrive: where all is at rest, nothing moves."""
     network = small_network(np.random.default_rng(8))

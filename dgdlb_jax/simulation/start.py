@@ -127,8 +127,10 @@ def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
     arriving = wires.arriving(flows, k)
     if state.own is not None:
         arriving = arriving.reshape(extra.shape)
+        # Half of it has been sent by now; where a latency is shorter than a step, some of that has arrived.
+        half = jnp.minimum(system.parameters.field.latency, step) / 2
         requests = eqx.tree_at(lambda o: o.arriving, state.own, arriving)
-        requests = eqx.tree_at(lambda o: o.count, requests, requests.count.plus(step / 2 * extra))
+        requests = eqx.tree_at(lambda o: o.count, requests, requests.count.plus(half * extra))
         arriving, state = shape.arrivals(arriving), eqx.tree_at(lambda s: s.own, state, requests)
     state = eqx.tree_at(lambda s: (s.flow, s.inflow), state, (state.flow + extra, arriving))
     if state.tail is not None:
