@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from policy_oracles import FLOWS, FLOWS_WITH_MEMORY, INSTANT, MEMORY
+from own_oracle import OwnRequests
+from policy_oracles import COUNTING, FLOWS, FLOWS_WITH_MEMORY, INSTANT, MEMORY
 from policy_oracles import gradient_velocity as gradient_velocity
 
 # --- projections ------------------------------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
     def past(history, k, start):
         return history[k] if k >= 0 else start
 
-    def seen_by(i, k, raw, before):
+    def seen_by(i, k, raw, before, outstanding):
         """What frontend i sees at step k; `raw` was read now, `before` one step ago."""
         workload = raw[i] + frac_fb[i] * (before[i] - raw[i])
         rate, slope = np.empty(B), np.empty(B)
@@ -196,14 +197,22 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
             mask=mask[i],
             nominal_capacity=nominal,
             cost_latency=cost[i],
-            latency=forward[i],
+            outstanding=outstanding[i],
             arrival_rate=demand(k * dt)[i],
             dt=dt,
         )
 
+    def per_request(workload):
+        rate, slope = service(curve, workload)
+        return np.array([r / n if n > 0 else s for r, n, s in zip(rate, workload, slope, strict=True)])
+
     raw = np.tile(N[0], (F, 1))
-    at_start = [seen_by(i, 0, raw, raw) for i in range(F)]
-    minds = [MEMORY[kind](policy, i, at_start[i], f[0][i]) if kind in MEMORY else None for i in range(F)]
+    own, outstanding = None, np.full((F, B), np.nan)
+    if kind in COUNTING:
+        own = OwnRequests(forward, feedback, mask, dt, N[0], f[0], factor(0.0) * per_request(N[0]))
+        outstanding = own.now()
+    at_start = [seen_by(i, 0, raw, raw, outstanding) for i in range(F)]
+    minds = [MEMORY[kind](policy, i, at_start[i]) if kind in MEMORY else None for i in range(F)]
     velocities = [FLOWS_WITH_MEMORY[kind](policy, i) if kind in FLOWS_WITH_MEMORY else None for i in range(F)]
 
     def velocity(i, seen, routing, mind):
@@ -219,6 +228,9 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
         factors = [factor.mean(now, dt)] * 2 if isinstance(factor, Steps) else [factor(now), factor(then)]
         rate_now = factors[0] * service(curve, N[k])[0]
         predicted = N[k] + dt * (inflow[k] - rate_now)
+        if own is not None:
+            own.leave(factors[0] * per_request(N[k]), factors[1] * per_request(predicted))
+            outstanding = own.expected(f[k])
         before, raw = raw, np.empty((F, B))
         for i in range(F):
             for j in range(B):
@@ -226,7 +238,7 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
                 raw[i, j] = predicted[j] if at == k + 1 else past(N, at, N[0])[j]
         x_new, v_new = np.zeros((F, B)), np.zeros((F, B))
         for i in range(F):
-            seen = seen_by(i, k + 1, raw, before)
+            seen = seen_by(i, k + 1, raw, before, outstanding)
             if kind in INSTANT:
                 x_new[i] = INSTANT[kind](policy, i, seen)
             elif kind in MEMORY:
@@ -243,10 +255,16 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
             inflow.append(counted(demand, x, forward, dt, k))
             sent.append(sent[-1] + dt * (demand.mean(now, dt)[:, None] * (x[k] + x[k + 1]) / 2).sum())
             arriving = inflow[k + 1]
+            if own is not None:
+                arcs = counted(demand, x, forward, dt, k, each=True)
+                own.go_on(demand.mean(now, dt)[:, None] * (x[k] + x[k + 1]) / 2, arcs, arcs)
         else:
             inflow.append(delivered(f, forward, dt, k + 1))
             sent.append(sent[-1] + dt / 2 * (f[k] + f[k + 1]).sum())
             arriving = (inflow[k] + inflow[k + 1]) / 2
+            if own is not None:
+                arcs = arriving_arcs(f, forward, dt, k + 1)
+                own.go_on((f[k] + f[k + 1]) / 2, (own.inflow + arcs) / 2, arcs)
         rate_then = factors[1] * service(curve, predicted)[0]
         N.append(N[k] + dt * (arriving - (rate_now + rate_then) / 2))
         done.append(done[-1] + dt / 2 * (rate_now + rate_then).sum())
@@ -280,8 +298,11 @@ def weights_of_start(demand, factor, mask, now, feedback, dt):
     return weight
 
 
-def counted(demand, routing, latency, dt, k):
-    """The mean of what reaches every backend in step k, requests/s, when demand jumps: dispatched in two pieces of two steps."""
+def counted(demand, routing, latency, dt, k, each=False):
+    """The mean of what reaches every backend in step k, requests/s, when demand jumps: dispatched in two pieces of two steps.
+
+    `each`: arc by arc.
+    """
 
     def dispatched(i, j, step, begin, end):
         """Between two parts of a step, while the routing moves on a straight line from one grid point to the next."""
@@ -289,15 +310,15 @@ def counted(demand, routing, latency, dt, k):
         mean = demand(0.0) if step < 0 else demand.mean((step + begin) * dt, (end - begin) * dt)
         return (end - begin) * mean[i] * (x + (begin + end) / 2 * (y - x))
 
-    inflow = np.zeros(latency.shape[1])
+    inflow = np.zeros(latency.shape)
     for i in range(latency.shape[0]):
         for j in range(latency.shape[1]):
             lag = int(np.floor(latency[i, j] / dt))
             cut = 1 - (latency[i, j] / dt - lag)
             # The second piece of a step is all of it less the first: the routing bends nothing at the cut.
             earlier = dispatched(i, j, k - lag - 1, 0, 1) - dispatched(i, j, k - lag - 1, 0, cut)
-            inflow[j] += earlier + dispatched(i, j, k - lag, 0, cut)
-    return inflow
+            inflow[i, j] = earlier + dispatched(i, j, k - lag, 0, cut)
+    return inflow if each else inflow.sum(0)
 
 
 def still_out(sent, inflow, at_start, dt):
@@ -335,12 +356,17 @@ def served(curve, flow, workload, latency, dt):
 
 def delivered(flow, latency, dt, k):
     """Requests/s that reach every backend at step k."""
-    inflow = np.zeros(latency.shape[1])
+    return arriving_arcs(flow, latency, dt, k).sum(0)
+
+
+def arriving_arcs(flow, latency, dt, k):
+    """Requests/s that reach the backend of every arc at step k."""
+    inflow = np.zeros(latency.shape)
     for i in range(latency.shape[0]):
         for j in range(latency.shape[1]):
             lag = int(np.floor(latency[i, j] / dt))
             frac = latency[i, j] / dt - lag
-            inflow[j] += (1 - frac) * flow[max(k - lag, 0)][i, j] + frac * flow[max(k - lag - 1, 0)][i, j]
+            inflow[i, j] = (1 - frac) * flow[max(k - lag, 0)][i, j] + frac * flow[max(k - lag - 1, 0)][i, j]
     return inflow
 
 

@@ -1,6 +1,6 @@
 """What one frontend does under every policy, as slow and obvious references: enumeration, plain loops, no JAX.
 
-`seen` is what a frontend sees: workload, rate, slope, mask, nominal_capacity, cost_latency, latency, arrival_rate, dt. Three lists by
+`seen` is what a frontend sees: workload, rate, slope, mask, nominal_capacity, cost_latency, outstanding, arrival_rate, dt. Three lists by
 the name of the policy: `INSTANT` rules without memory, `MEMORY` makes a rule with memory for one frontend, `FLOWS` are velocities, and
 `FLOWS_WITH_MEMORY` makes a velocity with memory for one frontend.
 """
@@ -57,8 +57,11 @@ def _hot_cold(policy, i, seen):
         if np.mean(queues <= limit) >= quantile:
             break
     cold = [j for j in range(len(seen.mask)) if seen.mask[j] and seen.workload[j] <= limit]
-    latency = _latency_as_seen(seen)
-    return _to_least([latency[j] if j in cold else np.inf for j in range(len(seen.mask))], seen.mask)
+    latency, probes = _latency_as_seen(seen), _own(policy.probes, i)
+    if np.isinf(probes):
+        return _to_least([latency[j] if j in cold else np.inf for j in range(len(seen.mask))], seen.mask)
+    hot_last = [latency[j] if j in cold else 1e6 + seen.workload[j] for j in range(len(seen.mask))]
+    return _best_of_draws(hot_last, seen.mask, _with_replacement(seen.mask, probes))
 
 
 INSTANT = {
@@ -75,45 +78,32 @@ INSTANT = {
     "GreatestMarginalRate": lambda policy, i, seen: _to_least(-seen.slope, seen.mask),
     "LeastMarginalLatency": lambda policy, i, seen: _to_least(1 / seen.slope + seen.cost_latency, seen.mask),
     "FixedRouting": lambda policy, i, seen: np.asarray(policy.routing)[i],
+    "LeastRequest": lambda policy, i, seen: _best_of_draws(
+        seen.outstanding, seen.mask, _with_replacement(seen.mask, _own(policy.choices, i))
+    ),
+    "WeightedLeastRequest": lambda policy, i, seen: _shares(
+        seen.nominal_capacity / (1 + seen.outstanding) ** _own(policy.bias, i), seen.mask
+    ),
 }
 
 
-class _Counting:
-    """Counts the own requests under way, an implicit Euler step of flow minus count / latency at a time."""
+class _PeakEWMA:
+    """An average that jumps to every peak, times the own requests and one more."""
 
-    def __init__(self, policy, i, seen, flow):
-        self.policy, self.i = policy, i
-        self.count = flow * (seen.latency + _time_in_service(seen))
-        self.flow = self.count / _latency_as_seen(seen)
-        self.average = _latency_as_seen(seen)
+    def __init__(self, policy, i, seen):
+        self.policy, self.i, self.average = policy, i, _latency_as_seen(seen)
 
     def route(self, seen):
         latency = _latency_as_seen(seen)
-        self.count = (self.count + seen.dt * self.flow) / (1 + seen.dt / latency)
-        routing = self.choose(seen, latency)
-        self.flow = seen.arrival_rate * routing
-        return routing
-
-
-class _LeastRequest(_Counting):
-    def choose(self, seen, latency):
-        return _best_of_draws(self.count, seen.mask, _with_replacement(seen.mask, _own(self.policy.choices, self.i)))
-
-
-class _WeightedLeastRequest(_Counting):
-    def choose(self, seen, latency):
-        return _shares(seen.nominal_capacity / (1 + self.count) ** _own(self.policy.bias, self.i), seen.mask)
-
-
-class _PeakEWMA(_Counting):
-    def choose(self, seen, latency):
         weight = np.exp(-seen.dt / _own(self.policy.decay, self.i))
         decayed = weight * self.average + (1 - weight) * latency
         self.average = np.where(latency > self.average, latency, decayed)
-        return _best_of_draws(self.average * (self.count + 1), seen.mask, _different_pairs(seen.mask))
+        return _best_of_draws(self.average * (seen.outstanding + 1), seen.mask, _different_pairs(seen.mask))
 
 
-MEMORY = {"LeastRequest": _LeastRequest, "WeightedLeastRequest": _WeightedLeastRequest, "PeakEWMA": _PeakEWMA}
+MEMORY = {"PeakEWMA": _PeakEWMA}
+COUNTING = {"LeastRequest", "WeightedLeastRequest", "PeakEWMA"}
+"""Rules that look at their own requests."""
 
 
 def gradient_velocity(policy, i, seen, x=None):

@@ -223,7 +223,7 @@ def test_saving_less_is_saving_part(rng):
     np.testing.assert_allclose(last.final.routing, everything.routing[-1], rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("policy", ["DGDLB", "LeastLatency"])
+@pytest.mark.parametrize("policy", ["DGDLB", "LeastLatency", pytest.param("PeakEWMA", marks=pytest.mark.full)])
 def test_one_long_run_is_two_short_ones_to_the_bit(rng, policy):
     network = small_network(rng, arrival_rate=DailyCycle([4.0, 6.0, 5.0], 0.4, [0.0, 0.4, 0.2], 3.0))
     policy, start = POLICIES[policy](network), some_start(rng, network)

@@ -225,6 +225,84 @@ def test_moving_and_jumping_policies_agree_with_events():
         assert abs(mean - np.mean(events)) < 4 * spread, (type(policy), mean, np.mean(events), spread)
 
 
+def of_two(i, own, seen, rng):
+    """Least request: the lesser of two draws, ties at random."""
+    del i, seen
+    first, second = rng.integers(own.size, size=2)
+    return first if own[first] <= own[second] else second
+
+
+def by_weight(i, own, seen, rng):
+    """Weighted least request, weights in proportion to capacity."""
+    del i, seen
+    weight = SERVICE / (own + 1)
+    return rng.choice(own.size, p=weight / weight.sum())
+
+
+@pytest.mark.parametrize(
+    ("policy", "rule"),
+    [(dgd.LeastRequest(), of_two), pytest.param(dgd.WeightedLeastRequest(), by_weight, marks=pytest.mark.full)],
+)
+def test_own_requests_are_those_of_events(policy, rule):
+    """Counted until the answer is back, and each request sees those before it: latency, workloads and counts within intervals."""
+    run = many_runs(policy, follow=False, save=dgd.SaveAt(200))
+    own = run.final.own
+    np.testing.assert_array_equal(own.in_service.sum(1), run.final.workload)
+    count = np.asarray(own.count)
+    assert np.all(count == np.round(count))
+    assert np.all(count >= np.asarray(own.in_service + own.left))
+    events = [
+        simulate_events(NETWORK, hyperbolic, *START, 250.0, seed=seed, after=50.0, choose=rule) for seed in range(5)
+    ]
+    statistics = run.statistics
+    for found, name in ((statistics.mean_latency, "mean_latency"), (statistics.mean_workload, "mean"), (count, "own")):
+        exact = np.array([event[name] for event in events])
+        spread = lambda each: each.std(0, ddof=1) / np.sqrt(len(each))
+        within = 4 * np.hypot(spread(exact), spread(np.asarray(found)))
+        assert np.all(np.abs(exact.mean(0) - np.asarray(found).mean(0)) < within), name
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "policy", [dgd.LeastRequest(), dgd.WeightedLeastRequest(), dgd.PeakEWMA()], ids=lambda p: type(p).__name__
+)
+def test_the_fluid_count_is_the_limit_of_whole_requests(policy):
+    """At scale 100 noise costs 0.1 % of the latency here; without the return trip workloads are 2.5 to 4 % off."""
+    scale = 100.0
+    start = SHARES, START[1] * scale
+    fluid = dgd.simulate(
+        NETWORK.with_scale(scale),
+        policy,
+        duration=400.0,
+        dt=0.01,
+        initial=start,
+        save=dgd.SaveAt.statistics(after=100.0),
+    )
+    run = many_runs(policy, scale=scale, duration=400.0, initial=start, follow=False)
+    np.testing.assert_allclose(np.mean(run.statistics.mean_workload, 0), fluid.statistics.mean_workload, rtol=0.01)
+    np.testing.assert_allclose(run.across_runs()[0], fluid.statistics.mean_latency, rtol=0.004)
+
+
+@pytest.mark.full
+def test_own_requests_come_back_to_the_last_one():
+    """When nobody asks any more, all counts return to zero, whatever was on the wires at the start.
+
+    Of the two frontends one sends its requests one by one, the other in portions.
+    """
+    network = NETWORK.with_arrival_rate(dgd.Jumps([[40.0, 40.0]], [[6.0, 4.0], [0.0, 0.0]]))
+    run = many_runs(
+        dgd.LeastRequest(),
+        network,
+        duration=150.0,
+        scale=30.0,
+        follow=False,
+        save=dgd.SaveAt(800, fields=("workload", "in_flight")),
+    )
+    assert np.asarray(run.workload)[:, 1].sum() > 3000
+    for left in (run.final.own.count, run.final.workload, run.in_flight[:, -1]):
+        np.testing.assert_array_equal(left, 0)
+
+
 def test_the_gap_to_the_fluid_falls_like_one_over_the_scale():
     """With a fixed routing the cost of noise is exactly 1/n of that at scale 1:
     one request more at load rho is served after rho / (1 - rho) others."""
@@ -297,6 +375,7 @@ def test_whole_numbers_have_no_gradient():
         ({"scale": float("nan")}, "scale is nan"),
         ({"discipline": "lifo"}, "discipline is 'lifo'"),
         ({"count": "all"}, "count is 'all'"),
+        ({"count": "arc", "policy": dgd.LeastRequest()}, "LeastRequest looks at its own outstanding requests"),
         ({"save": dgd.SaveAt(after=1.0)}, "give after= to the function"),
         ({"save": dgd.SaveAt(reference=np.ones(2))}, "reference=...\\) is not for whole"),
         ({"longest_stay": -1.0}, "longest_stay is -1"),
@@ -310,7 +389,7 @@ def test_whole_numbers_have_no_gradient():
 )
 def test_what_is_refused(options, sentence):
     with pytest.raises(dgd.InputError, match=sentence):
-        many_runs(dgd.Uniform(), **options)
+        many_runs(**{"policy": dgd.Uniform()} | options)
 
 
 def row(balancer, fluid, mean, error=0.001, **more):
@@ -345,7 +424,6 @@ def predicted(distance):
         (study(row("DGD-LB", 1.0, 1.05), scale=10.0), "from a scale of about 50.0 on", "at this scale"),
         (study(row("DGD-LB", 1.0, 1.004)), "at this scale the fluid figures hold", "from a scale"),
         (study(row("DGD-LB", 1.0, 1.001)), "cannot tell from nothing", "hold within"),
-        (study(row("least request", 1.0, 1.05, own_counts=True)), "is given the mean of its own requests", "Not run"),
         (study(row("DGD-LB", 1.0, 1.05), left_out=("nearest",)), "Not run: nearest", "is given the mean"),
         (study(row("DGD-LB", 1.0, 1.05)), "Randomness", "Linear theory"),
         (

@@ -34,7 +34,9 @@ class Observation(eqx.Module):
     - `marginal_latency`: $1 / \\ell_j'$ there, seconds: what one more request would add to the time in the system.
     - `average_latency`: $N_j / \\ell_j$ there, seconds: the mean time in the system, if the backend were at rest.
     - `cost_latency`: network time charged to a request, seconds.
-    - `outstanding`: the frontend's own requests under way, its flow times the latency as seen.
+    - `outstanding`: the frontend's own requests that have not been answered: counted from dispatch until the answer is back, as a proxy
+      does, the return trip (the feedback latency) included. Its one number that needs no news. Only runs of a policy that looks at it
+      count.
     - `nominal_capacity`: of each backend, requests/s.
     - `mask`: which backends it may use. Entries of the others have no meaning, but are finite.
     - `arrival_rate`: of this frontend now, requests/s, a scalar.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, best_of, checked, least
 
 
 class LeastLatency(AbstractInstantPolicy):
@@ -37,33 +37,42 @@ class HotCold(AbstractInstantPolicy):
 
     - `quantile`: $q$ between 0 and 1, a scalar or `(frontends,)`; 0.84 as in the paper. 0 leaves only the shortest queues cold (and
       is `LeastWorkload`, ties broken by latency), 1 is `LeastLatency`.
+    - `probes`: how many backends, drawn at random with replacement, each request chooses among, at least 1, a scalar or
+      `(frontends,)`; where all of these are hot, it takes the one with the fewest requests in flight. By default it knows all.
 
-    **Raises:** `InputError` for a quantile outside 0 to 1.
+    **Raises:** `InputError` for a quantile outside 0 to 1, and for fewer than one probe.
 
     **Source:** Wydrowski, Kleinberg, Rumble, Archer (2024), "Load is not what you should balance: Introducing Prequal",
-    arXiv:2312.10172. The fluid version keeps the rule and the age of the probes. It loses the pool of probes drawn at random: all
-    backends within reach are always in it, so that the shortest queue is cold and the second half of the rule (when all are hot, the
-    fewest requests in flight) is never needed. It loses error aversion and the difference between replicas of one backend. It
-    charges the network, which within one datacentre, where Prequal lives, is the same for all. With the few backends of a fleet
-    hardly one is ever hot: up to 6 none is above the quantile 0.84.
+    arXiv:2312.10172. Kept are the rule and the age of the probes: what is hot is told from the news of all backends within reach, as
+    from the distribution that Prequal keeps. A pool is drawn for every request, where Prequal's outlives some; the shares of a rule
+    that draws are those of its mean, which for whole requests is the rule itself, as each draws for itself. It loses error aversion and
+    the difference between replicas of one backend. It charges the network, which within one datacentre, where Prequal lives, is
+    the same for all. With the few backends of a fleet hardly one is ever hot: up to 6 none is above the quantile 0.84.
     """
 
     takes_lanes: ClassVar[bool] = True
 
     quantile: Float[Array, "*frontends"]
+    probes: Float[Array, "*frontends"]
 
-    def __init__(self, quantile: Numbers = 0.84):
+    def __init__(self, quantile: Numbers = 0.84, probes: Numbers = float("inf")):
         self.quantile = checked(
             "HotCold.quantile", quantile, lambda q: (q >= 0) & (q <= 1), "between 0 and 1 (0.84 in Prequal)"
         )
+        self.probes = checked("HotCold.probes", probes, lambda d: d >= 1, "at least 1 (inf looks at all)")
 
     def route(self, t, observation: Observation, state):
-        """All to the least latency among the cold."""
+        """All to the least latency among the cold of the pool."""
         del t
-        in_flight, mask = observation.workload, observation.mask
+        in_flight, latency, mask = observation.workload, latency_as_seen(observation), observation.mask
         shorter = jnp.sum(mask[None] & ~at_most(in_flight[:, None], in_flight[None]), axis=1)
         wanted = self.quantile * jnp.sum(mask, axis=0) * (1 - 1e-6)  # 0.7 * 10 is a little more than 7
-        return least(latency_as_seen(observation), mask & (shorter < jnp.maximum(wanted, 1))), state
+        cold = shorter < jnp.maximum(wanted, 1)
+        # How many are to be preferred: all that are cold to a hot one, among the cold by latency, among the hot by their queues.
+        faster = ~at_most(latency[:, None], latency[None])
+        preferred = jnp.where(cold[:, None], cold[None] & faster, cold[None])
+        rank = jnp.sum(mask[None] & preferred, axis=1) + jnp.where(cold, 0, shorter)
+        return best_of(rank.astype(latency.dtype), mask, self.probes), state
 
 
 def latency_as_seen(observation: Observation) -> Float[Array, "backends *lanes"]:

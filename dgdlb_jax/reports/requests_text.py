@@ -51,9 +51,6 @@ def sentences(study: RequestStudy) -> list[str]:
         found.append(_about_noise(study, about))
     if study.predicted is not None:
         found.append(_about_theory(study, study.predicted))
-    counting = [row.balancer for row in study.rows if row.own_counts]
-    if counting:
-        found.append(f"{enumerated(counting)}: the rule is given the mean of its own requests, not their number.")
     if study.left_out:
         found.append(f"Not run: {enumerated(study.left_out)}, whose fluid run has no latency.")
     unknown = [row.balancer for row in study.rows if any(math.isnan(value) for value in row.quantiles)]

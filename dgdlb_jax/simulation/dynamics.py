@@ -74,15 +74,24 @@ class Field(eqx.Module):
 
         A factor that jumps counts with its mean over `step`, its start and its length.
         """
-        rate = self.service.rate(workload)
+        return self._at_capacity(t, self.service.rate(workload), step)
+
+    def rate_per_request(
+        self, t: Backends, workload: Backends, step: tuple[Backends, Backends] | None = None
+    ) -> Backends:
+        r"""$\ell_j(N_j) / N_j$, 1/s, which has a limit at 0: how fast each request is served where they share a backend equally."""
+        return self._at_capacity(t, 1 / self.service.average_latency(workload), step)
+
+    def _at_capacity(self, t: Backends, rate: Backends, step: tuple[Backends, Backends] | None) -> Backends:
         if self.capacity is None:
             return rate
         if step is not None and isinstance(self.capacity, AbstractJumpingDemand):
             return self.capacity.mean_over(*step) * rate
         return self.capacity.rate(t) * rate
 
-    def observe(self, t: Frontends, seen: Arcs, flow: Arcs, time_step: Frontends) -> Observation:
-        """What every frontend sees: `seen` is the workload after the feedback latency, `flow` the frontend's own flow now."""
+    def observe(self, t: Frontends, seen: Arcs, outstanding: Arcs, time_step: Frontends) -> Observation:
+        """What every frontend sees: `seen` is the workload after the feedback latency, `outstanding` are the frontend's own requests
+        (anything where its policy does not look at them)."""
         rate = self.seen_service.rate(seen)
         marginal, average = self.seen_service.marginal_latency(seen), self.seen_service.average_latency(seen)
         if self.seen_capacity is not None:
@@ -96,7 +105,7 @@ class Field(eqx.Module):
             marginal_latency=marginal,
             average_latency=average,
             cost_latency=self.cost_latency,
-            outstanding=flow * (self.latency + average),
+            outstanding=outstanding,
             nominal_capacity=self.nominal_capacity,
             mask=self.mask,
             arrival_rate=self.arrival_rate(t),

@@ -171,7 +171,7 @@ def simulate_batch(
     policy = each_frontend(networks, policy, type(policy).__name__)
     made = plan(
         networks, duration=duration, dt=dt, save=save, max_latency=max_latency, frames=frames, execution=_execution(execution, once),
-        adjoint=adjoint, extensions=extensions, data=(policy, initial, extra_flow),
+        adjoint=adjoint, extensions=extensions, policy=policy, data=(policy, initial, extra_flow),
     )  # fmt: skip
     if throw:
         checks.explain(networks, made.grid, max_latency)
@@ -295,9 +295,9 @@ def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory
     field = Field(network, inputs.policy)
     count_wires = "in_flight" in program.fields
     if isinstance(inputs.initial, SimulationState):
-        carry = resume(field, inputs.initial, count_wires)
+        carry = resume(field, inputs.initial, count_wires, program.counts_own)
     else:
-        carry = begin(field, *inputs.initial, dt, program.rows, count_wires)
+        carry = begin(field, *inputs.initial, dt, program.rows, count_wires, program.counts_own)
     first = carry.k
     last = first + inputs.steps
     clock, counts = Clock(field.shape, dt, last), carry.state.tail is not None
@@ -312,7 +312,7 @@ def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory
         own = Applied(field, clock, attached)
         carry, more = own.join(carry, inputs.initial, program.extensions)
     observe = ObserveFields(program.fields)
-    system = delayed_system(field, clock, window, program.rows, counts, observe, attached, more)
+    system = delayed_system(field, clock, window, program.rows, counts, observe, attached, more, program.counts_own)
     carry, saved = _integrate(system, carry, inputs, program)
     now, summary = carry.state, None
     if window is not None and now.sums is not None:

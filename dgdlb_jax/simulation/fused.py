@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, ArrayLike, PyTree
 
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Gather, StepContext
+from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Each, Gather, StepContext
 from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -200,7 +200,8 @@ def _step(system: DelayedSystem, lines: list[_Line], k: Array, state: PyTree, re
         else:
             line.write(k + 1, entering)
             found.append(None)
-            received = channel.receive(jnp.sum(line.read(k + 1), axis=1))
+            read = line.read(k + 1)
+            received = channel.receive(read if isinstance(channel.incidence, Each) else jnp.sum(read, axis=1))
     return held, tuple(found)
 
 

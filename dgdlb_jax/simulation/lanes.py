@@ -72,6 +72,10 @@ class Shape(eqx.Module):
         """The backend of every arc."""
         return Complete(self.backends, self.frontends, self.lanes)
 
+    def spread(self, values: Shaped[Array, " backend_lanes"]) -> Shaped[Array, "backends frontend_lanes"]:
+        """One number per backend, repeated for every frontend: from backends to arcs within the layout."""
+        return jnp.tile(values.reshape(self.backends, self.lanes), self.frontends)
+
     def arrivals(self, arcs: Shaped[Array, "backends frontend_lanes"]) -> Shaped[Array, " backend_lanes"]:
         """What comes together at every backend, summed over frontends."""
         return self.ends.total(self.ends.by_end(arcs))

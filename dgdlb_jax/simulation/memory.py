@@ -14,7 +14,7 @@ class Memory:
 
     - `size`: networks, frontends, backends; `side_by_side`: how many networks run at the same time.
     - `rows`: of the delay lines, which are kept if the run is `resumable`; `instants`: at which `fields` are saved.
-    - `itemsize`: bytes of a number.
+    - `itemsize`: bytes of a number. `counts_own`: whether answers have a delay line as well.
     """
 
     size: tuple[int, int, int]
@@ -24,6 +24,7 @@ class Memory:
     fields: tuple[str, ...]
     resumable: bool
     itemsize: int
+    counts_own: bool = False
 
     @property
     def bytes(self) -> float:
@@ -47,7 +48,7 @@ class Memory:
     def _lines(self) -> float:
         """Numbers in delay lines."""
         batch, frontends, backends = self.size
-        line = self.rows * backends * (frontends + 1)
+        line = self.rows * backends * (frontends * (1 + self.counts_own) + 1)
         return line * (_LINES * self.side_by_side + _RESUMABLE_LINES * batch * self.resumable)
 
     @property

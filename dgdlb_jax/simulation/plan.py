@@ -17,9 +17,11 @@ from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.threads import parts_for
 from dgdlb_jax.numerics.tiles import has_a_mesh
 from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.attached import Plugins, collect, extension_rows
 from dgdlb_jax.simulation.memory import Memory
+from dgdlb_jax.simulation.own import reads_outstanding
 from dgdlb_jax.simulation.plugins import AbstractExtension
 from dgdlb_jax.simulation.trajectory import SaveAt
 
@@ -65,6 +67,7 @@ class Program(eqx.Module):
     frames: int = eqx.field(static=True)
     fused: bool = eqx.field(static=True)
     extensions: tuple[int, ...] = eqx.field(static=True)  # rows of the delay line of each
+    counts_own: bool = eqx.field(static=True)  # requests of every frontend, since the policy looks at them
     native: bool = eqx.field(static=True, default=True)
 
 
@@ -114,12 +117,13 @@ def plan(
     execution: Execution | None = None,
     adjoint: FullStorage | Checkpoints | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
+    policy: AbstractPolicy | None = None,
     data: Any = None,
 ) -> Plan:
     """How `simulate_batch` runs a batch, without running it: steps, delay rows, what runs side by side, memory.
 
-    **Arguments:** `networks`, a batch or one, and the others as for `simulate_batch`; `data`: whatever else the run depends on, since what
-    is traced runs as JAX spreads it.
+    **Arguments:** `networks`, a batch or one, and the others as for `simulate_batch`; `policy`: one that looks at its own outstanding
+    requests takes a delay line more; `data`: whatever else the run depends on, since what is traced runs as JAX spreads it.
 
     **Returns:** a `Plan`; `print(plan)` says it in a line.
 
@@ -133,6 +137,7 @@ def plan(
     steps, told = int(grid.steps.max()), frames is not None  # or compiled in
     if frames is not None:
         _check_frames(frames, steps, save.every)
+    counts_own = policy is not None and reads_outstanding(networks, policy)
     program = Program(
         rows=grid.rows,
         steps=None if told else steps,
@@ -145,13 +150,15 @@ def plan(
         frames=frames or 0,
         fused=how.fused,
         extensions=extension_rows(plugins, networks.anonymous(), grid.dt, max_latency),
+        counts_own=counts_own,
     )
     everything = networks, plugins, save, data
     free = is_concrete(everything) and not has_a_mesh(networks.latency)
     devices = min(how.devices or (jax.local_device_count() if free else 1), size)
     threads = parts_for(size, everything, how.threads) if free and devices == 1 else 1
     largest = checks.LARGEST_LINE // (grid.rows * frontends * backends)
-    lanes = min(largest, how.lanes or choose_lanes(networks, grid.rows, math.ceil(size / (devices * threads))))
+    over_arcs = grid.rows * (2 if counts_own else 1)  # rows of all lines over arcs
+    lanes = min(largest, how.lanes or choose_lanes(networks, over_arcs, math.ceil(size / (devices * threads))))
     instants = frames or (count_frames(steps, save.every) + 1 if save.every and save.fields else 1)
     memory = Memory(
         (size, frontends, backends),
@@ -161,6 +168,7 @@ def plan(
         save.fields,
         save.resumable,
         networks.latency.dtype.itemsize,
+        counts_own,
     )
     return Plan(grid, instants, devices, threads, lanes, program, memory, plugins)
 

@@ -7,15 +7,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Sum, line
+from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Each, Sum, line
 from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
-from dgdlb_jax.simulation import attached
+from dgdlb_jax.simulation import attached, own
 from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
-from dgdlb_jax.simulation.step import StepState
+from dgdlb_jax.simulation.step import StepState, flow_channel
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
@@ -77,45 +77,70 @@ def _check_values(networks: Network, routing: np.ndarray, workload: np.ndarray) 
 
 
 def begin(
-    field: Field, routing: Array, workload: Array, dt: Float[Array, " lanes"], rows: int, count_wires: bool
+    field: Field,
+    routing: Array,
+    workload: Array,
+    dt: Float[Array, " lanes"],
+    rows: int,
+    count_wires: bool,
+    counts_own: bool,
 ) -> Carry:
-    """The first carry of a run with constant history: routing and workload have always been so, and the wires are full."""
+    """The first carry of a run with constant history: routing and workload have always been so, and the wires are full.
+
+    `counts_own`: whether own requests are counted.
+    """
     shape = field.shape
     x, n = shape.arcs(routing), shape.last(workload)
     t0, step = jnp.zeros(x.shape[1:], x.dtype), shape.over_frontends(dt)
     seen = shape.backend_to_arcs(workload)
     flow = field.arrival_rate(t0) * x
-    observation = field.observe(t0, seen, flow, step)
+    requests, answers = None, ()
+    if counts_own:
+        requests, line_of_answers = own.begin(field, rows, jnp.zeros_like(n), n, flow, flow * field.latency)
+        answers = (line_of_answers,)
+    outstanding = jnp.zeros_like(x) if requests is None else requests.count.value
+    observation = field.observe(t0, seen, outstanding, step)
     policy = field.init(observation)
     velocity = field.velocity(t0, x, observation, policy)[0] if field.flows else None
     state = StepState(
         routing=x, workload=n, flow=flow, inflow=shape.arrivals(flow), velocity=velocity, policy=policy, peak=n,
         in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
-        tail=_delay(field, step)[1] * flow if field.counts else None,
+        tail=_delay(field, step)[1] * flow if field.counts else None, own=requests,
     )  # fmt: skip
     news, flows = ChannelState(line.filled(n, rows), seen), ChannelState(line.filled(flow.reshape(-1), rows))
-    return Carry(jnp.zeros((), jnp.int32), state, (news, flows))
+    return Carry(jnp.zeros((), jnp.int32), state, (news, *answers, flows))
 
 
 def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
     """The same carry, had `extra` flow been sent just now besides what was routed."""
     state, k = carry.state, carry.k
-    news, flow, *others = carry.channels
-    wires = system.channels[1]
+    shape, step = system.parameters.field.shape, system.parameters.clock.frontends[0]
+    place = flow_channel(state)
+    before, flow, behind = carry.channels[:place], carry.channels[place], carry.channels[place + 1 :]
+    wires = system.channels[place]
     assert isinstance(wires, Sum)
     late = system.parameters.late if wires.fraction is None else wires.fraction
     # Where counts are on the wires: of a flow that rises and falls, half has been sent by now.
     sent = extra if state.tail is None else extra / 2
     row = line.row(flow.line, k).reshape(extra.shape) + (1 - late) * sent
     flows = line.write(flow.line, k, row)
-    state = eqx.tree_at(lambda s: (s.flow, s.inflow), state, (state.flow + extra, wires.arriving(flows, k)))
+    arriving = wires.arriving(flows, k)
+    if state.own is not None:
+        arriving = arriving.reshape(extra.shape)
+        # Half of it has been sent by now; where a latency is shorter than a step, some of that has arrived.
+        half = jnp.minimum(system.parameters.field.latency, step) / 2
+        requests = eqx.tree_at(lambda o: o.arriving, state.own, arriving)
+        requests = eqx.tree_at(lambda o: o.count, requests, requests.count.plus(half * extra))
+        arriving, state = shape.arrivals(arriving), eqx.tree_at(lambda s: s.own, state, requests)
+    state = eqx.tree_at(lambda s: (s.flow, s.inflow), state, (state.flow + extra, arriving))
     if state.tail is not None:
         state = eqx.tree_at(lambda s: s.tail, state, state.tail + late * sent)
-    return Carry(k, state, (news, ChannelState(flows), *others))
+    return Carry(k, state, (*before, ChannelState(flows), *behind))
 
 
-def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
-    """The carry from which a stopped run goes on, to the bit."""
+def resume(field: Field, state: SimulationState, count_wires: bool, counts_own: bool) -> Carry:
+    """The carry from which a stopped run goes on, to the bit; own requests that were not counted are begun with, as they would be if
+    shares at the backends had always been those of what arrives now."""
     shape = field.shape
     assert state.flow_line is not None  # see checks.resumable
     assert state.workload_line is not None
@@ -134,7 +159,22 @@ def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
     )  # fmt: skip
     rows, workloads = flows.shape[0], shape.last(state.workload_line).reshape(-1)
     news = ChannelState(DelayLine(workloads, rows), shape.arcs(state.reading))
-    return Carry(state.step[0], now, (news, ChannelState(DelayLine(flows.reshape(-1), rows))))
+    carry = Carry(state.step[0], now, (news, ChannelState(DelayLine(flows.reshape(-1), rows))))
+    if not counts_own:
+        return carry
+    requests, answers = _count_from_now(field, carry, state) if state.own is None else own.resume(shape, state.own)
+    now = eqx.tree_at(lambda s: s.own, now, requests, is_leaf=lambda leaf: leaf is None)
+    return Carry(carry.k, now, (news, answers, carry.channels[1]))
+
+
+def _count_from_now(field: Field, carry: Carry, state: SimulationState) -> tuple[own.OwnRequests, ChannelState]:
+    """Own requests of a run that has not counted them."""
+    now, step = carry.state, field.shape.over_frontends(state.time_step)
+    wires, rows = carry.channels[1].line, carry.channels[1].line.rows
+    each = Sum(field.latency / step, Each(now.flow.shape), rows)
+    arriving = each.arriving(wires, carry.k).reshape(now.flow.shape)
+    t = carry.k.astype(step.dtype) * field.shape.over_backends(state.time_step)
+    return own.begin(field, rows, t, now.workload, arriving, _on_the_wires(field, carry.k, now, wires, step))
 
 
 def suspend(
@@ -142,7 +182,8 @@ def suspend(
 ) -> SimulationState:
     """Everything that a later run needs, batch axis first; if there will be none, without the delay lines."""
     shape, now = field.shape, carry.state
-    news, flow, *others = carry.channels
+    place = flow_channel(now)
+    news, flow, others = carry.channels[0], carry.channels[place], carry.channels[place + 1 :]
     assert news.reading is not None
     nothing = jnp.zeros_like(now.routing)
     flow_line = workload_line = None
@@ -151,7 +192,9 @@ def suspend(
         rows = flow.line.rows
         flows = flow.line.ring.reshape(rows, shape.backends, -1)
         flow_line, workload_line = shape.from_arcs(flows), shape.from_last(news.line.ring.reshape(rows, -1))
-        in_flight = _on_the_wires(field, carry, flows, dt) if in_flight is None else in_flight
+        if in_flight is None:
+            wires = _on_the_wires(field, carry.k, now, flow.line, shape.over_frontends(dt))
+            in_flight = shape.per_lane(wires.sum(0))
     return SimulationState(
         step=steps.astype(jnp.int32), row=jnp.full(steps.shape, carry.k, jnp.int32), time_step=dt,
         routing=shape.from_arcs(now.routing), workload=shape.from_last(now.workload),
@@ -160,27 +203,25 @@ def suspend(
         reading=shape.from_arcs(news.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
         tail=None if now.tail is None else shape.from_arcs(now.tail),
-        extensions=attached.suspend(shape, now.extended, tuple(others), resumable),
+        extensions=attached.suspend(shape, now.extended, others, resumable),
+        own=None if now.own is None else own.suspend(shape, now.own, carry.channels[1], resumable),
     )  # fmt: skip
 
 
-def _on_the_wires(
-    field: Field, carry: Carry, rows: Float[Array, "rows backends frontend_lanes"], dt: Float[Array, " lanes"]
-) -> Float[Array, " lanes"]:
-    """Requests on the forward wires, read off the delay line: what a run that counts them step by step would have found.
+def _on_the_wires(field: Field, k: Int[Array, ""], now: StepState, wires: DelayLine, step: Frontends) -> Arcs:
+    """Requests on the forward wires at step `k`, read off the delay line: what a run that counts them step by step would have found.
 
     By the trapezoidal rule over the whole steps of a latency, where the line does not hold counts; what it holds is a fraction of a
     step old already.
     """
-    now, step = carry.state, field.shape.over_frontends(dt)
     lag, fraction = _delay(field, step)
-    size = rows.shape[0]
-    age = jnp.mod(carry.k - jnp.arange(size), size)[:, None, None]
+    rows = wires.ring.reshape(wires.rows, *lag.shape)
+    age = jnp.mod(k - jnp.arange(wires.rows), wires.rows)[:, None, None]
     if now.tail is not None:
-        return field.shape.per_lane((step * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)).sum(0))
+        return step * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)
     whole = (((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows).sum(0)
-    newest = line.row(carry.channels[1].line, carry.k).reshape(lag.shape)
-    return field.shape.per_lane((step * (whole + _tail(now.flow, newest, fraction))).sum(0))
+    newest = line.row(wires, k).reshape(lag.shape)
+    return step * (whole + _tail(now.flow, newest, fraction))
 
 
 def _delay(field: Field, step: Frontends) -> tuple[Arcs, Arcs]:

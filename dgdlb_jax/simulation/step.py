@@ -11,6 +11,9 @@ Where demand jumps, rates at grid points say little of what is sent in a step, a
 holds what is sent on an arc between `t_k` and `t_{k+1}` less the fraction of a step, which arrives in one step. Everything that
 arrives does so exactly when it should, whatever dt is.
 
+Where the policy looks at its frontend's own requests, a stage between 1 and 2 sends the `answers` back, and flow arrives arc by arc (see
+`own`).
+
 The stages know of no delay. In the reverse pass they are told what the run has recorded (`context.recorded`), so that nothing is
 computed again that is known: the routing by its support, the workload, and which workload was the extreme one in the end.
 """
@@ -21,16 +24,17 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.numerics import bits
-from dgdlb_jax.numerics.delay import DelayedSystem, Gather, StepContext, Sum, hold
+from dgdlb_jax.numerics.delay import DelayedSystem, Each, Gather, StepContext, Sum, hold
 from dgdlb_jax.numerics.delay.line import interpolate, split
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import State
 from dgdlb_jax.simulation.attached import Applied, Attached, Extended
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.own import OwnRequests
 from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
 
 
@@ -65,6 +69,7 @@ class StepState(eqx.Module):
     tail: Arcs | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
     measured: tuple[PyTree, ...] = ()  # by statistics of the user's
     extended: tuple[Extended, ...] = ()  # by state variables of the user's
+    own: OwnRequests | None = None  # where the policy looks at them
 
 
 class Predicted(NamedTuple):
@@ -72,6 +77,21 @@ class Predicted(NamedTuple):
 
     now: StepState
     workload: Backends
+
+
+class Seen(NamedTuple):
+    """What `answer` hands on: what frontends see of workloads, and the rate at which own requests are answered in the step."""
+
+    held: Predicted
+    seen: Arcs
+    left: Arcs
+
+
+class Answers(NamedTuple):
+    """Of own requests: the rates at which they leave backends in the step, and at which answers reach frontends."""
+
+    left: Arcs
+    returned: Arcs
 
 
 class Routed(NamedTuple):
@@ -85,6 +105,7 @@ class Routed(NamedTuple):
     flow: Arcs
     sent: Arcs | None = None
     tail: Arcs | None = None
+    answers: Answers | None = None
 
 
 def delayed_system(
@@ -96,19 +117,32 @@ def delayed_system(
     observe: Callable,
     attached: Attached | None = None,
     extensions: tuple[Gather, ...] = (),
+    counts_own: bool = False,
 ) -> DelayedSystem:
     """A tile of networks as a system with delays.
 
     **Arguments:** `counts`: whether the channel of flow carries counts; `attached`: what a user adds; `extensions`: the channels of the
-    state variables among it.
+    state variables among it; `counts_own`: whether own requests are counted, which takes a channel of answers, and arcs that arrive
+    each by itself.
     """
     shape, step = field.shape, clock.frontends[0]
     delay = field.latency / step
     news = Gather(field.feedback_latency / step, shape.ends, rows)
-    flow = Sum(delay, shape.ends, rows, interpolates=not counts)
     system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached)
-    stages = (predict, route, *_last_stages(len(extensions), attached))
-    return DelayedSystem(system, (news, flow, *extensions), stages, observe, support)
+    last = _last_stages(len(extensions), attached)
+    if not counts_own:
+        flow = Sum(delay, shape.ends, rows, interpolates=not counts)
+        return DelayedSystem(system, (news, flow, *extensions), (predict, route, *last), observe, support)
+    each = Each(delay.shape)
+    answers = Sum(field.feedback_latency / step, each, rows)
+    flow = Sum(delay, each, rows, interpolates=not counts)
+    stages = (predict, answer, route_by_own, *last)
+    return DelayedSystem(system, (news, answers, flow, *extensions), stages, observe, support)
+
+
+def flow_channel(state: StepState) -> int:
+    """Which channel is that of flow."""
+    return 1 if state.own is None else 2
 
 
 def overflow(system: DelayedSystem) -> Bool[Array, " lanes"]:
@@ -127,22 +161,47 @@ def predict(system: System, context: StepContext, now: StepState, received: None
     """The workload one step ahead, by Euler."""
     del received
     k = context.k
-    served = _served(system, k, k, now.workload, [own.state for own in now.extended])
+    served = _at_one_end(system, k, k, now.workload, [own.state for own in now.extended], Field.service_rate)
     predicted = now.workload + length(k, system.clock.backends) * (now.inflow - served)
     if context.recorded is not None:
         predicted = hold(predicted, context.recorded.predicted)
     return Predicted(now, predicted), (now.workload, predicted)
 
 
-def route(system: System, context: StepContext, held: Predicted, seen: Arcs) -> tuple[Routed, Any]:
+def answer(system: System, context: StepContext, held: Predicted, seen: Arcs) -> tuple[Seen, Any]:
+    """Own requests that backends answer in the step: known before those that arrive in it, as the workload predicted is."""
+    now, k = held.now, context.k
+    assert now.own is not None
+    (served, ahead), spread = (
+        _at_both_ends(system, k, now, held.workload, Field.rate_per_request),
+        system.field.shape.spread,
+    )
+    left = now.own.leaving(length(k, system.clock.frontends), spread(served), spread(ahead))
+    return Seen(held, seen, left), (now.own.left, left)
+
+
+def route_by_own(
+    system: System, context: StepContext, seen: Seen, returned: Float[Array, "*arcs"]
+) -> tuple[Routed, Any]:
+    """`route` for a policy that looks at its own requests, when so many answers come in."""
+    answers = Answers(seen.left, returned.reshape(seen.left.shape))
+    return route(system, context, seen.held, seen.seen, answers)
+
+
+def route(
+    system: System, context: StepContext, held: Predicted, seen: Arcs, answers: Answers | None = None
+) -> tuple[Routed, Any]:
     """What the frontends do when they see these workloads; the input of a frame is flow that is sent at its end besides."""
     field, clock, now, k = system.field, system.clock, held.now, context.k
     t, step = time(k + 1, clock.frontends), length(k, clock.frontends)
     extra = None if context.input is None else jnp.where(context.ends_frame, context.input, 0)
-    routing, velocity, policy = _route(field, now, t, step, seen, context)
+    outstanding = jnp.zeros_like(seen)
+    if now.own is not None and answers is not None:
+        outstanding = now.own.ahead(step, now.flow, answers.returned)
+    routing, velocity, policy = _route(field, now, t, step, seen, outstanding, context)
     flow = field.arrival_rate(t) * routing
     flow = flow if extra is None else flow + extra
-    move = Routed(now, held.workload, routing, velocity, policy, flow)
+    move = Routed(now, held.workload, routing, velocity, policy, flow, answers=answers)
     if system.late is None or now.tail is None:
         return move, (now.flow, flow)
     sent = _dispatched(system, k, now, routing, extra, jnp.ones_like(t))
@@ -150,18 +209,27 @@ def route(system: System, context: StepContext, held: Predicted, seen: Arcs) -> 
     return move._replace(sent=sent, tail=sent - first), now.tail + first
 
 
-def arrive(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[StepState, None]:
-    """The state after the step: workloads by the trapezoidal rule, and what is summed up."""
+def arrive(
+    system: System, context: StepContext, move: Routed, inflow: Float[Array, "*arcs"] | Backends
+) -> tuple[StepState, None]:
+    """The state after the step: workloads by the trapezoidal rule, and what is summed up; `inflow` comes on arcs where own requests are
+    counted."""
     shape, clock, window = system.field.shape, system.clock, system.window
     now, k, recorded = move.now, context.k, context.recorded
     step_f, step_b = length(k, clock.frontends), length(k, clock.backends)
+    own = None
+    if now.own is not None and move.answers is not None:
+        arriving = inflow.reshape(now.routing.shape)
+        sent = (now.flow + move.flow) / 2 if move.sent is None else move.sent
+        arrived = (now.own.arriving + arriving) / 2 if move.sent is None else arriving
+        own = now.own.after(step_f, sent, arrived, arriving, *move.answers)
+        inflow = shape.arrivals(arriving)
     if move.sent is None:
         sent, arrived = now.flow + move.flow, now.inflow + inflow  # twice the mean of the step
     else:
         sent, arrived = 2 * move.sent, 2 * inflow
-    states, plugins = [own.state for own in now.extended], system.plugins
-    ahead = states if plugins is None else plugins.predicted(k, now)
-    served = _served(system, k, k, now.workload, states) + _served(system, k, k + 1, move.predicted, ahead)
+    before, after = _at_both_ends(system, k, now, move.predicted, Field.service_rate)
+    served = before + after
     workload = now.workload + step_b / 2 * (arrived - served)
     if recorded is not None:
         workload = hold(workload, recorded.after.workload)
@@ -176,7 +244,7 @@ def arrive(system: System, context: StepContext, move: Routed, inflow: Backends)
     peak = higher(now.peak, workload) if end is None else set_by(now.peak, workload, end.peak)
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
-        peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended,
+        peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended, own=own,
     )  # fmt: skip
     return after, None
 
@@ -198,13 +266,17 @@ class Arrived(NamedTuple):
     ahead: list[PyTree]
 
 
-def arrive_and_measure(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[StepState, None]:
+def arrive_and_measure(
+    system: System, context: StepContext, move: Routed, inflow: Float[Array, "*arcs"] | Backends
+) -> tuple[StepState, None]:
     """As `arrive`, with statistics of the user's."""
     after, _ = arrive(system, context, move, inflow)
     return _measured(system, context.k, move.now, after), None
 
 
-def arrive_and_send(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[Arrived, Any]:
+def arrive_and_send(
+    system: System, context: StepContext, move: Routed, inflow: Float[Array, "*arcs"] | Backends
+) -> tuple[Arrived, Any]:
     """As `arrive`; and what the first extension sends."""
     after, _ = arrive(system, context, move, inflow)
     plugins = system.plugins
@@ -236,12 +308,21 @@ def _measured(system: System, k: Int[Array, ""], now: StepState, after: StepStat
     return eqx.tree_at(lambda s: s.measured, after, system.plugins.measure(k, now, after))
 
 
-def _served(
-    system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Backends, extensions: list[PyTree]
+def _at_both_ends(
+    system: System, k: Int[Array, ""], now: StepState, predicted: Backends, of: Callable
+) -> tuple[Backends, Backends]:
+    """A service rate at the two ends of step k, at its end with the workload predicted."""
+    states, plugins = [own.state for own in now.extended], system.plugins
+    ahead = states if plugins is None else plugins.predicted(k, now)
+    return _at_one_end(system, k, k, now.workload, states, of), _at_one_end(system, k, k + 1, predicted, ahead, of)
+
+
+def _at_one_end(
+    system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Backends, extensions: list[PyTree], of: Callable
 ) -> Backends:
-    """The service rate at one end of step k, with extensions in these states."""
+    """A service rate at one end of step k, with extensions in these states; `of`: all requests of a backend, or each."""
     clock = system.clock.backends
-    rate = system.field.service_rate(time(at, clock), workload, (time(k, clock), length(k, clock)))
+    rate = of(system.field, time(at, clock), workload, (time(k, clock), length(k, clock)))
     factor = system.plugins.factor(extensions) if system.plugins is not None else None
     return rate if factor is None else factor * rate
 
@@ -259,16 +340,16 @@ def _dispatched(
 
 
 def _route(
-    field: Field, now: StepState, t: Frontends, step: Frontends, seen: Arcs, context: StepContext
+    field: Field, now: StepState, t: Frontends, step: Frontends, seen: Arcs, outstanding: Arcs, context: StepContext
 ) -> tuple[Arcs, Arcs | None, State]:
     guess = now.routing > 0
     if now.velocity is None:
-        observation = field.observe(t, seen, now.flow, step)
+        observation = field.observe(t, seen, outstanding, step)
         routing, policy = field.route(t, observation, now.policy)
         return jnp.where(step > 0, jnp.where(field.mask, routing, 0), now.routing), None, policy
-    # Only rules that look at their own routing or flow need this prediction; for the others XLA removes it.
+    # Only rules that look at their own routing need this prediction; for the others XLA removes it.
     expected = project_simplex(now.routing + step * now.velocity, field.mask, guess)
-    observation = field.observe(t, seen, field.arrival_rate(t) * expected, step)
+    observation = field.observe(t, seen, outstanding, step)
     velocity, policy = field.velocity(t, expected, observation, now.policy)
     weight = field.weight_of_start(t - step, step)
     if weight is None:

@@ -15,6 +15,7 @@ from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation import dataset
 from dgdlb_jax.simulation.attached import ExtensionState
+from dgdlb_jax.simulation.own import OwnState
 from dgdlb_jax.simulation.plugins import AbstractStatistic, Observable
 
 if TYPE_CHECKING:
@@ -118,7 +119,8 @@ class SimulationState(eqx.Module):
     - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory; `tail` in a run whose demand
       jumps, what of the last step arrives one step after the rest of it (its line of flow holds counts). Without the lines
       (`SaveAt(resumable=False)`) no run goes on from it; requests on the wires are read off them, and are not known either unless
-      `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each.
+      `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each. `own`: requests that frontends
+      have under way, counted where the policy looks at them.
 
     Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
     """
@@ -139,6 +141,7 @@ class SimulationState(eqx.Module):
     policy_state: PyTree
     tail: Float[Array, "*batch frontends backends"] | None = None
     extensions: tuple[ExtensionState, ...] = ()
+    own: OwnState | None = None
 
     @property
     def time(self) -> Float[Array, "*batch"]:

@@ -19,6 +19,7 @@ from dgdlb_jax.numerics.simplex import zero_mean
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.dynamics import Field
+from dgdlb_jax.simulation.own import reads_outstanding
 
 _COPIES = 4  # of the response, which is the largest array: it, its projection, and what the projection holds meanwhile
 _NEAR_TIE = 1e-3  # relative change of a workload that brings an idle arc into use
@@ -132,20 +133,25 @@ def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) ->
     x, n = optimum.routing.T, optimum.workload
     t = jnp.zeros(network.frontends, n.dtype)
     seen = jnp.broadcast_to(n[:, None], x.shape)
-    rate = field.arrival_rate(t)
-    state = field.init(field.observe(t, seen, rate * x, t))
+    if reads_outstanding(as_batch(network), as_batch(policy, shared_scalars=True)):
+        raise InputError(
+            f"{type(policy).__name__} looks at the requests that it has under way, so its loop has a second delayed count, which this "
+            "linearisation does not know: simulate it."
+        )
+    nothing = jnp.zeros_like(x)
+    state = field.init(field.observe(t, seen, nothing, t))
     if jax.tree.leaves(state):
         raise InputError(
             f"{type(policy).__name__} has memory, so it is not a smooth flow: linearise DGDLB with the same step size; "
             "critical_step_size knows sampled policies."
         )
 
-    def observation(change, moved):
-        return field.observe(t, seen + change[:, None], rate * (x + moved[:, None]), t)
+    def observation(change):
+        return field.observe(t, seen + change[:, None], nothing, t)
 
     def velocity(change, moved):
         # Frontends see nothing of each other, so one change per backend, the same for all of them, gives all Jacobians at once.
-        return field.velocity(t, x + moved[:, None], observation(change, moved), state)[0]
+        return field.velocity(t, x + moved[:, None], observation(change), state)[0]
 
     point, still = OperatingPoint(network, optimum), jnp.zeros_like(n)
     response = _project(jax.jacfwd(velocity)(still, still), point.support)

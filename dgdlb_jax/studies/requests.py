@@ -16,7 +16,6 @@ import numpy as np
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
-from dgdlb_jax.policies.requests import LeastRequest, PeakEWMA, WeightedLeastRequest
 from dgdlb_jax.simulation.requests.engine import simulate_requests_batch
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.noise import Noise, noise
@@ -33,7 +32,6 @@ SEEDS = 16
 _WORK, _MOST, _LEAST = 2e8, 100_000, 5_000
 """Arcs times steps of all runs of a balancer, a few seconds; steps of a run at most and at least."""
 _SURE = 2.0  # standard errors of a difference beyond which an order counts
-_COUNTING = (LeastRequest, WeightedLeastRequest, PeakEWMA)
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class RequestOutcome:
     - `quantiles`: latencies that the parts `QUANTILES` of the requests do not exceed, seconds; NaN where requests live longer than
       they were followed.
     - `distribution`: the same at the parts `LEVELS`.
-    - `own_counts`: whether the rule counts its own requests, of which it is given means here.
     """
 
     balancer: str
@@ -55,7 +52,6 @@ class RequestOutcome:
     error: float
     quantiles: tuple[float, ...]
     distribution: tuple[float, ...] = ()
-    own_counts: bool = False
 
     @property
     def noise(self) -> float:
@@ -110,7 +106,6 @@ class RequestStudy:
                 "mean_latency": plain(row.mean),
                 "standard_error": plain(row.error),
                 **{f"p{100 * q:.0f}": plain(value) for q, value in zip(QUANTILES, row.quantiles, strict=True)},
-                "own_requests_counted_in_the_mean": row.own_counts,
             }
             for row in self.rows
         ]
@@ -196,10 +191,7 @@ class RequestStudyInProgress:
             mean, error = float(each.mean()), float(each.std(ddof=1) / math.sqrt(self._seeds))
             found = [float(value) for value in run.latency_quantiles((*QUANTILES, *LEVELS))]
             quantiles, distribution = tuple(found[: len(QUANTILES)]), tuple(found[len(QUANTILES) :])
-            counts = isinstance(self._policies[name], _COUNTING)
-            self._rows.append(
-                RequestOutcome(name, fluid[name].mean_latency, mean, error, quantiles, distribution, counts)
-            )
+            self._rows.append(RequestOutcome(name, fluid[name].mean_latency, mean, error, quantiles, distribution))
             yield self._rows[-1]
 
     def _run(self, name: str):

@@ -70,6 +70,7 @@ from dgdlb_jax.numerics.delay.channel import Gather as Gather
 from dgdlb_jax.numerics.delay.channel import Sum as Sum
 from dgdlb_jax.numerics.delay.derivative import delayed_scan as delayed_scan
 from dgdlb_jax.numerics.delay.incidence import Complete as Complete
+from dgdlb_jax.numerics.delay.incidence import Each as Each
 from dgdlb_jax.numerics.delay.incidence import Table as Table
 from dgdlb_jax.numerics.delay.line import delay_for as delay_for
 from dgdlb_jax.numerics.delay.line import rows_for as rows_for

@@ -218,7 +218,7 @@ class Sum(AbstractChannel):
         before, now = sent
         return interpolate(now, before, self.fraction)
 
-    def receive(self, found: Ends) -> Ends:
+    def receive(self, found: Inexact[Array, "*ends"]) -> Inexact[Array, "*ends"]:
         """As it is: what arrives at every target."""
         return found
 

@@ -76,6 +76,29 @@ class Table(AbstractIncidence):
         return table
 
 
+class Each(AbstractIncidence):
+    """Every arc has an end of its own; `shape`: that of the arcs."""
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.shape, self.size = shape, int(np.prod(shape))
+
+    @property
+    def ends(self) -> Int[Array, "*shape"]:
+        """The number of every arc."""
+        return jnp.arange(self.arcs, dtype=jnp.int32).reshape(self.shape)
+
+    def by_end(self, arcs: Shaped[Array, "*shape"]) -> Shaped[Array, " sorted"]:
+        """In the order of the arcs."""
+        return arcs.reshape(-1)
+
+    def total(self, by_end: Shaped[Array, " sorted"]) -> Shaped[Array, " ends"]:
+        """The values themselves."""
+        return by_end
+
+
 class Complete(AbstractIncidence):
     """Arcs from each of `others` to each of `groups`, in `lanes` systems side by side.
 

@@ -11,6 +11,7 @@ A step is a chain of three stages with two channels, as in `simulation.step`: `r
 |---|---|
 | `streams` | random numbers of networks, arcs and backends |
 | `step` | the stages |
+| `own` | own requests of every frontend until the answer is back, and rules that see each request by itself |
 | `hazard` | the probability that a request is answered within a step |
 | `cohorts` | requests followed from their arrival to their answer |
 | `blocks` | sums over parts of a run, and their standard errors |

@@ -20,14 +20,17 @@ from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_con
 from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
-from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.base import AbstractInstantPolicy, AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.dynamics import Field
+from dgdlb_jax.simulation.lanes import Shape
+from dgdlb_jax.simulation.own import OwnState, reads_outstanding
 from dgdlb_jax.simulation.requests.blocks import Blocks, part_edges
 from dgdlb_jax.simulation.requests.cohorts import COHORTS, PHASES, Cohorts, Following
 from dgdlb_jax.simulation.requests.observe import ObserveRequests
+from dgdlb_jax.simulation.requests.own import OwnCounts
 from dgdlb_jax.simulation.requests.start import begin
-from dgdlb_jax.simulation.requests.step import RequestState, request_system
+from dgdlb_jax.simulation.requests.step import Counting, RequestState, request_system
 from dgdlb_jax.simulation.requests.streams import LARGEST, Streams
 from dgdlb_jax.simulation.requests.trajectory import Parts, RequestTrajectory, Sojourns
 from dgdlb_jax.simulation.start import check_start, default_start
@@ -48,7 +51,7 @@ def simulate_requests(
     dt: float,
     scale: float = 1.0,
     discipline: str = "ps",
-    count: str = "backend",
+    count: str | None = None,
     after: float = 0.0,
     save: SaveAt | None = None,
     initial: tuple[Matrices, Matrix] | None = None,
@@ -74,8 +77,10 @@ def simulate_requests(
     - `scale`: rates and replicas are multiplied by it. The fluid run is the limit of large ones.
     - `discipline`: `"ps"`, processor sharing: each of the $N$ requests is served at rate $\ell(N) / N$; or `"fcfs"`: requests leave a
       backend in the order in which they came. Workloads have the same law, latencies have not.
-    - `count`: `"backend"`, where arrivals are drawn at the backends (the wires hold means), or `"arc"`: whole numbers on every arc, about
-      three times the work, the same law of the workloads.
+    - `count`: `"backend"`, where arrivals are drawn at the backends (the wires hold means); `"arc"`: whole numbers on every arc, about
+      three times the work, the same law of the workloads; or `"own"`: whole numbers of every arc from dispatch until the answer is back.
+      By default `"own"` for a policy that looks at its own outstanding requests, which needs it, and `"backend"` for any other. A rule
+      that jumps then sees each request by itself: the ones before it count.
     - `after`: seconds from which statistics count. `save`: instants to keep, `SaveAt(every=...)`; none by default.
     - `follow`: follow requests, which `latency_quantiles` needs. `longest_stay`: up to which age, seconds; by default 15 times the mean
       time at the slowest backend at the start.
@@ -108,7 +113,7 @@ def simulate_requests_batch(
     dt: Numbers,
     scale: Numbers = 1.0,
     discipline: str = "ps",
-    count: str = "backend",
+    count: str | None = None,
     after: Numbers = 0.0,
     save: SaveAt | None = None,
     initial: tuple[Matrices, Matrix] | None = None,
@@ -136,7 +141,7 @@ def simulate_requests_batch(
         networks = repeat(networks)
         initial = None if initial is None else repeat(initial)
         policy = as_batch(policy, shared_scalars=True)
-    _check(networks, len(words), scale, discipline, count)
+    _check(networks, len(words), scale, discipline)
     networks = networks.in_one_type().with_scale(scale)
     save = SaveAt.statistics() if save is None else _checked(save)
     grid = checks.grid(networks, duration, dt, max_latency)
@@ -145,6 +150,7 @@ def simulate_requests_batch(
         checks.explain(networks, grid, max_latency)
     policy = each_frontend(networks, policy, type(policy).__name__)
     networks, dtype = networks.anonymous(), networks.latency.dtype
+    counting = _counting(networks, policy, count)
     start = default_start(networks) if initial is None else check_start(networks, initial)
     assert isinstance(start, tuple)
     first = _common("after / dt", steps_for(np.broadcast_to(np.asarray(after, float), grid.dt.shape), grid.dt))
@@ -160,7 +166,7 @@ def simulate_requests_batch(
         every=None if save.every is None else jnp.int32(save.every),
     )
     instants = 1 if save.every is None else count_frames(steps, save.every) + 1
-    kept = _Kept(grid.rows + 1, instants, save.fields, discipline == "fcfs", count == "arc", follow)
+    kept = _Kept(grid.rows + 1, instants, save.fields, discipline == "fcfs", counting, follow)
     parts = parts_for(len(words), inputs, threads)
     lanes = min(lanes or _LANES, math.ceil(len(words) / parts))
     sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
@@ -196,7 +202,7 @@ class _Kept(eqx.Module):
     instants: int = eqx.field(static=True)
     fields: tuple[str, ...] = eqx.field(static=True)
     in_order: bool = eqx.field(static=True)
-    counts_arcs: bool = eqx.field(static=True)
+    counting: Counting = eqx.field(static=True)
     follow: bool = eqx.field(static=True)
     native: bool = eqx.field(static=True, default=True)
 
@@ -211,7 +217,23 @@ def _words(keys: Any) -> UInt32[Array, "batch 2"]:
     return data[:, jnp.array([0, -1])].astype(jnp.uint32)
 
 
-def _check(networks: Network, keys: int, scale: Numbers, discipline: str, count: str) -> None:
+def _counting(networks: Network, policy: AbstractPolicy, count: str | None) -> Counting:
+    """How requests are counted.
+
+    **Raises:** `InputError` for a way that does not exist, or that the policy cannot do with.
+    """
+    reads = reads_outstanding(networks, policy)
+    if count not in (None, "backend", "arc", "own"):
+        raise InputError(f'count is {count!r}: choose "backend", "arc" or "own", or leave it out.')
+    if reads and count in ("backend", "arc"):
+        raise InputError(
+            f'count is {count!r}, but {type(policy).__name__} looks at its own outstanding requests: leave count out, or give "own".'
+        )
+    own = count == "own" or reads
+    return Counting(own or count == "arc", own, reads and isinstance(policy, AbstractInstantPolicy))
+
+
+def _check(networks: Network, keys: int, scale: Numbers, discipline: str) -> None:
     if networks.batch != keys:
         raise InputError(f"There are {keys} keys for {networks.batch} networks: give one for each.")
     if is_concrete(scale) and not np.all(np.isfinite(np.asarray(scale, float)) & (np.asarray(scale) > 0)):
@@ -222,8 +244,6 @@ def _check(networks: Network, keys: int, scale: Numbers, discipline: str, count:
         raise InputError(
             f'discipline is {discipline!r}: choose "ps" (processor sharing) or "fcfs" (first come, first served).'
         )
-    if count not in ("backend", "arc"):
-        raise InputError(f'count is {count!r}: choose "backend" or "arc".')
     if max(networks.frontends, networks.backends) > LARGEST:
         raise InputError(
             f"A network of {networks.frontends} x {networks.backends} is too large: at most {LARGEST} on each side."
@@ -300,7 +320,7 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
     observe = ObserveRequests(kept.fields)
     system = request_system(
         field, clock, window, (inputs.first, inputs.steps), kept.rows, Streams(shape, inputs.words), following,
-        kept.counts_arcs, observe,
+        kept.counting, observe,
     )  # fmt: skip
     carry = begin(system, *inputs.initial)
     told = partial(run_as_told, frames=kept.instants)
@@ -311,11 +331,9 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
     finite = jnp.isfinite(now.workload).reshape(-1, shape.lanes).all(0) & jnp.isfinite(now.routing).reshape(
         -1, shape.lanes
     ).all(0)
-    too_long = (system.channels[0].overflow | system.channels[1].overflow).reshape(
-        shape.backends, shape.frontends, shape.lanes
-    )
+    too_long = jnp.stack([channel.overflow.reshape(-1, shape.lanes).any(0) for channel in system.channels]).any(0)
     results = (
-        jnp.where(too_long.any((0, 1)), Result.latency_overflow, Result.successful),
+        jnp.where(too_long, Result.latency_overflow, Result.successful),
         jnp.where(finite, Result.successful, Result.not_finite),
     )
     return RequestTrajectory(
@@ -338,8 +356,15 @@ def _final(field: Field, carry: Carry, dt: Float[Array, " lanes"]) -> Simulation
     return SimulationState(
         step=steps, row=steps, time_step=dt, routing=arcs, workload=shape.from_last(now.workload), flow=nothing, inflow=none,
         velocity=nothing, reading=nothing, in_flight=now.in_flight, peak_workload=shape.from_last(now.peak), flow_line=None,
-        workload_line=None, policy_state=jax.tree.map(shape.from_first, now.policy),
+        workload_line=None, policy_state=jax.tree.map(shape.from_first, now.policy), own=_own(shape, now.own),
     )  # fmt: skip
+
+
+def _own(shape: Shape, own: OwnCounts | None) -> OwnState | None:
+    if own is None:
+        return None
+    count, in_service, left = map(shape.from_arcs, (own.count, own.in_service, own.left))
+    return OwnState(count, None, in_service, jnp.zeros_like(count), left, None)
 
 
 def _parts(field: Field, blocks: Blocks, inputs: _Inputs) -> Parts:

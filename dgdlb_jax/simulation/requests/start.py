@@ -1,5 +1,6 @@
 """Where a run of whole requests starts."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -7,8 +8,11 @@ from jaxtyping import Array
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, line
 from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.sampling import poisson
+from dgdlb_jax.simulation import own as own_requests
 from dgdlb_jax.simulation.requests.blocks import Blocks
 from dgdlb_jax.simulation.requests.cohorts import Cohorts
+from dgdlb_jax.simulation.requests.own import age_of_answers
+from dgdlb_jax.simulation.requests.own import begin as begin_own
 from dgdlb_jax.simulation.requests.step import RequestState, RequestSystem
 from dgdlb_jax.simulation.requests.streams import Purpose
 
@@ -18,30 +22,47 @@ def begin(system: DelayedSystem, routing: Array, workload: Array) -> Carry:
     parameters: RequestSystem = system.parameters
     field, streams = parameters.field, parameters.streams
     shape, step = field.shape, parameters.clock.frontends[0]
-    rows = system.channels[1].rows
+    rows = system.channels[-1].rows
     x, seen = shape.arcs(routing), shape.backend_to_arcs(workload)
     start = jnp.zeros_like(step)
     mean = step * field.arrival_rate(start) * x
     # Counters of the start lie beyond those of any step.
     draw = lambda row: streams.for_arcs(jnp.uint32(0xFFFFFFFF) - jnp.asarray(row, jnp.uint32), Purpose.start)[0]
     n = shape.last(workload)
-    n = jnp.floor(n + streams.for_backends(jnp.uint32(0xFFFFFFFF), Purpose.start)[0].astype(n.dtype))
+    drawn = lambda row, mean: poisson(draw(row), mean).astype(x.dtype)
+    fluid = None
+    if parameters.counting.own:
+        # What is at a backend belongs to frontends as in the fluid model; each number is rounded at random.
+        fluid = own_requests.begin(field, rows, jnp.zeros_like(n), n, mean / step, jnp.zeros_like(x))[0]
+        fluid = eqx.tree_at(
+            lambda o: o.in_service, fluid, jnp.floor(fluid.in_service + draw(2 * rows + 4).astype(x.dtype))
+        )
+        n = shape.arrivals(fluid.in_service)
+    else:
+        n = jnp.floor(n + streams.for_backends(jnp.uint32(0xFFFFFFFF), Purpose.start)[0].astype(n.dtype))
     tail = parameters.late * mean
-    if parameters.counts_arcs:
-        drawn = lambda row: poisson(draw(row), mean).astype(x.dtype)
-        sent = jax.lax.map(drawn, jnp.arange(rows, dtype=jnp.uint32))
-        tail = poisson(draw(rows), tail).astype(x.dtype)
+    if parameters.counting.arcs:
+        sent = jax.lax.map(lambda row: drawn(row, mean), jnp.arange(rows, dtype=jnp.uint32))
+        tail = drawn(rows, tail)
     else:
         sent = jnp.broadcast_to(mean, (rows, *mean.shape))
     flows = DelayLine(sent.reshape(-1), rows)
     lag = jnp.floor(field.latency / step)
     age = jnp.mod(-jnp.arange(rows), rows)[:, None, None]
     on_wires = jnp.where(age < lag, sent, 0).sum(0) + tail
-    observation = field.observe(start, seen, mean / step, step)
+    own, answers = None, ()
+    if fluid is not None and parameters.back is not None:
+        later = lambda row, mean: drawn(row + jnp.uint32(rows + 1), mean)
+        lag_of_answers = jnp.floor(age_of_answers(field, step))
+        own, line_of_answers = begin_own(
+            fluid.in_service, on_wires, later, rows, step * fluid.left, parameters.back, lag_of_answers
+        )
+        answers = (ChannelState(DelayLine(line_of_answers.reshape(-1), rows)),)
+    observation = field.observe(start, seen, jnp.zeros_like(x) if own is None else own.count, step)
     state = RequestState(
         routing=x, workload=n, policy=field.init(observation), tail=tail, in_flight=shape.per_lane(on_wires.sum(0)), peak=n,
         sums=parameters.window.begin(field, jnp.int32(0), n), blocks=Blocks.none(field),
-        cohorts=None if parameters.following is None else Cohorts.none(n),
+        cohorts=None if parameters.following is None else Cohorts.none(n), own=own,
     )  # fmt: skip
     news = ChannelState(line.filled(n, rows), shape.backend_to_arcs(shape.from_last(n)))
-    return Carry(jnp.zeros((), jnp.int32), state, (news, ChannelState(flows)))
+    return Carry(jnp.zeros((), jnp.int32), state, (news, *answers, ChannelState(flows)))

@@ -11,27 +11,36 @@ From `t_k` to `t_{k+1}`:
 
 With `count="backend"` arrivals are drawn where they arrive, from the mean of what was sent: one number per backend in place of two per
 arc. Parts of a Poisson stream that are thinned independently are independent, and nobody sees the wires, so the law of the workloads is
-the same; what is on the wires is then a mean.
+the same; what is on the wires is then a mean. With `count="own"` requests are counted until the answer is back (see `own`).
 """
 
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from dgdlb_jax.numerics.delay import DelayedSystem, Gather, StepContext, Sum
+from dgdlb_jax.numerics.delay import DelayedSystem, Each, Gather, StepContext, Sum
 from dgdlb_jax.numerics.delay.line import split
 from dgdlb_jax.numerics.sampling import binomial, poisson
 from dgdlb_jax.numerics.simplex import project_simplex
-from dgdlb_jax.policies.base import State
+from dgdlb_jax.policies.base import Observation, State
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field
 from dgdlb_jax.simulation.requests.blocks import Blocks, block_of
 from dgdlb_jax.simulation.requests.cohorts import Cohorts, Following, follow
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
+from dgdlb_jax.simulation.requests.own import OwnCounts, age_of_answers, leaving, one_by_one, send_back
 from dgdlb_jax.simulation.requests.streams import Purpose, Streams
 from dgdlb_jax.simulation.step import Clock, Lanes, length, time
 from dgdlb_jax.simulation.summary import Sums, Window, higher
+
+
+class Counting(NamedTuple):
+    """How requests are counted: in whole numbers on the wires, as `own` ones until the answer is back; then sent `one_by_one`."""
+
+    arcs: bool
+    own: bool = False
+    one_by_one: bool = False
 
 
 class RequestSystem(eqx.Module):
@@ -45,7 +54,8 @@ class RequestSystem(eqx.Module):
     streams: Streams
     late: Arcs
     following: Following | None
-    counts_arcs: bool = eqx.field(static=True)
+    counting: Counting = eqx.field(static=True)
+    back: Arcs | None = None  # where own requests are counted: the fraction of a step in the age of every answer
 
 
 class RequestState(eqx.Module):
@@ -60,6 +70,14 @@ class RequestState(eqx.Module):
     sums: Sums
     blocks: Blocks
     cohorts: Cohorts | None
+    own: OwnCounts | None = None
+
+
+class Seen(NamedTuple):
+    """What `answer` hands on."""
+
+    now: RequestState
+    seen: Arcs
 
 
 class Dispatched(NamedTuple):
@@ -80,17 +98,25 @@ def request_system(
     rows: int,
     streams: Streams,
     following: Following | None,
-    counts_arcs: bool,
+    counting: Counting,
     observe,
 ) -> DelayedSystem:
-    """A tile of networks as a system with delays; `counts_arcs`: whether what is on the wires are whole numbers."""
+    """A tile of networks as a system with delays."""
     step, ends = clock.frontends[0], field.shape.ends
     delay = field.latency / step
     # What a stage receives in step k has the age that it would have at t_{k+1}.
     news = Gather(_age_of_news(field, step), ends, rows)
-    flow = Sum(delay, ends, rows, interpolates=False)
-    system = RequestSystem(field, clock, window, bounds, streams, split(delay, rows)[1], following, counts_arcs)
-    return DelayedSystem(system, (news, flow), (report, dispatch, serve), observe)
+    each = Each(delay.shape)
+    flow = Sum(delay, each if counting.own else ends, rows, interpolates=False)
+    age = age_of_answers(field, step)
+    system = RequestSystem(
+        field, clock, window, bounds, streams, split(delay, rows)[1], following, counting,
+        split(age, rows)[1] if counting.own else None,
+    )  # fmt: skip
+    if not counting.own:
+        return DelayedSystem(system, (news, flow), (report, dispatch, serve), observe)
+    answers = Sum(age, each, rows, interpolates=False)
+    return DelayedSystem(system, (news, answers, flow), (report, answer, dispatch_by_own, serve), observe)
 
 
 def _age_of_news(field: Field, step) -> Arcs:
@@ -105,16 +131,43 @@ def report(system: RequestSystem, context: StepContext, now: RequestState, recei
     return now, (now.workload, now.workload)
 
 
+def answer(system: RequestSystem, context: StepContext, now: RequestState, seen: Arcs) -> tuple[Seen, Arcs]:
+    """The answers that are on their way back."""
+    assert now.own is not None
+    assert system.back is not None
+    own, sent = send_back(now.own, system.streams, context.k, system.back)
+    return Seen(eqx.tree_at(lambda s: s.own, now, own), seen), sent
+
+
+def dispatch_by_own(
+    system: RequestSystem, context: StepContext, held: Seen, returned: Float[Array, " arcs"]
+) -> tuple[Dispatched, Arcs]:
+    """`dispatch`, when these answers come in."""
+    now, k = held.now, context.k
+    assert now.own is not None
+    count = now.own.count - returned.reshape(held.seen.shape)
+    now = eqx.tree_at(lambda s: s.own.count, now, count)
+    if not system.counting.one_by_one:
+        return dispatch(system, context, now, held.seen)
+    field, clock = system.field, system.clock.frontends
+    start, step = time(k, clock), length(k, clock)
+    observation = _observed(system, now, k, held.seen)
+    routing, policy = _route(system, now, k, observation)
+    mean = step * field.mean_arrival_rate(start, step, jnp.ones_like(start))
+    sent, late = one_by_one(field, system.streams, k, start + step / 2, observation, policy, mean, 1 - system.late)
+    return Dispatched(now, routing, policy, sent, late), now.tail + sent - late
+
+
 def dispatch(system: RequestSystem, context: StepContext, now: RequestState, seen: Arcs) -> tuple[Dispatched, Arcs]:
     """What the frontends send in the step when they see these workloads."""
     field, clock, k = system.field, system.clock.frontends, context.k
     start, step = time(k, clock), length(k, clock)
-    routing, policy = _route(system, now, k, seen)
+    routing, policy = _route(system, now, k, _observed(system, now, k, seen))
     part = 1 - system.late
     mean = step * field.mean_arrival_rate(start, step, jnp.ones_like(start)) * routing
     mean_soon = part * step * field.mean_arrival_rate(start, step, part) * routing
     mean_late = jnp.maximum(mean - mean_soon, 0)
-    if system.counts_arcs:
+    if system.counting.arcs:
         u, v = system.streams.for_arcs(k, Purpose.dispatch)
         soon, late = (poisson(*pair).astype(mean.dtype) for pair in ((u, mean_soon), (v, mean_late)))
     else:
@@ -123,19 +176,28 @@ def dispatch(system: RequestSystem, context: StepContext, now: RequestState, see
 
 
 def serve(
-    system: RequestSystem, context: StepContext, move: Dispatched, arriving: Backends
+    system: RequestSystem, context: StepContext, move: Dispatched, arriving: Float[Array, "*arcs"] | Backends
 ) -> tuple[RequestState, None]:
-    """The state after the step: who has arrived, who was answered, and what is summed up."""
+    """The state after the step: who has arrived, who was answered, and what is summed up; arrivals come on arcs where own requests
+    are counted."""
     field, clock, now, k = system.field, system.clock.backends, move.now, context.k
     shape, step, n = field.shape, length(k, clock), now.workload
     u, v = system.streams.for_backends(k, Purpose.arrive)
-    arrived = arriving if system.counts_arcs else poisson(u, arriving).astype(n.dtype)
+    arcs = arriving.reshape(move.sent.shape) if system.counting.own else None
+    arriving = arriving if arcs is None else shape.arrivals(arcs)
+    arrived = arriving if system.counting.arcs else poisson(u, arriving).astype(n.dtype)
     middle = time(k, clock) + step / 2
     hazard, rate = hazard_of_step(field, middle, step, n, arrived, v < 0.5)
     chance = chances(hazard)
-    u, v = system.streams.for_backends(k, Purpose.serve)
-    old = binomial(u, n, chance.leave, chance.stay).astype(n.dtype)
-    new = binomial(v, arrived, chance.new_leave, chance.new_stay).astype(n.dtype)
+    own = now.own
+    if own is not None and arcs is not None:
+        from_old, from_new = leaving(field, own, system.streams, k, arcs, chance)
+        old, new, left = shape.arrivals(from_old), shape.arrivals(from_new), from_old + from_new
+        own = OwnCounts(own.count + move.sent, own.in_service + arcs - left, left, own.late)
+    else:
+        u, v = system.streams.for_backends(k, Purpose.serve)
+        old = binomial(u, n, chance.leave, chance.stay).astype(n.dtype)
+        new = binomial(v, arrived, chance.new_leave, chance.new_stay).astype(n.dtype)
     after = n + arrived - old - new
     step_f = length(k, system.clock.frontends)
     flows = 2 * move.sent / jnp.where(step_f > 0, step_f, 1)
@@ -148,17 +210,23 @@ def serve(
         peak=higher(now.peak, after),
         sums=system.window.add(now.sums, k, step_f, step, flows, n, after),
         blocks=now.blocks.add(block_of(k, *system.bounds), step, n, after, rate, move.sent, field.cost_latency),
-        cohorts=cohorts,
+        cohorts=cohorts, own=own,
     )  # fmt: skip
     return state, None
 
 
-def _route(system: RequestSystem, now: RequestState, k: Int[Array, ""], seen: Arcs) -> tuple[Arcs, State]:
+def _observed(system: RequestSystem, now: RequestState, k: Int[Array, ""], seen: Arcs) -> Observation:
+    """What frontends see in the middle of the step."""
+    start, step = time(k, system.clock.frontends), length(k, system.clock.frontends)
+    outstanding = jnp.zeros_like(seen) if now.own is None else now.own.count
+    return system.field.observe(start + step / 2, seen, outstanding, step)
+
+
+def _route(system: RequestSystem, now: RequestState, k: Int[Array, ""], observation: Observation) -> tuple[Arcs, State]:
     """The routing in the middle of the step."""
     field, clock = system.field, system.clock.frontends
     start, step = time(k, clock), length(k, clock)
     middle = start + step / 2
-    observation = field.observe(middle, seen, field.arrival_rate(middle) * now.routing, step)
     if not field.flows:
         routing, policy = field.route(middle, observation, now.policy)
         return jnp.where(field.mask, routing, 0), policy

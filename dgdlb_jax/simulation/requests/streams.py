@@ -25,6 +25,12 @@ class Purpose(IntEnum):
     serve = 2
     answer = 3
     start = 4
+    send = 5
+    portion = 8  # and the seven numbers behind it
+
+
+PORTIONS = 8
+"""Of a step, for which there are random numbers on every arc."""
 
 
 class Streams(eqx.Module):
@@ -32,6 +38,7 @@ class Streams(eqx.Module):
 
     frontend_key: Words
     backend_key: Words
+    frontend: UInt32[Array, " frontend_lanes"]
     arc: UInt32[Array, "backends frontend_lanes"]
     backend: UInt32[Array, " backend_lanes"]
 
@@ -41,12 +48,24 @@ class Streams(eqx.Module):
         self.backend_key = shape.over_backends(first), shape.over_backends(last)
         backend = jnp.arange(shape.backends, dtype=jnp.uint32)
         frontend = jnp.repeat(jnp.arange(shape.frontends, dtype=jnp.uint32), shape.lanes)
-        self.arc = backend[:, None] + (frontend << jnp.uint32(_FRONTEND_BITS))
+        self.frontend = frontend << jnp.uint32(_FRONTEND_BITS)
+        self.arc = backend[:, None] + self.frontend
         self.backend = jnp.repeat(backend, shape.lanes)
 
     def for_arcs(self, k: Step, purpose: Purpose) -> tuple[Numbers, Numbers]:
         """Two uniform numbers for every arc in step `k`."""
         return uniforms(self.frontend_key, _counter(self.arc, k, purpose))
+
+    def for_portions(self, k: Step, portion: Step) -> tuple[Numbers, Numbers]:
+        """Two uniform numbers for every arc in a portion of step `k`."""
+        place = self.arc + (
+            (jnp.uint32(int(Purpose.portion)) + portion.astype(jnp.uint32)) << jnp.uint32(_PURPOSE_BITS)
+        )
+        return uniforms(self.frontend_key, (place, jnp.broadcast_to(k.astype(jnp.uint32), place.shape)))
+
+    def for_frontends(self, k: Step, purpose: Purpose, number: Step) -> tuple[Numbers, Numbers]:
+        """Two uniform numbers for every frontend in step `k`; `number` below `LARGEST` tells several draws of a step apart."""
+        return uniforms(self.frontend_key, _counter(self.frontend + number.astype(jnp.uint32), k, purpose))
 
     def for_backends(self, k: Step, purpose: Purpose) -> tuple[Numbers, Numbers]:
         """Two uniform numbers for every backend in step `k`."""
