@@ -41,9 +41,12 @@ if TYPE_CHECKING:
     from dgdlb_jax.model.demand import DailyCycle as DailyCycle
     from dgdlb_jax.model.demand import Jumps as Jumps
     from dgdlb_jax.model.demand import Trace as Trace
+    from dgdlb_jax.model import events as events
     from dgdlb_jax.model.demand_kinds import register_demand as register_demand
     from dgdlb_jax.model.network import Network as Network
     from dgdlb_jax.model.network import stack as stack
+    from dgdlb_jax.model.signals import Signals as Signals
+    from dgdlb_jax.model.signals import signals as signals
     from dgdlb_jax.model.service import AbstractService as AbstractService
     from dgdlb_jax.model.service import Exponential as Exponential
     from dgdlb_jax.model.service import Hyperbolic as Hyperbolic
@@ -168,6 +171,7 @@ _HOME = {
     "fleets": ("list_fleets", "load_fleet"),
     "model.demand_kinds": ("register_demand",),
     "model.network": ("Network", "stack"),
+    "model.signals": ("Signals", "signals"),
     "model.service": (
         "AbstractService", "Exponential", "Hyperbolic", "Logarithmic", "ManyServer", "PerBackend", "Power", "Replicas",
         "ServiceFit", "Tabulated", "concatenate", "fit_service", "register_curve",
@@ -205,7 +209,7 @@ _HOME = {
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"conditions": "stability.conditions", "plots": "reports.gallery", "topologies": "model.topologies"}
+_MODULES = {"conditions": "stability.conditions", "events": "model.events", "plots": "reports.gallery", "topologies": "model.topologies"}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

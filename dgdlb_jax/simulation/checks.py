@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.signals import Signals, closest_pair
 from dgdlb_jax.numerics.delay import rows_for, steps_for
 from dgdlb_jax.numerics.delay.line import fits
 from dgdlb_jax.numerics.results import InputError, is_concrete
@@ -135,6 +136,19 @@ def same_extensions(initial: Any, rows: tuple[int, ...]) -> None:
             f"The state to go on from has {len(before)} extensions with delay buffers of {list(before)} rows, this run has {len(rows)} of "
             f"{list(rows)}: give the same extensions, latencies and dt, or start afresh from (routing, workload)."
         )
+
+
+def one_event_at_a_time(signals: Signals, time_grid: Grid) -> None:
+    """Raise `InputError` where something happens twice at one place within a step, which a step cannot tell apart."""
+    if not is_concrete(signals):
+        return
+    for steps in (signals.up, signals.serving, signals.replicas, signals.allowed, signals.demand):
+        gap = np.inf if steps is None else closest_pair(steps.times)
+        if gap <= time_grid.dt.max():
+            raise InputError(
+                f"Two events at the same place are {gap:.3g} s apart, which dt = {time_grid.dt.max():.3g} s does not resolve: "
+                "leave one of them out, or lower dt."
+            )
 
 
 def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> None:

@@ -29,6 +29,8 @@ class ObserveFields:
             "in_flight": lambda: jnp.asarray(now.in_flight),
         }
         found = {"time": time(k, clock.lanes)} | {name: values[name]() for name in self.fields}
+        if now.lost is not None and self.fields:
+            found["lost"] = shape.from_last(now.lost)
         if system.plugins is not None and system.plugins.plugins.observable is not None:
             found["observed"] = system.plugins.observe(k, now)
         return found

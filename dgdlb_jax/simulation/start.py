@@ -92,6 +92,7 @@ def begin(
         routing=x, workload=n, flow=flow, inflow=shape.arrivals(flow), velocity=velocity, policy=policy, peak=n,
         in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
         tail=_delay(field, step)[1] * flow if field.counts else None,
+        lost=None if field.events is None else jnp.zeros_like(n), reported=None if field.events is None else n,
     )  # fmt: skip
     news, flows = ChannelState(line.filled(n, rows), seen), ChannelState(line.filled(flow.reshape(-1), rows))
     return Carry(jnp.zeros((), jnp.int32), state, (news, flows))
@@ -130,7 +131,7 @@ def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
         routing=shape.arcs(state.routing), workload=shape.last(state.workload), flow=flow, inflow=shape.last(state.inflow),
         velocity=shape.arcs(state.velocity) if field.flows else None,
         policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
-        in_flight=state.in_flight if count_wires else None, sums=None, tail=tail,
+        in_flight=state.in_flight if count_wires else None, sums=None, tail=tail, **_events_of(field, state),
     )  # fmt: skip
     rows, workloads = flows.shape[0], shape.last(state.workload_line).reshape(-1)
     news = ChannelState(DelayLine(workloads, rows), shape.arcs(state.reading))
@@ -161,7 +162,21 @@ def suspend(
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
         tail=None if now.tail is None else shape.from_arcs(now.tail),
         extensions=attached.suspend(shape, now.extended, tuple(others), resumable),
+        lost=None if now.lost is None else shape.from_last(now.lost),
+        reported=None if now.reported is None else shape.from_last(now.reported),
     )  # fmt: skip
+
+
+def _events_of(field: Field, state: SimulationState) -> dict[str, Array]:
+    """What a run with events has besides; a run before it without events has lost nothing."""
+    if field.events is None:
+        return {}
+    workload = field.shape.last(state.workload)
+    lost, reported = (None if own is None else field.shape.last(own) for own in (state.lost, state.reported))
+    return {
+        "lost": jnp.zeros_like(workload) if lost is None else lost,
+        "reported": workload if reported is None else reported,
+    }
 
 
 def _on_the_wires(

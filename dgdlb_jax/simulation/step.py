@@ -28,6 +28,7 @@ from dgdlb_jax.numerics.delay import DelayedSystem, Gather, StepContext, Sum, ho
 from dgdlb_jax.numerics.delay.line import interpolate, split
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import State
+from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.attached import Applied, Attached, Extended
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
@@ -65,6 +66,8 @@ class StepState(eqx.Module):
     tail: Arcs | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
     measured: tuple[PyTree, ...] = ()  # by statistics of the user's
     extended: tuple[Extended, ...] = ()  # by state variables of the user's
+    lost: Backends | None = None  # with events: requests lost since the start
+    reported: Backends | None = None  # with events: the workload as frontends hear of it
 
 
 class Predicted(NamedTuple):
@@ -128,10 +131,12 @@ def predict(system: System, context: StepContext, now: StepState, received: None
     del received
     k = context.k
     served = _served(system, k, k, now.workload, [own.state for own in now.extended])
-    predicted = now.workload + length(k, system.clock.backends) * (now.inflow - served)
+    events, step = system.field.events, length(k, system.clock.backends)
+    running = 1.0 if events is None else events.running(time(k, system.clock.backends), step)
+    predicted = now.workload + running * step * (now.inflow - served)
     if context.recorded is not None:
         predicted = hold(predicted, context.recorded.predicted)
-    return Predicted(now, predicted), (now.workload, predicted)
+    return Predicted(now, predicted), (now.workload if now.reported is None else now.reported, predicted)
 
 
 def route(system: System, context: StepContext, held: Predicted, seen: Arcs) -> tuple[Routed, Any]:
@@ -162,7 +167,13 @@ def arrive(system: System, context: StepContext, move: Routed, inflow: Backends)
     states, plugins = [own.state for own in now.extended], system.plugins
     ahead = states if plugins is None else plugins.predicted(k, now)
     served = _served(system, k, k, now.workload, states) + _served(system, k, k + 1, move.predicted, ahead)
-    workload = now.workload + step_b / 2 * (arrived - served)
+    before, lost, reported = now.workload, now.lost, now.reported
+    if system.field.events is None:
+        workload = now.workload + step_b / 2 * (arrived - served)
+    else:
+        times = time(k, clock.backends), time(k + 1, clock.backends)
+        workload, gone, reported, before = system.field.events.survive(times, step_b, now.workload, arrived, served)
+        lost = lost + gone
     if recorded is not None:
         workload = hold(workload, recorded.after.workload)
     in_flight = now.in_flight
@@ -172,11 +183,12 @@ def arrive(system: System, context: StepContext, move: Routed, inflow: Backends)
     end = None if recorded is None else recorded.end
     sums = None
     if window is not None and now.sums is not None:
-        sums = window.add(now.sums, k, step_f, step_b, sent, now.workload, workload, end and end.sums)
+        sums = window.add(now.sums, k, step_f, step_b, sent, before, workload, end and end.sums)
     peak = higher(now.peak, workload) if end is None else set_by(now.peak, workload, end.peak)
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
         peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended,
+        lost=lost, reported=reported,
     )  # fmt: skip
     return after, None
 
@@ -255,27 +267,56 @@ def _dispatched(
     besides = now.flow - field.arrival_rate(start) * now.routing
     extra = jnp.zeros_like(besides) if extra is None else extra
     middle = lambda before, after: interpolate(before, after, part / 2)
-    return part * (field.mean_arrival_rate(start, step, part) * middle(now.routing, routing) + middle(besides, extra))
+    routed = part * field.mean_arrival_rate(start, step, part) * middle(now.routing, routing)
+    if field.events is not None and field.events.closing:
+        routed = _routed_around(field, start, step, part, now.routing, routing, routed)
+    return routed + part * middle(besides, extra)
+
+
+def _routed_around(
+    field: Field, start: Frontends, step: Frontends, part: Arcs | Frontends, before: Arcs, after: Arcs, straight: Arcs
+) -> Arcs:
+    """What is sent in the first part of a step in which arcs close or open: by the old routing until then, by the new one from then on.
+    It is `straight` where none does."""
+    assert field.events is not None
+    count, place = field.events.turn(start, step, field.mask)
+    first = jnp.minimum(part, place)
+    sent = lambda until: until * field.mean_arrival_rate(start, step, until)
+    split = sent(first) * before + (sent(part) - sent(first)) * after
+    return jnp.where(count > 0, split, straight)
+
+
+def _until_arcs_change(
+    field: Field, now: StepState, start: Frontends, step: Frontends, weight: Arcs | Frontends
+) -> Arcs:
+    """The routing after the first part of a step; on the simplex of the arcs that were open until then, if some close or open."""
+    moved = now.routing + step * weight * now.velocity
+    if field.events is None or not field.events.closing:
+        return moved
+    count, _ = field.events.turn(start, step, field.mask)
+    return jnp.where(count > 0, project_simplex(moved, field.open_arcs(start), now.routing > 0), moved)
 
 
 def _route(
     field: Field, now: StepState, t: Frontends, step: Frontends, seen: Arcs, context: StepContext
 ) -> tuple[Arcs, Arcs | None, State]:
-    guess = now.routing > 0
+    guess, open_arcs = now.routing > 0, field.open_arcs(t)
     if now.velocity is None:
         observation = field.observe(t, seen, now.flow, step)
         routing, policy = field.route(t, observation, now.policy)
-        return jnp.where(step > 0, jnp.where(field.mask, routing, 0), now.routing), None, policy
+        routing = jnp.where(open_arcs, routing, 0) if field.events is None else proportional(routing, open_arcs)
+        return jnp.where(step > 0, routing, now.routing), None, policy
     # Only rules that look at their own routing or flow need this prediction; for the others XLA removes it.
-    expected = project_simplex(now.routing + step * now.velocity, field.mask, guess)
+    expected = project_simplex(now.routing + step * now.velocity, open_arcs, guess)
     observation = field.observe(t, seen, field.arrival_rate(t) * expected, step)
     velocity, policy = field.velocity(t, expected, observation, now.policy)
     weight = field.weight_of_start(t - step, step)
     if weight is None:
         target = now.routing + step / 2 * (now.velocity + velocity)
     else:
-        target = now.routing + step * interpolate(velocity, now.velocity, weight)
+        start = _until_arcs_change(field, now, t - step, step, weight)
+        target = start + step * (1 - weight) * velocity
     if context.recorded is None:
-        return project_simplex(target, field.mask, guess), velocity, policy
+        return project_simplex(target, open_arcs, guess), velocity, policy
     known = context.recorded.after.routing, bits.unpack(context.recorded.memo, len(target))
     return hold_on_simplex(target, *known), velocity, policy

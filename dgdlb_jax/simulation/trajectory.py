@@ -118,7 +118,8 @@ class SimulationState(eqx.Module):
     - the rest: rates, flows and readings of the last step, the two delay lines, the policy's memory; `tail` in a run whose demand
       jumps, what of the last step arrives one step after the rest of it (its line of flow holds counts). Without the lines
       (`SaveAt(resumable=False)`) no run goes on from it; requests on the wires are read off them, and are not known either unless
-      `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each.
+      `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each. In a run with events, `lost`:
+      requests lost since the start, and `reported`: the workload of which frontends hear next.
 
     Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
     """
@@ -139,6 +140,8 @@ class SimulationState(eqx.Module):
     policy_state: PyTree
     tail: Float[Array, "*batch frontends backends"] | None = None
     extensions: tuple[ExtensionState, ...] = ()
+    lost: Float[Array, "*batch backends"] | None = None
+    reported: Float[Array, "*batch backends"] | None = None
 
     @property
     def time(self) -> Float[Array, "*batch"]:
@@ -248,6 +251,7 @@ class Trajectory(eqx.Module):
     - `statistics`: time integrals and extremes, see `Statistics`.
     - `final`: the state at the end; give it as `initial` to go on (unless saved with `resumable=False`).
     - `result`: how it ended, a `Result` code.
+    - `lost` `(time, backends)`: in a run with events, the requests that backends have lost until then.
     - `observed`: what `SaveAt(fn=...)` gave at the saved instants, with time as leading axis.
     - `measured`: the results of `SaveAt(statistics=...)`, by their names.
     """
@@ -271,6 +275,10 @@ class Trajectory(eqx.Module):
     statistics: Statistics | None
     final: SimulationState
     result: Int[Array, "*batch"] = eqx.field(metadata=label(units="1", meaning="how the run ended, a Result code"))
+    lost: Float[Array, "*batch time backends"] | None = eqx.field(
+        default=None,
+        metadata=label("time", "backend", units="requests", meaning="requests lost at or on the way to a backend since the start"),
+    )
     observed: PyTree = None
     measured: dict[str, PyTree] = eqx.field(default_factory=dict)
     labels: tuple[Label, ...] = eqx.field(static=True, default=())
