@@ -113,6 +113,18 @@ class Opens(Event):
     backend: Where | None = None
 
 
+KINDS: dict[str, type[Event]] = {
+    "fails": Fails,
+    "drains": Drains,
+    "recovers": Recovers,
+    "replicas": Replicas,
+    "demand": Demand,
+    "closes": Closes,
+    "opens": Opens,
+}
+"""What happens, in a fleet file's words."""
+
+
 def places(event: Event, kind: str, given: Sequence[str | int], names: Sequence[str] | None, count: int) -> np.ndarray:
     """Which of `count` frontends or backends are meant: all of them where none are given.
 

@@ -87,9 +87,8 @@ class _Tables:
         self.dtype = network.latency.dtype
 
     def signals(self) -> Signals:
-        known = {kinds.Fails, kinds.Drains, kinds.Recovers, kinds.Replicas, kinds.Demand, kinds.Closes, kinds.Opens}
         for event in self.ordered:
-            if type(event) not in known:
+            if type(event) not in kinds.KINDS.values():
                 raise InputError(f"{event!r} is no event: use the classes of dgdlb_jax.events.")
         frontends, backends = self.network.frontends, self.network.backends
         if any(isinstance(event, kinds.Demand) for event in self.ordered) and not isinstance(self.network.demand, Constant):
