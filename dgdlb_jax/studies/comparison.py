@@ -21,6 +21,7 @@ from dgdlb_jax.studies.durations import longest_service
 from dgdlb_jax.studies.outcome import Outcome, outcome
 from dgdlb_jax.studies.quasi_static import FOLLOWED, QuasiStatic, steady_for
 from dgdlb_jax.studies.scatter import Scatter
+from dgdlb_jax.studies.schedule import Recovery, Schedule
 from dgdlb_jax.studies.switching import Switch, switch
 from dgdlb_jax.studies.what_if import WhatIf, what_if
 
@@ -43,6 +44,7 @@ class Comparison:
       when demand moves.
     - `longer`: name -> `Trajectory` of the same balancer where the run in `runs` came to no verdict: its figures are those of this one.
     - `reference`: the moving quasi-static optimum; None when demand is constant.
+    - `schedule`: the events on the way, None without any. `network`, `optimum` and all figures are those after the last of them.
     """
 
     network: Network
@@ -61,6 +63,12 @@ class Comparison:
     step_size_set_by: str = ""
     scatter: Scatter | None = None
     longer: dict[str, Trajectory] = field(default_factory=dict, repr=False)
+    schedule: Schedule | None = field(default=None, repr=False)
+
+    @cached_property
+    def recoveries(self) -> list[Recovery]:
+        """How every balancer gets over the events; empty without any."""
+        return [] if self.schedule is None else self.schedule.recoveries(self.network, self.runs)
 
     @cached_property
     def prices(self) -> ShadowPrices:
