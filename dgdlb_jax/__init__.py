@@ -36,18 +36,16 @@ if TYPE_CHECKING:
     from dgdlb_jax.gradients.tuning import Tuned as Tuned
     from dgdlb_jax.gradients.tuning import transient_latency as transient_latency
     from dgdlb_jax.gradients.tuning import tune as tune
+    from dgdlb_jax.model import events as events
     from dgdlb_jax.model import topologies as topologies
     from dgdlb_jax.model.demand import AbstractDemand as AbstractDemand
     from dgdlb_jax.model.demand import Constant as Constant
     from dgdlb_jax.model.demand import DailyCycle as DailyCycle
     from dgdlb_jax.model.demand import Jumps as Jumps
     from dgdlb_jax.model.demand import Trace as Trace
-    from dgdlb_jax.model import events as events
     from dgdlb_jax.model.demand_kinds import register_demand as register_demand
     from dgdlb_jax.model.network import Network as Network
     from dgdlb_jax.model.network import stack as stack
-    from dgdlb_jax.model.signals import Signals as Signals
-    from dgdlb_jax.model.signals import signals as signals
     from dgdlb_jax.model.service import AbstractService as AbstractService
     from dgdlb_jax.model.service import Exponential as Exponential
     from dgdlb_jax.model.service import Hyperbolic as Hyperbolic
@@ -61,6 +59,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.model.service import concatenate as concatenate
     from dgdlb_jax.model.service import fit_service as fit_service
     from dgdlb_jax.model.service import register_curve as register_curve
+    from dgdlb_jax.model.signals import Signals as Signals
+    from dgdlb_jax.model.signals import signals as signals
     from dgdlb_jax.model.topologies import register_topology as register_topology
     from dgdlb_jax.numerics.delay import Checkpoints as Checkpoints
     from dgdlb_jax.numerics.delay import FullStorage as FullStorage
@@ -210,7 +210,12 @@ _HOME = {
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"conditions": "stability.conditions", "events": "model.events", "plots": "reports.gallery", "topologies": "model.topologies"}
+_MODULES = {
+    "conditions": "stability.conditions",
+    "events": "model.events",
+    "plots": "reports.gallery",
+    "topologies": "model.topologies",
+}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

@@ -82,7 +82,13 @@ class Replicas(Event):
 
     def __post_init__(self):
         super().__post_init__()
-        _check(self, "factor", self.factor, above=True, remedy="give a finite factor above 0; a backend without replicas Fails")
+        _check(
+            self,
+            "factor",
+            self.factor,
+            above=True,
+            remedy="give a finite factor above 0; a backend without replicas Fails",
+        )
 
 
 @dataclass(frozen=True)

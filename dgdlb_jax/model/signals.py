@@ -91,7 +91,9 @@ class _Tables:
             if type(event) not in kinds.KINDS.values():
                 raise InputError(f"{event!r} is no event: use the classes of dgdlb_jax.events.")
         frontends, backends = self.network.frontends, self.network.backends
-        if any(isinstance(event, kinds.Demand) for event in self.ordered) and not isinstance(self.network.demand, Constant):
+        if any(isinstance(event, kinds.Demand) for event in self.ordered) and not isinstance(
+            self.network.demand, Constant
+        ):
             raise InputError(
                 f"A Demand event changes constant arrival rates, and this demand is a {type(self.network.demand).__name__}: put the change "
                 "into the demand itself."
@@ -173,7 +175,6 @@ def _name(names: Sequence[str] | None, number: int) -> str:
 
 
 def closest_pair(times: Float[Array, "*batch jumps columns"]) -> float:
-    """The shortest time between two jumps of one signal, seconds; inf without two."""
-    real = np.where(np.asarray(times) < NEVER, np.asarray(times, float), np.inf)
-    gaps = np.diff(real, axis=-2)
-    return float(np.min(np.where(np.isfinite(gaps), gaps, np.inf), initial=np.inf))
+    """The shortest time between two jumps of one signal, seconds; huge without two."""
+    gaps = np.diff(np.asarray(times, float), axis=-2)  # huge where the later one never comes
+    return float(np.min(np.where(gaps > 0, gaps, np.inf), initial=np.inf))

@@ -195,7 +195,9 @@ def simulate_batch(
     inputs = _Inputs(
         network=networks.anonymous(),
         policy=policy,
-        events=None if found is None else eqx.tree_at(lambda s: s.demand, found, None, is_leaf=lambda leaf: leaf is None),
+        events=None
+        if found is None
+        else eqx.tree_at(lambda s: s.demand, found, None, is_leaf=lambda leaf: leaf is None),
         initial=of_batch(default_start, networks) if initial is None else check_start(networks, initial),
         reference=None if save.reference is None else jnp.asarray(save.reference, dtype),
         dt=jnp.asarray(made.grid.dt, dtype),

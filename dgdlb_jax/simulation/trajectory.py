@@ -277,7 +277,9 @@ class Trajectory(eqx.Module):
     result: Int[Array, "*batch"] = eqx.field(metadata=label(units="1", meaning="how the run ended, a Result code"))
     lost: Float[Array, "*batch time backends"] | None = eqx.field(
         default=None,
-        metadata=label("time", "backend", units="requests", meaning="requests lost at or on the way to a backend since the start"),
+        metadata=label(
+            "time", "backend", units="requests", meaning="requests lost at or on the way to a backend since the start"
+        ),
     )
     observed: PyTree = None
     measured: dict[str, PyTree] = eqx.field(default_factory=dict)

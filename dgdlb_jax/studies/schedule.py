@@ -26,7 +26,7 @@ BACK = 0.01
 _CALM = 0.5  # of the time until the last event: how much longer a run is at least, so that its last fifth is calm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Phase:
     """The time from some events to the next ones.
 
@@ -70,7 +70,7 @@ class Schedule:
         if network.varies:
             raise InputError(
                 "Events are compared in a network that is constant otherwise, and its demand or capacity is a function of time: take the "
-                "mean rates (demand=\"constant\"), or put the changes into the demand."
+                'mean rates (demand="constant"), or put the changes into the demand.'
             )
         self.network, self.events = network, tuple(sorted(events, key=lambda event: event.at))
         self.signals = signals(network, self.events)
@@ -81,14 +81,14 @@ class Schedule:
         return self.signals.network_at(self.network, t)
 
     def phases(self, duration: float) -> list[Phase]:
-        """What the events divide a run of so many seconds into."""
-        ends = [*self.times[1:], duration]
+        """What the events divide a run of so many seconds into; the first one is that before all events."""
+        ends = [*self.times, duration]
         return [replace(phase, end=end) for phase, end in zip(self._phases, ends, strict=True) if phase.begin < end]
 
     @cached_property
     def _phases(self) -> list[Phase]:
         found = []
-        for time in self.times:
+        for time in (0.0, *self.times):
             network = self.network_at(time)
             latency, short_by = best_latency(network)
             now = tuple(event for event in self.events if event.at == time)
@@ -132,14 +132,6 @@ class Schedule:
         step = jnp.where((one > 0) & (other > 0), jnp.minimum(one, other), jnp.maximum(one, other))
         both = (replace(setup, step_size=step, initial=before.initial) for setup in (before, after))
         return next(both), next(both)
-
-    def recoveries(self, network: Network, runs: dict[str, Trajectory]) -> list[Recovery]:
-        """How every balancer gets over every phase; `network`: for its longest latency, over which means are taken."""
-        return [
-            recovery(phase, name, network, run)
-            for name, run in runs.items()
-            for phase in self.phases(float(np.asarray(run.time)[-1]))
-        ]
 
 
 def best_latency(network: Network) -> tuple[float, float]:
