@@ -92,7 +92,9 @@ def read_measured(fleet: str | Path) -> Service:
 def load_events(fleet: str | Path, *, demand: str | None = None) -> tuple[Event, ...]:
     """What happens in a fleet, its `[[events]]`: for `simulate(network, ..., events=...)`. None where the file has none.
 
-    **Arguments:** `fleet` and `demand` as for `load_fleet`. **Raises:** `InputError` that names file, number of the event, field and remedy.
+    **Arguments:** `fleet` and `demand` as for `load_fleet`.
+
+    **Raises:** `InputError` that names file, number of the event, field and remedy.
     """
     document, folder = _open(fleet)
     with warnings.catch_warnings():

@@ -87,7 +87,7 @@ class Replicas(Event):
             "factor",
             self.factor,
             above=True,
-            remedy="give a finite factor above 0; a backend without replicas Fails",
+            remedy="give a finite factor above 0; a backend that has none left Fails",
         )
 
 

@@ -152,7 +152,7 @@ def _check_recoveries(network: Network, ordered: Sequence[Event]) -> None:
             if isinstance(event, kinds.Recovers) and not where <= out:
                 who = _name(network.backend_names, min(where - out))
                 raise InputError(
-                    f"Recovers(at={event.at:g}): backend {who} is not out of service then: let it fail or drain before, or remove the event."
+                    f"Recovers(at={event.at:g}): backend {who} is not out of service then: let it fail or drain before."
                 )
             out = out - where if isinstance(event, kinds.Recovers) else out | where
 
