@@ -67,6 +67,40 @@ def test_what_is_lost_is_exact_at_every_step():
     np.testing.assert_allclose(held, on_the_way + sent, rtol=1e-11)
 
 
+def test_a_request_keeps_the_latency_it_was_sent_with():
+    """The first frontend's links get slower, a link of the second breaks: what arrives by then, and what is lost, in closed form."""
+    slow, at, breaks, mends = 1.9, 0.913, 1.207, 2.111
+    dt = np.array([0.01, 0.04, 0.037, 0.09])
+    runs = simulate_batch(
+        stack([bottomless()] * 4),
+        FixedRouting(np.stack([TABLE] * 4)),
+        duration=END,
+        dt=dt,
+        initial=(np.stack([TABLE] * 4), np.zeros((4, 2))),
+        events=[happen.Latency(at, slow, 0), happen.Breaks(breaks, 1, 0), happen.Mends(mends, 1, 0)],
+        save=SaveAt(every=1, fields=("workload", "in_flight", "cost_rate")),
+    )
+    time = np.asarray(runs.time)
+    first, slower = time[..., None] - LATENCY[0], time[..., None] - slow * LATENCY[0]
+    of_the_first = TABLE[0] * RATE[0] * (np.minimum(first + LATENCY[0], at + LATENCY[0]) + np.maximum(slower - at, 0))
+    # The second frontend uses its other link from `known` to `again`.
+    known, again = breaks + NEWS[1, 0], mends + NEWS[1, 0]
+    until = lambda t, begin, end: np.clip(t, begin, end) - begin
+    t = time[..., None] - LATENCY[1]
+    sent = TABLE[1] * RATE[1] * (t + LATENCY[1])
+    away = until(t[..., 0], breaks, again)
+    more = TABLE[1, 0] * RATE[1] * until(t[..., 1], known, again)
+    of_the_second = sent + np.stack([-TABLE[1, 0] * RATE[1] * away, more], -1)
+    np.testing.assert_allclose(runs.workload, of_the_first + of_the_second, rtol=1e-10, atol=1e-10)
+    lost = TABLE[1, 0] * RATE[1] * NEWS[1, 0]
+    np.testing.assert_allclose(runs.lost[:, -1], [[lost, 0]] * 4, rtol=1e-10)
+    held = np.asarray(runs.workload).sum(-1) + np.asarray(runs.lost).sum(-1) + np.asarray(runs.in_flight)
+    np.testing.assert_allclose(held, (RATE[:, None] * TABLE * LATENCY).sum() + RATE.sum() * time, rtol=1e-11)
+    charged = (RATE[:, None] * TABLE * LATENCY) * [[slow], [1.0]]
+    end = np.asarray(runs.cost_rate)[:, -1] - np.asarray(runs.workload)[:, -1].sum(-1)
+    np.testing.assert_allclose(end, charged.sum(), rtol=1e-12)
+
+
 # --- order of convergence ---------------------------------------------------------------------------------------------
 
 COARSE = 0.04
@@ -78,11 +112,14 @@ BACK = np.array([[0.1313, 0.333, 0.217], [0.2539, 0.093, 0.111]])
 START = np.full((2, 3), 1 / 3), np.full(3, 8.0)
 
 
-def everything(replicas=0.7, demand=1.2) -> list[happen.Event]:
+def everything(replicas=0.7, demand=1.2, way=1.6) -> list[happen.Event]:
     """One of each, at times that are on no grid."""
     return [
         happen.Fails(0.618, "a"),
+        happen.Breaks(0.7, "q", "b"),
+        happen.Mends(0.95, "q", "b"),
         happen.Replicas(1.1, "b", replicas),
+        happen.Latency(1.25, way, "p"),
         happen.Closes(1.313, "q", "c"),
         happen.Recovers(1.507, "a"),
         happen.Drains(1.717, "b"),
@@ -151,19 +188,23 @@ def test_a_run_split_by_hand_at_the_event():
 
 
 def test_one_long_run_is_two_short_ones_to_the_bit():
-    """The seam lies in the step after the failure, when frontends still hear of the workload before it."""
+    """The seam lies in the step after the failure, when frontends still hear of the workload before it, and wires are in use that the
+    run did not begin with."""
+    happenings = [happen.Fails(0.618, "a"), happen.Latency(0.31, 1.6, "p")]
+    network, start = stack([fleet()]).with_names(["p", "q"], ["a", "b", "c"]), tuple(one[None] for one in START)
     run = lambda steps, start: (
-        simulate(
-            fleet(),
+        simulate_batch(
+            network,
             DGDLB(0.4),
             initial=start,
             duration=steps * COARSE,
             dt=COARSE,
-            events=everything(),
+            events=happenings,
             save=SaveAt.final(),
+            frames=1,
         ).final
     )
-    for one, other in zip(jax.tree.leaves(run(32, START)), jax.tree.leaves(run(16, run(16, START))), strict=True):
+    for one, other in zip(jax.tree.leaves(run(32, start)), jax.tree.leaves(run(16, run(16, start))), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -179,15 +220,15 @@ def test_derivatives_by_factors_rates_and_latencies(rng):
 
     @jax.jit
     def cost(given):
-        rate, latency, back, replicas, demand, step_size, workload = given
+        rate, latency, back, *factors, step_size, workload = given
         run = simulate(
             fleet(rate, latency, back), DGDLB(step_size), initial=(START[0], workload), duration=2.4, dt=COARSE,
-            events=everything(replicas, demand), save=SaveAt.statistics(), max_latency=0.5, throw=False,
+            events=everything(*factors), save=SaveAt.statistics(), max_latency=0.5, throw=False,
         )  # fmt: skip
         return run.statistics.mean_latency + run.final.workload @ jnp.arange(1.0, 4.0) + run.final.lost.sum()
 
     given = jax.tree.map(
-        jnp.asarray, ([12.0, 6.0], FORWARD, BACK, 0.7, 1.2, 0.4, START[1]), is_leaf=lambda x: isinstance(x, list)
+        jnp.asarray, ([12.0, 6.0], FORWARD, BACK, 0.7, 1.2, 1.6, 0.4, START[1]), is_leaf=lambda x: isinstance(x, list)
     )
     direction = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(-1, 1, leaf.shape)) * jnp.abs(leaf), given)
     gradient = jax.jit(jax.grad(cost))(given)

@@ -81,6 +81,7 @@ All keys:
     - `"fails"` (what it holds and what reaches it is lost), `"drains"`, `"recovers"` (a failed one comes back without requests): `backend`.
     - `"replicas"`: `backend`, `factor` (times those at first). `"demand"`: `frontend` (all unless given), `factor`.
     - `"closes"`, `"opens"`: `frontend`, `backend` (all unless given): a change of the mask.
+    - `"latency"`: the same, and `factor`: links get slower, or faster. `"breaks"` (what is sent on it is lost), `"mends"`: the same.
 - `[sources.NAME]`: `title`, `licence`, `url`, `date`, `note`.
 
 Tables are looked for beside the TOML file, or where a path leads from there (`"../latency.csv"`, `"/data/day.csv"`): in a fleet from a

@@ -119,6 +119,40 @@ class Opens(Event):
     backend: Where | None = None
 
 
+@dataclass(frozen=True)
+class Latency(Event):
+    """Requests take another way: the latency from frontends (all by default) to backends (all by default), and what is charged for it, is
+    `factor` times that at first.
+
+    A request keeps the latency with which it was sent. News have ways of their own, which stay as they are; through them a frontend
+    learns what its requests take now.
+    """
+
+    factor: ArrayLike
+    frontend: Where | None = None
+    backend: Where | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check(self, "factor", self.factor, above=False, remedy="give a finite factor that is not negative")
+
+
+@dataclass(frozen=True)
+class Breaks(Event):
+    """Links break: what is sent on them from now on is lost, until the frontend knows; what is on its way arrives."""
+
+    frontend: Where | None = None
+    backend: Where | None = None
+
+
+@dataclass(frozen=True)
+class Mends(Event):
+    """Links that broke carry requests again."""
+
+    frontend: Where | None = None
+    backend: Where | None = None
+
+
 KINDS: dict[str, type[Event]] = {
     "fails": Fails,
     "drains": Drains,
@@ -127,6 +161,9 @@ KINDS: dict[str, type[Event]] = {
     "demand": Demand,
     "closes": Closes,
     "opens": Opens,
+    "latency": Latency,
+    "breaks": Breaks,
+    "mends": Mends,
 }
 """What happens, in a fleet file's words."""
 

@@ -25,7 +25,8 @@ class Signals(eqx.Module):
     - `demand` `(frontends,)`: a factor on the arrival rates. `replicas` `(backends,)`: a factor on the replicas.
     - `up` `(backends,)`: 1 while a backend runs, 0 while it has failed. `serving` `(backends,)`: 1 while frontends are to use it; they
       know after the feedback latency.
-    - `allowed` `(frontends, backends)`: 1 where the mask allows it.
+    - `allowed` `(frontends, backends)`: 1 where the mask allows it. `latency` and `intact` `(frontends, backends)`: a factor on the latency
+      of what is sent, and on how much of it arrives.
     """
 
     demand: Steps | None
@@ -33,6 +34,8 @@ class Signals(eqx.Module):
     up: Steps | None
     serving: Steps | None
     allowed: Steps | None
+    latency: Steps | None
+    intact: Steps | None
 
     def demand_of(self, network: Network) -> Network:
         """The network, one or a batch, with its demand as these events change it."""
@@ -41,17 +44,27 @@ class Signals(eqx.Module):
         rates = network.arrival_rate[..., None, :] * self.demand.values
         return eqx.tree_at(lambda n: n.demand, network, Jumps(self.demand.times, rates))
 
+    def with_longest(self, network: Network) -> Network:
+        """The network, one or a batch, with the longest latency of all times on every arc: what delay lines need room for."""
+        if self.latency is None:
+            return network
+        return eqx.tree_at(lambda n: n.latency, network, network.latency * self.latency.values.max(-3))
+
     def network_at(self, network: Network, t: float) -> Network:
         """A single network as it is from time `t` on, when everybody knows: what an optimum and step sizes refer to."""
         dtype = network.latency.dtype
         now = lambda steps: None if steps is None else steps.at(jnp.full(steps.times.shape[1:], t, dtype))
-        demand, replicas, serving, allowed = map(now, (self.demand, self.replicas, self.serving, self.allowed))
+        demand, replicas, serving = map(now, (self.demand, self.replicas, self.serving))
+        allowed, latency, intact = map(now, (self.allowed, self.latency, self.intact))
         mask = network.mask
-        for known in (serving, allowed):
+        for known in (serving, allowed, intact):
             mask = mask if known is None else mask & (known > 0.5)
         rate = network.arrival_rate if demand is None else demand * network.arrival_rate
         service = network.service if replicas is None else Replicas(network.service, replicas)
         changed = eqx.tree_at(lambda n: (n.mask, n.service), network, (mask, service))
+        if latency is not None:
+            ways = lambda n: (n.latency, n.cost_latency)
+            changed = eqx.tree_at(ways, changed, tuple(latency * way for way in ways(network)))
         return changed if demand is None else changed.with_arrival_rate(rate)
 
 
@@ -90,7 +103,7 @@ class _Tables:
         for event in self.ordered:
             if type(event) not in kinds.KINDS.values():
                 raise InputError(f"{event!r} is no event: use the classes of dgdlb_jax.events.")
-        frontends, backends = self.network.frontends, self.network.backends
+        backends = self.network.backends
         if any(isinstance(event, kinds.Demand) for event in self.ordered) and not isinstance(
             self.network.demand, Constant
         ):
@@ -98,14 +111,20 @@ class _Tables:
                 f"A Demand event changes constant arrival rates, and this demand is a {type(self.network.demand).__name__}: put the change "
                 "into the demand itself."
             )
-        arcs = self._steps((kinds.Closes, kinds.Opens), frontends * backends)
         return Signals(
-            demand=self._steps((kinds.Demand,), frontends),
+            demand=self._steps((kinds.Demand,), self.network.frontends),
             replicas=self._steps((kinds.Replicas,), backends),
             up=self._steps((kinds.Fails, kinds.Recovers), backends, needs=kinds.Fails),
             serving=self._steps((kinds.Fails, kinds.Drains, kinds.Recovers), backends),
-            allowed=None if arcs is None else jax.tree.map(lambda table: table.reshape(-1, frontends, backends), arcs),
+            allowed=self._arcs((kinds.Closes, kinds.Opens)),
+            latency=self._arcs((kinds.Latency,)),
+            intact=self._arcs((kinds.Breaks, kinds.Mends), needs=kinds.Breaks),
         )
+
+    def _arcs(self, chosen: tuple[type, ...], needs: type | None = None) -> Steps | None:
+        shape = self.network.frontends, self.network.backends
+        found = self._steps(chosen, shape[0] * shape[1], needs)
+        return jax.tree.map(lambda table: table.reshape(-1, *shape), found)
 
     def _steps(self, chosen: tuple[type, ...], columns: int, needs: type | None = None) -> Steps | None:
         """The signal that these kinds of events change; None without any."""
@@ -141,7 +160,9 @@ class _Tables:
             case kinds.Demand(factor=factor):
                 return event, frontends, factor
         arcs = (frontends[:, None] * network.backends + backends).ravel()
-        return event, arcs, float(isinstance(event, kinds.Opens))
+        if isinstance(event, kinds.Latency):
+            return event, arcs, event.factor
+        return event, arcs, float(isinstance(event, kinds.Opens | kinds.Mends))
 
 
 def _check_recoveries(network: Network, ordered: Sequence[Event]) -> None:

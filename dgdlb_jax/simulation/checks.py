@@ -1,5 +1,6 @@
 """What can be said about a simulation's inputs before it runs: sizes of the buffer and the loop, and sentences for people."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -142,7 +143,7 @@ def one_event_at_a_time(signals: Signals, time_grid: Grid) -> None:
     """Raise `InputError` where something happens twice at one place within a step, which a step cannot tell apart."""
     if not is_concrete(signals):
         return
-    for steps in (signals.up, signals.serving, signals.replicas, signals.allowed, signals.demand):
+    for steps in (getattr(signals, field.name) for field in dataclasses.fields(signals)):
         gap = np.inf if steps is None else closest_pair(steps.times)
         if gap <= time_grid.dt.max():
             raise InputError(

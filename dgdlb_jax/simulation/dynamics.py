@@ -89,10 +89,12 @@ class Field(eqx.Module):
 
     def observe(self, t: Frontends, seen: Arcs, flow: Arcs, time_step: Frontends) -> Observation:
         """What every frontend sees: `seen` is the workload after the feedback latency, `flow` the frontend's own flow now."""
-        replicas, nominal = 1.0, self.nominal_capacity
+        replicas, nominal, way = 1.0, self.nominal_capacity, 1.0
         if self.events is not None and self.events.seen_replicas is not None:
             replicas = self.events.seen_replicas.at(t)
             nominal = replicas * nominal
+        if self.events is not None and self.events.seen_latency is not None:
+            way = self.events.seen_latency.at(t)
         each = seen / replicas
         rate = replicas * self.seen_service.rate(each)
         marginal, average = self.seen_service.marginal_latency(each), self.seen_service.average_latency(each)
@@ -106,13 +108,18 @@ class Field(eqx.Module):
             service_rate=rate,
             marginal_latency=marginal,
             average_latency=average,
-            cost_latency=self.cost_latency,
-            outstanding=flow * (self.latency + average),
+            cost_latency=way * self.cost_latency,
+            outstanding=flow * (way * self.latency + average),
             nominal_capacity=nominal,
             mask=self.open_arcs(t),
             arrival_rate=self.arrival_rate(t),
             time_step=time_step,
         )
+
+    def cost_latency_at(self, t: Frontends) -> Arcs:
+        """The network time charged to what is sent at a time, seconds."""
+        way = None if self.events is None else self.events.latency
+        return self.cost_latency if way is None else way.at(t) * self.cost_latency
 
     def open_arcs(self, t: Frontends) -> Bool[Array, "backends frontend_lanes"]:
         """The arcs that frontends use at a time."""

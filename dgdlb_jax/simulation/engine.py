@@ -186,8 +186,9 @@ def simulate_batch(
     found = None if events is None else with_float_type(as_signals(networks, events), dtype)
     networks = networks if found is None else found.demand_of(networks)
     made = plan(
-        networks, duration=duration, dt=dt, save=save, max_latency=max_latency, frames=frames, execution=_execution(execution, once),
-        adjoint=adjoint, extensions=extensions, data=(policy, initial, extra_flow, found),
+        networks if found is None else found.with_longest(networks), duration=duration, dt=dt, save=save, max_latency=max_latency,
+        frames=frames, execution=_execution(execution, once), adjoint=adjoint, extensions=extensions,
+        data=(policy, initial, extra_flow, found),
     )  # fmt: skip
     if throw:
         checks.explain(networks, made.grid, max_latency)
@@ -254,6 +255,10 @@ def _execution(chosen: Execution | None, once: dict[str, Any]) -> Execution:
 def _check_extra_flow(made: Plan, inputs: _Inputs) -> None:
     if inputs.extra is None:
         return
+    if inputs.events is not None and (inputs.events.latency is not None or inputs.events.intact is not None):
+        raise InputError(
+            "extra_flow has no wires of its own where events change latencies or break links: leave one of them out."
+        )
     if made.program.steps is None:
         raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
     shape = (

@@ -24,7 +24,8 @@ class ObserveFields:
             "workload": lambda: shape.from_last(now.workload),
             "arrival_rate": lambda: shape.from_last(field.arrival_rate(time(k, clock.frontends))),
             "cost_rate": lambda: (
-                shape.per_lane(now.workload) + shape.per_lane(jnp.sum(now.flow * field.cost_latency, axis=0))
+                shape.per_lane(now.workload)
+                + shape.per_lane(jnp.sum(now.flow * field.cost_latency_at(time(k, clock.frontends)), axis=0))
             ),
             "in_flight": lambda: jnp.asarray(now.in_flight),
         }

@@ -15,7 +15,9 @@ from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation import attached
 from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
-from dgdlb_jax.simulation.step import StepState
+from dgdlb_jax.simulation.lanes import Shape
+from dgdlb_jax.simulation.step import StepState, wire_delay, wire_shape
+from dgdlb_jax.simulation.timeline import Wires
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
@@ -91,10 +93,13 @@ def begin(
     state = StepState(
         routing=x, workload=n, flow=flow, inflow=shape.arrivals(flow), velocity=velocity, policy=policy, peak=n,
         in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
-        tail=_delay(field, step)[1] * flow if field.counts else None,
+        tail=_delay(field, step)[1] * _on_the_first(field, flow) if field.counts else None,
         lost=None if field.events is None else jnp.zeros_like(n), reported=None if field.events is None else n,
     )  # fmt: skip
-    news, flows = ChannelState(line.filled(n, rows), seen), ChannelState(line.filled(flow.reshape(-1), rows))
+    news, flows = (
+        ChannelState(line.filled(n, rows), seen),
+        ChannelState(line.filled(_on_the_first(field, flow).reshape(-1), rows)),
+    )
     return Carry(jnp.zeros((), jnp.int32), state, (news, flows))
 
 
@@ -120,16 +125,17 @@ def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
     shape = field.shape
     assert state.flow_line is not None  # see checks.resumable
     assert state.workload_line is not None
-    flow, flows = shape.arcs(state.flow), shape.arcs(state.flow_line)
-    tail = None if state.tail is None else shape.arcs(state.tail)
+    wires = wire_shape(field)
+    flow, flows = _on_the_first(field, shape.arcs(state.flow)), wires.arcs(_filled_up(wires, state.flow_line))
+    tail = None if state.tail is None else wires.arcs(_filled_up(wires, state.tail))
     if tail is None and field.counts:
         # The run before had no jumps: from flows at grid points to the means of the steps between them.
         newest = jnp.take(flows, state.step[0] % flows.shape[0], axis=0)
         tail = _tail(flow, newest, _delay(field, shape.over_frontends(state.time_step))[1])
         flows = (flows + jnp.roll(flows, 1, axis=0)) / 2
     now = StepState(
-        routing=shape.arcs(state.routing), workload=shape.last(state.workload), flow=flow, inflow=shape.last(state.inflow),
-        velocity=shape.arcs(state.velocity) if field.flows else None,
+        routing=shape.arcs(state.routing), workload=shape.last(state.workload), flow=shape.arcs(state.flow),
+        inflow=shape.last(state.inflow), velocity=shape.arcs(state.velocity) if field.flows else None,
         policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
         in_flight=state.in_flight if count_wires else None, sums=None, tail=tail, **_events_of(field, state),
     )  # fmt: skip
@@ -151,7 +157,7 @@ def suspend(
     if resumable:
         rows = flow.line.rows
         flows = flow.line.ring.reshape(rows, shape.backends, -1)
-        flow_line, workload_line = shape.from_arcs(flows), shape.from_last(news.line.ring.reshape(rows, -1))
+        flow_line, workload_line = wire_shape(field).from_arcs(flows), shape.from_last(news.line.ring.reshape(rows, -1))
         in_flight = _on_the_wires(field, carry, flows, dt) if in_flight is None else in_flight
     return SimulationState(
         step=steps.astype(jnp.int32), row=jnp.full(steps.shape, carry.k, jnp.int32), time_step=dt,
@@ -160,7 +166,7 @@ def suspend(
         velocity=shape.from_arcs(nothing if now.velocity is None else now.velocity),
         reading=shape.from_arcs(news.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
-        tail=None if now.tail is None else shape.from_arcs(now.tail),
+        tail=None if now.tail is None else wire_shape(field).from_arcs(now.tail),
         extensions=attached.suspend(shape, now.extended, tuple(others), resumable),
         lost=None if now.lost is None else shape.from_last(now.lost),
         reported=None if now.reported is None else shape.from_last(now.reported),
@@ -180,7 +186,7 @@ def _events_of(field: Field, state: SimulationState) -> dict[str, Array]:
 
 
 def _on_the_wires(
-    field: Field, carry: Carry, rows: Float[Array, "rows backends frontend_lanes"], dt: Float[Array, " lanes"]
+    field: Field, carry: Carry, rows: Float[Array, "rows backends wire_lanes"], dt: Float[Array, " lanes"]
 ) -> Float[Array, " lanes"]:
     """Requests on the forward wires, read off the delay line: what a run that counts them step by step would have found.
 
@@ -192,18 +198,30 @@ def _on_the_wires(
     size = rows.shape[0]
     age = jnp.mod(carry.k - jnp.arange(size), size)[:, None, None]
     if now.tail is not None:
+        step = wire_shape(field).over_frontends(dt)
         return field.shape.per_lane((step * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)).sum(0))
     whole = (((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows).sum(0)
     newest = line.row(carry.channels[1].line, carry.k).reshape(lag.shape)
     return field.shape.per_lane((step * (whole + _tail(now.flow, newest, fraction))).sum(0))
 
 
-def _delay(field: Field, step: Frontends) -> tuple[Arcs, Arcs]:
-    """The latency of every arc in steps: whole ones, and the fraction."""
-    delay = field.latency / step
+def _delay(field: Field, step: Frontends) -> tuple[Wires, Wires]:
+    """The latency of every wire in steps: whole ones, and the fraction."""
+    delay = wire_delay(field, step)
     return jnp.floor(delay), delay - jnp.floor(delay)
 
 
-def _tail(flow: Arcs, newest: Arcs, fraction: Arcs) -> Arcs:
+def _on_the_first(field: Field, flow: Arcs) -> Wires:
+    """Flow on the wires, before anything happens to links."""
+    return flow if field.events is None else field.events.on_the_first(flow)
+
+
+def _filled_up(wires: Shape, values: Array) -> Array:
+    """What is on the wires of another run, which may have had fewer of them."""
+    extra = wires.frontends - values.shape[-2]
+    return jnp.pad(values, [(0, 0)] * (values.ndim - 2) + [(0, extra), (0, 0)]) if extra > 0 else values
+
+
+def _tail(flow: Wires, newest: Wires, fraction: Wires) -> Wires:
     """What of the last step's flow lies beyond the whole steps of a latency, by the trapezoidal rule; `newest` is the last row."""
     return (fraction * flow + newest - (1 - fraction) * flow) / 2

@@ -16,7 +16,8 @@ computed again that is known: the routing by its support, the workload, and whic
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -32,7 +33,9 @@ from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.attached import Applied, Attached, Extended
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
+from dgdlb_jax.simulation.timeline import Wires
 
 
 class System(eqx.Module):
@@ -42,7 +45,7 @@ class System(eqx.Module):
     field: Field
     clock: Clock
     window: Window | None
-    late: Arcs | None
+    late: Wires | None
     attached: Attached | None = None
 
     @property
@@ -63,7 +66,7 @@ class StepState(eqx.Module):
     peak: Backends
     in_flight: Lanes | None
     sums: Sums | None
-    tail: Arcs | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
+    tail: Wires | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
     measured: tuple[PyTree, ...] = ()  # by statistics of the user's
     extended: tuple[Extended, ...] = ()  # by state variables of the user's
     lost: Backends | None = None  # with events: requests lost since the start
@@ -78,7 +81,8 @@ class Predicted(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """What `route` hands on; with counts, `sent`: what is sent in the step, requests/s, and the `tail` of it."""
+    """What `route` hands on; with counts, `sent`: what is sent in the step, requests/s, and the `tail` of it; with events that concern
+    links, `wired`: what of it is on each wire."""
 
     now: StepState
     predicted: Backends
@@ -87,7 +91,8 @@ class Routed(NamedTuple):
     policy: State
     flow: Arcs
     sent: Arcs | None = None
-    tail: Arcs | None = None
+    tail: Wires | None = None
+    wired: list[Arcs] | None = None
 
 
 def delayed_system(
@@ -106,12 +111,27 @@ def delayed_system(
     state variables among it.
     """
     shape, step = field.shape, clock.frontends[0]
-    delay = field.latency / step
+    delay = wire_delay(field, step)
     news = Gather(field.feedback_latency / step, shape.ends, rows)
-    flow = Sum(delay, shape.ends, rows, interpolates=not counts)
+    flow = Sum(delay, wire_shape(field).ends, rows, interpolates=not counts)
     system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached)
     stages = (predict, route, *_last_stages(len(extensions), attached))
     return DelayedSystem(system, (news, flow, *extensions), stages, observe, support)
+
+
+def wire_shape(field: Field) -> Shape:
+    """The sizes of a tile of wires: as many as there are arcs, or more where events change latencies."""
+    return (
+        field.shape
+        if field.events is None
+        else replace(field.shape, frontends=field.events.wires * field.shape.frontends)
+    )
+
+
+def wire_delay(field: Field, step: Frontends) -> Wires:
+    """The latency of every wire in steps."""
+    delay = field.latency / step
+    return delay if field.events is None else field.events.by_wire(delay)
 
 
 def overflow(system: DelayedSystem) -> Bool[Array, " lanes"]:
@@ -150,9 +170,14 @@ def route(system: System, context: StepContext, held: Predicted, seen: Arcs) -> 
     move = Routed(now, held.workload, routing, velocity, policy, flow)
     if system.late is None or now.tail is None:
         return move, (now.flow, flow)
-    sent = _dispatched(system, k, now, routing, extra, jnp.ones_like(t))
-    first = _dispatched(system, k, now, routing, extra, 1 - system.late)
-    return move._replace(sent=sent, tail=sent - first), now.tail + first
+    dispatched = partial(_dispatched, system, k, now, routing, extra)
+    sent, begin = dispatched(jnp.ones_like(t)), time(k, clock.frontends)
+    if field.events is None or not field.events.links:
+        first = dispatched(1 - system.late)
+        return move._replace(sent=sent, tail=sent - first), now.tail + first
+    by_wire = partial(field.events.sent_by_wire, field.events.what_arrives(dispatched, begin, step), begin, step)
+    wired, first = by_wire(jnp.ones_like(system.late)), jnp.concatenate(by_wire(1 - system.late), axis=-1)
+    return move._replace(sent=sent, wired=wired, tail=jnp.concatenate(wired, axis=-1) - first), now.tail + first
 
 
 def arrive(system: System, context: StepContext, move: Routed, inflow: Backends) -> tuple[StepState, None]:
@@ -174,16 +199,22 @@ def arrive(system: System, context: StepContext, move: Routed, inflow: Backends)
         times = time(k, clock.backends), time(k + 1, clock.backends)
         workload, gone, reported, before = system.field.events.survive(times, step_b, now.workload, arrived, served)
         lost = lost + gone
+    carried, detour = sent, None
+    if move.wired is not None:
+        carried = 2 * sum(move.wired)
+        lost = lost + step_b / 2 * shape.arrivals(sent - carried)
+        detour = shape.per_lane(jnp.sum(2 * system.field.events.detour(move.wired) * system.field.cost_latency, axis=0))
     if recorded is not None:
         workload = hold(workload, recorded.after.workload)
     in_flight = now.in_flight
     if in_flight is not None:
-        gained = shape.per_lane(jnp.sum(sent, axis=0)) - shape.per_lane(arrived)
+        gained = shape.per_lane(jnp.sum(carried, axis=0)) - shape.per_lane(arrived)
         in_flight = in_flight + length(k, clock.lanes) / 2 * gained
     end = None if recorded is None else recorded.end
     sums = None
     if window is not None and now.sums is not None:
         sums = window.add(now.sums, k, step_f, step_b, sent, before, workload, end and end.sums)
+        sums = window.add_detour(sums, k, length(k, clock.lanes), detour)
     peak = higher(now.peak, workload) if end is None else set_by(now.peak, workload, end.peak)
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,

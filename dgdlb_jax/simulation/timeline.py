@@ -4,7 +4,8 @@ A jump within a step splits it. What jumps only once costs no order as long as e
 numbers are those of the step's start, after it those of its end, and each counts with its part of the step.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,8 +17,11 @@ from dgdlb_jax.numerics.knots import Steps
 from dgdlb_jax.simulation.lanes import Shape
 
 Arcs = Float[Array, "backends frontend_lanes"]
+Wires = Float[Array, "backends wire_lanes"]
 Backends = Float[Array, " backend_lanes"]
 Frontends = Float[Array, " frontend_lanes"]
+Sent = Callable[[Any], Arcs]
+"""What is sent in the first part of a step, over the length of all of it."""
 Jump = tuple[Array, Array]  # how many, and what part of the step lies before them
 
 
@@ -36,12 +40,16 @@ class Timeline(eqx.Module):
 
     - `replicas`, `seen_replicas`: the factor, over backends and over arcs. `up`: 1 while a backend runs.
     - `closing`: signals over arcs, all of which have to be 1 for an arc to be used.
+    - `latency`, `seen_latency`, `intact`: factors, over arcs: on the latency of what is sent, and on how much of it arrives.
     """
 
     replicas: Steps | None
     seen_replicas: Steps | None
     up: Steps | None
     closing: tuple[Steps, ...]
+    latency: Steps | None
+    seen_latency: Steps | None
+    intact: Steps | None
 
     def __init__(self, shape: Shape, signals: Signals, feedback_latency: Arcs):
         def seen(steps: Steps | None) -> Steps | None:
@@ -52,8 +60,13 @@ class Timeline(eqx.Module):
 
         self.replicas, self.up = jax.tree.map(shape.last, (signals.replicas, signals.up))
         self.seen_replicas = seen(signals.replicas)
-        allowed = None if signals.allowed is None else jax.tree.map(shape.arcs, signals.allowed)
-        self.closing = tuple(steps for steps in (seen(signals.serving), allowed) if steps is not None)
+        allowed, self.latency, self.intact = jax.tree.map(
+            shape.arcs, (signals.allowed, signals.latency, signals.intact)
+        )
+        later = lambda steps: None if steps is None else Steps(steps.times + feedback_latency, steps.values)
+        self.seen_latency = later(self.latency)
+        known = seen(signals.serving), allowed, later(self.intact)
+        self.closing = tuple(steps for steps in known if steps is not None)
 
     def open_arcs(self, t: Frontends, mask: Bool[Array, "..."]) -> Bool[Array, "backends frontend_lanes"]:
         """The arcs that frontends use at a time; all of them where news from several backends leave none for a while."""
@@ -68,8 +81,59 @@ class Timeline(eqx.Module):
 
     def seen_jumps(self, start: Frontends, step: Frontends) -> list[Jump]:
         """What changes for a frontend in a step, signal by signal, arc by arc."""
-        several = self.closing if self.seen_replicas is None else (*self.closing, self.seen_replicas)
-        return [steps.jumps_within(start, step) for steps in several]
+        several = (*self.closing, self.seen_replicas, self.seen_latency)
+        return [steps.jumps_within(start, step) for steps in several if steps is not None]
+
+    @property
+    def links(self) -> bool:
+        """Whether something happens to links."""
+        return self.latency is not None or self.intact is not None
+
+    def detour(self, wired: list[Arcs]) -> Arcs:
+        """What is sent on every wire, times the part by which its latency is longer than that of the first."""
+        if self.latency is None:
+            return jnp.zeros_like(wired[0])
+        return sum(sent * (factor - 1) for sent, factor in zip(wired, self.latency.values, strict=True))
+
+    @property
+    def wires(self) -> int:
+        """How many wires an arc has, one for every latency that it will have had."""
+        return 1 if self.latency is None else len(self.latency.values)
+
+    def by_wire(self, latency: Arcs) -> Wires:
+        """The latencies of all wires, side by side along the last axis."""
+        return latency if self.latency is None else jnp.concatenate([*(latency * self.latency.values)], axis=-1)
+
+    def on_the_first(self, values: Arcs) -> Wires:
+        """What stands on the first wires, side by side with the others, where there is nothing."""
+        return jnp.concatenate([values, *[jnp.zeros_like(values)] * (self.wires - 1)], axis=-1)
+
+    def sent_by_wire(self, sent: Sent, start: Frontends, step: Frontends, parts: Wires) -> list[Arcs]:
+        """What is sent in the first part of a step, wire by wire, each with a part of its own; `sent` tells it for the arc."""
+        own = jnp.split(parts, self.wires, axis=-1)
+        if self.latency is None:
+            return [sent(own[0])]
+        length = jnp.where(step > 0, step, 1)
+        edges = [jnp.clip((time - start) / length, 0, 1) for time in self.latency.times]
+        until = [sent(jnp.minimum(part, edge)) for part, edge in zip(own, edges, strict=False)]
+        before = [sent(jnp.minimum(part, edge)) for part, edge in zip(own[1:], edges, strict=True)]
+        ends = [*until, sent(own[-1])]
+        return [ends[0], *(end - begin for end, begin in zip(ends[1:], before, strict=True))]
+
+    def what_arrives(self, sent: Sent, start: Frontends, step: Frontends) -> Sent:
+        """The part of what is sent that is not lost with a broken link."""
+        intact = self.intact
+        if intact is None:
+            return sent
+        count, place = intact.jumps_within(start, step)
+        turn = jnp.where(count > 0, place, 1)
+        before, after = intact.at(start), intact.at(start + step)
+
+        def arriving(part: Arcs) -> Arcs:
+            first = sent(jnp.minimum(part, turn))
+            return before * first + after * (sent(part) - first)
+
+        return arriving
 
     def mean_rate(self, rate, workload: Backends, t: Backends, step: tuple[Backends, Backends] | None) -> Backends:
         r"""$r\,\ell(N / r)$ at a time, or on average over a step, its start and its length; `rate` is $\ell$."""

@@ -119,7 +119,8 @@ class SimulationState(eqx.Module):
       jumps, what of the last step arrives one step after the rest of it (its line of flow holds counts). Without the lines
       (`SaveAt(resumable=False)`) no run goes on from it; requests on the wires are read off them, and are not known either unless
       `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each. In a run with events, `lost`:
-      requests lost since the start, and `reported`: the workload of which frontends hear next.
+      requests lost since the start, and `reported`: the workload of which frontends hear next. Where events change latencies, a frontend
+      has several wires.
 
     Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
     """
@@ -135,10 +136,10 @@ class SimulationState(eqx.Module):
     reading: Float[Array, "*batch frontends backends"]
     in_flight: Float[Array, "*batch"] | None
     peak_workload: Float[Array, "*batch backends"]
-    flow_line: Float[Array, "*batch rows frontends backends"] | None
+    flow_line: Float[Array, "*batch rows wires backends"] | None
     workload_line: Float[Array, "*batch rows backends"] | None
     policy_state: PyTree
-    tail: Float[Array, "*batch frontends backends"] | None = None
+    tail: Float[Array, "*batch wires backends"] | None = None
     extensions: tuple[ExtensionState, ...] = ()
     lost: Float[Array, "*batch backends"] | None = None
     reported: Float[Array, "*batch backends"] | None = None

@@ -39,7 +39,13 @@ def described(event: Event) -> str:
             return f"{frontend} with {number(float(factor))} times the demand"
         case kinds.Closes():
             return f"{frontend} may not use {backend}"
-    return f"{frontend} may use {backend} again"
+        case kinds.Opens():
+            return f"{frontend} may use {backend} again"
+        case kinds.Latency(factor=factor):
+            return f"{number(float(factor))} times the latency from {frontend} to {backend}"
+        case kinds.Breaks():
+            return f"the link from {frontend} to {backend} breaks"
+    return f"the link from {frontend} to {backend} is back"
 
 
 def about_events(comparison: "Comparison") -> str:
