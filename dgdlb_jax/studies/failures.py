@@ -135,7 +135,7 @@ class FailuresInProgress:
             throw=False,
         )
         for n, name in enumerate(self._served):
-            run: Trajectory = jax.tree.map(lambda leaf, n=n: np.asarray(leaf)[n], runs)
+            run: Trajectory = jax.tree.map(lambda leaf, n=n: jax.device_put(np.asarray(leaf)[n]), runs)
             phase = Phase(
                 self.begin, math.inf, schedules[n].events, schedules[n].network_at(self.begin), *self._best[name]
             )

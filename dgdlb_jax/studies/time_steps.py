@@ -141,7 +141,8 @@ class ResolvedRun:
         self._names = network.frontend_names, network.backend_names
         self._reference = _twice(reference)
         self._events = jax.tree.map(_twice, signals)
-        self._longest = float(np.maximum(network.latency, network.feedback_latency).max())
+        slowest = network if signals is None else signals.with_longest(network)
+        self._longest = float(np.maximum(slowest.latency, slowest.feedback_latency).max())
         self._finest = min(finest, dt)
         self.dt, self.accuracy, self.seconds_per_step, self.halved = dt, math.nan, math.nan, False
 
