@@ -6,6 +6,14 @@ time. Factors and latencies may be differentiated. Backends and frontends are na
 
 What people are told when: a backend that fails or drains is used by a frontend until the news has travelled, `feedback_latency` later, and
 so it is with one that recovers, and with a link that breaks. A frontend knows its own demand, and a mask is its own configuration, at once.
+
+```python
+network = dgd.Network([4.0, 2.0], [[0.02, 0.15], [0.15, 0.02]], dgd.Hyperbolic([8.0, 8.0], [20.0, 20.0]))
+happenings = [dgd.events.Fails(60.0, backend=1), dgd.events.Recovers(120.0, backend=1), dgd.events.Demand(150.0, 1.2)]
+run = dgd.simulate(network, dgd.DGDLB(0.05), duration=200.0, dt=0.1, events=happenings)
+run.lost[-1]                                     # requests lost by each backend
+dgd.compare(network, events=happenings).recoveries
+```
 """
 
 from collections.abc import Sequence
@@ -191,9 +199,11 @@ def places(event: Event, kind: str, given: Sequence[str | int], names: Sequence[
 def _several(where: Any) -> tuple[str | int, ...]:
     if where is None:
         return ()
-    return (where,) if isinstance(where, str | int | np.integer) else tuple(where)
+    if isinstance(where, str):
+        return (where,)
+    return (int(where),) if np.ndim(where) == 0 else tuple(where)
 
 
 def _check(event: Event, field: str, value: ArrayLike, *, above: bool, remedy: str) -> None:
-    if is_concrete(value) and (np.ndim(value) > 0 or not in_range(float(value), 0, above)):
+    if is_concrete(value) and (np.ndim(value) > 0 or not in_range(float(np.asarray(value)), 0, above)):
         raise InputError(f"{event.name}(at={event.at:g}).{field} is {value}: {remedy}.")

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
@@ -14,6 +14,7 @@ from dgdlb_jax.numerics.delay import rows_for, steps_for
 from dgdlb_jax.numerics.delay.line import fits
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 LARGEST_STEP = 2**31 - 2  # steps are counted in int32
@@ -150,6 +151,25 @@ def one_event_at_a_time(signals: Signals, time_grid: Grid) -> None:
                 f"Two events at the same place are {gap:.3g} s apart, which dt = {time_grid.dt.max():.3g} s does not resolve: "
                 "leave one of them out, or lower dt."
             )
+
+
+def refuse_derivatives(policy: AbstractPolicy, values: PyTree) -> PyTree:
+    """The same values, without a derivative if the policy jumps.
+
+    **Raises:** `InputError` when they are differentiated then.
+    """
+    if policy.differentiable:
+        return values
+    refuse = jax.custom_jvp(lambda values: values)
+
+    @refuse.defjvp
+    def _(primals, tangents):
+        raise InputError(
+            f"{type(policy).__name__} jumps from one routing to another, so a run with it has no gradient: use its smooth "
+            "relative, a softmin of the same signal, or a flow policy such as DGDLB."
+        )
+
+    return refuse(values)
 
 
 def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> None:

@@ -131,17 +131,17 @@ class Field(eqx.Module):
         Where what a frontend sees jumps, it is the part of the step before the jump. Arcs without a jump of their own take that of the
         other arcs of their frontend, or of its demand: a rule may look at them.
         """
-        weight = None
+        weight, seen = None, self._seen_jumps(start, step)
         if isinstance(self.demand, AbstractJumpingDemand):
             count, place = self.demand.jumps_within(start, step)
             weight = jnp.where(count > 0, place, 0.5)
-        seen = self._seen_jumps(start, step)
-        if seen:
-            total, mean = shared(seen, self.mask)
-            weight = jnp.where(total > 0, mean, 0.5 if weight is None else weight)
+        if not seen:
+            return weight
+        total, mean = shared(seen, self.mask)
+        found = jnp.where(total > 0, mean, 0.5 if weight is None else weight)
         for count, place in seen:
-            weight = jnp.where(self.mask & (count > 0), place, weight)
-        return weight
+            found = jnp.where(self.mask & (count > 0), place, found)
+        return found
 
     def _seen_jumps(self, start: Frontends, step: Frontends) -> list[Jump]:
         found = [] if self.events is None else self.events.seen_jumps(start, step)

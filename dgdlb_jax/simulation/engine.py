@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.batch import as_batch, each_frontend, of_batch, only_one
 from dgdlb_jax.model.events import Event
@@ -374,31 +374,12 @@ def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, program: Pr
         extra = shape.arcs(inputs.extra)
         carry, extra = send(system, carry, extra[0]), extra[1:]
     first = [] if program.every is None else [instant(observe(carry))]
-    system, carry, extra = _refuse_derivatives(system.parameters.field.policy, (system, carry, extra))
+    system, carry, extra = checks.refuse_derivatives(system.parameters.field.policy, (system, carry, extra))
     carry, saved = delayed_scan(
         system, carry, program.steps, program.every, inputs=extra, memory=program.adjoint, runs=program.networks / shape.lanes,
         native=program.native,
     )  # fmt: skip
     return carry, batch_first(join([*first, saved]))
-
-
-def _refuse_derivatives(policy: AbstractPolicy, values: PyTree) -> PyTree:
-    """The same values, without a derivative if the policy jumps.
-
-    **Raises:** `InputError` when they are differentiated then.
-    """
-    if policy.differentiable:
-        return values
-    refuse = jax.custom_jvp(lambda values: values)
-
-    @refuse.defjvp
-    def _(primals, tangents):
-        raise InputError(
-            f"{type(policy).__name__} jumps from one routing to another, so a run with it has no gradient: use its smooth "
-            "relative, a softmin of the same signal, or a flow policy such as DGDLB."
-        )
-
-    return refuse(values)
 
 
 def _finite(field: Field, now: StepState) -> Bool[Array, " lanes"]:

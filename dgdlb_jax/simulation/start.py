@@ -14,7 +14,7 @@ from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation import attached
-from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
+from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.step import StepState, wire_delay, wire_shape
 from dgdlb_jax.simulation.timeline import Wires
@@ -133,11 +133,12 @@ def resume(field: Field, state: SimulationState, count_wires: bool) -> Carry:
         newest = jnp.take(flows, state.step[0] % flows.shape[0], axis=0)
         tail = _tail(flow, newest, _delay(field, shape.over_frontends(state.time_step))[1])
         flows = (flows + jnp.roll(flows, 1, axis=0)) / 2
+    lost, reported = _events_of(field, state)
     now = StepState(
         routing=shape.arcs(state.routing), workload=shape.last(state.workload), flow=shape.arcs(state.flow),
         inflow=shape.last(state.inflow), velocity=shape.arcs(state.velocity) if field.flows else None,
         policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
-        in_flight=state.in_flight if count_wires else None, sums=None, tail=tail, **_events_of(field, state),
+        in_flight=state.in_flight if count_wires else None, sums=None, tail=tail, lost=lost, reported=reported,
     )  # fmt: skip
     rows, workloads = flows.shape[0], shape.last(state.workload_line).reshape(-1)
     news = ChannelState(DelayLine(workloads, rows), shape.arcs(state.reading))
@@ -173,16 +174,13 @@ def suspend(
     )  # fmt: skip
 
 
-def _events_of(field: Field, state: SimulationState) -> dict[str, Array]:
-    """What a run with events has besides; a run before it without events has lost nothing."""
+def _events_of(field: Field, state: SimulationState) -> tuple[Backends, Backends] | tuple[None, None]:
+    """What has been lost, and what frontends hear next; a run before this one that had no events has lost nothing."""
     if field.events is None:
-        return {}
+        return None, None
     workload = field.shape.last(state.workload)
     lost, reported = (None if own is None else field.shape.last(own) for own in (state.lost, state.reported))
-    return {
-        "lost": jnp.zeros_like(workload) if lost is None else lost,
-        "reported": workload if reported is None else reported,
-    }
+    return jnp.zeros_like(workload) if lost is None else lost, workload if reported is None else reported
 
 
 def _on_the_wires(

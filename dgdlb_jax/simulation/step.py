@@ -35,7 +35,7 @@ from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
-from dgdlb_jax.simulation.timeline import Wires
+from dgdlb_jax.simulation.timeline import Survival, Wires, total
 
 
 class System(eqx.Module):
@@ -192,18 +192,12 @@ def arrive(system: System, context: StepContext, move: Routed, inflow: Backends)
     states, plugins = [own.state for own in now.extended], system.plugins
     ahead = states if plugins is None else plugins.predicted(k, now)
     served = _served(system, k, k, now.workload, states) + _served(system, k, k + 1, move.predicted, ahead)
-    before, lost, reported = now.workload, now.lost, now.reported
+    before, lost, reported, carried, detour = now.workload, now.lost, now.reported, sent, None
     if system.field.events is None:
         workload = now.workload + step_b / 2 * (arrived - served)
     else:
-        times = time(k, clock.backends), time(k + 1, clock.backends)
-        workload, gone, reported, before = system.field.events.survive(times, step_b, now.workload, arrived, served)
-        lost = lost + gone
-    carried, detour = sent, None
-    if move.wired is not None:
-        carried = 2 * sum(move.wired)
-        lost = lost + step_b / 2 * shape.arrivals(sent - carried)
-        detour = shape.per_lane(jnp.sum(2 * system.field.events.detour(move.wired) * system.field.cost_latency, axis=0))
+        (workload, gone, reported, before), carried, detour = _through_events(system, k, move, sent, arrived, served)
+        lost = gone if lost is None else lost + gone
     if recorded is not None:
         workload = hold(workload, recorded.after.workload)
     in_flight = now.in_flight
@@ -222,6 +216,23 @@ def arrive(system: System, context: StepContext, move: Routed, inflow: Backends)
         lost=lost, reported=reported,
     )  # fmt: skip
     return after, None
+
+
+def _through_events(
+    system: System, k: Int[Array, ""], move: Routed, sent: Arcs, arrived: Backends, served: Backends
+) -> tuple[Survival, Arcs, Lanes | None]:
+    """What a step with events leaves; what of `sent` is on the wires; what is charged for other latencies than the first. Rates are twice
+    their means."""
+    field, clock, events = system.field, system.clock.backends, system.field.events
+    assert events is not None
+    step = length(k, clock)
+    left = events.survive((time(k, clock), time(k + 1, clock)), step, move.now.workload, arrived, served)
+    if move.wired is None:
+        return left, sent, None
+    carried = 2 * total(move.wired)
+    lost = left.lost + step / 2 * field.shape.arrivals(sent - carried)
+    detour = jnp.sum(2 * events.detour(move.wired) * field.cost_latency, axis=0)
+    return left._replace(lost=lost), carried, field.shape.per_lane(detour)
 
 
 def _last_stages(extensions: int, attached: Attached | None) -> tuple[Callable, ...]:
@@ -321,6 +332,7 @@ def _until_arcs_change(
     field: Field, now: StepState, start: Frontends, step: Frontends, weight: Arcs | Frontends
 ) -> Arcs:
     """The routing after the first part of a step; on the simplex of the arcs that were open until then, if some close or open."""
+    assert now.velocity is not None
     moved = now.routing + step * weight * now.velocity
     if field.events is None or not field.events.closing:
         return moved

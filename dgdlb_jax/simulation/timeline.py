@@ -5,6 +5,7 @@ numbers are those of the step's start, after it those of its end, and each count
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -93,7 +94,7 @@ class Timeline(eqx.Module):
         """What is sent on every wire, times the part by which its latency is longer than that of the first."""
         if self.latency is None:
             return jnp.zeros_like(wired[0])
-        return sum(sent * (factor - 1) for sent, factor in zip(wired, self.latency.values, strict=True))
+        return total([sent * (factor - 1) for sent, factor in zip(wired, self.latency.values, strict=True)])
 
     @property
     def wires(self) -> int:
@@ -143,8 +144,10 @@ class Timeline(eqx.Module):
         if step is None:
             return replicated(self.replicas.at(t))
         count, place = self.replicas.jumps_within(*step)
-        before = jnp.where(count > 0, place, 1)
-        return before * replicated(self.replicas.at(step[0])) + (1 - before) * replicated(self.replicas.at(sum(step)))
+        before, (start, length) = jnp.where(count > 0, place, 1), step
+        return before * replicated(self.replicas.at(start)) + (1 - before) * replicated(
+            self.replicas.at(start + length)
+        )
 
     def running(self, start: Backends, step: Backends) -> Backends | float:
         """The part of a step in which a workload moves. One that fails in the step moves as if it did not: that is what was reported."""
@@ -169,9 +172,14 @@ class Timeline(eqx.Module):
         return Survival(after, lost, moved, jnp.where(down, mean * (before + moved) - after, before))
 
 
+def total(several: list[Array]) -> Array:
+    """Their sum, of one at least."""
+    return reduce(jnp.add, several)
+
+
 def shared(jumps: list[Jump], mask: Bool[Array, "..."]) -> Jump:
     """Of all arcs of a frontend together: how many jumps, and the mean part of the step before them."""
     counts = [jnp.where(mask, count, 0) for count, _ in jumps]
-    total = sum(jnp.sum(count, axis=0) for count in counts)
-    places = sum(jnp.sum(count * place, axis=0) for count, (_, place) in zip(counts, jumps, strict=True))
-    return jnp.asarray(total), places / jnp.maximum(total, 1)
+    number = total([jnp.sum(count, axis=0) for count in counts])
+    places = total([jnp.sum(count * place, axis=0) for count, (_, place) in zip(counts, jumps, strict=True)])
+    return number, places / jnp.maximum(number, 1)

@@ -3,6 +3,9 @@
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+from jaxtyping import ArrayLike
+
 from dgdlb_jax.model import events as kinds
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.numerics.formatting import enumerated, number, seconds
@@ -34,18 +37,22 @@ def described(event: Event) -> str:
         case kinds.Recovers():
             return f"{backend} recover{'s' * one}"
         case kinds.Replicas(factor=factor):
-            return f"{backend} with {number(float(factor))} times the replicas"
+            return f"{backend} with {_times(factor)} times the replicas"
         case kinds.Demand(factor=factor):
-            return f"{frontend} with {number(float(factor))} times the demand"
+            return f"{frontend} with {_times(factor)} times the demand"
         case kinds.Closes():
             return f"{frontend} may not use {backend}"
         case kinds.Opens():
             return f"{frontend} may use {backend} again"
         case kinds.Latency(factor=factor):
-            return f"{number(float(factor))} times the latency from {frontend} to {backend}"
+            return f"{_times(factor)} times the latency from {frontend} to {backend}"
         case kinds.Breaks():
             return f"the link from {frontend} to {backend} breaks"
     return f"the link from {frontend} to {backend} is back"
+
+
+def _times(factor: ArrayLike) -> str:
+    return f"{float(np.asarray(factor)):.4g}"
 
 
 def about_events(comparison: "Comparison") -> str:

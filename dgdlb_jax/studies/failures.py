@@ -25,7 +25,7 @@ from dgdlb_jax.studies.time_steps import usual_step
 
 FEW = ("dgd-lb", "least-latency", "least-workload")
 """The balancers that fit on a screen."""
-_PATIENCE = 30.0  # seconds that all runs may take on an idle core of the usual kind
+_PATIENCE = 10.0  # seconds that all runs may take on an idle core of the usual kind
 _BEFORE = 0.2  # of a run, from the optimum, is over when the backend fails
 _INSTANTS = 1000
 
@@ -129,7 +129,7 @@ class FailuresInProgress:
             _stacked([setup.balancer(key) for setup in self._setups]),
             duration=self.duration,
             dt=self._dt[key],
-            initial=tuple(jnp.stack([one] * count) for one in (self.optimum.routing, self.optimum.workload)),
+            initial=(jnp.stack([self.optimum.routing] * count), jnp.stack([self.optimum.workload] * count)),
             save=SaveAt(every, fields=("cost_rate", "arrival_rate"), resumable=False),
             events=jax.tree.map(lambda *leaves: jnp.stack(leaves), *(schedule.signals for schedule in schedules)),
             throw=False,
