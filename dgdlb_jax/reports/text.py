@@ -38,7 +38,7 @@ def report(comparison: "Comparison") -> str:
 
 def after_table(comparison: "Comparison") -> list[str]:
     """What stands below the table of the balancers: routing, what changes are worth, conclusion."""
-    parts = [] if comparison.schedule is None else [events(comparison)]
+    parts = [events(comparison)] if comparison.phases else []
     parts += [] if comparison.moving else [flows(comparison), routing(comparison), changes(comparison)]
     return [*parts, textwrap.fill(conclusion(comparison), 100)]
 
@@ -61,7 +61,7 @@ def run_facts(comparison: "Comparison") -> list[str]:
     best = comparison.optimum
     which = "optimum at the mean rates" if comparison.moving else "optimum, the best routing that never changes"
     lines = []
-    if comparison.schedule is not None:
+    if comparison.phases:
         which = "optimum after the last event"
         lines.append(f"events: {'; '.join(map(happening, comparison.phases[1:]))}")
     lines += [

@@ -57,7 +57,7 @@ def _times(factor: ArrayLike) -> str:
 
 def about_events(comparison: "Comparison") -> str:
     """What happens, what is best then, and how DGD-LB and the quickest of the others get over it."""
-    if comparison.schedule is None:
+    if not comparison.phases:
         return ""
     before, *phases = comparison.phases
     sentences = []

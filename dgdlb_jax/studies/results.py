@@ -115,7 +115,7 @@ def to_json(comparison: "Comparison") -> dict[str, Any]:
         "conclusion": comparison.conclusion,
         "units": {"time": "s", "rate": "requests/s", "workload": "requests", "step_size": "1/s^2"},
     }
-    if comparison.schedule is not None:
+    if comparison.phases:
         found["events"] = events_json(comparison)
     if comparison.reference is not None:
         found["reference"] = {
@@ -170,7 +170,7 @@ def _series(comparison: "Comparison") -> dict[str, tuple]:
     found = {name: known[name].variable(stacked(name), ("balancer",)) for name in FIELDS if name != "arrival_rate"}
     found["mean_latency"] = ("balancer", "time"), stacked("mean_latency"), "s", "momentary mean latency"
     found["arrival_rate"] = known["arrival_rate"].variable(runs[0].arrival_rate)
-    if comparison.schedule is not None:
+    if comparison.phases:
         found["lost"] = known["lost"].variable(stacked("lost"), ("balancer",))
     return found
 
