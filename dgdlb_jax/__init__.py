@@ -139,6 +139,9 @@ if TYPE_CHECKING:
     from dgdlb_jax.stability.defaults import suggest_duration as suggest_duration
     from dgdlb_jax.stability.linearise import Linearisation as Linearisation
     from dgdlb_jax.stability.linearise import linearise as linearise
+    from dgdlb_jax.stability.noise import Noise as Noise
+    from dgdlb_jax.stability.noise import noise as noise
+    from dgdlb_jax.stability.noise_step_size import suggest_step_size as suggest_step_size
     from dgdlb_jax.stability.roots import Spectrum as Spectrum
     from dgdlb_jax.stability.roots import characteristic_roots as characteristic_roots
     from dgdlb_jax.stability.sufficient import sufficient_step_size as sufficient_step_size
@@ -161,6 +164,8 @@ _HOME = {
     "gradients.marginal": ("MarginalLatency", "marginal_latency"),
     "stability.linearise": ("Linearisation", "linearise"),
     "equilibrium.optimum": ("Optimum", "solve_optimum"),
+    "stability.noise": ("Noise", "noise"),
+    "stability.noise_step_size": ("suggest_step_size",),
     "stability.roots": ("Spectrum", "characteristic_roots"),
     "equilibrium.prices": ("ShadowPrices", "shadow_prices"),
     "stability.defaults": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),

@@ -29,7 +29,7 @@ from helpers import ROOT, interior_equilibrium, own_process, run_notebook
 
 pytestmark = pytest.mark.usefixtures("older_emitters")
 
-KEYS = ("1", "2", "3", "4", "5", "6", "7")
+KEYS = ("1", "2", "3", "4", "5", "6", "7", "8")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,21 @@ def test_the_gradient_is_wrong_in_proportion_to_the_distance(rows):
     found = rows["7"].judgement.numbers
     assert found["error at distance 0.01, latency 0.1"] < 0.05
     assert 0.5 < found["median order in the distance"] < 1.5
+
+
+def test_noise_falls_with_the_scale(rows, folder):
+    """Under a routing that never changes each backend, at 3/8 of its capacity, holds (3/8)/(5/8) requests more than the fluid one at every
+    scale (negative binomial), so that latencies are 2 * 0.6 / 6 s longer at scale 1."""
+    found = rows["8"].judgement.numbers
+    assert found["median order in the scale"] == pytest.approx(-1, abs=0.1)
+    assert found["pairs that change places at scale 10"] == 0
+    # Linear theory counts no idle arc, which DGD-LB has within reach here.
+    assert found["predicted over measured at the largest scale, median"] == pytest.approx(1, abs=0.15)
+    runs = open_sweep(folder / "claim-8-fleets-quick.zarr").sel(policy="proportional").squeeze()
+    for scale in (1.0, 10.0):
+        one = runs.sel(scale=scale)
+        longer = float(one["request_mean"] - one["mean_latency"])
+        assert longer == pytest.approx(0.2 / scale, abs=4 * float(one["request_error"]))
 
 
 def test_the_counterexample_is_a_fleet_that_shows_it(rows, folder):

@@ -270,3 +270,30 @@ def test_a_hundred_thousand_steps_in_single_precision():
     np.testing.assert_allclose(run.final.workload, exact.workload, rtol=2e-3)
     assert float(run.statistics.mean_latency) == pytest.approx(float(exact.mean_latency), rel=1e-5)
     assert float(run.statistics.arrivals) == pytest.approx(6e4, rel=1e-6)
+
+
+SINGLE = {
+    "simulate": lambda batch: dgd.simulate(batch, dgd.DGDLB(1.0), duration=1.0, dt=0.1),
+    "simulate_requests": lambda batch: dgd.simulate_requests(
+        batch, dgd.DGDLB(1.0), jax.random.key(0), duration=1.0, dt=0.1
+    ),
+    "marginal_latency": lambda batch: dgd.marginal_latency(batch, dgd.DGDLB(1.0), duration=1.0, dt=0.1),
+    "best_step_size": dgd.best_step_size,
+    "count_unstable_roots": lambda batch: dgd.count_unstable_roots(batch, dgd.DGDLB(1.0)),
+    "compare": dgd.compare,
+    "stability_report": dgd.stability_report,
+    "latency_at_rest": lambda batch: dgd.latency_at_rest(batch, np.full((2, 2, 2), 0.5)),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_batch_where_one_network_is_wanted_is_refused(name):
+    with pytest.raises(InputError, match=rf"^{name} takes a single network, this is a batch of 2:.* network\[0\]"):
+        SINGLE[name](dgd.stack([network(), network()]))
+
+
+def test_tightness_takes_a_single_network_as_a_batch_of_one():
+    one = network(mask=np.eye(2, dtype=bool))
+    found = dgd.tightness(one)
+    assert found.exact.shape == (1,)
+    np.testing.assert_array_equal(found.exact, dgd.critical_step_size(one))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
 
@@ -19,7 +20,10 @@ def latency_at_rest(network: Network, routing: ArrayLike) -> float | Float[np.nd
     **Arguments:** a single `network`; `routing`: shares `(..., frontends, backends)`.
 
     **Returns:** seconds, `(...)`; inf where a backend is sent more than it can serve.
+
+    **Raises:** `InputError` for a batch.
     """
+    require_single(network, "latency_at_rest")
     flow = np.asarray(network.arrival_rate, float)[:, None] * np.asarray(routing, float)
     network_cost = np.asarray((flow * np.asarray(network.cost_latency, float)).sum((-2, -1)))
     return latency_of_flows(network, flow.sum(-2), network_cost)

@@ -157,6 +157,15 @@ def _two_axes(leaf: Array, size: int, frontends: int, name: str) -> Array:
     )
 
 
+def require_single(network: Network, what: str, otherwise: str = "") -> None:
+    """Raise `InputError` for a batch, with the remedy; `otherwise` names the function that takes one."""
+    if network.batch is not None:
+        remedy = f"{otherwise} takes a batch, and" if otherwise else ""
+        raise InputError(
+            f"{what} takes a single network, this is a batch of {network.batch}:{remedy and ' ' + remedy} network[0] picks one out of it."
+        )
+
+
 def require_double(network: Network, what: str) -> None:
     """Raise `InputError` in single precision, with the remedy."""
     if network.latency.dtype != jnp.float64:

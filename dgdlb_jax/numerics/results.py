@@ -28,6 +28,7 @@ class Result(enum.IntEnum):
     infeasible = 4
     not_converged = 5
     not_settled = 6
+    unstable = 7
 
     @property
     def sentence(self) -> str:
@@ -49,6 +50,9 @@ _SENTENCES = {
     Result.not_settled: (
         "The reaction to one more request has not died out at the end of the run: "
         "run on for longer, or use a smaller step size if the run itself does not come to rest."
+    ),
+    Result.unstable: (
+        "The policy oscillates by itself: make it slower, critical_step_size(network, policy) says by which factor at least."
     ),
     Result.not_converged: "The solver stopped before it reached its tolerance: rescale the inputs or use float64.",
 }

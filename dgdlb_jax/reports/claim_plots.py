@@ -148,6 +148,33 @@ def gradient(data: Data) -> Figure:
     return _titled(ax, "7: approximate against exact gradient", "latency\n/ service time")
 
 
+def requests(data: Data) -> Figure:
+    """Claim 8: what randomness costs against the scale, a panel for each fleet, a line for each balancer."""
+    runs = data["fleets"]
+    fleets = [str(name) for name in np.atleast_1d(runs["fleet"].values)]
+    figure = new_figure((3.1 * len(fleets) + 2.0, 4.2))
+    panels = figure.subplots(1, len(fleets), squeeze=False, sharex=True, sharey=True)[0]
+    for panel, fleet in zip(panels, fleets, strict=True):
+        part = runs.sel(fleet=fleet) if "fleet" in runs.dims else runs
+        for k, policy in enumerate(str(name) for name in runs["policy"].values):
+            one = part.sel(policy=policy)
+            shown = np.where(
+                one["noise_excess"] > 2 * one["request_error"] / one["mean_latency"], one["noise_excess"], np.nan
+            )
+            panel.plot(
+                one["scale"], 100 * shown, color=COLOURS[k % 8], ls=STYLES[k // 8 % 4], marker="o", ms=4,
+                label=BALANCERS[policy].label,
+            )  # fmt: skip
+        predicted = 100 * part["predicted_noise"].sel(policy="dgd-lb")
+        panel.plot(predicted["scale"], predicted, color="black", lw=1, ls=":", label="DGD-LB, linear theory")
+        _log_ticks(panel, runs["scale"].values)
+        panel.set_yscale("log")
+        plain_log(panel.yaxis)
+        finish(panel, "scale of the fleet", "randomness costs (%)" if panel is panels[0] else "", fleet)
+    panels[-1].legend(title="8: whole requests", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return figure
+
+
 FIGURES: dict[str, Callable[[Data], Figure]] = {
     "1": optimal,
     "2": local,
@@ -156,6 +183,7 @@ FIGURES: dict[str, Callable[[Data], Figure]] = {
     "5": stable,
     "6": gains,
     "7": gradient,
+    "8": requests,
 }
 """The figure of every claim."""
 

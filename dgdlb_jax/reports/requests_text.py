@@ -4,6 +4,7 @@ import math
 
 from dgdlb_jax.numerics.formatting import enumerated, number, percent, seconds
 from dgdlb_jax.reports.text_table import GrowingTable, columns
+from dgdlb_jax.stability.noise import TRUSTED, Noise
 from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.requests import DISCIPLINES, QUANTILES, RequestOutcome, RequestStudy
 
@@ -12,7 +13,7 @@ HEADER = ("balancer", "fluid", "whole requests", "+-", "noise costs", *(f"p{100 
 
 def growing_table(names) -> GrowingTable:
     """The table of balancers of these names, whose rows are not known yet."""
-    return GrowingTable(HEADER, [max([*map(len, names), 8]), 8, 14, 8, 16, *(8 for _ in QUANTILES)])
+    return GrowingTable(HEADER, [max([*map(len, names), 8]), 8, 14, 8, 18, *(8 for _ in QUANTILES)])
 
 
 def cells(row: RequestOutcome) -> tuple[str, ...]:
@@ -48,6 +49,8 @@ def sentences(study: RequestStudy) -> list[str]:
     about = next((row for row in study.rows if row.balancer == DGD), study.rows[0] if study.rows else None)
     if about is not None:
         found.append(_about_noise(study, about))
+    if study.predicted is not None:
+        found.append(_about_theory(study, study.predicted))
     counting = [row.balancer for row in study.rows if row.own_counts]
     if counting:
         found.append(f"{enumerated(counting)}: the rule is given the mean of its own requests, not their number.")
@@ -69,6 +72,17 @@ def _about_noise(study: RequestStudy, row: RequestOutcome) -> str:
     if scale <= study.scale:
         return f"{costs}: at this scale the fluid figures hold within 1 %."
     return f"{costs}; it falls like one over the scale, so the fluid figures hold within 1 % from a scale of about {number(scale)} on."
+
+
+def _about_theory(study: RequestStudy, predicted: Noise) -> str:
+    static, jitter = (100 * float(part) / study.optimum for part in (predicted.static, predicted.jitter))
+    said = f"Linear theory says +{static:.2g} % for a routing that never changes and {jitter:+.2g} % for the jitter of {DGD}"
+    if bool(predicted.holds):
+        return f"{said}."
+    return (
+        f"{said}, but is only a guide at this scale: noise of {number(float(predicted.distance))} standard deviations empties a link or "
+        f"brings another one into use ({TRUSTED:.0f} are wanted)."
+    )
 
 
 def _noise(row: RequestOutcome) -> str:

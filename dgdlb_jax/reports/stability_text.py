@@ -11,6 +11,7 @@ from jaxtyping import ArrayLike, Float
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.formatting import number, seconds
 from dgdlb_jax.numerics.results import InputError
@@ -41,7 +42,8 @@ class StabilityReport:
     - `recommended`: `default_step_size`. `guaranteed`: proven stable near the optimum by the rule named in `rule`; NaN where no rule
       holds. `critical`: exact limit when all frontends are sped up in proportion to the recommended step sizes; inf without one.
     - `limiting`: per frontend the backend whose link sets the guaranteed step size; -1 for frontends without a choice at the optimum.
-    - `mode`: the oscillation at the critical step sizes. `spectrum`: roots at the recommended ones.
+    - `mode`: the oscillation at the critical step sizes. `spectrum`: roots at the recommended ones; None for a network too large,
+      and `no_spectrum` then says so.
     - `by_link` `(frontends, backends)`, `by_backend` `(backends,)`: elasticities of the limit: per cent of change per per cent of
       latency, and of capacity.
     - `chosen`: "recommended", or "given" when the step sizes in `recommended` were.
@@ -59,12 +61,13 @@ class StabilityReport:
     rule: str
     limiting: np.ndarray
     mode: CriticalMode
-    spectrum: Spectrum
+    spectrum: Spectrum | None
     by_link: Float[np.ndarray, "frontends backends"]
     by_backend: Float[np.ndarray, " backends"]
     start: str
     settled: float
     chosen: str = "recommended"
+    no_spectrum: str = ""
 
     @property
     def factor(self) -> float:
@@ -112,8 +115,7 @@ def stability_report(
 
     **Raises:** `InputError` when there is no demand or it exceeds capacity, or for an unknown start.
     """
-    if network.batch is not None:
-        raise InputError("stability_report takes a single network: network[k] picks one out of a batch.")
+    require_single(network, "stability_report")
     require_traffic(network)
     network = network.with_arrival_rate(network.arrival_rate)
     setup = set_up(network, step_size=step_size, start=start)
@@ -121,6 +123,7 @@ def stability_report(
     mode = critical_mode(network, DGDLB(step), optimum)
     guaranteed, rule = _guaranteed(network, optimum)
     linear = linearise(network, DGDLB(step), optimum)
+    spectrum, no_spectrum = _spectrum(network, DGDLB(step), optimum)
     by_link, by_backend = limit_elasticities(network, step, optimum, mode)
     return StabilityReport(
         network=network,
@@ -134,13 +137,22 @@ def stability_report(
         rule=rule,
         limiting=_limiting(network, linear),
         mode=mode,
-        spectrum=characteristic_roots(network, DGDLB(step), optimum),
+        spectrum=spectrum,
         by_link=by_link,
         by_backend=by_backend,
         start=start,
         settled=_settled(setup, float(mode.step_size)) if from_start else float("nan"),
         chosen="recommended" if step_size is None else "given",
+        no_spectrum=no_spectrum,
     )
+
+
+def _spectrum(network: Network, policy: DGDLB, optimum: Optimum) -> tuple[Spectrum | None, str]:
+    """The rightmost roots, or why there are none: everything else is known without them."""
+    try:
+        return characteristic_roots(network, policy, optimum), ""
+    except InputError as refusal:
+        return None, str(refusal)
 
 
 def _guaranteed(network: Network, optimum: Optimum) -> tuple[np.ndarray, str]:
@@ -209,10 +221,7 @@ def _headlines(report: StabilityReport) -> list[str]:
             f"{seconds(float(report.mode.period))}: {_who(report)}"
         )
         lines.append(f"what sets it: {_causes(report)}")
-    lines.append(
-        f"at the {report.chosen} step sizes small deviations fall to 1 % in {seconds(float(report.spectrum.settling_time))}"
-        f"{_swinging(report)}"
-    )
+    lines.append(_decay(report))
     if math.isfinite(report.settled):
         tried = f"from {report.start} routing"
         lines.append(
@@ -252,9 +261,12 @@ def _causes(report: StabilityReport) -> str:
     return f"link {fronts[i]} - {backs[j]} ({link:+.2g} % per % of latency) and backend {backs[k]} ({backend:+.2g} % per % of capacity)"
 
 
-def _swinging(report: StabilityReport) -> str:
-    period = float(report.spectrum.period)
-    return f", swinging with a period of {seconds(period)}" if math.isfinite(period) else ", without swinging"
+def _decay(report: StabilityReport) -> str:
+    if report.spectrum is None:
+        return f"how fast small deviations die out is not known: {report.no_spectrum}"
+    settling, period = float(report.spectrum.settling_time), float(report.spectrum.period)
+    swinging = f"swinging with a period of {seconds(period)}" if math.isfinite(period) else "without swinging"
+    return f"at the {report.chosen} step sizes small deviations fall to 1 % in {seconds(settling)}, {swinging}"
 
 
 def _table(report: StabilityReport) -> str:
@@ -267,8 +279,8 @@ def _document(report: StabilityReport) -> dict[str, Any]:
         "fleet": report.network.name,
         "limit_over_recommended": report.factor,
         "period": float(report.mode.period),
-        "settling_time": float(report.spectrum.settling_time),
-        "abscissa": float(report.spectrum.abscissa),
+        "settling_time": float(report.spectrum.settling_time) if report.spectrum else math.nan,
+        "abscissa": float(report.spectrum.abscissa) if report.spectrum else math.nan,
         "largest_settled_fraction": report.settled,
         "start": report.start,
         "linear_region": float(report.linear.linear_region),
@@ -293,6 +305,8 @@ def _document(report: StabilityReport) -> dict[str, Any]:
     missing = sorted(_nullify(found))
     if missing:
         found["null_because"] = dict.fromkeys(missing, reason)
+        if report.spectrum is None:
+            found["null_because"] |= dict.fromkeys(("abscissa", "settling_time"), report.no_spectrum)
     return found
 
 

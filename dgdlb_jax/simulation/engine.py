@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from dgdlb_jax.model.batch import as_batch, each_frontend, of_batch, only_one
+from dgdlb_jax.model.batch import as_batch, each_frontend, of_batch, only_one, require_single
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import Signals, as_signals
@@ -103,10 +103,7 @@ def simulate(
 
     **Source:** the model of arXiv:2504.10693; the scheme is this project's own.
     """
-    if network.batch is not None:
-        raise InputError(
-            f"simulate takes one network, this is a batch of {network.batch}: use simulate_batch, or network[0]."
-        )
+    require_single(network, "simulate", otherwise="simulate_batch")
     if isinstance(initial, tuple):
         routing, workload = initial
         initial = jnp.asarray(routing), jnp.asarray(workload)

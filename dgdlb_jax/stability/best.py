@@ -7,7 +7,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.equilibrium.arguments import known_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum
-from dgdlb_jax.model.batch import per_frontend
+from dgdlb_jax.model.batch import per_frontend, require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.gradient import DGDLB
@@ -66,8 +66,7 @@ def best_step_size(
 
     **Source:** own derivation.
     """
-    if network.batch is not None:
-        raise InputError("best_step_size takes a single network: network[k] picks one out of a batch.")
+    require_single(network, "best_step_size")
     require_values("best_step_size", network, optimum, direction)
     optimum = known_optimum("best_step_size", network, optimum)
     along = per_frontend(network, 1.0 if direction is None else direction, "direction")

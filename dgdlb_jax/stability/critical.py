@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
-from dgdlb_jax.model.batch import each_frontend, each_network, per_frontend, require_double
+from dgdlb_jax.model.batch import each_frontend, each_network, per_frontend, require_double, require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
@@ -232,6 +232,7 @@ def count_unstable_roots(
 
     **Source:** own derivation; the argument principle.
     """
+    require_single(network, "count_unstable_roots")
     require_values("count_unstable_roots", network, policy, optimum)
     require_double(network, "count_unstable_roots")
     rule, best = policy_and_optimum("count_unstable_roots", network, policy, optimum)

@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
+from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
-from dgdlb_jax.numerics.results import InputError, require_values
+from dgdlb_jax.numerics.results import require_values
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
@@ -123,8 +124,7 @@ class ComparisonInProgress:
         alike: Network | None = None,
         events: Sequence[Event] = (),
     ):
-        if network.batch is not None:
-            raise InputError("compare takes a single network: network[k] picks one out of a batch.")
+        require_single(network, "compare")
         require_values("compare", network, step_size)
         require_traffic(network)
         check_times(network, dt, duration)

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.requests import LeastRequest, PeakEWMA, WeightedLeastRequest
 from dgdlb_jax.simulation.requests.engine import simulate_requests_batch
 from dgdlb_jax.simulation.trajectory import Trajectory
+from dgdlb_jax.stability.noise import Noise, noise
+from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.comparison import Comparison
 from dgdlb_jax.studies.noise import stationary_latency
 from dgdlb_jax.studies.verdict import Verdict
@@ -74,6 +76,7 @@ class RequestStudy:
       statistics cover, of each run.
     - `optimum`: the least mean latency of a static routing in the fluid model, seconds.
     - `left_out`: balancers that were not run, since their fluid run has no latency to compare with.
+    - `predicted`: what linear theory says of DGD-LB, None where it is not among them or does not rest by itself.
     """
 
     scale: float
@@ -83,6 +86,7 @@ class RequestStudy:
     optimum: float
     rows: tuple[RequestOutcome, ...]
     left_out: tuple[str, ...] = ()
+    predicted: Noise | None = None
 
     @property
     def swaps(self) -> list[tuple[str, str]]:
@@ -112,7 +116,17 @@ class RequestStudy:
         ]
         return {
             "scale": self.scale, "seeds": self.seeds, "discipline": self.discipline, "duration": self.duration,
-            "balancers": rows, "left_out": list(self.left_out),
+            "balancers": rows, "left_out": list(self.left_out), "predicted": self._prediction(),
+        }  # fmt: skip
+
+    def _prediction(self) -> dict[str, Any] | None:
+        found = self.predicted
+        if found is None:
+            return None
+        distance = float(found.distance)
+        return {
+            "balancer": DGD, "static_seconds": float(found.static), "jitter_seconds": float(found.jitter),
+            "standard_deviations_to_a_change_of_links": distance if math.isfinite(distance) else None, "trusted": bool(found.holds),
         }  # fmt: skip
 
     def holds_from(self, row: RequestOutcome, within: float = 0.01) -> float:
@@ -155,14 +169,23 @@ class RequestStudyInProgress:
         self.names: Sequence[str] = [name for name in policies if name in steady]
         self._left_out = tuple(name for name in policies if name in comparison.runs and name not in steady)
         self._duration = 0.0
+        self._predicted = self._predict()
 
     @property
     def study(self) -> RequestStudy:
         """What is known by now."""
         return RequestStudy(
             self._scale, self._seeds, self._discipline, self._duration, float(self._comparison.optimum.mean_latency),
-            tuple(self._rows), self._left_out,
+            tuple(self._rows), self._left_out, self._predicted,
         )  # fmt: skip
+
+    def _predict(self) -> Noise | None:
+        """What linear theory says of DGD-LB, where it settles."""
+        network = self._comparison.network
+        if DGD not in self.names or network.latency.dtype != jnp.float64:
+            return None
+        found = noise(network, self._policies[DGD], self._comparison.optimum, scale=self._scale, throw=False)
+        return found if found.result == Result.successful else None
 
     def finished(self) -> Iterator[RequestOutcome]:
         """Run everything; each row as soon as it is known."""
@@ -189,13 +212,17 @@ class RequestStudyInProgress:
         return simulate_requests_batch(
             comparison.network, self._policies[name], jax.random.split(jax.random.key(0), self._seeds), duration=steps * dt, dt=dt,
             scale=self._scale, discipline=self._discipline, after=after * dt,
-            initial=_state_at_the_end(comparison.network, comparison.judged[name], self._scale),
+            initial=state_at_the_end(comparison.network, comparison.judged[name], self._scale),
         )  # fmt: skip
 
 
-def _state_at_the_end(network: Network, run: Trajectory, scale: float):
-    """Where the fluid run ended, as a start: shares that sum to 1 where nothing could be sent as well."""
-    routing, mask = np.asarray(run.final.routing, float), np.asarray(network.mask)
+def state_at_the_end(network: Network, run: Trajectory, scale: float = 1.0):
+    """Where a fluid run ended, or those of a batch, as a start: shares that sum to 1 where nothing could be sent as well."""
+    routing, mask = np.nan_to_num(np.asarray(run.final.routing, float)), np.asarray(network.mask)
     total = routing.sum(-1, keepdims=True)
     even = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
-    return jnp.asarray(np.where(total > 0, routing / np.where(total > 0, total, 1), even)), run.final.workload * scale
+    workload = np.nan_to_num(np.asarray(run.final.workload, float), posinf=0.0) * scale
+    return tuple(
+        jnp.asarray(values, network.latency.dtype)
+        for values in (np.where(total > 0, routing / np.where(total > 0, total, 1), even), workload)
+    )

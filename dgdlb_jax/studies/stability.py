@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model import topologies
-from dgdlb_jax.model.batch import of_batch, over_networks
+from dgdlb_jax.model.batch import as_batch, of_batch, over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -81,8 +81,9 @@ RULES = (conditions.distributed, conditions.distributed_a)
 def tightness(networks: Network, *, observe: int = 0) -> Tightness:
     """Sufficient and exact step sizes of a batch of networks, and the limits observed in simulation for the first `observe` of them.
 
-    Networks without a certified optimum are left out.
+    Networks without a certified optimum are left out; a single network is a batch of one.
     """
+    networks = as_batch(networks) if networks.batch is None else networks
     optimum = solve_optimum(networks, throw=False)
     solved = np.flatnonzero(np.asarray(optimum.result) == Result.successful)
     networks, optimum = jax.tree.map(lambda leaf: leaf[solved], (networks, optimum))

@@ -90,6 +90,9 @@ def test_the_stability_of_large_symmetric_networks(shape):
     if frontends * backends <= 2500:
         counts = [dgd.count_unstable_roots(network, policy, optimum, factor=factor) for factor in (1.99, 2.01)]
         assert counts == [0, 2 * (backends - 1)]
+        report = dgd.stability_report(network, from_start=False)
+        assert "how fast small deviations die out is not known: The c" in report.text()
+        assert report.document()["null_because"]["abscissa"] == report.no_spectrum != ""
     with pytest.raises(
         InputError,
         match=f"roots of {equations:,} equations some 40 times, about .* minutes on one core: take a part of",
@@ -109,3 +112,9 @@ def test_the_stability_of_many_frontends_with_one_backend():
     assert float(dgd.characteristic_roots(network, optimum).abscissa) == pytest.approx(-slope, rel=1e-6)
     with pytest.raises(InputError, match="Nothing limits the step size"):
         dgd.best_step_size(network, optimum)
+
+
+def test_a_fleet_that_settles_slowly_is_not_followed_for_hours_without_being_asked():
+    network = network_of(1, 60)
+    with pytest.raises(InputError, match=r"reactions die out within about .* minutes on one core\. Pass run_on="):
+        dgd.marginal_latency(network, dgd.DGDLB(1e-9), duration=2.0, dt=0.0001)

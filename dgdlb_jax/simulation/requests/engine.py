@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from dgdlb_jax.model.batch import as_batch, each_frontend, only_one
+from dgdlb_jax.model.batch import as_batch, each_frontend, only_one, require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Carry, run_as_told, steps_for
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
@@ -88,10 +88,7 @@ def simulate_requests(
 
     **Source:** own derivation of the scheme (`hazard`).
     """
-    if network.batch is not None:
-        raise InputError(
-            f"simulate_requests takes one network, this is a batch of {network.batch}: use simulate_requests_batch, or network[0]."
-        )
+    require_single(network, "simulate_requests", otherwise="simulate_requests_batch")
     policy = each_frontend(network, policy, type(policy).__name__)
     initial = None if initial is None else as_batch((jnp.asarray(initial[0]), jnp.asarray(initial[1])))
     runs = simulate_requests_batch(

@@ -321,6 +321,50 @@ def gradient(data: Data) -> Judgement:
     )
 
 
+def requests(data: Data) -> Judgement:
+    """Claim 8: how what randomness costs falls with the scale, and pairs of balancers that change places for sure."""
+    runs = data["fleets"].transpose("scale", "policy", "fleet", ...)
+    scale, noise = runs["scale"].values, runs["noise_excess"].values
+    error = (runs["request_error"] / runs["mean_latency"]).values
+    sure = (noise[0] > 4 * error[0]) & (noise[-1] > 4 * error[-1])
+    orders = np.log(noise[-1][sure] / noise[0][sure]) / np.log(scale[-1] / scale[0])
+    swapped = [int(sum(swaps(runs.isel(scale=n)))) for n in range(scale.size)]
+    about = (runs["policy"] == "dgd-lb").values
+    theory = (runs["predicted_noise"] / runs["noise_excess"]).values[-1, about]
+    numbers = {
+        "balancers and fleets whose noise shows": float(sure.sum()),
+        "median order in the scale": float(np.median(orders)) if orders.size else np.nan,
+        "predicted over measured at the largest scale, median": _quantile(theory[np.isfinite(theory)], 0.5),
+        **{f"noise of DGD-LB at scale {n:g}, largest": float(np.nanmax(noise[k, about])) for k, n in enumerate(scale)},
+        **{f"pairs that change places at scale {n:g}": float(swapped[k]) for k, n in enumerate(scale)},
+    }
+    falls = abs(numbers["median order in the scale"] + 1) < 0.2
+    shown = ", ".join(
+        f"{percent(numbers[f'noise of DGD-LB at scale {n:g}, largest'])} at scale {n:g} ({swapped[k]} pairs of balancers change places)"
+        for k, n in enumerate(scale)
+    )
+    return Judgement(
+        f"randomness costs DGD-LB at most {shown}; over the scale it falls with the power "
+        f"{numbers['median order in the scale']:.2f} in the median of {sure.sum()} balancers and fleets; linear theory says "
+        f"{numbers['predicted over measured at the largest scale, median']:.2f} of what is measured at scale {scale[-1]:g}",
+        Verdict.holds if falls and swapped[-1] == 0 else Verdict.in_part if falls else Verdict.fails,
+        _topologies(runs),
+        numbers,
+    )
+
+
+def swaps(runs: "xarray.Dataset") -> list[int]:
+    """For every fleet, at one scale: pairs of balancers whose order in the fluid model, by 0.1 % and more, is the other one for sure."""
+    found = []
+    for fleet in runs["fleet"].values:
+        one = runs.sel(fleet=fleet)
+        fluid, mean, error = (one[name].values for name in ("mean_latency", "request_mean", "request_error"))
+        better = fluid[:, None] * 1.001 < fluid[None]
+        later = mean[:, None] - mean[None] > 3 * np.hypot(error[:, None], error[None])
+        found.append(int((better & later).sum()))
+    return found
+
+
 JUDGES: dict[str, Callable[[Data], Judgement]] = {
     "1": optimal,
     "2": local,
@@ -329,6 +373,7 @@ JUDGES: dict[str, Callable[[Data], Judgement]] = {
     "5": stable,
     "6": gains,
     "7": gradient,
+    "8": requests,
 }
 """The judge of every claim."""
 

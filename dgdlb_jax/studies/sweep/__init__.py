@@ -26,7 +26,7 @@ max_steps = 200000                                  # suggested durations end th
 ```
 
 Inputs are those of `INPUTS` (`sweep/inputs.py`): `fleet`, or `family` and `seed` with `frontends`, `backends`, `curve`,
-`service_time`, `density`; `load`, `latency_scale`; `policy`; one of `step_size`, `step_size_over_default`,
+`service_time`, `density`; `load`, `latency_scale`, `scale`; `policy`; one of `step_size`, `step_size_over_default`,
 `step_size_over_critical`, `step_size_over_sufficient`; `start`, `start_seed`, `start_distance`; `dt` or `dt_over_suggested`,
 `duration` or `duration_over_suggested`; and, in quotes, any parameter of a policy (`"policy.temperature"`) or of a curve
 (`"curve.exponent"` replaces it, `"curve_factor.max_rate"` multiplies it). Measures are those of `MEASURES`

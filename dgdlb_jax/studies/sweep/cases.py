@@ -196,6 +196,8 @@ def _networks(columns: Columns) -> Network:
         networks = _with_curve(networks, name, values, fleet or str(columns["family"][0]))
     if "load" in columns:  # rates are proportional to it in every family
         networks = networks.with_load(columns["load"])
+    if "scale" in columns:
+        networks = networks.with_scale(columns["scale"])
     return networks.with_latency_scale(columns["latency_scale"])
 
 

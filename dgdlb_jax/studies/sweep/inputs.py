@@ -55,6 +55,7 @@ INPUTS: dict[str, Input] = {
     "density": Input("probability of an arc in the sparse family", float, below=1),
     "load": Input("total arrival rate over total nominal capacity", float, above=True),
     "latency_scale": Input("factor on all latencies", float),
+    "scale": Input("factor on all rates and replicas, which whole requests feel", float, above=True),
     "policy": Input("balancer", str, choices=BALANCERS),
     "step_size": Input("step size of all frontends", float, "1/s^2", above=True),
     "step_size_over_default": Input("step size over the default one of each frontend", float, above=True),

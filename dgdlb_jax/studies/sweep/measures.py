@@ -2,22 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dgdlb_jax.equilibrium.optimum import Optimum
-from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.registry import Registry
 from dgdlb_jax.numerics.results import InputError, Result
-from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.plugins import AbstractStatistic
-from dgdlb_jax.simulation.trajectory import Trajectory
-from dgdlb_jax.studies.assess import Assessment
 from dgdlb_jax.studies.sweep.gradient_error import largest_gradient_error
+from dgdlb_jax.studies.sweep.runs import Runs as Runs
 from dgdlb_jax.studies.verdict import Verdict, moving_mean, time_to_settle
 
 NO_STEP_SIZE, DOES_NOT_FIT, TOO_MANY_STEPS, REFUSED = 100, 101, 102, 103
@@ -41,63 +37,6 @@ _HYSTERESIS = 0.1  # of the amplitude: what a workload has to pass on both sides
 _ROUNDING = 1e-9  # relative distances below are rounding
 _LINEAR = 0.1  # relative distances above are far from the optimum
 _FEWEST = 20  # points for a straight line
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Finished runs of cases side by side, and what they ran with; every array has a leading axis of cases.
-
-    - `assessed`: the runs and their verdicts. `dt`, `duration`: seconds.
-    - `default`, `sufficient`: `(cases, frontends)`, `critical`: `(cases,)`, 1/s^2, when needed.
-    """
-
-    assessed: Assessment
-    policy: AbstractPolicy
-    optimum: Optimum
-    dt: Float[np.ndarray, " cases"]
-    duration: Float[np.ndarray, " cases"]
-    default: Float[np.ndarray, "cases frontends"] | None
-    sufficient: Float[np.ndarray, "cases frontends"] | None
-    critical: Float[np.ndarray, " cases"] | None
-
-    @property
-    def networks(self) -> Network:
-        """What they ran in."""
-        return self.assessed.networks
-
-    @property
-    def trajectory(self) -> Trajectory:
-        """The runs themselves."""
-        return self.assessed.run
-
-    @property
-    def verdict(self) -> Int[np.ndarray, " cases"]:
-        """Codes of `Verdict`."""
-        return self.assessed.verdict
-
-    @cached_property
-    def distance(self) -> Float[np.ndarray, "cases time"]:
-        """Relative distance of the workloads to the optimum over time."""
-        best = np.asarray(self.optimum.workload, float)[:, None]
-        return np.abs(self.workload - best).sum(-1) / best.sum(-1)
-
-    @cached_property
-    def workload(self) -> Float[np.ndarray, "cases time backends"]:
-        """Workloads over time, requests."""
-        return np.asarray(self.trajectory.workload, float)
-
-    @cached_property
-    def time(self) -> Float[np.ndarray, "cases time"]:
-        """Seconds of the saved instants; shorter runs repeat their last one."""
-        return np.asarray(self.trajectory.time, float)
-
-    def where(self, verdict: Verdict, one: Callable[[int], float]) -> Float[np.ndarray, " cases"]:
-        """`one(case)` for the cases with this verdict, NaN for the others."""
-        return np.array([one(k) if code == verdict else np.nan for k, code in enumerate(self.verdict)])
-
-    def moving_part(self, case: int) -> slice:
-        """The saved instants of a case up to the end of its run."""
-        return slice(0, int(np.searchsorted(self.time[case], self.time[case, -1])) + 1)
 
 
 @dataclass(frozen=True)
@@ -214,6 +153,16 @@ def _abscissa(runs: Runs) -> Float[np.ndarray, " cases"]:
     return np.asarray(abscissa(runs.networks, runs.policy, runs.optimum))
 
 
+def _predicted_noise(runs: Runs) -> Float[np.ndarray, " cases"]:
+    from dgdlb_jax.studies.sweep.requests import predicted_noise
+
+    return np.asarray(predicted_noise(runs.networks, runs.policy, runs.optimum))
+
+
+def _of_requests(name: str) -> Callable[[Runs], Any]:
+    return lambda runs: runs.requests[name]
+
+
 def _linear_region(runs: Runs) -> Float[np.ndarray, " cases"]:
     from dgdlb_jax.studies.sweep.optional import linear_region
 
@@ -308,6 +257,32 @@ _BUILT_IN: dict[str, Measure] = {
     ),
     "linear_region": Measure(
         "smallest relative change of a workload that brings an idle arc into use", "1", _linear_region
+    ),
+    "request_mean": Measure(
+        "mean latency with whole requests, over several runs from the end of the fluid one",
+        "s",
+        _of_requests("mean"),
+        _JUDGED,
+    ),
+    "request_error": Measure(
+        "standard error of request_mean, from the scatter of the runs", "s", _of_requests("error"), _JUDGED
+    ),
+    **{
+        f"p{part}": Measure(
+            f"latency that {part} % of the whole requests do not exceed", "s", _of_requests(f"p{part}"), _JUDGED
+        )
+        for part in (50, 95, 99)
+    },
+    "noise_excess": Measure(
+        "request_mean over mean_latency, minus 1: what randomness costs",
+        "1",
+        lambda runs: runs.requests["mean"] / runs.assessed.mean_latency - 1,
+        _JUDGED,
+    ),
+    "predicted_noise": Measure(
+        "what linear theory says that randomness costs, over the optimal latency; NaN for rules that jump",
+        "1",
+        _predicted_noise,
     ),
     "gradient_error": Measure(
         "largest relative error of the approximate gradient against the exact marginal latency (open loop) in the run",

@@ -26,6 +26,7 @@ _MAIN = (
     "step_size",
     "latency_scale",
     "load",
+    "scale",
 )
 
 
