@@ -12,7 +12,7 @@ _ALL = ["each"]
 def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
     """Load and check, run, print, write."""
     _refuse_others(options)
-    from dgdlb_jax.fleets import load_fleet
+    from dgdlb_jax.fleets import load_events, load_fleet
     from dgdlb_jax.reports import failures_text, text
     from dgdlb_jax.reports.status import status
     from dgdlb_jax.studies.failures import FailuresInProgress
@@ -20,14 +20,17 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
     documents = []
     with notes():
         networks = [load_fleet(fleet, demand="constant") for fleet in fleets]
+        own = [load_events(fleet, demand="constant") for fleet in fleets]
         for network in networks:
             _check_names(options.fail, network.backend_names or ())
     chosen = None if options.fail == _ALL else options.fail
     with quick_compilation(True), status(options.quiet) as told:
         show = (lambda words: None) if options.json else told.show
-        for network in networks:
+        for network, events in zip(networks, own, strict=True):
             name = network.name or "fleet"
             show(text.network_facts(network))
+            if events:
+                show(f"its own {len(events)} [[events]] are left out here")
             told.phase(f"{name}: optima without each backend, time steps")
             work = FailuresInProgress(
                 network, options.policies, chosen=chosen, duration=options.duration, dt=options.dt
