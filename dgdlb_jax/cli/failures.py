@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 
 from dgdlb_jax.cli.common import notes, quick_compilation
@@ -39,11 +40,8 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
             for done, _ in enumerate(work.finished(), start=1):
                 told.phase(f"{name}: {done} of {len(work.balancers)} balancers done")
             found = work.failures
-            show(
-                "\n\n".join(
-                    [failures_text.facts(found), failures_text.table(found), failures_text.sentences(found) + "\n"]
-                )
-            )
+            ending = textwrap.fill(failures_text.sentences(found), 100)
+            show("\n\n".join([failures_text.facts(found), failures_text.table(found), f"{ending}\n"]))
             documents.append(failures_text.document(found))
     result = documents[0] if len(documents) == 1 else documents
     if options.output is not None and not options.no_files:

@@ -63,7 +63,11 @@ def sentences(found: Failures) -> str:
             f"{enumerated([loss.backend for loss in short])} {verb} no substitute: the others cannot serve the demand."
         )
     else:
-        parts.append("The fleet can do without any one of its backends.")
+        whole = len(found.losses) == found.network.backends
+        which = (
+            "any one of its backends" if whole else f"any one of {enumerated([loss.backend for loss in found.losses])}"
+        )
+        parts.append(f"The fleet can do without {which}.")
     if served:
         worst = served[0]
         parts.append(
