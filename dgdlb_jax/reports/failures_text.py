@@ -63,10 +63,9 @@ def sentences(found: Failures) -> str:
             f"{enumerated([loss.backend for loss in short])} {verb} no substitute: the others cannot serve the demand."
         )
     else:
-        whole = len(found.losses) == found.network.backends
-        which = (
-            "any one of its backends" if whole else f"any one of {enumerated([loss.backend for loss in found.losses])}"
-        )
+        names = [loss.backend for loss in found.losses]
+        which = names[0] if len(names) == 1 else f"any one of {enumerated(names)}"
+        which = "any one of its backends" if len(names) == found.network.backends else which
         parts.append(f"The fleet can do without {which}.")
     if served:
         worst = served[0]
