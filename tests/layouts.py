@@ -37,6 +37,12 @@ SQUARE = PAIRS | {(j, i): value for (i, j), value in PAIRS.items()}
 LATENCY_FILES = {
     "round trips in ms": ("from,to,rtt_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, PAIRS),
     "semicolons and decimal commas": ("from;to;rtt_ms\nus;in;191\neu;us;68\neu;in;122,6\n", {}, PAIRS),
+    "thousands with dots": (
+        "from;to;samples;rtt_us\nus;in;1.234;191.000,0\neu;us;2.000;68.000\neu;in;3;122.600\n", {}, PAIRS
+    ),
+    "thousands with commas": (
+        'from,to,rtt_us\nus,in,"191,000.0"\neu,us,"68,000"\neu,in,122600\n', {}, PAIRS
+    ),
     "tabs": ("from\tto\trtt_ms\nus\tin\t191\neu\tus\t68\neu\tin\t122.6\n", {}, PAIRS),
     "microseconds": ("from,to,rtt_us\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),
     "micro sign": ("from,to,RTT (µs)\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),
@@ -52,6 +58,7 @@ LATENCY_FILES = {
     "repeated": ("from,to,rtt_ms\nus,in,190\neu,us,68\neu,in,122.6\nus,in,500\nus,in,191\n", {}, PAIRS),
     "square matrix": ("rtt_ms,us,eu,in\nus,,68,191\neu,68,0,122.6\nin,191,122.6,-\n", {}, SQUARE),
     "square matrix, told": ("Region;us;eu;in\nus;;68;191\neu;68;;122,6\nin;191;122,6;0\n", {"latency": "rtt_ms"}, SQUARE),
+    "frontends and backends": ("from \\ to (rtt ms),in,us\nus,191,\neu,122.6,68\n", {}, PAIRS),
     "two ways": ("from,to,two_way_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, PAIRS),
     "half of them, told": ("from,to,half_rtt_ms\nus,in,95.5\neu,us,34\neu,in,61.3\n", {"latency": "one_way_ms"}, PAIRS),
     "CloudPing in us": (
@@ -79,6 +86,16 @@ def vllm(concurrency, throughput, **more):
         "mean_e2el_ms": 1e3 * seconds,
     }  # fmt: skip
     return run | more
+
+
+def sglang(concurrency, throughput):
+    """A run of SGLang's: times to the first and between tokens are 0 where the server does not stream."""
+    run = vllm(concurrency, throughput, mean_ttft_ms=0.0, mean_tpot_ms=0.0, backend="sglang", accept_length=None)
+    seconds = run["mean_e2el_ms"] / 1e3
+    return without(run, "mean_e2el_ms", "model_id") | {
+        "mean_e2e_latency_ms": 1e3 * seconds,
+        "concurrency": throughput * seconds,
+    }
 
 
 RATES = {1: 0.48, 8: 3.2, 64: 11.5}  # concurrency times this is near the mean time above, the last 10 % below
@@ -186,6 +203,9 @@ CURVE_FILES = {
     ),
     "vLLM runs": (SAVED, {}),
     "vLLM lines": ({"a.jsonl": "\n".join(json.dumps(vllm(c, r)) for c, r in RATES.items())}, {}),
+    "SGLang lines": (
+        {"a.jsonl": "\n".join(json.dumps(sglang(c, r)) for c, r in RATES.items())}, {},
+    ),
     "vLLM without end-to-end times": ({n: json.dumps(without(json.loads(t), "mean_e2el_ms")) for n, t in SAVED.items()}, {}),
     "vLLM with the times of all requests, one of which failed": (
         {"a.json": json.dumps([without(vllm(c, r, completed=2, failed=1, latencies=[1.5 + 0.05 * c, 0.0, 2.5 + 0.05 * c],
@@ -252,6 +272,11 @@ REQUEST_FILES = {
     "Mooncake": (
         "a.jsonl",
         "\n".join(json.dumps({"timestamp": int(1e3 * s), "input_length": 9, "output_length": 5, "hash_ids": [0]}) for s in SECONDS),
+        {},
+    ),
+    "Qwen-Bailian": (
+        "a.jsonl",
+        "\n".join(json.dumps({"chat_id": 1, "timestamp": s, "input_length": 9, "output_length": 5, "hash_ids": [0]}) for s in SECONDS),
         {},
     ),
     "epoch in s": ("a.csv", "timestamp,user\n" + "".join(f"{1.7e9 + s},x\n" for s in SECONDS), {}),

@@ -144,6 +144,7 @@ def test_scatter_of_the_measurements():
     said = words.about_scatter(SCATTER)
     assert "(5.0 % at gpu): within that the optimum is 90.0 ms to 120 ms, and oregon" in said
     assert "gets 40 % to 60 % of all requests" in said
+    assert "gets 66 % of all requests" in words.about_scatter(dataclasses.replace(SCATTER, inflow=(0.658, 0.662)))
     assert "current" not in said
     assert "could not carry" not in said
     assert "3 of 40 sets" in words.about_scatter(dataclasses.replace(SCATTER, unserved=3))

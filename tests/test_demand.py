@@ -101,6 +101,17 @@ def test_the_largest_rate_is_reached_and_never_passed(demand):
     np.testing.assert_allclose(rates.max(0), demand.largest_rate, rtol=1e-12)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
+def test_a_trace_never_rises_above_twice_its_busiest_bin(counts):
+    """A peak of r between a and b reaches r + (r - (a + b) / 2) / 2 where neither is below r / 3."""
+    trace = Trace(1.0, np.array(counts, float)[:, None])
+    assert trace.knots.shape == (9, 1)
+    np.testing.assert_allclose(trace.knots[:, 0], over_time(trace, np.arange(9) / 2)[:, 0], rtol=1e-12, atol=1e-9)
+    assert float(trace.largest_rate[0]) <= 2 * max(counts) * (1 + 1e-12)
+    assert float(Trace(1.0, [[6.0], [8.0], [5.0]]).largest_rate[0]) == 8 + (8 - 5.5) / 2
+
+
 def test_jumps_know_their_means_and_where_they_are():
     """Against sums over pieces by hand; without a length the mean is the rate, and a jump at an end counts."""
     jumps = DEMANDS["Jumps"]

@@ -1,5 +1,6 @@
 """Routings for other programs: read back, and held against the published schemas."""
 
+import dataclasses
 import json
 import re
 
@@ -15,12 +16,13 @@ from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.reports.export import rounding_costs, roundings, routings, write_export
+from dgdlb_jax.reports.export import export_notes, rounding_costs, roundings, routings, write_export
 from dgdlb_jax.reports.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
 from dgdlb_jax.reports.exporters.base import addressable
 from dgdlb_jax.reports.exporters.envoy import envoy_bootstrap
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.studies.compare import compare
+from dgdlb_jax.studies.verdict import Verdict
 from helpers import ROOT
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -56,7 +58,7 @@ def named(network):
 
 def test_a_table_may_be_saved_by_a_spreadsheet_and_a_backend_may_have_two_ports(comparison, tmp_path):
     (tmp_path / "now.csv").write_text(
-        "\ufeffshare;backend;frontend\r\n0,25;west;west\r\n0,75;east;west\r\n1;east;east\r\n"
+        "\ufeffshare;backend;frontend\r\n0,25;west;west\r\n75 %;east;west\r\n100%;east;east\r\n"
     )
     np.testing.assert_array_equal(
         read_routing(tmp_path / "now.csv", comparison.network).routing, [[0.25, 0.75], [0, 1]]
@@ -288,3 +290,18 @@ def test_whole_weights_sum_and_are_near(row):
 def test_no_files_and_an_export_contradict_each_other(capsys):
     assert main(["run", "two-by-two", "--export", "csv", "--no-files"]) == 2
     assert "--no-files contradicts" in capsys.readouterr().err
+
+
+def test_shares_of_a_run_that_did_not_settle_are_marked(comparison):
+    """Under a large step size the two backends take turns; of a run that failed only the optimum is left."""
+    row = comparison.outcomes["DGD-LB"]
+    for changes, said in (
+        ({"verdict": Verdict.settled}, None),
+        ({"verdict": Verdict.oscillating, "swing": 0.35}, "the verdict on DGD-LB is oscillating (35 %)"),
+        ({"verdict": Verdict.failed}, "only the optimum is written"),
+    ):
+        found = dataclasses.replace(comparison)
+        found.__dict__["outcomes"] = {"DGD-LB": dataclasses.replace(row, **changes)}
+        notes = export_notes(found, "csv")
+        assert [said in note for note in notes] == ([] if said is None else [True])
+        assert ("dgd-lb" in routings(found)) == (changes["verdict"] is not Verdict.failed)

@@ -56,12 +56,12 @@ def quietly(path, **told):
 def test_from_raw_files_to_envoy(raw, capsys):
     assert main(["import", "rtt.csv", "runs", "requests.csv", "--fleet", "my-fleet.toml", "--bin", "60"]) == 0
     said = capsys.readouterr().out
-    for part in ("rtt.csv: square matrix", "runs: vLLM serving benchmark", "requests.csv: table of requests", "Little's law",
-                 "9 bins of 60 s", "the end, 30 requests", "written: my-fleet.toml"):  # fmt: skip
+    for part in ("rtt.csv: matrix of latencies", "runs: vLLM or SGLang", "requests.csv: table of requests", "Little's law",
+                 "10 bins of 60 s", "written: my-fleet.toml"):  # fmt: skip
         assert part in said
     network = quietly("my-fleet.toml")
     assert (network.frontend_names, network.backend_names) == (("eu", "us"), ("eu", "in", "us"))
-    # 9 full minutes of 30 requests each, 10 of them from eu; the tenth ends before its minute does.
+    # 10 minutes of 30 requests each, 10 of them from eu; after the last one the next would have come in the eleventh.
     np.testing.assert_allclose(network.arrival_rate, [10 / 60, 20 / 60], rtol=1e-12)
     np.testing.assert_allclose(network.latency, [[0.0005, 0.0613, 0.034], [0.034, 0.0955, 0.0005]], rtol=1e-12)
     assert float(network.nominal_capacity[0]) == pytest.approx(max(RATES.values()), rel=0.02)
@@ -120,7 +120,8 @@ def test_one_day_for_all_cities_by_the_sun(raw, capsys):
     assert main(["import", *files, "--fleet", "sun.toml", "--shift-s", "longitude"]) == 0
     paris, toronto = np.asarray(quietly("sun.toml", demand="trace").demand.rates).T
     assert (np.argmax(toronto) - np.argmax(paris)) % 24 == round((2.37 + 79.38) / 15)
-    assert main(["import", *files, "--fleet", "x.toml", "--shift-s", "longitude", "--frontends", "Paris,Lutetia"]) == 2
+    (raw / "cities.csv").write_text((raw / "cities.csv").read_text().replace("Toronto", "Lutetia"))
+    assert main(["import", *files, "--fleet", "x.toml", "--shift-s", "longitude"]) == 2
     assert 'Where "Lutetia" lies is not known' in capsys.readouterr().err
 
 
@@ -164,6 +165,42 @@ def test_tidy_tables_are_read_again(raw, capsys):
     capsys.readouterr()
 
 
+def test_servers_that_were_measured_by_region_stand_in_their_regions(raw):
+    rows = [f"{r},{w},{f * w / (9 + w)}\n" for r, f in (("us", 8), ("eu", 20)) for w in (1, 8, 64)]
+    (raw / "all.csv").write_text("region,workload,rps\n" + "".join(rows))
+    assert main(["import", "rtt.csv", "all.csv", "--fleet", "f.toml"]) == 0
+    network = quietly("f.toml")
+    assert network.backend_names == ("eu", "us")
+    np.testing.assert_allclose(network.nominal_capacity, [20 * 64 / 73, 8 * 64 / 73], rtol=0.02)
+    assert "# servers by the name of the place" in (raw / "f.toml").read_text()
+
+
+def test_frontends_down_the_side_and_backends_across(raw, capsys):
+    """Other names and another number of them; the same table turned round is known by the names; blanks are no arcs if that is said."""
+    (raw / "rect.csv").write_text("rtt_ms;virginia;dublin\nparis;88;20\ntokyo;165;235\noregon;60;\n")
+    (raw / "turned.csv").write_text("Backend,paris,tokyo,oregon\nvirginia,88,165,60\ndublin,20,235,\n")
+    told = ["--sparse", "--fleet"]
+    assert main(["import", "rect.csv", "runs", *told, "a.toml"]) == 0
+    names = ["--frontends", "paris,tokyo,oregon", "--backends", "virginia,dublin"]
+    assert main(["import", "turned.csv", "runs", "--latency", "rtt_ms", *names, *told, "b.toml"]) == 0
+    assert "columns send, rows answer, by the names" in capsys.readouterr().out
+    for network in map(quietly, ("a.toml", "b.toml")):
+        assert (network.frontend_names, network.backend_names) == (("paris", "tokyo", "oregon"), ("virginia", "dublin"))
+        np.testing.assert_allclose(network.latency, [[0.044, 0.01], [0.0825, 0.1175], [0.03, 0]], rtol=1e-12)
+        np.testing.assert_array_equal(network.mask, [[True, True], [True, True], [True, False]])
+    assert main(["import", "rect.csv", "runs", "--fleet", "c.toml"]) == 2
+    assert "rect.csv has no latency for oregon -> dublin: fill in" in capsys.readouterr().err
+    text = (
+        (raw / "b.toml")
+        .read_text()
+        .replace("b.latency.csv", "turned.csv")
+        .replace('table = "turned', 'unit = "rtt_ms"\ntable = "turned')
+    )
+    (raw / "d.toml").write_text(text)
+    np.testing.assert_array_equal(quietly("d.toml").latency, quietly("b.toml").latency)
+
+
+TO = ["--fleet", "f.toml"]
 WRONG = {
     "no such file": (["rtt.csv", "nothing.csv"], "nothing.csv does not exist"),
     "no quantity": (["arrival=rtt.csv"], "'arrival' is not a quantity: it is one of arrivals, throughput, running, waiting"),
@@ -173,11 +210,27 @@ WRONG = {
     "two demands": (["rtt.csv", "runs", "requests.csv", "requests.csv", "--fleet", "f.toml"], "2 files give a demand"),
     "no requests": (["rtt.csv", "runs", "none.csv", "--fleet", "f.toml"], "none.csv has no request"),
     "no TOML": (["rtt.csv", "runs", "--fleet", "f.csv"], "give a path that ends in .toml"),
-    "too few weights": (["rtt.csv", "runs", "--fleet", "f.toml", "--weights", "1,2"], "2 weights for 3 places"),
+    "too few weights": (["rtt.csv", "runs", "--fleet", "f.toml", "--weights", "1,2"], "--weights has 2 entries for 3 places"),
     "unknown curve": (["rtt.csv", "runs", "--fleet", "f.toml", "--curves", "h100"], 'There is no curve "h100" (GLM-4-7 were read)'),
-    "unknown backend": (["rtt.csv", "runs", "--fleet", "f.toml", "--backends", "us,jp"], '"jp" does not occur in the table'),
-    "a table with holes": (["in.latency.csv", "holes.csv", "runs", "--fleet", "f.toml"], "has no latency for eu -> jp: choose regions"),
+    "unknown backend": (["rtt.csv", "runs", *TO, "--backends", "us,jp"], '--backends names "jp", of which rtt.csv has no latency'),
+    "a table with holes": (["in.latency.csv", "holes.csv", "runs", *TO], "has no latency for eu -> jp: fill in what was not measured"),
+    "too few frontends": (["rtt.csv", "runs", "requests.csv", *TO, "--frontends", "us"], 'region "eu" is no frontend'),
+    "unknown place": (["in.latency.csv", "runs", "days.csv", *TO], 'days.csv names "jp", of which in.latency.csv has no latency'),
+    "too high a load": (["rtt.csv", "runs", *TO, "--load", "9"], "--load 9 makes 310.5 requests/s"),
+    "no servers": (["rtt.csv", "runs", *TO, "--replicas", "1,0,2"], "--replicas has 0: give positive"),
+    "a shift of no bins": (["rtt.csv", "runs", "day.csv", *TO, "--shift-s", "0,5,0"], "--shift-s has 5, and the bins of day.csv"),
+    "too few servers": (["rtt.csv", "runs", "day.csv", *TO, "--replicas", "1"], "day.csv makes 125 requests/s"),
+    "a curve that is none": (["rtt.csv", "falls.csv", *TO], "falls.csv is not a service curve"),
+    "a name that no fleet has": (["odd.latency.csv", "runs", *TO], "frontends.names contains"),
     "unknown unit": (["rtt.csv", "--latency", "ms"], '"ms" is no latency: it is one of one_way_s'),
+    "a column of no file": (["requests.csv", "--select", "regoin=us"], 'the column "regoin", which is not there: did you mean "region"?'),
+    "a column of a matrix": (["rtt.csv", "--select", "us=68"], 'the column "us", which is not there: no file has rows'),
+    "an answer to nothing": (["runs", "--latency", "rtt_ms"], "--latency is about latencies, of which no file has any"),
+    "bins of nothing": (["rtt.csv", "--bin", "60"], "--bin is about demand, of which no file has any"),
+    "bins that do not fit": (["day.csv", "--bin", "5000"], "its 24 bins of 3600 s make no two or more of 5000 s"),
+    "a choice without a fleet": (["rtt.csv", "--replicas", "3"], "--replicas is about a fleet: give --fleet as well"),
+    "a folder beside a fleet": (["rtt.csv", "runs", *TO, "--output", "x"], "keep one of --fleet and --output"),
+    "a shift of nothing": (["rtt.csv", "runs", *TO, "--shift-s", "0,60,0"], "no file has a demand"),
     "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),
 }  # fmt: skip
 
@@ -185,6 +238,10 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     (raw / "in.latency.csv").write_text("from,to,rtt_ms\nus,eu,68\n")
+    (raw / "odd.latency.csv").write_text("from,to,rtt_ms\ne\x07u,us,68\n")
+    (raw / "falls.csv").write_text("workload,throughput\n1,9\n2,8\n")
+    (raw / "days.csv").write_text("time_s,eu,jp\n0,900,900\n60,900,900\n")
+    (raw / "day.csv").write_text("time_s,requests\n" + "".join(f"{3600 * k},{36000 * (k + 1)}\n" for k in range(24)))
     (raw / "none.csv").write_text("time_s,us\n0,0\n60,0\n")
     (raw / "holes.csv").write_text("from,to,rtt_ms\neu,us,68\nus,jp,150\n")
     before = {path.name for path in raw.iterdir()}
@@ -192,6 +249,7 @@ def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     message = capsys.readouterr().err
     assert WRONG[case][1] in message
     assert message.count("\n") == 1
+    assert "f.toml" not in message  # it is not there to look at
     assert {path.name for path in raw.iterdir()} - {"cache"} == before - {"cache"}
 
 
@@ -256,4 +314,4 @@ bin_s = 60
         assert part in text
     np.testing.assert_allclose(network.latency, [[0.0955, 0.001], [0.0613, 0.034]], rtol=1e-12)
     np.testing.assert_allclose(network.arrival_rate, [2, 1], rtol=1e-12)
-    assert network.demand.rates.shape == (9, 2)
+    assert network.demand.rates.shape == (10, 2)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.fleets.importers import IMPORTERS, LATENCIES, Curve, Demand, Latencies, workload
+from dgdlb_jax.fleets.importers.counts import rebinned
+from dgdlb_jax.fleets.importers.throughput_table import period
+from dgdlb_jax.fleets.numerals import numerals_of
 from dgdlb_jax.fleets.tidy import curve_csv
 from dgdlb_jax.numerics.results import InputError
 from layouts import (
@@ -62,6 +65,7 @@ ASKED = {
     "told another unit": ("from,to,latency_ms\na,b,9\n", {"latency": "rtt_us"}, ['"latency_ms" contradicts unit = "rtt_us"']),
     "lines that contradict": ("from,to,rtt_ms\na,b,9\na,b,90\n", {}, ["rtt.csv:3:3", "contradicts an earlier line for a -> b"]),
     "points and commas": ("from;to;rtt_ms\na;b;9,5\nb;a;9.5\n", {}, ["rtt.csv:3:3", "has a point", "all in one way"]),
+    "thousands or decimals": ('from,to,rtt_us\na,b,"191,000"\n', {}, ['rtt.csv:2:3: rtt_us "191,000" is not a number']),
     "matrix of nothing": ("rtt_ms,a,b\na,,-\nb,-,\n", {}, ["no cell of the matrix"]),
     "a unit that is none": ("from,to,rtt_ms\na,b,9\n", {"latency": "ms"}, ['"ms" is no latency', *LATENCIES]),
     "nothing known": (
@@ -101,11 +105,33 @@ def test_a_curve_says_what_it_made_of_the_runs(tmp_path):
         only(read(tmp_path / "b", {"a.jsonl": "\n".join(json.dumps(vllm(c, r)) for c, r in RATES.items())})).notes
     )
     assert "differ" not in fine
+    some = [vllm(c, r) if c < 64 else without(vllm(c, r), "mean_e2el_ms", "mean_tpot_ms") for c, r in RATES.items()]
+    found = only(read(tmp_path / "e", {"a.json": json.dumps(some)}))
+    assert workload(found.points[-1]) == 64  # the cap, where by the law it would be 60
+    assert any(
+        note.startswith("no mean end-to-end time at concurrency 64: there the workload is") for note in found.notes
+    )
     assert "9 runs of 3 settings: medians" in " ".join(only(read(tmp_path / "c", sweep())).notes)
     capped = "concurrency,throughput_rps\n1,1\n8,5\n"
     assert (
         "concurrency that was allowed, as no end-to-end time" in only(read(tmp_path / "d", {"a.csv": capped})).notes[0]
     )
+
+
+@pytest.mark.parametrize("power", ["", "e1"])
+def test_every_notation_of_a_number_is_read_as_its_figure(power):
+    """The notations against Python's own formatting of the same figure, with the marks exchanged."""
+    for value in (0.25, 122.6, 1234.5, 68000.0, 12345678.5):
+        for grouped in ("," if not power else "", ""):
+            text = f"{value:{grouped}}{power}"
+            exchanged = text.translate(str.maketrans(",.", ".,"))
+            for cells, separator in (
+                ([text, "1,000.5"], ","),
+                ([text, "1,000.5"], ";"),
+                ([exchanged, "1.000,5"], ";"),
+                ([exchanged, "1.000,5"], ","),
+            ):
+                assert float(numerals_of(cells, separator).plain(cells[0])) == float(f"{value}{power}")
 
 
 def test_kinds_of_requests_are_told_apart(tmp_path):
@@ -152,6 +178,22 @@ def test_settings_of_a_sweep_tell_servers_apart(tmp_path):
     assert len(only(read(tmp_path / "b", {"a.json": json.dumps(linked)})).points) == 3
 
 
+def test_a_workload_that_was_measured_twice_has_the_median(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "workload,rps\n1,0.5\n8,3\n8,3.2\n8,9\n"}))
+    assert [(workload(point), point.throughput) for point in found.points] == [(1, 0.5), (8, 3.2)]
+    assert "4 runs of 2 settings: medians" in found.notes
+
+
+def test_a_log_with_the_durations_of_its_requests_is_no_load_test(tmp_path):
+    """Seconds alone are no rate: requests/s are."""
+    found = read(tmp_path, {"a.csv": "timestamp_s,duration_s,tokens\n0,3,5\n1.5,2,6\n7,1,7\n30,2,2\n"})
+    assert found[1] == ["table of requests"]
+    for column in ("req/s", "requests_s", "Requests per second", "tok/sec", "throughput", "arrival_rps"):
+        assert period(column) == 1
+    for column in ("timestamp_s", "start_s", "gap_s", "latency_s", "request_time_s", "request_start_s"):
+        assert period(column) is None
+
+
 def test_a_table_of_several_servers_gives_several_curves(tmp_path):
     text = "model,gpu,date,tp,workload,throughput\n"
     for gpu, factor in (("a100", 1), ("h100", 2)):
@@ -160,6 +202,12 @@ def test_a_table_of_several_servers_gives_several_curves(tmp_path):
         )
     found, _ = read(tmp_path, {"all.csv": text})
     assert {curve.name: curve.points[1].throughput for curve in found} == {"a100": 9, "h100": 18}
+    sizes = "num_gpus,concurrency,rps\n1,1,1\n1,8,4\n2,1,1.1\n2,8,8\n"
+    assert {one.name: one.points[1].throughput for one in read(tmp_path, {"n.csv": sizes})[0]} == {
+        "num_gpus-1": 4,
+        "num_gpus-2": 8,
+    }
+    assert all(curve.notes == ('"gpu" tells servers apart: a100, h100',) for curve in found)
     assert only(read(tmp_path, {"all.csv": text}, select={"gpu": "h100"})).points[0].throughput == 4
 
 
@@ -192,7 +240,7 @@ def test_single_requests_are_binned(case, tmp_path):
     assert found.width == 30
     assert found.counts.tolist() == COUNTS
     assert "7 requests" in found.notes[0]
-    assert any("the end, 1 request, fills no bin" in note for note in found.notes)
+    assert any("the end, 1 request in 20.8 of 110.8 s, fills no bin" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("case", COUNT_FILES)
@@ -203,12 +251,28 @@ def test_counts_are_no_single_requests(case, tmp_path):
 
 
 def test_bins_are_chosen_by_a_stated_rule(tmp_path):
-    """100 requests, one a second: 20 of them take 20 s. Few requests: half of the time, at most."""
-    many = only(read(tmp_path, {"a.csv": "time_s,user\n" + "".join(f"{s},x\n" for s in range(101))}))
-    assert (many.width, many.counts.ravel().tolist()) == (20, [20] * 5)
-    few = only(read(tmp_path, {"b.csv": "time_s,user\n0,x\n1,x\n95,x\n"}))
-    assert (few.width, few.counts.ravel().tolist()) == (30, [2, 0, 0])
-    assert all(any("least round width" in note for note in found.notes) for found in (many, few))
+    """One request a second, of which 20 take 20 s and the last one lasts a second as well; a short trace keeps its end."""
+    cases = {
+        209: (20, [20] * 10, "10 bins of 20 s (the least round width with 20 requests in a bin on average)"),
+        99: (
+            24.75,
+            [25, 25, 25, 24],
+            "4 bins of 24.75 s (equal parts of the trace with 20 requests or more on average)",
+        ),
+        3: (1.5, [2, 1], "2 bins of 1.5 s (halves of the trace, as 3 requests are too few for 20 in every bin)"),
+    }
+    for requests, (width, counts, said) in cases.items():
+        text = "time_s,user\n" + "".join(f"{s},x\n" for s in range(requests))
+        found = only(read(tmp_path, {"a.csv": text}))
+        assert (found.width, found.counts.ravel().tolist(), found.notes[1]) == (width, counts, said)
+        assert any("the end, 9 requests in 9 of 209 s, fills no bin" in note for note in found.notes) == (
+            requests == 209
+        )
+    # 4 minutes and 59 s of one request a second last five minutes: the next one would have come then.
+    assert (
+        only(read(tmp_path, {"b.csv": "time_s,u\n" + "".join(f"{s},x\n" for s in range(300))}, bin_s=60.0)).counts.sum()
+        == 300
+    )
 
 
 def test_demand_is_split_by_a_column(tmp_path):
@@ -228,7 +292,69 @@ def test_demand_is_split_by_a_column(tmp_path):
     assert (some.names, some.notes[1]) == (("tokyo",), "not used, as they name no frontend: paris")
 
 
+def test_a_line_for_every_bin_and_place(tmp_path):
+    """As a database groups by time and region: in any order, and without a line where there was nothing."""
+    text = "minute,region,count\n" + "".join(f"2026-01-01 00:0{m}:00,{r},{n}\n" for r, m, n in GROUPS)
+    found = only(read(tmp_path, {"a.csv": text.replace("minute", "time")}))
+    assert (found.names, found.width) == (("tokyo", "paris"), 60)
+    assert found.counts.tolist() == [[2, 5], [3, 0], [1, 9]]
+    told = only(read(tmp_path, {"a.csv": text.replace("minute", "time")}, names=("paris", "tokyo", "oslo")))
+    assert dict(zip(told.names, told.counts.T.tolist(), strict=True)) == {
+        "tokyo": [2, 3, 1],
+        "paris": [5, 0, 9],
+        "oslo": [0, 0, 0],
+    }
+    with pytest.raises(InputError, match=r'a\.csv:6:2: region "paris" has a second line in this bin'):
+        read(
+            tmp_path,
+            {
+                "a.csv": "time_s,region,requests\n"
+                + "".join(f"{60 * m},{r},{n}\n" for r, m, n in (*GROUPS[:4], GROUPS[3]))
+            },
+        )
+    with pytest.raises(InputError, match='region "tokyo" is no frontend'):
+        read(
+            tmp_path,
+            {"a.csv": "time_s,region,requests\n" + "".join(f"{60 * m},{r},{n}\n" for r, m, n in GROUPS)},
+            names=("paris",),
+        )
+
+
+GROUPS = [("tokyo", 0, 2), ("tokyo", 1, 3), ("tokyo", 2, 1), ("paris", 0, 5), ("paris", 2, 9)]
+
+
+def test_bins_are_joined_into_wider_ones(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "time_s,requests\n" + "".join(f"{30 * k},{k}\n" for k in range(7))}))
+    wider = rebinned(found, 60.0)
+    assert (wider.width, wider.counts.ravel().tolist()) == (60, [0 + 1, 2 + 3, 4 + 5])
+    assert wider.notes[-1] == "2 bins make one of 60 s, and the last 1 none"
+    assert rebinned(found, None) is found
+    for width in (45.0, 15.0, 120.0, 1e9):
+        with pytest.raises(InputError, match=r"a\.csv: its 7 bins of 30 s make no two or more of"):
+            rebinned(found, width)
+
+
+def test_figures_at_even_times_are_bins(tmp_path):
+    """As a dashboard exports them: whole numbers are counts, and of others nobody knows whether they are rates."""
+    text = "Time,paris,tokyo\n" + "".join(f"2026-01-01 00:0{m}:00,{5 + m},{m}\n" for m in range(4))
+    found = only(read(tmp_path, {"a.csv": text}))
+    assert (found.names, found.width, found.counts.tolist()) == (
+        ("paris", "tokyo"),
+        60,
+        [[5, 0], [6, 1], [7, 2], [8, 3]],
+    )
+    lines = "".join(f"2026-01-01 00:0{m}:00,{m + 0.25}\n" for m in range(4))
+    rates = only(read(tmp_path, {"b.csv": f"Time,rps\n{lines}"}))
+    assert rates.counts.ravel().tolist() == [15, 75, 135, 195]
+    with pytest.raises(InputError, match="paris, tokyo hold figures at even times that are no whole numbers"):
+        read(tmp_path, {"a.csv": text.replace("5,0", "5.5,0")})
+
+
 REFUSED_DEMAND = {
+    "Mooncake's fields, not its unit": (
+        "timestamp,input_length,output_length\n0,9,5\n1.5,9,5\n",
+        "does not say its unit",
+    ),
     "unit": ("time,x\n0,1\n9,1\n", "does not say its unit.*time_s, time_ms.*--time-unit"),
     "no time": ("2023-11-16 18:15:46,x\n2023-11-16 18:15:47,x\n", "none of the layouts"),
     "broken time": ("timestamp,x\n2023-11-16 18:15:46,1\nnoon,1\n", r'a\.csv:3:1: timestamp "noon" is no time'),
@@ -257,7 +383,7 @@ def test_prometheus_gives_curves_with_their_scatter(tmp_path):
         np.testing.assert_allclose(
             [p[:2] + p[6:] for p in again.points], [p[:2] + p[6:] for p in curve.points], rtol=1e-15
         )
-    with pytest.raises(InputError, match="needs throughput and running requests"):
+    with pytest.raises(InputError, match=r"^wait.json \(waiting\): .* add throughput=FILE and running=FILE\.$"):
         read(tmp_path / "x", {"wait.json": prometheus()["wait.json"]})
 
 
@@ -325,7 +451,11 @@ def test_prometheus_gives_arrivals(tmp_path):
     counter = query_range(
         "http_requests_total", "region", {"paris": [30.0 * (k % 50) for k in range(100)]}
     )  # one reset, to 0
+    histogram = only(
+        read(tmp_path, {"d.json": counter.replace("http_requests_total", "request_seconds_count")}, role="arrivals")
+    )
     found = only(read(tmp_path, {"c.json": counter}))
+    np.testing.assert_array_equal(histogram.counts, found.counts)
     assert sorted(set(found.counts.ravel().tolist())) == [0, 30]
 
 
@@ -336,7 +466,8 @@ def test_what_is_said_of_single_requests_is_no_count(column, value, tmp_path):
     """Evenly spaced times do not make status codes, latencies or sizes numbers of requests."""
     lines = "".join(f"{60 * k},{value}\n" for k in range(41))
     found = only(read(tmp_path, {"log.csv": f"time_s,{column}\n{lines}"}))
-    assert 39 <= found.counts.sum() <= 41
+    assert found.counts.sum() == 41
+    assert any("if these are bins and no single requests" in note for note in found.notes)
 
 
 def test_requests_can_be_selected(tmp_path):
@@ -349,6 +480,17 @@ def test_requests_can_be_selected(tmp_path):
     assert good.counts.sum() == pytest.approx(0.9 * every.counts.sum(), rel=0.01)
     with pytest.raises(InputError, match='no row has status "999"'):
         read(tmp_path, files, select={"status": "999"})
+
+
+def test_runs_pairs_and_series_can_be_selected(tmp_path):
+    """The same option for every layout with rows: here each file has twice what is wanted of it."""
+    runs = [vllm(c, f * r, hw=hw) for hw, f in (("a100", 1), ("h100", 2)) for c, r in RATES.items()]
+    curve = only(read(tmp_path / "a", {"a.json": json.dumps(runs)}, select={"hw": "h100"}))
+    assert [point.throughput for point in curve.points] == [2 * rate for rate in RATES.values()]
+    pairs = "from,to,day,rtt_ms\na,b,1,9\na,b,2,90\n"
+    assert only(read(tmp_path / "b", {"b.csv": pairs}, select={"day": "2"})).seconds == {("a", "b"): 0.045}
+    text = query_range("http_requests_total", "region", {"paris": np.arange(100.0), "tokyo": np.arange(100.0)})
+    assert only(read(tmp_path / "c", {"c.json": text}, select={"region": "tokyo"})).counts.shape == (99, 1)
 
 
 def test_a_unit_that_contradicts_the_name_of_the_column_is_refused(tmp_path):

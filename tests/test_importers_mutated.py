@@ -29,7 +29,9 @@ def saved_otherwise(text, rng):
         [row for row in rows if row[:1] and row[0][:1] == "#"],
         [row for row in rows if not (row[:1] and row[0][:1] == "#")],
     )
-    first = list(range(len(rows[0]))) if fixed else [0] if rows[0][0] in ("rtt_ms", "Region") else []
+    first = (
+        list(range(len(rows[0]))) if fixed else [0] if rows[0][0] in ("rtt_ms", "Region", "from \\ to (rtt ms)") else []
+    )
     order = [*first, *rng.sample(range(len(first), len(rows[0])), len(rows[0]) - len(first))]
     saved = io.StringIO()
     writer = csv.writer(saved, delimiter=separator, lineterminator="\r\n", quoting=csv.QUOTE_ALL)

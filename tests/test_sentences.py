@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import Result
@@ -51,7 +52,7 @@ def test_notes_of_single_rows():
 
 def test_what_a_moving_demand_is_held_against():
     reference = SimpleNamespace(total_rate=np.array([3.0, 8.0]), missing=0, time=np.arange(50))
-    moving = SimpleNamespace(reference=reference, unmeasurable=None)
+    moving = SimpleNamespace(reference=reference, unmeasurable=None, network=SimpleNamespace(demand=None))
     (line,) = text.reference_facts(moving)
     assert line.startswith("demand moves between 3.00 and 8.00 requests/s; the quasi-static optimum")
     assert line.endswith("not a bound")
@@ -59,6 +60,9 @@ def test_what_a_moving_demand_is_held_against():
     assert text.reference_facts(moving)[0].endswith("(queues cannot follow it here)")
     reference.missing = 3
     assert text.reference_facts(moving)[1] == "it leaves out 3 of 50 instants, which have no certified optimum"
+    # 8 between 6 and 5: the middle is at 8 + (8 - 5.5) / 2 = 9.25.
+    moving.network.demand = Trace(1.0, [[6.0, 1.0], [8.0, 1.0], [5.0, 1.0]])
+    assert text.reference_facts(moving)[1].endswith("rise to at most 16 % above a frontend's busiest bin")
     assert text.reference_facts(SimpleNamespace(reference=None, unmeasurable=None)) == []
 
 

@@ -14,7 +14,7 @@ _ABOUT = """Read files as they are, say what they were understood as, and write 
 with --fleet a whole fleet that runs, with the origin of every figure beside it."""
 
 _EXAMPLES = """examples:
-  dgdlb import rtt.csv                                     a table or a square matrix of latencies
+  dgdlb import rtt.csv                                     a table or a matrix of latencies
   dgdlb import pings.csv --latency rtt_ms                  ... that does not say what its figures are
   dgdlb import sweep-results/                              a folder of vllm bench sweep serve
   dgdlb import conc8.json conc16.json conc32.json          runs of vllm bench serve or AIPerf, one curve
@@ -25,11 +25,12 @@ _EXAMPLES = """examples:
 
 read by content:
   latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
-              square matrices with regions in the first row and column; commas, semicolons with decimal commas, tabs
-  throughput  vLLM benchmark JSON and sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
+              matrices: regions with each other, or frontends down the side and backends across; commas,
+              semicolons or tabs between cells; decimal commas
+  throughput  vLLM and SGLang benchmark JSON, sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
               tables in requests/s or tokens/s against workload, batch_size or concurrency
   demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, any CSV or JSON lines), counts per
-              bin, Prometheus query_range results"""
+              bin (a column for each frontend, or a line for each), Prometheus query_range results"""
 
 
 def add(commands) -> None:
@@ -46,7 +47,7 @@ def add(commands) -> None:
     add("files", nargs="+", metavar="FILE", help="file or folder; arrivals=FILE, throughput=FILE, running=FILE, waiting=FILE for "
         "results of Prometheus that do not say what they are")  # fmt: skip
     add("--fleet", metavar="TOML", type=Path, help="write a fleet of them, with its tables beside it")
-    add("--output", metavar="DIR", type=Path, default=Path(), help="folder for tidy tables (default: here)")
+    add("--output", metavar="DIR", type=Path, help="folder for tidy tables (default: here)")
     _add_answers(parser.add_argument_group("what files may not say").add_argument)
     _add_choices(parser.add_argument_group("what is assumed of a fleet otherwise").add_argument)
 
@@ -89,9 +90,10 @@ def _add_choices(add) -> None:
         type=_shifts,
         default=(),
         help="how much later each frontend sees one common trace; longitude: by where the cities or cloud regions lie, beginning with "
-        "the first one",
+        "the first one; --shift-s=-3600,0 where the first one is negative",
     )
     add("--load", metavar="X", type=positive, default=0.7, help="total rate over capacity (default: 0.7)")
+    add("--sparse", action="store_true", help="pairs without a latency are not used (default: they are refused)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
 
 
@@ -120,7 +122,8 @@ def _shifts(text: str) -> tuple[float, ...] | str:
 
 def import_files(options: argparse.Namespace) -> None:
     """Read, say what was understood, write."""
-    from dgdlb_jax.fleets.importers import Options, gathered
+    from dgdlb_jax.fleets.importers import Demand, Options, check_selected, gathered
+    from dgdlb_jax.fleets.importers.counts import rebinned
     from dgdlb_jax.fleets.tidy import summary
 
     answers = Options(
@@ -131,13 +134,43 @@ def import_files(options: argparse.Namespace) -> None:
         tokens_per_request=options.tokens_per_request,
         select=dict(options.select),
         names=tuple(options.frontends),
+        backends=tuple(options.backends),
     )
-    found = gathered([finding for name in options.files for finding in _read(name, answers)])
+    findings = [finding for name in options.files for finding in _read(name, answers)]
+    check_selected("--select", answers)
+    found = [rebinned(one, options.bin) if isinstance(one, Demand) else one for one in gathered(findings)]
+    _check_used(found, options)
     said = [(finding.origin, note) for finding in found for note in (*finding.notes, summary(finding))]
     for origin, note in dict.fromkeys(said):
         print(f"  {origin}: {note}")
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
+
+
+def _check_used(found: "Sequence[Finding]", options: argparse.Namespace) -> None:
+    """Raise `InputError` for an option that nothing was read or is written by: whoever gave it expected something of it."""
+    from dgdlb_jax.fleets.importers import Curve, Demand, Latencies
+    from dgdlb_jax.numerics.results import InputError
+
+    about = {
+        "latency": (Latencies,),
+        "time_unit": (Demand,),
+        "bin": (Demand,),
+        "by": (Demand, Curve),
+        "tokens_per_request": (Curve,),
+    }
+    named = {Latencies: "latencies", Demand: "demand", Curve: "throughput"}
+    for name, kinds in about.items():
+        if getattr(options, name) is not None and not any(isinstance(one, kinds) for one in found):
+            what = " or ".join(named[kind] for kind in kinds)
+            raise InputError(f"--{name.replace('_', '-')} is about {what}, of which no file has any: leave it out.")
+    for name in ("curves", "replicas", "weights", "shift_s", "inside_ms", "sparse"):
+        if options.fleet is None and getattr(options, name):
+            raise InputError(f"--{name.replace('_', '-')} is about a fleet: give --fleet as well.")
+    if options.fleet is not None and options.output is not None:
+        raise InputError(
+            "--output is for tidy tables, and those of a fleet lie beside it: keep one of --fleet and --output."
+        )
 
 
 def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
@@ -187,9 +220,10 @@ def _tables(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Pat
         if name in files:
             raise InputError(f"Two of these files would both be written as {name}: import them one at a time.")
         files[name] = text
-    _check_not_inputs([options.output / name for name in files], options.files)
-    write_all(options.output, files)
-    return [options.output / name for name in files]
+    folder = options.output or Path()
+    _check_not_inputs([folder / name for name in files], options.files)
+    write_all(folder, files)
+    return [folder / name for name in files]
 
 
 def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:
@@ -205,6 +239,7 @@ def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path
         shift_s=options.shift_s,
         load=options.load,
         inside_ms=options.inside_ms,
+        sparse=options.sparse,
     )
     return compose_fleet(found, options.fleet, choices, keep=[Path(name.rpartition("=")[2]) for name in options.files])
 

@@ -180,7 +180,7 @@ def run_fleets(options: argparse.Namespace) -> None:
     set_up_jax(host=True)
     if options.fail is not None:
         return fail_in_turn(options, list(dict.fromkeys(options.fleets)) or list(HEADLINE))
-    from dgdlb_jax.reports.export import rounding_costs
+    from dgdlb_jax.reports.export import export_notes
     from dgdlb_jax.reports.fleet_run import Job, Settings, folders
     from dgdlb_jax.reports.status import status
     from dgdlb_jax.reports.text import side_by_side
@@ -200,7 +200,7 @@ def run_fleets(options: argparse.Namespace) -> None:
                     show("\n")
                 job.run(told, show)
                 if options.export and job.comparison is not None:
-                    show("\n".join(rounding_costs(job.comparison, options.export)))
+                    show("\n".join(export_notes(job.comparison, options.export)))
         except KeyboardInterrupt:
             interrupt_heard()
             _tell_what_is_known(jobs, options)

@@ -60,7 +60,8 @@ All keys:
     - `"mixture"`: `weights`, `scales`, `measured_workload`: what a fitted table looks like when it is written.
     - a kind of your own: `register_curve(kind, class, parameters)`, here one positive number for each parameter.
 - `[latency]`: `table` (columns `from,to` or `region_from,region_to`, and one of `one_way_s`, `one_way_ms`, `one_way_us`,
-  `rtt_s`, `rtt_ms`, `rtt_us`; or a square matrix), `unit`, one of the same words, for a table that does not say; or
+  `rtt_s`, `rtt_ms`, `rtt_us`; or a matrix: who sends down its first column, who answers along its first row, or the other way round
+  by the names of frontends and backends), `unit`, one of the same words, for a table that does not say; or
   one matrix called `one_way_ms`, ... with a row per frontend; `symmetric = true` looks a missing pair up the other way
   round; `inside_ms` (one way) where both regions are the same; `feedback`: `"one way"` or a table; `cost`: `"one way"`,
   `"round trip"` (twice the latency) or a table. A round trip counts half. Lines for other regions are ignored.
@@ -69,7 +70,8 @@ All keys:
 - `[demand.NAME]`: `kind`:
     - `"trace"`: `table` with columns `time_s,requests` (requests per bin, one shape for all) or one column per frontend,
       scaled so that each frontend's mean is its `rate`; `shift_s`; `bin_width_s` instead of `time_s`; `scaled = false` takes
-      one column per frontend as requests/s, as it is. A table of single requests is counted in bins of `bin_s`; `time_unit` (`s`,
+      one column per frontend as requests/s, as it is. Rates are continuous and keep the count of every bin: within
+      a busy bin they pass its mean, up to twice it (`Trace`). A table of single requests is counted in bins of `bin_s`; `time_unit` (`s`,
       `ms`, `us`, `ns`) of its times, and the column `by` which says where they enter, where it does not say so itself.
     - `"daily cycle"`: `amplitude`, `peak_s`, `period_s`; `mean` instead of the rates.
     - `"jumps"`: `times_s`; `factor` (times the rates) or `rate` (requests/s), one entry or row more than there are times.
@@ -90,12 +92,12 @@ are ignored. Tables are recognised by content, and a `FleetWarning` says what wa
 tables, or a whole fleet):
 
 - separated by commas, by semicolons or tabs, these with decimal commas or points; JSON lists and JSON lines of flat objects.
-- throughput: vLLM's serving benchmark (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf (JSON, CSV,
-  folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour) against `workload`,
-  `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is throughput times mean end-to-end time
-  (Little's law).
-- demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts or rates per bin at times of
-  any unit, results of Prometheus' `query_range`.
+- throughput: serving benchmarks of vLLM and SGLang (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf
+  (JSON, CSV, folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour)
+  against `workload`, `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is throughput times
+  mean end-to-end time (Little's law).
+- demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts or rates per bin at times
+  of any unit (a column for each frontend, or a line for each bin and frontend), results of Prometheus' `query_range`.
 """
 
 from dgdlb_jax.fleets.curves import Service as Service

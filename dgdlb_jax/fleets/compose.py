@@ -11,6 +11,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dgdlb_jax.fleets.compose_checks import (
+    check_complete,
+    check_known,
+    check_replicas,
+    check_served,
+    check_shifts,
+    in_own_words,
+    missing_arcs,
+)
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers import Curve, Demand, Finding, Latencies
 from dgdlb_jax.fleets.load import load_fleet
@@ -34,7 +43,7 @@ class Choices:
     - `weights`: shares of the traffic, one for each frontend; `shift_s`: how much later each of them sees one common day, or
       `"longitude"`: an hour for every 15 degrees that it lies west of the first of them.
     - `load`: total rate over nominal capacity, for files without demand or without replicas.
-    - `inside_ms`: one way, inside a region.
+    - `inside_ms`: one way, inside a region. `sparse`: pairs without a latency are arcs that are not used; else they are refused.
     """
 
     frontends: tuple[str, ...] = ()
@@ -45,6 +54,7 @@ class Choices:
     shift_s: tuple[float, ...] | str = ()
     load: float = _LOAD
     inside_ms: float | None = None
+    sparse: bool = False
 
 
 class _Page:
@@ -86,29 +96,36 @@ def compose_fleet(
         raise InputError(
             "No file says how fast the servers are: add results of a load test, or a table workload,throughput."
         )
+    if choices.shift_s and demand is None:
+        raise InputError("--shift-s moves one common trace, and no file has a demand: leave it out, or add one.")
     page, files = _Page(), {}
     page.put("name", path.stem, "made by dgdlb import; every figure has its origin in the comment above it")
     frontends = _frontends(page, choices, latencies, demand)
-    backends, replicas = _backends(page, choices, latencies, curves)
-    capacity = sum(count * max(p.throughput for p in curves[name].points) for name, count in replicas)
-    _rates(page, choices, frontends, demand)
-    _servers(
-        page, choices, backends, [name for name, _ in replicas], [count for _, count in replicas], demand, capacity
-    )
-    for name in dict.fromkeys(name for name, _ in replicas):
+    backends, chosen = _backends(page, choices, latencies, curves)
+    rate = _rates(page, choices, frontends, demand)
+    replicas = _servers(page, choices, backends, chosen, rate, curves)
+    servers = [(curves[name], count) for name, count in zip(chosen, replicas, strict=True)]
+    check_served(servers, rate, choices.load, f"--load {choices.load:g}" if demand is None else demand.origin)
+    origins: dict[str, str] = {}
+    for name in dict.fromkeys(chosen):
         table = f"{path.stem}.{name}.csv"
-        files[table] = curve_csv(curves[name])
+        files[table], origins[table] = curve_csv(curves[name]), curves[name].origin
         page.section(f"curves.{name}")
         page.put("kind", "measured", _said(curves[name]))
         page.put("table", table, "columns workload,throughput: requests in a server, requests/s")
-    files[f"{path.stem}.latency.csv"] = latency_csv(latencies)
-    _latency(page, choices, latencies, f"{path.stem}.latency.csv", frontends, backends)
+    table = f"{path.stem}.latency.csv"
+    files[table], origins[table] = latency_csv(latencies), latencies.origin
+    _latency(page, choices, latencies, table, frontends, backends)
     if demand is not None:
-        files[f"{path.stem}.demand.csv"] = demand_csv(demand)
-        _trace(page, choices, demand, f"{path.stem}.demand.csv", frontends)
+        table = f"{path.stem}.demand.csv"
+        files[table], origins[table] = demand_csv(demand), demand.origin
+        _trace(page, choices, demand, table, frontends)
     _sources(page, [latencies, *curves.values(), *([] if demand is None else [demand])])
     files[path.name] = page.text
-    _try(path.name, files, demand is not None)
+    try:
+        _try(path.name, files, demand is not None)
+    except InputError as error:
+        raise in_own_words(error, path.name, origins) from error
     check_not_inputs([path.parent / name for name in files], keep)
     write_all(path.parent, files)
     return [path.parent / name for name in files]
@@ -124,7 +141,7 @@ def _only(found: Sequence[F], what: str) -> F | None:
 def _merged(found: Sequence[Latencies]) -> Latencies:
     """Latencies of several files; a pair that stands in two of them has to have one latency."""
     if not found:
-        raise InputError("No file says how far apart the regions are: add a table from,to,rtt_ms or a square matrix.")
+        raise InputError("No file says how far apart the regions are: add a table from,to,rtt_ms or a matrix.")
     seconds: dict[tuple[str, str], float] = {}
     for one in found:
         for pair, value in one.seconds.items():
@@ -161,19 +178,21 @@ def _frontends(page: _Page, choices: Choices, latencies: Latencies, demand: Dema
                 raise InputError(
                     f'{demand.origin} has requests of "{clipped(name)}", which is no frontend: {nearest(name, names)}'
                 )
+    check_known(names, "--frontends" if choices.frontends or demand is None else demand.origin, latencies)
     page.put("names", list(names), why)
     return names
 
 
 def _backends(
     page: _Page, choices: Choices, latencies: Latencies, curves: dict[str, Curve]
-) -> tuple[tuple[str, ...], list[tuple[str, float]]]:
-    """Names, and the curve and replicas of each."""
+) -> tuple[tuple[str, ...], list[str]]:
+    """Names, and the curve of each."""
     regions = tuple(dict.fromkeys(pair[1] for pair in latencies.seconds))
     own = tuple(name for name in regions if slug(name) in curves)
     names = choices.backends or (own if len(own) == len(curves) else regions)
+    check_known(names, "--backends", latencies)
     if choices.curves:
-        chosen = [slug(name) for name in _for_each(choices.curves, names, "curve")]
+        chosen = [slug(name) for name in _for_each(choices.curves, names, "--curves")]
     elif len(curves) == 1:
         chosen = [*curves] * len(names)
     else:
@@ -181,25 +200,27 @@ def _backends(
     for name in chosen:
         if name not in curves:
             raise InputError(
-                f'There is no curve "{clipped(name)}" ({listed(list(curves))} were read): say which backend has which with --curves.'
+                f'There is no curve "{clipped(name)}" ({listed(list(curves))} were read): say which backend has which with --curves, or '
+                "choose places with --backends."
             )
-    return names, list(zip(chosen, _for_each(choices.replicas or (1.0,), names, "number of replicas"), strict=True))
+    return names, chosen
 
 
-def _for_each(given: tuple[Any, ...], names: tuple[str, ...], what: str) -> tuple[Any, ...]:
+def _for_each(given: tuple[Any, ...], names: tuple[str, ...], option: str) -> tuple[Any, ...]:
+    """What an option gives, for every place."""
     if len(given) not in (1, len(names)):
-        raise InputError(
-            f"{counted(len(given), what, f'{what}s')} for {len(names)} places ({listed(names)}): give one, or one for each."
-        )
+        entries, places = counted(len(given), "entry", "entries"), counted(len(names), "place", "places")
+        raise InputError(f"{option} has {entries} for {places} ({listed(names)}): give one, or one for each.")
     return given * len(names) if len(given) == 1 else given
 
 
-def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: Demand | None) -> None:
+def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: Demand | None) -> float | None:
+    """Write the rates, or weights and a load; the total rate in requests/s where it is known."""
     equal = not choices.weights
-    weights = np.array(_for_each(choices.weights or (1.0,), frontends, "weight"), float)
+    weights = np.array(_for_each(choices.weights or (1.0,), frontends, "--weights"), float)
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
         raise InputError(
-            f"The weights {weights.tolist()} are no shares: give numbers that are not negative, one above 0."
+            f"--weights {weights.tolist()} are no shares: give numbers that are not negative, one above 0."
         )
     shares = "in equal parts (assumed: no file says where requests enter)" if equal else "by the weights as told"
     if demand is None:
@@ -207,7 +228,7 @@ def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: De
         page.put(
             "load", choices.load, "assumed: no file says how many requests there are; total rate over nominal capacity"
         )
-        return
+        return None
     if not demand.counts.any():
         raise InputError(f"{demand.origin} has no request: give a longer trace, or leave it out.")
     mean = demand.counts.mean(axis=0) / demand.width
@@ -221,6 +242,7 @@ def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: De
         page.put("rate", [by_name.get(name, 0.0) for name in frontends], origin)
     else:
         page.put("rate", (float(mean[0]) * weights / weights.sum()).tolist(), f"{origin}, {shares}")
+    return float(mean.sum())
 
 
 def _servers(
@@ -228,29 +250,34 @@ def _servers(
     choices: Choices,
     backends: tuple[str, ...],
     chosen: list[str],
-    replicas: list[float],
-    demand: Demand | None,
-    capacity: float,
-) -> None:
+    rate: float | None,
+    curves: dict[str, Curve],
+) -> list[float]:
+    """Write the backends and their replicas; these."""
     page.section("backends")
     page.put(
         "names",
         list(backends),
         "as told" if choices.backends else "every region that latencies lead to and servers are known for",
     )
-    page.put("curve", chosen, "as told" if choices.curves else "the servers that were measured")
+    every = "assumed: the one kind of server that was measured stands everywhere"
+    page.put(
+        "curve",
+        chosen,
+        "as told" if choices.curves else every if len(curves) == 1 else "servers by the name of the place",
+    )
     if choices.replicas:
-        page.put("replicas", replicas, "as told")
-    elif demand is None:
-        page.put("replicas", replicas, "assumed: one server behind each backend")
+        check_replicas(choices.replicas)
+        replicas, why = list(_for_each(choices.replicas, backends, "--replicas")), "as told"
+    elif rate is None:
+        replicas, why = [1.0] * len(backends), "assumed: one server behind each backend"
     else:
-        total = float(demand.counts.sum()) / demand.width / len(demand.counts)
-        count = float(max(1, math.ceil(total / (choices.load * capacity) * (1 - 1e-12))))
-        page.put(
-            "replicas",
-            [count] * len(backends),
-            f"assumed: the fewest equal replicas at which the mean rate is at most {choices.load:g} of the highest measured throughput",
-        )
+        capacity = sum(max(point.throughput for point in curves[name].points) for name in chosen)
+        count = float(max(1, math.ceil(rate / (choices.load * capacity) * (1 - 1e-12))))
+        replicas = [count] * len(backends)
+        why = f"assumed: the fewest equal replicas at which the mean rate is at most {choices.load:g} of the highest measured throughput"
+    page.put("replicas", replicas, why)
+    return replicas
 
 
 def _latency(
@@ -260,31 +287,18 @@ def _latency(
     page.put("table", table, _said(latencies))
     both = set(frontends) & set(backends)
     pairs = latencies.seconds
-    _check_complete(latencies, frontends, backends)
+    missing = missing_arcs(list(frontends), list(backends), latencies)
+    if not choices.sparse:
+        check_complete(missing, latencies)
     if choices.inside_ms is not None:
         page.put("inside_ms", choices.inside_ms, "one way inside a region, as told")
     elif any((name, name) not in pairs for name in both):
         page.put("inside_ms", 0.5, "assumed: one way inside a region, which was not measured")
     if any((i, j) not in pairs and (j, i) in pairs for i in frontends for j in backends):
         page.put("symmetric", True, "assumed: pairs that are listed one way round only take the same time in both")
-
-
-def _check_complete(latencies: Latencies, frontends: Iterable[str], backends: Iterable[str]) -> None:
-    """Large tables have holes; which regions matter is for the user to say."""
-    pairs = latencies.seconds
-    known = {region for pair in pairs for region in pair}
-    missing = [
-        (i, j)
-        for i in frontends
-        for j in backends
-        if i != j and {i, j} <= known and (i, j) not in pairs and (j, i) not in pairs
-    ]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(
-            f"{latencies.origin} has no latency for {' -> '.join(map(clipped, missing[0]))}{more}: choose regions that have all of them "
-            "with --frontends and --backends, or add the lines."
-        )
+        page.section("arcs")
+        page.put("forbidden", [list(pair) for pair in missing], f"as told: {latencies.origin} has no latency for these")
 
 
 def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends: tuple[str, ...]) -> None:
@@ -294,7 +308,8 @@ def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends:
     if isinstance(choices.shift_s, str):
         page.put("shift_s", sun_shifts(frontends, demand.width), _SUN.format(frontends[0]))
     elif choices.shift_s:
-        shifts = list(_for_each(choices.shift_s, frontends, "shift"))
+        shifts = list(_for_each(choices.shift_s, frontends, "--shift-s"))
+        check_shifts(shifts, demand.width, demand.origin)
         page.put("shift_s", shifts, "how much later each frontend sees the day, as told: a modelling choice")
 
 

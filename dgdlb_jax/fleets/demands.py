@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
 from dgdlb_jax.fleets.importers import Demand, Options, Source, prometheus
-from dgdlb_jax.fleets.importers.counts import UNEVEN, bin_width, counted_columns, is_counts, only_figures
+from dgdlb_jax.fleets.importers.counts import UNEVEN, bin_width, counted_columns, is_counts, only_figures, widened
 from dgdlb_jax.fleets.importers.requests import read_requests
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
@@ -102,7 +102,7 @@ def _trace(section: Section, base: Base, folder: Folder) -> Trace:
 def _bins(section: Section, base: Base, folder: Folder, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
     """Width of the bins, and what is in them: `(bins, names)`, from counts, from single requests or from Prometheus."""
     name = section.text_of("table")
-    source = Source(folder / name, name, f"{section.place} names the table ")
+    source = Source(folder / name, name, f"{section.place}: the table ")
     options = Options(
         bin_s=section.number("bin_s", above=True) if "bin_s" in section else None,
         time_unit=section.choice("time_unit", ("s", "ms", "us", "ns")) if "time_unit" in section else None,
@@ -112,17 +112,19 @@ def _bins(section: Section, base: Base, folder: Folder, scaled: bool) -> tuple[n
     if prometheus.IMPORTER.recognises(source, options):
         arrivals = prometheus.series(source, dataclasses.replace(options, role="arrivals"))[0]
         return _columns(section, base, prometheus.demand(arrivals), scaled)
-    table = source.table or Table.read(folder, name, section.place)
+    plain = source.table or Table.read(folder, name, section.place)
+    table = widened(plain, options)
     named_bins = "time_s" in table.columns and only_figures(table)
     if "bin_width_s" in section or named_bins or is_counts(table, options):
+        for key in ("bin_s", "by") if table is plain else ("bin_s",):
+            if key in section:
+                what = "is for tables of single requests"
+                raise section.error(key, what, "remove it: this table has its bins already.")
         return _counts(section, base, table, scaled)
     return _columns(section, base, read_requests(table, options), scaled)
 
 
 def _counts(section: Section, base: Base, table: Table, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
-    for key in ("bin_s", "by"):
-        if key in section:
-            raise section.error(key, "is for tables of single requests", "remove it: this table has its bins already.")
     given = "bin_width_s" in section
     unit = section.text_of("time_unit", None)
     width = np.array(section.numbers("bin_width_s", len(base.names), above=True) if given else bin_width(table, unit))

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 
 from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
 from dgdlb_jax.fleets.importers import LATENCIES as UNITS  # keys of matrices, and seconds one way in one of each
-from dgdlb_jax.fleets.importers import read_latency
+from dgdlb_jax.fleets.importers import Options, read_latency
 from dgdlb_jax.fleets.importers.base import Latencies as Listed
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
@@ -93,7 +93,8 @@ def _from_table(section: Section, key: str, places: Places, mask: np.ndarray, fo
     """Latencies of all arcs from a table with columns `from, to` and a figure; raises with the pairs that are missing."""
     name = section.text_of(key)
     unit = section.choice("unit", UNITS) if "unit" in section else None
-    found = read_latency(folder, name, section.place, unit)
+    options = Options(latency=unit, names=places.frontend_regions, backends=places.backend_regions)
+    found = read_latency(folder, name, section.place, options)
     section.notes.extend(f"{found.origin}: {note}." for note in found.notes)
     listed = found.seconds
     symmetric, inside = _lookup_rules(section)

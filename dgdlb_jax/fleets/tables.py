@@ -3,11 +3,12 @@
 import copy
 import csv
 import io
-import re
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dgdlb_jax.fleets.document import Folder, clipped, counted, nearest, read_text, rule_for, shown
+from dgdlb_jax.fleets.numerals import Numerals, numerals_of
 from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError
 
@@ -37,15 +38,11 @@ class Row(NamedTuple):
     cells: Mapping[str, str]
 
 
-# Whole cells that are numbers with a decimal comma, and with a decimal point.
-_COMMA, _POINT = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?"), re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?")
-
-
 class Table:
     """A table in a text file: one header line, and comment lines that start with `#`. Further columns are ignored.
 
-    Cells are separated by commas, by semicolons or by tabs, whichever the header line has most of. Without commas between cells
-    numbers may have decimal commas, all of them or none.
+    Cells are separated by commas, by semicolons or by tabs, whichever the header line has most of. Numbers may have decimal commas
+    and separated thousands, all of them in one way.
     """
 
     def __init__(self, name: str, text: str):
@@ -55,9 +52,8 @@ class Table:
         self._check_header(lines[0])
         self._places = {column: k for k, column in enumerate(self.columns)}
         self.rows = [self._row(line, row) for line, row in zip(lines[1:], cells[1:], strict=True)]
-        self.decimal_commas = self.separator != "," and any(
-            _COMMA.fullmatch(cell) for row in self.rows for cell in row.cells.values()
-        )
+        inside = self.separator != "," or '"' in text  # only then can a cell have a comma in it
+        self.numerals = numerals_of((c for row in cells[1:] for c in row), self.separator) if inside else Numerals()
 
     def only(self, rows: "list[Row]") -> "Table":
         """The same table with some of its rows."""
@@ -68,13 +64,13 @@ class Table:
     @classmethod
     def read(cls, folder: Folder, name: str, wanted_by: str) -> "Table":
         """The table in a file."""
-        return cls(name, read_text(folder / name, f"{wanted_by} names the table "))
+        return cls(name, read_text(folder / name, f"{wanted_by}: the table "))
 
     @classmethod
     def of_records(cls, name: str, records: Sequence[Mapping[str, Any]]) -> "Table":
         """Records with the same kind of fields as a table; a field that a record lacks is an empty cell."""
         table = cls.__new__(cls)
-        table.name, table.separator, table.decimal_commas = clipped(name), ",", False
+        table.name, table.separator, table.numerals = clipped(name), ",", Numerals()
         table.columns = list(dict.fromkeys(str(key) for record in records for key in record))
         text = [{column: _cell(record.get(column)) for column in table.columns} for record in records]
         table.rows = [Row(number, cells) for number, cells in enumerate(text, start=1)]
@@ -123,15 +119,22 @@ class Table:
     def number(self, row: Row, column: str, *, minimum: float = 0.0, above: bool = False) -> float:
         """A cell as a finite number of at least (or above) `minimum`."""
         cell = row.cells[column]
-        if self.decimal_commas and _POINT.fullmatch(cell):
+        if self.numerals.contradicts(cell):
             raise self.error(row, column, "has a point, other numbers have decimal commas", "write all in one way.")
         try:
-            value = float(cell.replace(",", ".") if self.decimal_commas and _COMMA.fullmatch(cell) else cell)
+            value = float(self.numerals.plain(cell))
         except ValueError as error:
             raise self.error(row, column, "is not a number", "correct the cell.") from error
         if not in_range(value, minimum, above):
             raise self.error(row, column, "is out of range", f"give {rule_for(minimum, above)}.")
         return value
+
+    def is_number(self, cell: str) -> bool:
+        """Whether a cell is a finite number as this table writes them."""
+        try:
+            return math.isfinite(float(self.numerals.plain(cell)))
+        except ValueError:
+            return False
 
     def numbers(self, column: str, *, minimum: float = 0.0, above: bool = False) -> list[float]:
         """A whole column."""
@@ -142,9 +145,9 @@ class Table:
         place = f"{self.name}:{row.line}:{self.columns.index(column) + 1}"
         return InputError(f"{place}: {column} {shown(row.cells[column])} {problem}: {remedy}")
 
-    def known_names(self, columns: Sequence[str]) -> set[str]:
-        """Every name that occurs in the given columns."""
-        return {row.cells[column] for row in self.rows for column in columns}
+    def records(self) -> list[dict[str, str]]:
+        """The rows by column, their numbers as Python reads them."""
+        return [{column: self.numerals.plain(cell) for column, cell in row.cells.items()} for row in self.rows]
 
 
 def _cell(value: Any) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from dgdlb_jax.fleets.document import clipped, counted
 from dgdlb_jax.fleets.importers import Curve, Demand, Latencies, workload
+from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.document import csv_text
 
 
@@ -19,8 +20,12 @@ def summary(found: Latencies | Curve | Demand) -> str:
             f"{clipped(found.name)}: {counted(len(rates), 'point', 'points')}, {first:.4g} to {last:.4g} requests in the server, "
             f"{min(rates):.4g} to {max(rates):.4g} requests/s"
         )
-    total = float(found.counts.sum())
-    return f"{total:,.6g} requests in bins, {total / (len(found.counts) * found.width):.4g} requests/s on average"
+    total, busiest = float(found.counts.sum()), float(found.counts.sum(axis=1).max()) / found.width
+    peak = float(Trace.from_counts(found.width, found.counts).knots.sum(axis=1).max())
+    mean = total / (len(found.counts) * found.width)
+    found_in = f"{total:,.6g} requests in bins, {mean:.4g} requests/s on average, {busiest:.4g} in the busiest bin"
+    above = f", rising to {peak:.4g} within it, as rates are continuous and keep the count of every bin"
+    return found_in + (above if peak > 1.01 * busiest else "")
 
 
 def latency_csv(found: Latencies) -> str:

@@ -125,6 +125,9 @@ class Trace(AbstractDemand):
     bin middles, $c_m = 2 r_m - (e_m + e_{m+1}) / 2 \ge 0$. The first and last edge have the rate of their own bin; after the
     end (and before 0) the rate stays where it is.
 
+    Whatever is continuous and keeps the counts passes the mean of a bin that is busier than its neighbours. Here it does by half of what
+    the bin is above the mean of the two, and by more, up to $r_m$, where one of them is below a third of it: never beyond $2 r_m$.
+
     **Arguments:**
 
     - `bin_width`: in seconds, a scalar or `(frontends,)`.
@@ -168,11 +171,17 @@ class Trace(AbstractDemand):
 
     @property
     def largest_rate(self) -> Float[Array, "..."]:
-        """The largest of all knots, edges and middles of bins."""
+        """The largest of all knots: at most twice that of the busiest bin."""
+        return self.knots.max(axis=-2)
+
+    @property
+    def knots(self) -> Float[Array, "..."]:
+        """The rates at edges and in middles of bins, in turn, `(2 bins + 1, frontends)`; in between they are linear."""
         ends = self.rates[..., :1, :], self.rates[..., -1:, :]
         edges = jnp.concatenate([ends[0], _edge(self.rates[..., :-1, :], self.rates[..., 1:, :]), ends[1]], axis=-2)
         middles = 2 * self.rates - (edges[..., :-1, :] + edges[..., 1:, :]) / 2
-        return jnp.maximum(edges.max(axis=-2), middles.max(axis=-2))
+        pairs = jnp.stack([edges[..., :-1, :], middles], axis=-2)
+        return jnp.concatenate([pairs.reshape(*pairs.shape[:-3], -1, pairs.shape[-1]), ends[1]], axis=-2)
 
     def scaled(self, factor: Numbers) -> "Trace":
         return _replace(self, rates=self.rates * _factor(factor, self.rates, knots=True))

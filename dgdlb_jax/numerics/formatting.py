@@ -1,7 +1,7 @@
 """Numbers as people read them: three digits, a unit that suits, the digits of a percentage that matter."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def seconds(value: float) -> str:
@@ -28,6 +28,11 @@ def number(value: float) -> str:
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.2e}"
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}" if abs(value) >= 0.9995 else f"{value:.3g}"
+
+
+def ranging(low: float, high: float, form: Callable[[float], str] = number) -> str:
+    """`low to high`; one figure where both are written alike."""
+    return " to ".join(dict.fromkeys((form(low), form(high))))
 
 
 def enumerated(names: Sequence[str], most: int = 4) -> str:

@@ -8,18 +8,21 @@ import numpy as np
 
 from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.reports.exporters import EXPORTERS, Names, Shares
+from dgdlb_jax.reports.text import verdict
 from dgdlb_jax.studies.assess import statistics_of
 from dgdlb_jax.studies.compare import DGD, Comparison
 from dgdlb_jax.studies.outcome import backend_names, frontend_names
+from dgdlb_jax.studies.verdict import Verdict
 
 FORMATS = tuple(EXPORTERS)
 """What a routing can be written as."""
 
 
 def routings(comparison: Comparison) -> dict[str, Shares]:
-    """`optimum`, and `dgd-lb` if it ran: shares `(frontends, backends)`, for DGD-LB the mean over the window of its statistics."""
+    """`optimum`, and `dgd-lb` if it ran to its end: shares `(frontends, backends)`, for DGD-LB the mean over the window of its
+    statistics."""
     found = {"optimum": np.asarray(comparison.optimum.routing, float)}
-    if DGD in comparison.runs:
+    if DGD in comparison.runs and comparison.outcomes[DGD].verdict is not Verdict.failed:
         run = comparison.judged[DGD]
         mean = np.asarray(statistics_of(run).mean_routing, float)
         idle = mean.sum(1, keepdims=True) == 0  # a frontend that sends nothing still has a routing
@@ -67,6 +70,24 @@ def roundings(comparison: Comparison, form: str) -> dict[str, Rounding]:
         exact, after = np.asarray(latency_at_rest(comparison.network, np.stack([shares, rounded])))
         found[name] = Rounding(exporter.total, float(after / exact - 1), float(np.abs(rounded - shares).max()))
     return found
+
+
+def export_notes(comparison: Comparison, form: str) -> list[str]:
+    """What somebody who is about to use the files has to know: whether DGD-LB came to rest, and what whole weights cost."""
+    return [*_unsettled(comparison, form), *rounding_costs(comparison, form)]
+
+
+def _unsettled(comparison: Comparison, form: str) -> list[str]:
+    """That the routing of a run that did not settle is a mean over what still moved."""
+    row = comparison.outcomes.get(DGD)
+    if row is None or row.verdict is Verdict.settled:
+        return []
+    if row.verdict is Verdict.failed:
+        return [f"{form}: {DGD} failed, so only the optimum is written."]
+    return [
+        f"{form}: the verdict on {DGD} is {verdict(row)}, so its shares are means over what did not come to rest: take those of the "
+        "optimum, or run it longer (--duration) or more cautiously (--step-size)."
+    ]
 
 
 def rounding_costs(comparison: Comparison, form: str) -> list[str]:

@@ -18,7 +18,7 @@ from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.reports import requests_text, text
-from dgdlb_jax.reports.export import rounding_costs, roundings, write_export
+from dgdlb_jax.reports.export import export_notes, roundings, write_export
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
@@ -231,6 +231,7 @@ class Job:
                 name: one._asdict() | {"cost": one.cost if math.isfinite(one.cost) else None}
                 for name, one in roundings(self.comparison, self.settings.export).items()
             }
+            more["export_notes"] = export_notes(self.comparison, self.settings.export)
         return to_json(self.comparison) | more
 
     def _write(self, folder: Path) -> None:
@@ -255,7 +256,7 @@ class Job:
                 export = self.settings.export
                 page = comparison_report(
                     self.comparison, self.trace, stability=self.stability, service=self.service,
-                    weights=rounding_costs(self.comparison, export) if export else (), requests=self.requests,
+                    weights=export_notes(self.comparison, export) if export else (), requests=self.requests,
                 )  # fmt: skip
                 write_page(draft / "report.html", page)
             if self.settings.export is not None:

@@ -48,7 +48,7 @@ def comparison_report(
     """What `dgdlb run` found, as HTML: all that it prints, and the pictures.
 
     **Arguments:** `comparison` at the mean rates; `trace`: the one under a demand over time, `stability`: of DGD-LB, `service`: the
-    curves and the measurements behind them, `weights`: sentences on weights in whole numbers, `requests`: the balancers with
+    curves and the measurements behind them, `weights`: sentences on exported weights, `requests`: the balancers with
     whole requests, as far as there are any.
     """
     parts = _comparison(comparison)
@@ -68,7 +68,7 @@ def comparison_report(
         parts += [heading("Measured curves"), *map(paragraph, map(str, service.fits.values()))]
         parts.append(picture(shown, "Measured throughput, the fitted curve, and where it is extrapolated"))
     if weights:
-        parts += [heading("Weights in whole numbers"), *map(paragraph, weights)]
+        parts += [heading("Exported weights"), *map(paragraph, weights)]
     if trace is not None:
         parts += [heading("Under a demand over time"), *_comparison(trace)]
     header, rows = text.input_cells(comparison.network)

@@ -27,7 +27,8 @@ def read_routing(path: str | Path, network: Network) -> FixedRouting:
     """Read shares from a file: a table with the columns `frontend,backend,share` (separated by commas, by semicolons or tabs), or what
     any format of `--export` writes.
 
-    Every frontend's shares sum to 1; sums that differ by rounding (up to 0.2 %) are scaled to 1, as weights are. What is not listed is 0.
+    Every frontend's shares sum to 1, or to 100 %; sums that differ by rounding (up to 0.2 %) are scaled to 1, as weights are. What
+    is not listed is 0.
 
     **Arguments:** `path` of the file, with `#NAME` behind it for one of several routings in a JSON file; `network`, whose names
     the file uses, or what a format makes of them.
@@ -178,9 +179,13 @@ def _hint(name: str, known: tuple[str, ...]) -> str:
 
 def _share(path: Path, line: int, text: str) -> float:
     try:
-        share = float(text.replace(",", "."))  # beside semicolons and tabs, numbers may have decimal commas
+        number, percent, rest = text.strip().partition("%")
+        # Beside semicolons and tabs, numbers may have decimal commas.
+        share = math.nan if rest else float(number.replace(",", ".")) / (100 if percent else 1)
     except ValueError:
         share = math.nan
     if not 0 <= share <= 1 + _ROUNDING:
-        raise InputError(f"{path}:{line}: the share {clipped(text)!r} is not a number from 0 to 1.")
+        raise InputError(
+            f"{path}:{line}: the share {clipped(text)!r} is not a number from 0 to 1, or from 0 % to 100 %."
+        )
     return share

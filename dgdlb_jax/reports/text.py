@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dgdlb_jax.fleets.load import FleetInfo
+from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.formatting import enumerated, number, percent, seconds
+from dgdlb_jax.numerics.formatting import enumerated, number, percent, ranging, seconds
 from dgdlb_jax.reports.text_table import GrowingTable, columns
 from dgdlb_jax.studies.balancers import CURRENT, DGD
 from dgdlb_jax.studies.conclusion import conclusion, excess
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.studies.compare import Comparison
 
 _SAME = 0.015  # difference of two shares that a table does not mention
+_LITTLE = 0.01  # by which a rate may pass its busiest bin without a word
 _WIDEST = (22, 8, 8, 24, 8)  # characters that a cell of the table may take, after the name
 _MOST_BACKENDS = 12  # whose flow the terminal shows; the report has all
 _MOST_ROWS = 40  # of inputs that the terminal shows
@@ -80,9 +82,8 @@ def run_facts(comparison: "Comparison") -> list[str]:
 def resolution(comparison: "Comparison") -> str:
     """Time steps, and how far the mean latencies can be trusted."""
     steps, changes = comparison.time_steps, comparison.accuracy
-    shortest, longest = (seconds(of(steps.values(), default=comparison.dt)) for of in (min, max))
-    length = shortest if shortest == longest else f"{shortest} to {longest}"
-    lines = [f"  time steps: {length}{_causes(comparison)}{_trust(comparison)}"]
+    shortest, longest = (of(steps.values(), default=comparison.dt) for of in (min, max))
+    lines = [f"  time steps: {ranging(shortest, longest, seconds)}{_causes(comparison)}{_trust(comparison)}"]
     if DGD in comparison.runs and comparison.step_size_set_by:
         lines.insert(0, f"  step size: {comparison.step_size_set_by}")
     for name, change in changes.items():
@@ -249,7 +250,7 @@ def inputs(network: Network) -> str:
     wide = len(header) - _MOST_BACKENDS - 2
     if wide > 0 or len(rows) > _MOST_ROWS:
         latency = 1e3 * np.asarray(network.latency, float)[np.asarray(network.mask)]
-        return f"inputs: one-way latencies of {number(latency.min())} to {number(latency.max())} ms; all of them are in run.nc"
+        return f"inputs: one-way latencies of {ranging(latency.min(), latency.max())} ms; all of them are in run.nc"
     return columns(header, rows, right=range(1, len(header)))
 
 
@@ -285,7 +286,7 @@ def fleet_table(fleets: Sequence[FleetInfo]) -> str:
             str(fleet.backends),
             number(fleet.total_rate),
             percent(fleet.load),
-            " to ".join(dict.fromkeys(map(seconds, fleet.service_time))),
+            ranging(*fleet.service_time, seconds),
             ", ".join(fleet.demands),
             fleet.description,
         )
@@ -362,13 +363,22 @@ def reference_facts(comparison: "Comparison") -> list[str]:
         f"demand moves between {number(best.total_rate.min())} and {number(best.total_rate.max())} requests/s; the "
         f"quasi-static optimum (as if always at rest) is a reference, not a bound{kind}"
     ]
+    if isinstance(comparison.network.demand, Trace):
+        lines += _overshoot(comparison.network.demand)
     if best.missing:
         lines.append(f"it leaves out {best.missing} of {best.time.size} instants, which have no certified optimum")
     return lines
 
 
+def _overshoot(demand: Trace) -> list[str]:
+    """By how much a continuous rate passes the counts that it keeps, where that is anything to speak of."""
+    highest, busiest = np.asarray(demand.largest_rate, float), np.asarray(demand.rates, float).max(0)
+    excess = np.max(highest / np.where(busiest > 0, busiest, np.inf) - 1, initial=0)
+    said = f"rates are continuous and keep the count of every bin: they rise to at most {percent(excess)} above a frontend's busiest bin"
+    return [said] if excess > _LITTLE else []
+
+
 def _step_sizes(comparison: "Comparison") -> str:
     steps = np.asarray(comparison.step_size)
     steps = steps[steps > 0] if (steps > 0).any() else steps
-    low, high = number(steps.min()), number(steps.max())
-    return low if low == high else f"{low} to {high}"
+    return ranging(steps.min(), steps.max())

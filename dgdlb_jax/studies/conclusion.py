@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dgdlb_jax.numerics.formatting import enumerated, number, percent, seconds
+from dgdlb_jax.numerics.formatting import enumerated, number, percent, ranging, seconds
 from dgdlb_jax.studies.balancers import CURRENT, DGD, ORACLE
 from dgdlb_jax.studies.event_words import about_events
 from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
@@ -161,7 +161,7 @@ def about_scatter(found: Scatter | None) -> str:
     if not any(found.error.values()) and not found.unserved:
         return ""
     errors = enumerated([f"{percent(error)} at {name}" for name, error in found.error.items()])
-    latency, inflow = " to ".join(map(seconds, found.latency)), " to ".join(map(percent, found.inflow))
+    latency, inflow = ranging(*found.latency, seconds), ranging(*found.inflow, percent)
     text = (
         f"Measured throughputs scatter about their curves ({errors}): within that the optimum is {latency}, and {found.backend}, whose "
         f"share moves most, gets {inflow} of all requests."
@@ -170,7 +170,7 @@ def about_scatter(found: Scatter | None) -> str:
         text += f" {found.unserved} of {found.draws} sets of curves that fit as well could not carry the demand."
     low, high = found.gain
     if math.isfinite(low):
-        gain = f"{'less than 0' if low <= 0 else percent(low)} to {percent(high)}"
+        gain = f"less than 0 to {percent(high)}" if low <= 0 else ranging(low, high, percent)
         act = "no reason to change anything" if low <= 0 else "more than the scatter explains"
         text += f" The recommended routing takes {gain} off your current latency, {act}."
     return text

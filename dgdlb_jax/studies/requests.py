@@ -222,7 +222,5 @@ def state_at_the_end(network: Network, run: Trajectory, scale: float = 1.0):
     total = routing.sum(-1, keepdims=True)
     even = mask / np.maximum(mask.sum(-1, keepdims=True), 1)
     workload = np.nan_to_num(np.asarray(run.final.workload, float), posinf=0.0) * scale
-    return tuple(
-        jnp.asarray(values, network.latency.dtype)
-        for values in (np.where(total > 0, routing / np.where(total > 0, total, 1), even), workload)
-    )
+    shares = np.where(total > 0, routing / np.where(total > 0, total, 1), even)
+    return jnp.asarray(shares, network.latency.dtype), jnp.asarray(workload, network.latency.dtype)

@@ -19,7 +19,17 @@ from dgdlb_jax.fleets.importers import (
     throughput_table,
     vllm,
 )
-from dgdlb_jax.fleets.importers.base import Curve, Demand, Finding, Importer, Latencies, Options, Point, Series
+from dgdlb_jax.fleets.importers.base import (
+    Curve,
+    Demand,
+    Finding,
+    Importer,
+    Latencies,
+    Options,
+    Point,
+    Series,
+    check_selected,
+)
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES
@@ -28,7 +38,7 @@ from dgdlb_jax.numerics.results import InputError
 
 __all__ = [
     "IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series", "Source",
-    "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
+    "check_selected", "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
 ]  # fmt: skip
 
 IMPORTERS: tuple[Importer, ...] = tuple(
@@ -101,18 +111,18 @@ def _joined(one: Curve, other: Curve) -> Curve:
     return Curve(one.name, one.points + other.points, origin, tuple(dict.fromkeys(one.notes + other.notes)))
 
 
-def read_latency(folder: Folder, name: str, wanted_by: str, unit: str | None) -> Latencies:
-    """The latencies in a file that a fleet file names; `unit` is what they are, where the file does not say.
+def read_latency(folder: Folder, name: str, wanted_by: str, options: Options) -> Latencies:
+    """The latencies in a file that a fleet file names.
 
     **Raises:** `InputError` for any other file.
     """
-    source, options = Source(folder / name, name, f"{wanted_by} names the table "), Options(latency=unit)
+    source = Source(folder / name, name, f"{wanted_by}: the table ")
     for importer in IMPORTERS:
         if importer.section == "latency" and importer.recognises(source, options):
             found = importer.read(source, options)[0]
             assert isinstance(found, Latencies)
             return found
-    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), unit)
+    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.latency)
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:
@@ -120,7 +130,7 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
 
     **Raises:** `InputError` when it holds none, or several that `select` does not tell apart.
     """
-    source = Source(folder / name, name, f"{wanted_by} names the table ")
+    source = Source(folder / name, name, f"{wanted_by}: the table ")
     importer = next(
         (one for one in IMPORTERS if one.section in ("curves", "series") and one.recognises(source, options)), None
     )
@@ -128,8 +138,9 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
         importer = throughput_table.IMPORTER  # whose complaint names the columns it wants
         if source.table is None:
             what = "cannot be read as results of a load test"
-            raise InputError(f"{source.wanted_by}{clipped(name)}, which {what}: {throughput_table.LAYOUT}.")
+            raise InputError(f"{source.wanted_by}{clipped(name)} {what}: {throughput_table.LAYOUT}.")
     found = [one for one in gathered(importer.read(source, options)) if isinstance(one, Curve)]
+    check_selected(f"{wanted_by} select", options)
     if len(found) != 1:
         names = ", ".join(clipped(curve.name) for curve in found[:8]) or "none"
         raise InputError(

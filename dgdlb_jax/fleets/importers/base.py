@@ -1,6 +1,6 @@
 """What an importer is, what it may be told, and what it finds."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from dgdlb_jax.fleets.document import clipped, nearest
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, UNITS
+from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 Pair = tuple[str, str]
@@ -24,8 +25,9 @@ class Options:
     - `time_unit`: of a column of times: `"s"`, `"ms"`, `"us"` or `"ns"`. `bin_s`: width of the bins, seconds.
     - `by`: the column or label that names frontends (or backends).
     - `tokens_per_request`: how many of the tokens that a throughput in tokens/s counts belong to one request.
-    - `select`: which rows of a table to take, value by column.
-    - `names`: the frontends, where they are known. `role`: of a Prometheus result, a word of `prometheus.ROLES`.
+    - `select`: which rows of a table to take, value by column; `seen`: the columns that rows read so far could be selected by.
+    - `names`: the frontends, and `backends`: the backends, where they are known.
+    - `role`: of a Prometheus result, a word of `prometheus.ROLES`.
     """
 
     latency: str | None = None
@@ -35,7 +37,9 @@ class Options:
     tokens_per_request: float | None = None
     select: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
+    backends: tuple[str, ...] = ()
     role: str | None = None
+    seen: set[str] = field(default_factory=set, compare=False)
 
     def __post_init__(self) -> None:
         for name, given, known in (("latency", self.latency, LATENCIES), ("time unit", self.time_unit, UNITS)):
@@ -115,19 +119,38 @@ class Importer(NamedTuple):
 def selected(
     name: str, rows: Sequence[_Row], cells: Callable[[_Row], Mapping[str, Any]], options: Options
 ) -> list[_Row]:
-    """The rows that `select` takes; all of them where it says nothing.
+    """The rows that `select` takes; all of them where it says nothing. A column that no row has may be that of another file.
 
     **Arguments:** `name` of the file; `cells` of a row, by column.
 
-    **Raises:** `InputError` for a column that no row has, and when no row has such values.
+    **Raises:** `InputError` when no row has such values.
     """
     found = list(rows)
+    if not options.select:
+        return found
+    options.seen.update(*map(cells, found))
     for column, value in options.select.items():
         known = {str(cells(row)[column]) for row in found if column in cells(row)}
         if not known:
-            columns = list(dict.fromkeys(column for row in found for column in cells(row)))
-            raise InputError(f'{name}: select names the column "{clipped(column)}": {nearest(column, columns)}')
+            continue
         found = [row for row in found if column in cells(row) and str(cells(row)[column]) == value]
         if not found:
             raise InputError(f'{name}: no row has {clipped(column)} "{clipped(value)}": {nearest(value, known)}')
     return found
+
+
+def check_names(table: Table, column: str, names: Collection[str]) -> None:
+    """Raise `InputError` for a cell of a column of frontends that names none of them."""
+    for row in table.rows:
+        if row.cells[column] not in names:
+            raise table.error(
+                row, column, "is no frontend, others in this column are", nearest(row.cells[column], names)
+            )
+
+
+def check_selected(place: str, options: Options) -> None:
+    """Raise `InputError` for a column of `select` that nothing could be selected by, once all files are read."""
+    for column in options.select:
+        if column not in options.seen:
+            hint = nearest(column, options.seen) if options.seen else "no file has rows to select."
+            raise InputError(f'{place} names the column "{clipped(column)}", which is not there: {hint}')

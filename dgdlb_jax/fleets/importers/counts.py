@@ -1,4 +1,4 @@
-"""Demand as counts: a line for every bin of time, a column of requests or one column for each frontend."""
+"""Demand as counts: a line for every bin of time with a column of requests or one for each frontend, or a line for every bin and place."""
 
 import math
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed
-from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
+from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import first_of, words
+from dgdlb_jax.fleets.importers.words import PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -103,10 +103,38 @@ def read_counts(table: Table, options: Options) -> Demand:
             counts * (width / (period(rates[0]) or 1.0)),
             f'requests, "{clipped(rates[0])}" times their width',
         )
+    elif not options.names and not _says_counts(table) and (counts % 1).any():
+        raise InputError(
+            f"{table.name}: {listed(columns)} hold figures at even times that are no whole numbers, of a bin or of a second: call the "
+            "column of times time_s where they are requests per bin, or a single column rps."
+        )
     notes = [f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {what}"]
     if unused := [column for column in others if column not in columns]:
         notes.append(f"not used, as they name no frontend: {listed(unused)}")
     return Demand(names, width, counts, table.name, tuple(notes))
+
+
+def rebinned(found: Demand, width: float | None) -> Demand:
+    """The same requests in bins of another width, of several of the old ones each; as they are where none is asked for.
+
+    **Raises:** `InputError` for a width that is no multiple of the old one, or makes fewer than two bins.
+    """
+    if width is None:
+        return found
+    several = width / found.width
+    joined = round(several) if several < len(found.counts) else 0
+    if abs(several - joined) > UNEVEN * several or (joined != 1 and len(found.counts) < 2 * joined):
+        raise InputError(
+            f"{found.origin}: its {len(found.counts)} bins of {found.width:g} s make no two or more of {width:g} s: give a multiple (dgdlb "
+            "import: --bin)."
+        )
+    if joined == 1:
+        return found
+    bins = len(found.counts) // joined
+    counts = found.counts[: bins * joined].reshape(bins, joined, -1).sum(axis=1)
+    left = len(found.counts) - bins * joined
+    note = f"{joined} bins make one of {width:g} s" + (f", and the last {left} none" if left else "")
+    return found._replace(width=width, counts=counts, notes=(*found.notes, note))
 
 
 def is_counts(table: Table, options: Options) -> bool:
@@ -120,12 +148,44 @@ def is_counts(table: Table, options: Options) -> bool:
         bin_width(table, options.time_unit)
     except InputError:
         return False
-    return column == "time_s" and only_figures(table)
+    return only_figures(table) and (column == "time_s" or len(table.rows) > 2)  # two times are always even
+
+
+def _says_counts(table: Table) -> bool:
+    return time_column(table) == "time_s" or requests_column(table) is not None
+
+
+def widened(table: Table, options: Options) -> Table:
+    """A table with a line for every bin and place as one with a column for every place; any other table as it is.
+
+    A place without a line in a bin has no requests in it: databases leave empty groups out.
+
+    **Raises:** `InputError` for a place that is no frontend where these are known, and for two lines of one bin and place.
+    """
+    every, time = requests_column(table), time_column(table)
+    place = options.by if options.by in table.columns else first_of(table.columns, PLACES)
+    if every is None or time is None or place is None or table.is_number(table.rows[0].cells[place]):
+        return table
+    if options.names and options.by is None and not set(options.names) & {row.cells[place] for row in table.rows}:
+        return table
+    if options.names:
+        check_names(table, place, options.names)
+    names = dict.fromkeys((*(row.cells[place] for row in table.rows), *options.names))
+    bins: dict[float, dict[str, str]] = {}
+    for row, seconds in zip(table.rows, read_times(table, time, options.time_unit).seconds.tolist(), strict=True):
+        found = bins.setdefault(seconds, {})
+        if row.cells[place] in found:
+            raise table.error(row, place, "has a second line in this bin", "keep one of the two, or add them up.")
+        found[row.cells[place]] = table.numerals.plain(row.cells[every])
+    return Table.of_records(
+        table.name,
+        [{"time_s": at} | {name: found.get(name, 0) for name in names} for at, found in sorted(bins.items())],
+    )
 
 
 def only_figures(table: Table) -> bool:
-    """Whether all columns besides `time_s` hold figures, none of which is said of a single request."""
-    others = [column for column in table.columns if column != "time_s"]
+    """Whether all columns besides that of times hold figures, none of which is said of a single request."""
+    others = [column for column in table.columns if column != time_column(table)]
     try:
         for column in others:
             table.numbers(column)
@@ -140,7 +200,7 @@ def _recognises(source: Source, options: Options) -> bool:
 
 def _read(source: Source, options: Options) -> tuple[Demand]:
     assert source.table is not None
-    return (read_counts(source.table, options),)
+    return (read_counts(widened(source.table, options), options),)
 
 
 IMPORTER = Importer("table of requests per bin", "demand", _recognises, _read)

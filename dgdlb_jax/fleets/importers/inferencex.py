@@ -47,9 +47,10 @@ def _rows(source: Source) -> list[dict[str, Any]]:
     elif not records and source.table is not None:
         columns = {column.lower() for column in source.table.columns}
         if "conc" in columns:
-            records = [dict(row.cells) for row in source.table.rows]
+            records = list(source.table.records())
         elif {"concurrency", "hardware", "framework"} <= columns:
-            records = [_exported(f"{source.name}:{row.line}", row.cells) for row in source.table.rows]
+            lines = [f"{source.name}:{row.line}" for row in source.table.rows]
+            records = [_exported(*pair) for pair in zip(lines, source.table.records(), strict=True)]
     flat = [row | row["metrics"] if isinstance(row.get("metrics"), dict) else row for row in records]
     return [row for row in flat if "conc" in row and ("output_tput_per_gpu" in row or "tput_per_gpu" in row)]
 

@@ -1,10 +1,15 @@
-"""Latencies as a square matrix: regions in the first row and in the first column."""
+"""Latencies as a matrix: who sends in the first column, who answers in the first row; all regions with each other, or frontends down
+the side and backends across."""
+
+from collections.abc import Sequence
 
 from dgdlb_jax.fleets.document import counted
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
-from dgdlb_jax.fleets.importers.latency_pairs import ask
+from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.words import LATENCIES, unit_of, way_of
+from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
+from dgdlb_jax.fleets.importers.times import time_column
+from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, normal, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -12,27 +17,71 @@ from dgdlb_jax.numerics.results import InputError
 _NOTHING = ("", "-", "--", "x", "n/a", "na", "nan", "none", "null")
 
 
-def is_matrix(table: Table) -> bool:
-    """Whether rows and columns are named alike, half of the shorter side at least: neither order nor completeness matters."""
-    columns = table.columns[1:]
-    rows = [row.cells[table.columns[0]] for row in table.rows]
-    shared = len(set(rows) & set(columns))
-    return bool(columns) and shared > 0 and 2 * shared >= min(len(set(rows)), len(columns))
+# Words of columns that say something of a place by itself.
+_NO_LATENCY = {
+    "rate", "weight", "share", "load", "replicas", "capacity", "requests", "lat", "lon", "latitude", "longitude", "population", "id",
+}  # fmt: skip
+# What the first cell of a matrix may be called that does not say what its figures are.
+_PLACES = (
+    "", "from", "to", "from_to", "source", "src", "origin", "region", "regions", "frontend", "frontends", "backend", "backends",
+    "frontend_backend", "client", "site", "location", "datacenter", "dc", "pop", "zone", "city", "cluster", "name",
+)  # fmt: skip
 
 
-def read_matrix(table: Table, unit: str | None = None) -> Latencies:
-    """Seconds one way by pair: rows send, columns answer.
+def is_matrix(table: Table, options: Options) -> bool:
+    """Whether rows and columns are named alike, half of the shorter side at least, or names stand beside figures that are nothing else:
+    neither order nor completeness matters."""
+    columns = set(table.columns[1:])
+    rows = _senders(table)
+    shared = len(rows & columns)
+    return bool(columns) and (2 * shared >= min(len(rows), len(columns)) > 0 or _is_rectangle(table, options))
+
+
+def _senders(table: Table) -> set[str]:
+    return {row.cells[table.columns[0]] for row in table.rows}
+
+
+def _is_rectangle(table: Table, options: Options) -> bool:
+    """Names beside figures that are latencies: by the first cell, by a name that is known, as told, or as they can be nothing else."""
+    corner, *columns = table.columns
+    if time_column(table) is not None:
+        return False
+    rows, known = _senders(table), {*options.names, *options.backends}
+    said = is_latency(corner) or (known & rows and known & set(columns))
+    if not said:
+        other = first_of(columns, HELD) or first_of(columns, CAPS)
+        other = other or any(period(c) or is_latency(c) or _NO_LATENCY & set(words(c)) for c in columns)
+        said = len(columns) > 1 and not other and (options.latency or normal(corner) in _PLACES)
+    return bool(said) and not any(map(table.is_number, rows)) and _holds_figures(table, columns)
+
+
+def _holds_figures(table: Table, columns: Sequence[str]) -> bool:
+    cells = (row.cells[column] for row in table.rows for column in columns)
+    return all(table.is_number(cell) or cell.lower() in _NOTHING for cell in cells)
+
+
+def _is_transposed(table: Table, options: Options) -> bool:
+    """Whether more of the names that are known fit if columns send and rows answer, and the rows have not all of the frontends."""
+    rows, columns = _senders(table), set(table.columns[1:])
+    frontends, backends = set(options.names), set(options.backends)
+    straight, across = (len(a & frontends) + len(b & backends) for a, b in ((rows, columns), (columns, rows)))
+    return across > straight and not (frontends <= rows if frontends else backends <= columns)
+
+
+def read_matrix(table: Table, options: Options) -> Latencies:
+    """Seconds one way by pair: rows send and columns answer, or the other way round by the names of frontends and backends.
 
     A cell that is empty or a dash was not measured, nor was 0 on the diagonal. The figures are what the first cell says, such as
-    `rtt_ms`, or what `unit` says.
+    `rtt_ms`, or what `options.latency` says.
 
     **Raises:** `InputError` where nothing says what the figures are, and for other cells that are no latencies.
     """
+    unit = options.latency
     corner = table.columns[0]
     stated = f"{way_of(corner)}_{unit_of(corner)}"
     unit, stated = unit or (stated if stated in LATENCIES else None), stated if stated in LATENCIES else None
     if unit is None:
-        raise ask(table.name, "the matrix", "does not say what its figures are, in its first cell or elsewhere")
+        raise ask(table.name, "the matrix", "does not say what its figures are", "write into its first cell")
     if stated is not None and stated != unit:
         raise InputError(f'{table.name}: the first cell says {stated}, unit = "{unit}": keep one of the two.')
     seconds: dict[Pair, float] = {}
@@ -53,17 +102,20 @@ def read_matrix(table: Table, unit: str | None = None) -> Latencies:
     if not seconds:
         raise InputError(f"{table.name}: no cell of the matrix holds a figure: fill in what was measured.")
     size = f"{len(origins)} x {counted(len(set(table.columns[1:]) - {''}), 'region', 'regions')}"
+    if _is_transposed(table, options):
+        turned = {(frontend, backend): value for (backend, frontend), value in seconds.items()}
+        note = "columns send, rows answer, by the names of frontends and backends"
+        return Latencies(turned, table.name, (f"a matrix of {size} in {unit}: {note}",))
     return Latencies(seconds, table.name, (f"a matrix of {size} in {unit}: rows send, columns answer",))
 
 
 def _recognises(source: Source, options: Options) -> bool:
-    del options
-    return source.table is not None and is_matrix(source.table)
+    return source.table is not None and is_matrix(source.table, options)
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
-    return (read_matrix(source.table, options.latency),)
+    return (read_matrix(source.table, options),)
 
 
-IMPORTER = Importer("square matrix of latencies", "latency", _recognises, _read)
+IMPORTER = Importer("matrix of latencies", "latency", _recognises, _read)

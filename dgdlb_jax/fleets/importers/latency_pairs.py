@@ -5,7 +5,7 @@ from statistics import median
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, counted, nearest
-from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
+from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, selected
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, statistic_rank, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Row, Table
@@ -29,7 +29,7 @@ ENDS = (
 
 LAYOUTS = (
     "a latency table has the columns from, to and a figure called one of "
-    f"{', '.join(LATENCIES)}, or is a square matrix with regions in its first row and column"
+    f"{', '.join(LATENCIES)}, or is a matrix of figures with names in its first column (who sends) and in its first row (who answers)"
 )
 """The layouts of latencies, for messages."""
 
@@ -47,10 +47,10 @@ class Figure(NamedTuple):
     unit: str
 
 
-def ask(place: str, what: str, says: str) -> InputError:
+def ask(place: str, what: str, says: str, remedy: str = "call it") -> InputError:
     """The question that has to be answered before a latency can be used: which of the units it is, all of them named."""
     return InputError(
-        f"{place}: {what} {says}: call it one of {', '.join(LATENCIES)} (a round trip counts half), "
+        f"{place}: {what} {says}: {remedy} one of {', '.join(LATENCIES)} (a round trip counts half), "
         f"or say which with unit in [latency] (dgdlb import: --latency)."
     )
 
@@ -103,7 +103,7 @@ def _ends(table: Table) -> tuple[str, str]:
 
 def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figure]:
     """All columns that state the latency, the one to take first: medians before means, a statistic of one kind only."""
-    candidates = [column for column in table.columns if column not in ends and _is_latency(column)]
+    candidates = [column for column in table.columns if column not in ends and is_latency(column)]
     if not candidates:
         hint = nearest("one_way_ms", [column for column in table.columns if column not in ends])
         hint = hint.replace("did you mean", "is it").replace("known here", "it has the columns").rstrip(".")
@@ -144,7 +144,8 @@ def _told(table: Table, candidates: list[str], complete: list[Figure], unit: str
     return [Figure(candidates[0], unit)]
 
 
-def _is_latency(column: str) -> bool:
+def is_latency(column: str) -> bool:
+    """Whether a header speaks of a latency, or of nothing but a unit of time."""
     found = set(words(column))
     speaks = found & _SPEAKS_OF_LATENCY or way_of(column) or unit_of(column)
     return bool(speaks) and not found & _NO_LATENCY
@@ -156,7 +157,8 @@ def _check_agreement(table: Table, row: Row, figures: Sequence[Figure]) -> None:
     for other in figures[1:]:
         values = [table.number(row, figure.column) * LATENCIES[figure.unit] for figure in (first, other)]
         rounding = sum(
-            LATENCIES[figure.unit] * 10.0 ** -_decimals(row.cells[figure.column]) for figure in (first, other)
+            LATENCIES[figure.unit] * 10.0 ** -_decimals(table.numerals.plain(row.cells[figure.column]))
+            for figure in (first, other)
         )
         if abs(values[0] - values[1]) > 0.5 * rounding + 1e-9 * values[0]:
             raise table.error(
@@ -164,9 +166,8 @@ def _check_agreement(table: Table, row: Row, figures: Sequence[Figure]) -> None:
             )
 
 
-def _decimals(cell: str) -> int:
-    _, _, decimals = cell.replace(",", ".").partition(".")
-    return len(decimals)
+def _decimals(number: str) -> int:
+    return len(number.partition(".")[2])
 
 
 def _read_as(figure: Figure) -> tuple[str, ...]:
@@ -192,12 +193,13 @@ def _recognises(source: Source, options: Options) -> bool:
     if source.table is None:
         return False
     columns = source.table.columns
-    return any(all(first_of(columns, [name]) for name in names) for names in ENDS) and any(map(_is_latency, columns))
+    return any(all(first_of(columns, [name]) for name in names) for names in ENDS) and any(map(is_latency, columns))
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
-    return (read_pairs(source.table, options.latency),)
+    table = source.table.only(selected(source.name, source.table.rows, lambda row: row.cells, options))
+    return (read_pairs(table, options.latency),)
 
 
 IMPORTER = Importer("table of pairs of regions", "latency", _recognises, _read)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import fmean, median
 
-from dgdlb_jax.fleets.document import counted
+from dgdlb_jax.fleets.document import counted, listed
 from dgdlb_jax.fleets.importers.base import Curve, Point
 from dgdlb_jax.numerics.results import InputError
 
@@ -99,6 +99,12 @@ def _compared(points: Sequence[Point]) -> tuple[str, ...]:
         )
     by_law = any(point.held is None and point.latency is not None for point in points)
     notes = ["the workload is throughput times mean end-to-end time (Little's law)"] if by_law else []
+    capped = [f"{point.cap:g}" for point in points if point.held is None and point.latency is None]
+    if capped:
+        notes.append(
+            f"no mean end-to-end time at concurrency {listed(capped)}: there the workload is the concurrency that was allowed, and "
+            "fewer may have been in the server"
+        )
     pairs = [
         (point.throughput * point.latency, point.cap if point.held is None else point.held)
         for point in points

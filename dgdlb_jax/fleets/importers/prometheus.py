@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
-from dgdlb_jax.fleets.importers.base import Curve, Demand, Importer, Options, Point, Series
+from dgdlb_jax.fleets.importers.base import Curve, Demand, Importer, Options, Point, Series, selected
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.numerics.results import InputError
 
@@ -50,17 +50,17 @@ _GROUPS, _LEAST = 10, 5  # points of a curve, and samples behind each of them
 def series(source: Source, options: Options) -> tuple[Series, ...]:
     """The quantities in a result, by the label that tells their series apart.
 
-    Counters (`..._total`) become rates: the increase over each step, from 0 after a reset.
+    Counters (`..._total`, `..._count` of histograms) become rates: the increase over each step, from 0 after a reset.
 
     **Raises:** `InputError` where the quantity or the label is not known, and for values that are no numbers.
     """
     by_role: dict[str, list[Mapping[str, Any]]] = {}
-    for result in _results(source):
+    for result in selected(source.name, _results(source), lambda result: result["metric"], options):
         by_role.setdefault(options.role or _role(source, result), []).append(result)
     found = []
     for role, results in by_role.items():
         label, name = _label(source, results, options), _name(source, role, results)
-        counter = role in ("arrivals", "throughput") and name.endswith(("_total", *_ENDINGS[role]))
+        counter = role in ("arrivals", "throughput") and name.endswith(("_total", "_count", *_ENDINGS[role]))
         values: dict[str, list[Samples]] = {}
         for result in results:
             key = "" if label is None else str(result["metric"].get(label, ""))
@@ -214,12 +214,11 @@ def curves(found: Sequence[Series]) -> tuple[Curve, ...]:
     **Raises:** `InputError` where throughput or running requests are missing, or fewer than two groups come out.
     """
     by_role = {one.role: one for one in found}
-    for role in ("throughput", "running"):
-        if role not in by_role:
-            have = ", ".join(sorted(by_role))
-            raise InputError(
-                f"{found[0].origin}: a curve needs throughput and running requests, and there is only {have}: add it."
-            )
+    missing = [role for role in ("throughput", "running") if role not in by_role]
+    if missing:
+        have = " and ".join(f"{one.origin} ({one.role})" for one in found)
+        wanted = " and ".join(f"{role}=FILE" for role in missing)
+        raise InputError(f"{have}: a curve needs the throughput and the running requests of a backend: add {wanted}.")
     served, running, waiting = (by_role.get(role) for role in ("throughput", "running", "waiting"))
     assert served is not None
     assert running is not None

@@ -4,42 +4,42 @@ Layouts that were read, each from its own description: Azure LLM inference trace
 `...2024.md` and `AzureLMMInferenceDataset2025.md` of Azure/AzurePublicDataset at commits 1a61e6c6, 04e28b8a and 517b239f:
 `TIMESTAMP,ContextTokens,GeneratedTokens`), BurstGPT (`README.md` of HPMLL/BurstGPT at ff1a7c63: `Timestamp` in seconds from the first
 midnight, `Model`, `Request tokens`, ...), Mooncake (`FAST25-release/README.md` of kvcache-ai/Mooncake at 40ea55f8 and its traces: JSON
-lines, `timestamp` in milliseconds, `input_length`, ...), and any other with a time.
+lines, `timestamp` in milliseconds, `input_length`, ...), Qwen-Bailian (`README.md` of alibaba-edu/qwen-bailian-usagetraces-anon at
+03a51e31: the same fields and `chat_id`, `timestamp` in seconds), and any other with a time.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
 
 import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
-from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, selected
+from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
+from dgdlb_jax.fleets.importers.counts import UNEVEN
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import first_of
+from dgdlb_jax.fleets.importers.words import PLACES, first_of
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 WIDTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 43200, 86400)
 """Round bin widths, seconds."""
-RULE = "the least round width with 20 requests in a bin on average, at most half of the time"
-"""How the width of the bins is chosen where nobody says it."""
-
 _MOST_BINS = 1_000_000
 _IN_A_BIN = 20  # the count of a bin is then known to 22 % or so
-_PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster")
+_FEW = 10  # fewer bins than these of a round width might leave out more than a tenth of the trace at its end
 
 
 def read_requests(table: Table, options: Options) -> Demand:
-    """Requests per bin, the first bin beginning at the first request; what is left at the end and fills no bin is left out.
+    """Requests per bin, the first bin beginning at the first request.
+
+    The trace lasts until the next request would have come: for the mean time between two of them after the last one. What then is left at
+    its end and fills no bin is left out. Where nobody says the width, it is the least round one with 20 requests in a bin on average;
+    traces for which that makes fewer than 10 bins are cut into equal parts with 20 requests or more, at least two, and nothing is left.
 
     **Raises:** `InputError` where there is no column of times, its unit is not known, all requests come at once, or a column that
     names frontends names others too.
     """
     column = time_column(table)
-    # Other files of the same import may have the other columns that are named.
-    here = {key: value for key, value in options.select.items() if key in table.columns}
-    table = table.only(selected(table.name, table.rows, lambda row: row.cells, replace(options, select=here)))
+    table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
     if column is None:
         hint = (
             nearest("time_s", table.columns)
@@ -52,11 +52,13 @@ def read_requests(table: Table, options: Options) -> Demand:
         )
     times = read_times(table, column, options.time_unit)
     by = _place_column(table, column, options)
-    width = options.bin_s or _width(times.seconds)
-    bins = int(np.floor(times.seconds.max() / width * (1 + 1e-12)))
+    last, length = float(times.seconds.max()), _length(times.seconds)
+    width, rule = _width(len(table.rows), length) if options.bin_s is None else (options.bin_s, "")
+    # No bin begins after the last request, although the trace may last longer where requests are rare.
+    bins = math.floor(min(length / width * (1 + 1e-12), last / width + 1, 2 * _MOST_BINS)) if last else 0
     if bins < 2:
         raise InputError(
-            f"{table.name}: its requests span {times.seconds.max():.4g} s, less than two bins: give a longer trace, or narrower bins."
+            f"{table.name}: its requests span {last:.4g} s, less than two bins: give a longer trace, or narrower bins."
         )
     if bins > _MOST_BINS:
         raise InputError(
@@ -65,27 +67,43 @@ def read_requests(table: Table, options: Options) -> Demand:
     names = () if by is None else tuple(dict.fromkeys(_named(table, row, by) for row in table.rows))
     column_of = [0] * len(table.rows) if by is None else [names.index(row.cells[by]) for row in table.rows]
     index = np.floor(times.seconds / width).astype(int)
-    counts = np.zeros((max(bins, int(index.max()) + 1), max(len(names), 1)))
+    counts = np.zeros((int(index.max()) + 1, max(len(names), 1)))
     np.add.at(counts, (index, np.array(column_of)), 1.0)
     left = int(counts[bins:].sum())
     notes = [
         f"{counted(len(table.rows), 'request', 'requests')}, {times.written}",
-        f"{counted(bins, 'bin', 'bins')} of {width:g} s" + ("" if options.bin_s else f" ({RULE})"),
+        f"{counted(bins, 'bin', 'bins')} of {width:.6g} s" + (f" ({rule})" if rule else ""),
     ]
+    steps = np.diff(np.sort(times.seconds))
+    if len(steps) > 1 and np.ptp(steps) <= UNEVEN * steps.max():
+        notes.append(
+            "its times are evenly spaced: if these are bins and no single requests, call the column that counts them requests"
+        )
     if left:
-        notes.append(f"the end, {counted(left, 'request', 'requests')}, fills no bin and is left out")
-    if by is None and (place := first_of(table.columns, _PLACES)):
+        end = f"{counted(left, 'request', 'requests')} in {length - bins * width:.3g} of {length:.4g} s"
+        notes.append(f"the end, {end}, fills no bin and is left out")
+    if by is None and (place := first_of(table.columns, PLACES)):
         notes.append(f'"{clipped(place)}" names no frontend, so all share one demand')
     if by is not None:
         notes.append(f'"{clipped(by)}" says where they enter: {listed(names)}')
     return Demand(names, float(width), counts[:bins], table.name, tuple(notes))
 
 
-def _width(seconds: np.ndarray) -> float:
-    span = float(seconds.max())
-    wanted = _IN_A_BIN * span / len(seconds)
-    fitting = [width for width in WIDTHS if 2 * width <= span]
-    return float(next((width for width in fitting if width >= wanted), fitting[-1] if fitting else WIDTHS[0]))
+def _length(seconds: np.ndarray) -> float:
+    """How long a trace lasts that begins with its first request, seconds."""
+    return float(seconds.max()) * len(seconds) / max(len(seconds) - 1, 1)
+
+
+def _width(requests: int, length: float) -> tuple[float, str]:
+    """The width of the bins where nobody says it, and why."""
+    wanted = _IN_A_BIN * length / requests
+    width = next((width for width in WIDTHS if width >= wanted), None)
+    if width is not None and length >= _FEW * width:
+        return float(width), f"the least round width with {_IN_A_BIN} requests in a bin on average"
+    parts = requests // _IN_A_BIN
+    if parts >= 2:
+        return length / parts, f"equal parts of the trace with {_IN_A_BIN} requests or more on average"
+    return length / 2, f"halves of the trace, as {requests} requests are too few for {_IN_A_BIN} in every bin"
 
 
 def _place_column(table: Table, times: str, options: Options) -> str | None:
@@ -104,9 +122,9 @@ def _place_column(table: Table, times: str, options: Options) -> str | None:
             )
         found = naming[0] if naming else None
     else:
-        found = first_of(table.columns, _PLACES)
+        found = first_of(table.columns, PLACES)
     if found is not None and options.names:
-        _check_names(table, found, options.names)
+        check_names(table, found, options.names)
     return found
 
 
@@ -118,14 +136,6 @@ def _named(table: Table, row: Row, by: str) -> str:
 
 def _values(table: Table, column: str) -> set[str]:
     return {row.cells[column] for row in table.rows}
-
-
-def _check_names(table: Table, column: str, names: Sequence[str]) -> None:
-    for row in table.rows:
-        if row.cells[column] not in names:
-            raise table.error(
-                row, column, "is no frontend, others in this column are", nearest(row.cells[column], names)
-            )
 
 
 def _recognises(source: Source, options: Options) -> bool:

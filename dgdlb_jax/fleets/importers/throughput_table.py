@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from dgdlb_jax.fleets.document import clipped, nearest
+from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.fields import telling
 from dgdlb_jax.fleets.importers.source import Source
@@ -21,19 +21,28 @@ LAYOUT = (
     "throughput_rps or output_tokens_per_s"
 )
 
-_PER_SECOND = {"s", "sec", "second", "rps", "qps", "tps", "throughput", "tput"}
+_PER_SECOND = {"rps", "qps", "tps", "throughput", "tput"}
+_SECONDS, _COUNTED = (
+    {"s", "sec", "second"},
+    {"request", "requests", "req", "reqs", "queries", "token", "tokens", "tok", "toks"},
+)
+_SECOND = re.compile(r"(?:per[_ ]?|/ ?)s(?:ec(?:ond)?)?(?![a-z])")
 _PER_MINUTE = {"rpm", "qpm", "tpm"}
 # Of a minute, an hour, a day; "min" by itself is a minimum.
 _PERIOD = re.compile(
     r"(?:per[_ ]?|/ ?)(m)in(?:ute)?(?![a-z])|(?:per[_ ]?|/ ?)(h)(?:r|our)?(?![a-z])|(?:per[_ ]?|/ ?)(d)ay(?![a-z])"
 )
 _PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
+_MOMENTS = {"timestamp", "start", "end", "arrival", "arrived", "gap"}
 _NO_RATE = {"latency", "time", "duration", "gpu", "chip", "user", "low", "high"}
 _ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
 _INPUT = ("input_tokens", "input_len", "isl", "prompt_tokens", "input_length")
 # Settings in figures: rows that differ in one of them belong to different servers.
-_SETTINGS = {"tp", "pp", "ep", "dp", "gpus", "isl", "osl", *_OUTPUT, *_INPUT}
+_SETTINGS = {
+    "tp", "pp", "ep", "dp", "gpus", "num_gpus", "n_gpus", "gpu_count", "chips", "num_chips", "nodes", "num_nodes", "instances", "replicas",
+    "max_num_seqs", "max_batch_size", "isl", "osl", *_OUTPUT, *_INPUT,
+}  # fmt: skip
 _NO_NAME = {"date", "time", "timestamp", "url", "run", "seed", "note", "notes", "comment"}
 
 
@@ -68,7 +77,7 @@ def layout(table: Table) -> Layout:
 
 def _achieved(table: Table, columns: list[str]) -> str:
     """The throughput that was measured, not the one that was asked for; two of them have to be one figure, to 1 %."""
-    figures = [column for column in columns if all(_is_number(row.cells[column]) for row in table.rows)] or columns
+    figures = [column for column in columns if all(table.is_number(row.cells[column]) for row in table.rows)] or columns
     found = [column for column in figures if not _ASKED_FOR & set(words(column))] or figures
     rank = min(map(statistic_rank, found))
     first, *others = [column for column in found if statistic_rank(column) == rank]
@@ -87,14 +96,22 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     differing = telling(_grouping(table, found, rows), [row.cells for row in rows])
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault("-".join(row.cells[column] for column in differing), []).append(row)
+        name = "-".join(_told(table, column, row.cells[column]) for column in differing)
+        groups.setdefault(name, []).append(row)
+    notes = _notes(table, found)
+    if differing:
+        names = " and ".join(f'"{clipped(column)}"' for column in differing)
+        notes += (f"{names} tell{'s' if len(differing) == 1 else ''} servers apart: {listed(list(groups))}",)
     stem = table.name.rpartition("/")[2].rpartition(".")[0] or table.name
     return tuple(
-        Curve(
-            name or stem, tuple(_point(table, row, found, options) for row in group), table.name, _notes(table, found)
-        )
+        Curve(name or stem, tuple(_point(table, row, found, options) for row in group), table.name, notes)
         for name, group in groups.items()
     )
+
+
+def _told(table: Table, column: str, cell: str) -> str:
+    """What a cell adds to the name of a curve: a figure says nothing without its column."""
+    return f"{normal(column)}-{cell}" if table.is_number(cell) else cell
 
 
 def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:
@@ -104,14 +121,14 @@ def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:
     per_request = _tokens_per_request(table, row, found, options) * (period(found.throughput) or 1.0)
     scale = 1.0 if found.latency is None else UNITS[unit_of(found.latency) or "s"]
     held, cap, latency = figure(found.held), figure(found.cap), figure(found.latency)
-    repeated = cap is not None and held is None and latency is None
+    repeated = f"{held} held" if held is not None else f"{cap} at once" if cap is not None and latency is None else ""
     low, high = (figure(first_of(table.columns, [name])) for name in ("throughput_low", "throughput_high"))
     return Point(
         (figure(found.throughput) or 0.0) / per_request,
         held=held,
         cap=cap,
         latency=None if latency is None else latency * scale,
-        setting=f"{cap} at once" if repeated else "",
+        setting=repeated,
         low=low,
         high=high,
         samples=int(figure(first_of(table.columns, ["samples"])) or 1),
@@ -157,7 +174,8 @@ def period(column: str) -> float | None:
     longer = _PERIOD.search(column.lower())
     if longer is not None or found & _PER_MINUTE:
         return _PERIODS[longer[longer.lastindex or 1] if longer is not None else "m"]
-    return 1.0 if found & _PER_SECOND else None
+    seconds = _SECOND.search(column.lower()) or (found & _SECONDS and found & _COUNTED and not found & _MOMENTS)
+    return 1.0 if seconds or found & _PER_SECOND else None
 
 
 def _tokens_of(column: str) -> str | None:
@@ -196,16 +214,11 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         for column in table.columns
         if column not in found
         and not _NO_NAME & set(words(column))
-        and (normal(column) in _SETTINGS or any(not _is_number(row.cells[column]) for row in rows if row.cells[column]))
+        and (
+            normal(column) in _SETTINGS
+            or any(not table.is_number(row.cells[column]) for row in rows if row.cells[column])
+        )
     ]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell.replace(",", "."))
-    except ValueError:
-        return False
-    return True
 
 
 def _missing(table: Table, wanted: str) -> InputError:

@@ -50,14 +50,14 @@ def read_times(table: Table, column: str, unit: str | None) -> Times:
 
     **Raises:** `InputError` for cells that are no times, and for figures whose unit nothing says.
     """
-    if _is_number(table.rows[0].cells[column]):
+    if table.is_number(table.rows[0].cells[column]):
         values = np.array([table.number(row, column, minimum=-math.inf) for row in table.rows])
         said = unit_of(column)
         if unit and said and unit != said:
             raise InputError(
                 f'{table.name}: column "{clipped(column)}" is in {said} by its name, but time_unit is {unit}: keep one of the two.'
             )
-        unit = unit or said or _layout_unit(table, column)
+        unit = unit or said or _layout_unit(table, column, values)
         epoch = _epoch_unit(values)
         if unit is None and epoch is None:
             raise InputError(
@@ -73,18 +73,11 @@ def read_times(table: Table, column: str, unit: str | None) -> Times:
     return Times(dates - dates.min(), f'"{clipped(column)}" as dates')
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell.replace(",", ".")))
-    except ValueError:
-        return False
-
-
-def _layout_unit(table: Table, column: str) -> str | None:
-    """The unit that a published layout has: Mooncake's in milliseconds, BurstGPT's in seconds."""
+def _layout_unit(table: Table, column: str, values: Float[np.ndarray, " rows"]) -> str | None:
+    """The unit that a published layout has: Mooncake's whole numbers are milliseconds, Qwen-Bailian's and BurstGPT's are seconds."""
     columns = set(table.columns)
     if column == "timestamp" and {"input_length", "output_length"} <= columns:
-        return "ms"
+        return "s" if "chat_id" in columns else None if (values % 1).any() else "ms"
     if column == "Timestamp" and {"Request tokens", "Response tokens"} <= columns:
         return "s"
     return None

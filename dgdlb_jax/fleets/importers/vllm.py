@@ -1,8 +1,10 @@
-"""Results of vLLM's serving benchmark: `vllm bench serve --save-result`, folders of `vllm bench sweep serve` and `serve_workload`.
+"""Results of vLLM's serving benchmark: `vllm bench serve --save-result`, folders of `vllm bench sweep serve` and `serve_workload`; and of
+SGLang's, whose fields are nearly the same.
 
 Read from `vllm/benchmarks/serve.py` at commit 009e6d4a of vllm-project/vllm, `sweep/serve.py` at 0031557f and `sweep/serve_workload.py`
 at 24d6ea8a (2026; documented as 0.11.2 to 0.32), and from results of 2026-03: a JSON object per run, JSON lines of `--append-result`,
-`summary.json` (a list of runs), `summary.csv` of a sweep, and its folders `SERVE-...-BENCH-...` with `run=N.json`.
+`summary.json` (a list of runs), `summary.csv` of a sweep, and its folders `SERVE-...-BENCH-...` with `run=N.json`. SGLang's
+`python/sglang/bench_serving.py` at commit 0033168f of sgl-project/sglang: JSON lines, `mean_e2e_latency_ms`.
 """
 
 import re
@@ -12,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from dgdlb_jax.fleets.document import clipped
-from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
+from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.fields import figure, needed
 from dgdlb_jax.fleets.importers.source import Source
 
@@ -22,6 +24,9 @@ _NO_SETTING = re.compile(
     r"model_id|date|run_number|unnamed.*|duration|completed|failed|rtfx|max_concurrency|max_concurrent_requests|max_output_tokens_per_s|"
     r"request_rate|burstiness|num_prompts|(total|probe|spec_decode|diffusion|ramp_up)_.*|.*(throughput|goodput).*|.*_ms|"
 )
+
+# Mean end-to-end times of vLLM and of SGLang.
+_WHOLE = ("mean_e2el_ms", "mean_e2e_latency_ms")
 
 Run = Mapping[str, Any]
 
@@ -37,13 +42,16 @@ def _runs(source: Source) -> list[tuple[str, Run]]:
         documents: Sequence[Any] = [file.document] if isinstance(file.document, dict) else file.records or []
         if not documents and last.endswith(".csv") and (file is source or last == "summary.csv"):
             table = file.table
-            documents = [row.cells for row in table.rows] if table and "request_throughput" in table.columns else []
+            documents = table.records() if table and "request_throughput" in table.columns else []
         found += [(file.name, run) for run in documents if _is_run(run)]
     return found
 
 
 def _is_run(run: Any) -> bool:
-    return isinstance(run, Mapping) and "request_throughput" in run and ("mean_ttft_ms" in run or "mean_e2el_ms" in run)
+    """Whether something says its throughput and either how long requests took or how many there could be at once."""
+    if not isinstance(run, Mapping) or isinstance(run.get("request_throughput"), dict | list):
+        return False
+    return "request_throughput" in run and any(key in run for key in ("mean_ttft_ms", *_WHOLE, "max_concurrency"))
 
 
 def _load(run: Run) -> str:
@@ -84,9 +92,10 @@ def _point(place: str, run: Run) -> tuple[Point, str]:
 
 def _latency(place: str, run: Run) -> tuple[float | None, str]:
     """Mean end-to-end time in seconds: as reported, else from the times of every request, else from the means over them."""
-    reported = figure(place, run, "mean_e2el_ms")
-    if reported is not None:
-        return reported / 1e3, ""
+    for key in _WHOLE:
+        reported = figure(place, run, key)
+        if reported is not None:
+            return reported / 1e3, ""
     times = _request_times(run)
     tokens, requests = figure(place, run, "total_output_tokens"), figure(place, run, "completed")
     if times and (requests is None or len(times) == requests):
@@ -123,13 +132,12 @@ def _recognises(source: Source, options: Options) -> bool:
 
 def _read(source: Source, options: Options) -> tuple[Curve, ...]:
     """A curve for each model, setting of the server and kind of request."""
-    del options
-    runs = _runs(source)
+    runs = selected(source.name, _runs(source), lambda found: found[1], options)
     settings = [_settings(place, run) for place, run in runs]
     telling = _telling(settings, [f"{run.get('model_id')}, {_load(run)}" for _, run in runs])
     curves: dict[str, list[tuple[str, Run]]] = {}
     for (place, run), chosen in zip(runs, settings, strict=True):
-        model = str(run.get("model_id") or "vllm").rpartition("/")[2]
+        model = str(run.get("model_id") or run.get("backend") or "vllm").rpartition("/")[2]
         parts = [f"{key}-{chosen.get(key, '')}".strip("-") for key in telling]
         curves.setdefault("-".join(filter(None, [model, *parts])), []).append((place, run))
     return tuple(_curve(source, name, runs) for name, runs in curves.items())
@@ -141,4 +149,4 @@ def _curve(source: Source, name: str, runs: Sequence[tuple[str, Run]]) -> Curve:
     return Curve(clipped(name), points, source.name, (*notes, *_failed(runs)))
 
 
-IMPORTER = Importer("vLLM serving benchmark", "curves", _recognises, _read)
+IMPORTER = Importer("vLLM or SGLang serving benchmark", "curves", _recognises, _read)

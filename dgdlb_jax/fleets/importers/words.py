@@ -18,6 +18,9 @@ LATENCIES = {
 }
 """What a latency may be called, and the seconds one way in one of it: a round trip counts half."""
 
+PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster")
+"""Columns that say where requests enter."""
+
 # Words end where a capital begins: `rttMs`, `latencyUS`.
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _STATISTIC = re.compile(r"p\d+")

@@ -1,14 +1,15 @@
 """What the sweeps of a claim show: one judge per claim, from stores to numbers, a sentence, a verdict."""
 
-import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dgdlb_jax.policies.registry import POLICIES
 from dgdlb_jax.studies import verdict as ends
+from dgdlb_jax.studies.claims.judgement import Judgement as Judgement
+from dgdlb_jax.studies.claims.judgement import Verdict as Verdict
+from dgdlb_jax.studies.claims.judgement import case, known, percent, quantile, topologies, worst
 
 if TYPE_CHECKING:
     import xarray
@@ -32,30 +33,6 @@ LARGE_LATENCY = 1.0
 _ABOVE = "more than 1 % above the optimum in the end with"
 
 
-class Verdict(enum.StrEnum):
-    """Whether a claim holds in this project's model."""
-
-    holds = "holds"
-    in_part = "holds in part"
-    fails = "does not hold"
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What came of a claim.
-
-    - `measured`: a sentence with the figures that decide. `verdict`: what follows.
-    - `topologies`: how many networks it rests on. `numbers`: name -> figure, for tables and tests.
-    - `against`: the case that speaks most clearly against the claim, as inputs of a sweep; None when none does.
-    """
-
-    measured: str
-    verdict: Verdict
-    topologies: int
-    numbers: dict[str, float]
-    against: dict[str, Any] | None = field(default=None)
-
-
 def optimal(data: Data) -> Judgement:
     """Claim 1: the excess of settled runs, of two lengths, and of runs that start at the optimum.
 
@@ -63,23 +40,23 @@ def optimal(data: Data) -> Judgement:
     """
     runs, rest = data["runs"], data["rest"]
     settled = abs(runs["excess"]).where(runs["verdict"] == ends.Verdict.settled)
-    short, long = (_known(settled.isel(duration_over_suggested=k)) for k in (0, -1))
+    short, long = (known(settled.isel(duration_over_suggested=k)) for k in (0, -1))
     numbers = {
         "settled": float(settled.isel(duration_over_suggested=-1).notnull().mean()),
-        "median excess of settled runs": _quantile(short, 0.5),
-        "median excess of settled runs, 4 times as long": _quantile(long, 0.5),
-        "95 % excess of settled runs, 4 times as long": _quantile(long, 0.95),
-        "largest excess of settled runs, 4 times as long": _quantile(long, 1.0),
+        "median excess of settled runs": quantile(short, 0.5),
+        "median excess of settled runs, 4 times as long": quantile(long, 0.5),
+        "95 % excess of settled runs, 4 times as long": quantile(long, 0.95),
+        "largest excess of settled runs, 4 times as long": quantile(long, 1.0),
         "largest excess when started at the optimum": float(np.nanmax(np.abs(rest["excess"].values))),
     }
-    arrived = _quantile(long, 0.95) < TINY_EXCESS and numbers["largest excess when started at the optimum"] < 1e-6
+    arrived = quantile(long, 0.95) < TINY_EXCESS and numbers["largest excess when started at the optimum"] < 1e-6
     return Judgement(
-        f"{percent(numbers['settled'])} of the runs settle; their excess is {percent(_quantile(long, 0.5))} in the median, "
-        f"{percent(_quantile(long, 0.95))} at 95 %, {percent(_quantile(long, 1.0))} at most; at a quarter of the length the median is "
+        f"{percent(numbers['settled'])} of the runs settle; their excess is {percent(quantile(long, 0.5))} in the median, "
+        f"{percent(quantile(long, 0.95))} at 95 %, {percent(quantile(long, 1.0))} at most; at a quarter of the length the median is "
         f"{percent(numbers['median excess of settled runs'])}, so what is left is the way there; started at the optimum, runs stay "
         f"within {numbers['largest excess when started at the optimum']:.1e}",
         Verdict.holds if arrived else Verdict.in_part,
-        _topologies(runs),
+        topologies(runs),
         numbers,
     )
 
@@ -96,18 +73,18 @@ def local(data: Data) -> Judgement:
     numbers = {
         "decaying": float((growth[usable] < 0).mean()),
         "negative abscissa": float((root[usable] < 0).mean()),
-        "median difference of decay rate and root": _quantile(error, 0.5),
-        "90 % difference of decay rate and root": _quantile(error, 0.9),
+        "median difference of decay rate and root": quantile(error, 0.5),
+        "90 % difference of decay rate and root": quantile(error, 0.9),
         "cases compared": float(usable.sum()),
     }
     holds = numbers["decaying"] == 1 and numbers["negative abscissa"] == 1
     return Judgement(
         f"{percent(numbers['decaying'])} of {usable.sum()} small perturbations below the critical step size decay; the measured "
-        f"rate differs from the rightmost root by {percent(_quantile(error, 0.5))} in the median, {percent(_quantile(error, 0.9))} at 90 %",
+        f"rate differs from the rightmost root by {percent(quantile(error, 0.5))} in the median, {percent(quantile(error, 0.9))} at 90 %",
         Verdict.holds if holds else Verdict.in_part,
-        _topologies(runs),
+        topologies(runs),
         numbers,
-        None if holds else _worst(runs, np.where(usable, growth, -np.inf)),
+        None if holds else worst(runs, np.where(usable, growth, -np.inf)),
     )
 
 
@@ -127,8 +104,8 @@ def sufficient(data: Data) -> Judgement:
     numbers = {
         "networks with a limit": float(limited.size),
         "violations": float(violated),
-        "smallest factor to the limit": _quantile(limited, 0.0),
-        "median factor to the limit": _quantile(limited, 0.5),
+        "smallest factor to the limit": quantile(limited, 0.0),
+        "median factor to the limit": quantile(limited, 0.5),
         "simulated within the linear region": float(inside.size),
         "decaying within the linear region": float((inside < 0).mean()) if inside.size else np.nan,
         "simulated beyond the linear region": float(outside.size),
@@ -136,11 +113,11 @@ def sufficient(data: Data) -> Judgement:
     }
     return Judgement(
         f"{violated} violations in {limited.size} networks with a limit: the guaranteed step sizes may be multiplied by at least "
-        f"{_quantile(limited, 0.0):.3f}, in the median {_quantile(limited, 0.5):.2f}; simulated at them, "
+        f"{quantile(limited, 0.0):.3f}, in the median {quantile(limited, 0.5):.2f}; simulated at them, "
         f"{percent(numbers['decaying within the linear region'])} of {inside.size} small perturbations decay, and "
         f"{int((outside >= 0).sum())} of {outside.size} grow that are larger than the linear region of their optimum",
         Verdict.holds if violated == 0 else Verdict.fails,
-        sum(map(_topologies, data.values())),
+        sum(map(topologies, data.values())),
         numbers,
     )
 
@@ -152,18 +129,18 @@ def tight(data: Data) -> Judgement:
     observed = observed_over_critical(data["runs"])
     numbers = {
         "lowest guaranteed / exact": float(ratio.min()),
-        "median guaranteed / exact": _quantile(ratio, 0.5),
+        "median guaranteed / exact": quantile(ratio, 0.5),
         "highest guaranteed / exact": float(ratio.max()),
-        "median observed / exact": _quantile(observed, 0.5),
+        "median observed / exact": quantile(observed, 0.5),
         "within 1 % of exact": float((np.abs(observed - 1) < 0.01).mean()) if observed.size else np.nan,
         "observed": float(observed.size),
     }
     return Judgement(
-        f"guaranteed / exact is {ratio.min():.3f} to {ratio.max():.3f}, {_quantile(ratio, 0.5):.2f} in the median; observed / exact is "
-        f"{_quantile(observed, 0.5):.4f} in the median and within 1 % in {percent(numbers['within 1 % of exact'])} of "
+        f"guaranteed / exact is {ratio.min():.3f} to {ratio.max():.3f}, {quantile(ratio, 0.5):.2f} in the median; observed / exact is "
+        f"{quantile(observed, 0.5):.4f} in the median and within 1 % in {percent(numbers['within 1 % of exact'])} of "
         f"{observed.size} networks",
-        Verdict.holds if _quantile(ratio, 0.5) > 0.5 and ratio.max() <= 1 + 1e-9 else Verdict.in_part,
-        _topologies(data["guaranteed"]),
+        Verdict.holds if quantile(ratio, 0.5) > 0.5 and ratio.max() <= 1 + 1e-9 else Verdict.in_part,
+        topologies(data["guaranteed"]),
         numbers,
     )
 
@@ -203,7 +180,7 @@ def stable(data: Data) -> Judgement:
         f"still let queues grow; cycles by fraction of the critical step size: {steps}; by start: {starts}; "
         f"{percent(calm)} from proportional at the smallest step size" + _relatives(numbers),
         Verdict.holds if numbers["cycling"] == 0 else Verdict.in_part if calm < 0.05 else Verdict.fails,
-        _topologies(data["runs"]),
+        topologies(data["runs"]),
         numbers,
         _smallest_cycle(data),
     )
@@ -239,7 +216,7 @@ def _smallest_cycle(data: Data) -> dict[str, Any] | None:
             excess = chosen["excess"].where(cycles(chosen))
             if bool(excess.notnull().any()):
                 place = np.unravel_index(int(np.nanargmax(excess.values)), excess.shape)
-                return _case(chosen, place, excess.dims)
+                return case(chosen, place, excess.dims)
     return None
 
 
@@ -272,7 +249,7 @@ def gains(data: Data) -> Judgement:
         "median excess over the optimum, DGD-LB against the best of the other balancers, by latency in service times: "
         + "; ".join(where),
         verdict,
-        sum(map(_topologies, data.values())),
+        sum(map(topologies, data.values())),
         numbers,
         _best_rival(runs),
     )
@@ -292,7 +269,7 @@ def _best_rival(runs: "xarray.Dataset") -> dict[str, Any] | None:
     if lead.size == 0 or lead.max() <= 0:
         return None
     place = np.unravel_index(int(np.argmax(lead)), lead.shape)
-    return _case(large.sel(policy="dgd-lb"), place, own.dims)
+    return case(large.sel(policy="dgd-lb"), place, own.dims)
 
 
 def gradient(data: Data) -> Judgement:
@@ -316,7 +293,7 @@ def gradient(data: Data) -> Judgement:
         f"median error at start distances {distance[0]:g} and {distance[-1]:g}: {scales}; it grows with the distance to the power "
         f"{float(np.median(slope)):.2f}",
         Verdict.holds if float(near.max()) < 0.1 else Verdict.in_part,
-        _topologies(runs),
+        topologies(runs),
         numbers,
     )
 
@@ -334,7 +311,7 @@ def requests(data: Data) -> Judgement:
     numbers = {
         "balancers and fleets whose noise shows": float(sure.sum()),
         "median order in the scale": float(np.median(orders)) if orders.size else np.nan,
-        "predicted over measured at the largest scale, median": _quantile(theory[np.isfinite(theory)], 0.5),
+        "predicted over measured at the largest scale, median": quantile(theory[np.isfinite(theory)], 0.5),
         **{f"noise of DGD-LB at scale {n:g}, largest": float(np.nanmax(noise[k, about])) for k, n in enumerate(scale)},
         **{f"pairs that change places at scale {n:g}": float(swapped[k]) for k, n in enumerate(scale)},
     }
@@ -348,7 +325,7 @@ def requests(data: Data) -> Judgement:
         f"{numbers['median order in the scale']:.2f} in the median of {sure.sum()} balancers and fleets; linear theory says "
         f"{numbers['predicted over measured at the largest scale, median']:.2f} of what is measured at scale {scale[-1]:g}",
         Verdict.holds if falls and swapped[-1] == 0 else Verdict.in_part if falls else Verdict.fails,
-        _topologies(runs),
+        topologies(runs),
         numbers,
     )
 
@@ -376,40 +353,3 @@ JUDGES: dict[str, Callable[[Data], Judgement]] = {
     "8": requests,
 }
 """The judge of every claim."""
-
-
-def percent(part: float) -> str:
-    """`4.1 %`, with two significant digits."""
-    if not np.isfinite(part):
-        return "no end" if part > 0 else "unknown"
-    value = 100 * part
-    return f"{value:.0f} %" if abs(value) >= 10 or value == 0 else f"{value:.2g} %"
-
-
-def _quantile(values: np.ndarray, q: float) -> float:
-    return float(np.quantile(values, q)) if values.size else float("nan")
-
-
-def _known(values: "xarray.DataArray") -> np.ndarray:
-    flat = values.values.ravel()
-    return flat[np.isfinite(flat)]
-
-
-def _topologies(runs: "xarray.Dataset") -> int:
-    """Networks that differ in more than latency scale, load or what runs in them."""
-    count = 1
-    for name in ("seed", "family", "fleet", "network", "world"):
-        count *= runs.sizes.get(name, 1)
-    return count
-
-
-def _worst(runs: "xarray.Dataset", score: np.ndarray) -> dict[str, Any]:
-    return _case(runs, np.unravel_index(int(np.argmax(score)), score.shape), runs["growth_rate"].dims)
-
-
-def _case(runs: "xarray.Dataset", place: tuple, dims: tuple) -> dict[str, Any]:
-    """The inputs of one case, fixed ones included, with what was measured."""
-    case = runs.isel({str(dim): int(k) for dim, k in zip(dims, place, strict=True)})
-    return {
-        str(name): value.item() for name, value in [*case.coords.items(), *case.data_vars.items()] if value.ndim == 0
-    }
