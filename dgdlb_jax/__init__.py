@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from dgdlb_jax.equilibrium.prices import ShadowPrices as ShadowPrices
     from dgdlb_jax.equilibrium.prices import shadow_prices as shadow_prices
     from dgdlb_jax.fleets import list_fleets as list_fleets
+    from dgdlb_jax.fleets import load_events as load_events
     from dgdlb_jax.fleets import load_fleet as load_fleet
     from dgdlb_jax.gradients.marginal import MarginalLatency as MarginalLatency
     from dgdlb_jax.gradients.marginal import marginal_latency as marginal_latency
     from dgdlb_jax.gradients.tuning import Tuned as Tuned
     from dgdlb_jax.gradients.tuning import transient_latency as transient_latency
     from dgdlb_jax.gradients.tuning import tune as tune
+    from dgdlb_jax.model import events as events
     from dgdlb_jax.model import topologies as topologies
     from dgdlb_jax.model.demand import AbstractDemand as AbstractDemand
     from dgdlb_jax.model.demand import Constant as Constant
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.model.service import concatenate as concatenate
     from dgdlb_jax.model.service import fit_service as fit_service
     from dgdlb_jax.model.service import register_curve as register_curve
+    from dgdlb_jax.model.signals import Signals as Signals
+    from dgdlb_jax.model.signals import signals as signals
     from dgdlb_jax.model.topologies import register_topology as register_topology
     from dgdlb_jax.numerics.delay import Checkpoints as Checkpoints
     from dgdlb_jax.numerics.delay import FullStorage as FullStorage
@@ -170,9 +174,10 @@ _HOME = {
     "studies.sweep": ("open_sweep", "sweep"),
     "studies.sweep.measures": ("register_measure",),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
-    "fleets": ("list_fleets", "load_fleet"),
+    "fleets": ("list_fleets", "load_events", "load_fleet"),
     "model.demand_kinds": ("register_demand",),
     "model.network": ("Network", "stack"),
+    "model.signals": ("Signals", "signals"),
     "model.service": (
         "AbstractService", "Exponential", "Hyperbolic", "Logarithmic", "ManyServer", "PerBackend", "Power", "Replicas",
         "ServiceFit", "Tabulated", "concatenate", "fit_service", "register_curve",
@@ -210,7 +215,12 @@ _HOME = {
     "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = {"conditions": "stability.conditions", "plots": "reports.gallery", "topologies": "model.topologies"}
+_MODULES = {
+    "conditions": "stability.conditions",
+    "events": "model.events",
+    "plots": "reports.gallery",
+    "topologies": "model.topologies",
+}
 
 __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"

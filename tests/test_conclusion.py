@@ -48,7 +48,7 @@ def stub(
         network=network, optimum=SimpleNamespace(routing=BEST, network_share=network_share),
         mean_routing=lambda name: np.asarray(found), moving=moving,
         unmeasurable=unmeasurable, best_latency=0.1, outcomes={one.balancer: one for one in rows}, switch=switched,
-        scatter=scattered,
+        scatter=scattered, phases=(),
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def reloaded(network: Network, folder: Path) -> Network:
 
 def test_the_built_in_fleets_are_listed_with_sources():
     listed = {fleet.name: fleet for fleet in list_fleets()}
-    assert set(listed) == {*REAL, *CURRENT, "two-by-two"}
+    assert set(listed) == {*REAL, *CURRENT, "two-by-two", "failover"}
     for name in REAL:
         fleet = listed[name]
         assert (fleet.frontends, fleet.backends) == (20, 8)

@@ -14,6 +14,7 @@ from dgdlb_jax.cli.common import (
     require_extra,
     set_up_jax,
 )
+from dgdlb_jax.cli.failures import fail_in_turn
 from dgdlb_jax.policies.registry import POLICIES
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _EXAMPLES = """examples:
   dgdlb run my-fleet.toml --report --export envoy
   dgdlb run two-by-two --policies dgd-lb,least-latency --duration 60
   dgdlb run two-by-two --requests --scale 10
+  dgdlb run small-models --fail each
   dgdlb run two-by-two --json --no-files | jq '.balancers[] | [.balancer, .excess]'
 
 words, about the last fifth of the run and the backends that get more than 0.1 % of the work:
@@ -47,6 +49,8 @@ words, about the last fifth of the run and the backends that get more than 0.1 %
   varying inputs       demand or capacity changes there, so nothing can settle
   failed               the computation did; a note says why
   settled after  from then on the latency stays within 0.1 % of the optimum, or twice the final excess
+With [[events]] in the fleet's file all of these are about the end, after the last event; a table of its own tells for every event how the
+balancers get over it.
 
 --current is a CSV file with the columns frontend,backend,share; the shares of a frontend sum to 1:
   frontend,backend,share
@@ -143,6 +147,13 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         choices=("ps", "fcfs"),
         help="with --requests: processor sharing (default), or first come, first served",
     )
+    add(
+        "--fail",
+        metavar="BACKENDS",
+        type=names,
+        help="instead: let each of these backends fail in turn, or with `each` all of them, and tell what the loss costs, who recovers "
+        "and how fast (files: failures.json in --output, if given)",
+    )
     add("--report", action="store_true", help="write report.html as well: tables and pictures in one file")
     add(
         "--export",
@@ -167,6 +178,8 @@ def run_fleets(options: argparse.Namespace) -> None:
     if options.no_files and (options.report or options.export):
         raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
     set_up_jax(host=True)
+    if options.fail is not None:
+        return fail_in_turn(options, list(dict.fromkeys(options.fleets)) or list(HEADLINE))
     from dgdlb_jax.reports.export import export_notes
     from dgdlb_jax.reports.fleet_run import Job, Settings, folders
     from dgdlb_jax.reports.status import status

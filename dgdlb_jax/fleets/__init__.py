@@ -78,6 +78,12 @@ All keys:
     - `"constant"`: `factor`.
     - a kind of your own: `register_demand(kind, class, parameters)`, here one number per frontend for each parameter.
 - `[capacity]`: the same kinds as a demand, here a factor on each backend's service rate over time.
+- `[[events]]`, as many as there are: what happens on the way (`load_events`; `dgdlb run` shows it). `at_s`: seconds since the start;
+  `what`, and where: `backend` or `frontend`, a name or a list of names.
+    - `"fails"` (what it holds and what reaches it is lost), `"drains"`, `"recovers"` (a failed one comes back without requests): `backend`.
+    - `"replicas"`: `backend`, `factor` (times those at first). `"demand"`: `frontend` (all unless given), `factor`.
+    - `"closes"`, `"opens"`: `frontend`, `backend` (all unless given): a change of the mask.
+    - `"latency"`: the same, and `factor`: links get slower, or faster. `"breaks"` (what is sent on it is lost), `"mends"`: the same.
 - `[sources.NAME]`: `title`, `licence`, `url`, `date`, `note`.
 
 Tables are looked for beside the TOML file, or where a path leads from there (`"../latency.csv"`, `"/data/day.csv"`): in a fleet from a
@@ -101,6 +107,7 @@ from dgdlb_jax.fleets.load import Source as Source
 from dgdlb_jax.fleets.load import describe_fleet as describe_fleet
 from dgdlb_jax.fleets.load import fleet_names as fleet_names
 from dgdlb_jax.fleets.load import list_fleets as list_fleets
+from dgdlb_jax.fleets.load import load_events as load_events
 from dgdlb_jax.fleets.load import load_fleet as load_fleet
 from dgdlb_jax.fleets.load import read_measured as read_measured
 from dgdlb_jax.model.document import write_fleet as write_fleet

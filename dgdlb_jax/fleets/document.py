@@ -4,6 +4,7 @@ import math
 import re
 import stat
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -190,6 +191,17 @@ class Section:
                 raise self.error(key, f"has row {k} = {shown(row)}", f"give {columns} numbers in every row.")
         return [[self._number(key, value, 0.0, False) for value in row] for row in values]
 
+    def tables(self, key: str) -> list["Section"]:
+        """The tables `[[key]]` within this table, numbered from 1; none when it is missing."""
+        values = self.get(key, list, f"tables, [[{key}]]", [])
+        for value in values:
+            if not isinstance(value, dict):
+                raise self.error(key, f"contains {shown(value)}", f"give tables, [[{key}]].")
+        return [
+            Section(value, self.file, self.text, (*self.path, f"{key}[{number}]"), self.notes)
+            for number, value in enumerate(values, start=1)
+        ]
+
     def build(self, maker: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`maker(...)`, whose complaints get this section's place in front."""
         try:
@@ -245,11 +257,13 @@ def shown(value: object) -> str:
 
 def _line_of(text: str, path: tuple[str, ...], key: str) -> int | None:
     """Where `key` of the table `path` is set, as far as a plain look at the lines can tell; else where the table starts."""
-    header, table = re.compile(r"^\s*\[([^\[\]]+)\]\s*(#.*)?$"), ()
-    start = None
+    header, table = re.compile(r"^\s*(\[?)\[([^\[\]]+)\]\]?\s*(#.*)?$"), ()
+    start, seen = None, Counter[str]()
     for number, line in enumerate(text.splitlines(), start=1):
         if found := header.match(line):
-            table = tuple(part.strip().strip("\"'") for part in found[1].split("."))
+            seen[found[2]] += 1
+            name = f"{found[2]}[{seen[found[2]]}]" if found[1] else found[2]
+            table = tuple(part.strip().strip("\"'") for part in name.split("."))
             if table in (path, (*path, key)):
                 start = number
         elif table == path and re.match(rf"^\s*[\"']?{re.escape(key)}[\"']?\s*=", line):

@@ -11,14 +11,16 @@ from jaxtyping import Float
 from dgdlb_jax.fleets.curves import Service, read_service
 from dgdlb_jax.fleets.demands import Base, read_demand, read_pattern
 from dgdlb_jax.fleets.document import Folder, Section, clipped, parse
+from dgdlb_jax.fleets.events import read_events
 from dgdlb_jax.fleets.latencies import Places, read_latencies
 from dgdlb_jax.model.demand import AbstractDemand
+from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
 
-_SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "sources")
+_SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "events", "sources")
 
 
 class FleetWarning(UserWarning):
@@ -85,6 +87,20 @@ def read_measured(fleet: str | Path) -> Service:
     """The service curves of a fleet and the measurements behind them. Arguments and errors are those of `load_fleet`."""
     document, folder = _open(fleet)
     return read_service(document, document.section("backends"), document.section("backends").names("names"), folder)
+
+
+def load_events(fleet: str | Path, *, demand: str | None = None) -> tuple[Event, ...]:
+    """What happens in a fleet, its `[[events]]`: for `simulate(network, ..., events=...)`. None where the file has none.
+
+    **Arguments:** `fleet` and `demand` as for `load_fleet`.
+
+    **Raises:** `InputError` that names file, number of the event, field and remedy.
+    """
+    document, folder = _open(fleet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FleetWarning)  # load_fleet says it
+        network, _ = _read(document, folder, demand)
+    return read_events(document, network)
 
 
 def describe_fleet(fleet: str | Path) -> FleetInfo:
@@ -165,6 +181,7 @@ def _read(document: Section, folder: Folder, demand: str | None) -> tuple[Networ
         backend_names=places.backends,
         name=document.name_of("name", clipped(document.file.removesuffix(".toml"))),
     )
+    read_events(document, network)  # a mistake there is one in the fleet, whoever reads it
     return network, service
 
 

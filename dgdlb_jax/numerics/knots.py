@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -14,6 +15,34 @@ from jaxtyping import Array, Float, Int
 from dgdlb_jax.numerics.linear_map import linear_map
 
 _FEW = 8  # knots that are written out; of more, so many at a time
+
+NEVER = 1e30
+"""The time of a jump that does not happen, seconds: far beyond any run, and finite, so that arithmetic with it is."""
+
+
+class Steps(eqx.Module):
+    """Signals that are constant but for jumps, each with times of its own.
+
+    - `times` `(jumps, *columns)`: seconds, in rising order; `NEVER` fills up signals that have fewer jumps than others.
+    - `values` `(jumps + 1, *columns)`: before the first jump, between jumps, after the last. A new value holds from its time on.
+    """
+
+    times: Float[Array, "..."]
+    values: Float[Array, "..."]
+
+    def at(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The values at a time, one for all signals or one for each."""
+        return self.mean_over(t, jnp.zeros_like(t))
+
+    def mean_over(self, start: Float[Array, "..."], length: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The exact mean values of an interval; those at its start for length 0."""
+        return mean_of_steps(self.times, self.values, start, length)
+
+    def jumps_within(
+        self, start: Float[Array, "..."], length: Float[Array, "..."]
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """How many jumps an interval has, and what part of it lies before them, see `places_within`."""
+        return places_within(self.times, start, length)
 
 
 def pick(table: Float[Array, "knots *columns"], index: Int[Array, "*columns"]) -> Float[Array, "*columns"]:

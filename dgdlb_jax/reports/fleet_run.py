@@ -12,7 +12,7 @@ from typing import Any
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
-from dgdlb_jax.fleets import load_fleet, read_measured
+from dgdlb_jax.fleets import load_events, load_fleet, read_measured
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
@@ -28,6 +28,7 @@ from dgdlb_jax.studies.durations import check_times
 from dgdlb_jax.studies.requests import SEEDS, RequestStudy, RequestStudyInProgress
 from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.studies.scatter import measure_scatter
+from dgdlb_jax.studies.schedule import Schedule
 from dgdlb_jax.studies.what_if import what_if
 
 
@@ -75,18 +76,33 @@ class Job:
         self.comparison, self.trace, self.stability, self.requests = None, None, None, None
         self._policies: dict[str, AbstractPolicy] = {}
         self.network = load_fleet(fleet, demand="constant")
+        self.settled = self.network  # after all events
         self.service = read_measured(fleet)
+        self.events = load_events(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         require_traffic(self.network)
         if settings.requests and self.network.varies:
             raise InputError(
                 f"--requests: the capacity of {self.network.name or fleet} moves in time; whole requests are compared at constant rates."
             )
+        if self.events:
+            self._check_events(fleet)
         check_times(self.network, settings.dt, settings.duration)
         check_keys(settings.policies or ())
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
         if folder is not None:
             check_folder(folder)
+
+    def _check_events(self, fleet: str) -> None:
+        for option, given in (("--requests", self.settings.requests), ("--demand", self.traced is not None)):
+            if given:
+                raise InputError(
+                    f"{option}: {fleet} has [[events]], which are compared at mean rates in the fluid model: leave it out."
+                )
+        schedule = Schedule(self.network, self.events)
+        if self.settings.duration is not None:
+            schedule.check_duration(self.settings.duration)
+        self.settled = schedule.network_at(schedule.last)
 
     def run(self, status: Status, show: Callable[[str], None]) -> None:
         """Compare at the mean rates, then under the trace if that was asked for, assess the stability, write the files.
@@ -100,13 +116,16 @@ class Job:
         best = solve_optimum(self.network)  # compiled here, before several threads ask for it
         with in_the_background() as later:
             # Both may take longer to compile than all balancers to run. The changes are only computed so that they are compiled.
-            changes = None if self.network.varies else later(lambda: what_if(self.network, best))
+            skip = self.network.varies or bool(self.events)
+            changes = None if skip else later(lambda: what_if(self.network, best))
             current = self.also[CURRENT].routing if self.also else None
-            scattered = later(lambda: measure_scatter(self.network, best, self.service, current))
+            scattered = None
+            if not self.events:
+                scattered = later(lambda: measure_scatter(self.network, best, self.service, current))
             stability = None
             if chosen.policies is None or "dgd-lb" in chosen.policies:
                 stability = later(
-                    partial(stability_report, self.network, step_size=chosen.step_size, start=chosen.start)
+                    partial(stability_report, self.settled, step_size=chosen.step_size, start=chosen.start)
                 )
             for comparison in self._compared(self.network, name, status, show, changes, scattered):
                 self.comparison = comparison
@@ -142,7 +161,7 @@ class Job:
         status.phase(f"{name}: optimum")
         work = ComparisonInProgress(
             network, chosen.policies, also=self.also, step_size=chosen.step_size, dt=chosen.dt, start=chosen.start,
-            duration=chosen.duration, alike=self.traced,
+            duration=chosen.duration, alike=self.traced, events=self.events if network is self.network else (),
         )  # fmt: skip
         count = len(work.policies)
         if network is self.network:

@@ -138,6 +138,8 @@ def _comparison(comparison: Comparison) -> list[str]:
     parts += [heading("Balancers"), table(*text.table_cells(comparison))]
     said = [*text.notes(comparison), *text.resolution(comparison).splitlines()]
     parts += [paragraph(line.strip()) for line in said]
+    if comparison.phases:
+        parts += [heading("Events"), table(*text.event_cells(comparison), right=(2, 3, 4, 5))]
     parts.append(picture(latency_over_time(comparison).figure, "Mean latency over time, one line per balancer"))  # pyright: ignore[reportArgumentType]
     if not comparison.moving:
         header, rows = text.flow_cells(comparison)

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from dgdlb_jax.numerics.formatting import number, seconds
+from dgdlb_jax.numerics.text import clipped
 from dgdlb_jax.reports.axes import COLOURS as COLOURS
 from dgdlb_jax.reports.axes import STYLES as STYLES
 from dgdlb_jax.reports.axes import as_written, finish, log_seconds, log_time, new_axes, new_figure, save_png, tell_apart
@@ -17,10 +18,12 @@ from dgdlb_jax.reports.text import latency, verdict
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT, DGD
 from dgdlb_jax.studies.compare import CURRENT, Comparison
 from dgdlb_jax.studies.conclusion import excess
+from dgdlb_jax.studies.event_words import described
 from dgdlb_jax.studies.outcome import backend_names, frontend_names
 from dgdlb_jax.studies.verdict import moving_mean
 
 _HATCHES = ("", "///", "...", "xxx")
+_LONGEST_MARK = 40  # letters of what is written beside the mark of an event
 _FAR_ABOVE = 5.0  # excess of those that may leave a picture at the top
 _USUAL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F")
 _BALANCER_COLOURS = {BALANCERS[key].label: colour for key, colour in zip(DEFAULT, _USUAL_COLOURS, strict=True)}
@@ -28,8 +31,8 @@ _BALANCER_COLOURS[CURRENT] = "#000000"
 
 
 def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes:
-    """Mean latency (moving mean) over time, one line per balancer, the optimum dashed. The time axis is logarithmic unless demand moves:
-    what happens, happens early. Lines that coincide take turns.
+    """Mean latency (moving mean) over time, one line per balancer, the optimum dashed. The time axis is logarithmic unless demand moves
+    or there are events: what happens, happens early. Lines that coincide take turns.
 
     **Arguments:** `comparison`; `ax`: axes to draw on, a new figure by default. **Returns:** the axes.
     """
@@ -44,15 +47,25 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
             lw=2.4 if first else 1.4,
             zorder=4 if first else 3,
         )
-    if comparison.reference is None:
+    if comparison.phases:
+        begins = [phase.begin for phase in comparison.phases]
+        ends = [*begins, comparison.duration]
+        best = [phase.latency for phase in comparison.phases]
+        ax.step(ends, [*best, best[-1]], where="post", color="black", ls="--", lw=1.2, zorder=2.5)
+    elif comparison.reference is None:
         ax.axhline(comparison.best_latency, color="black", ls="--", lw=1.2, zorder=2.5)
     else:
         ax.plot(comparison.reference.time, comparison.reference.latency, color="black", ls="--", lw=1.2, zorder=2.5)
-    label = (
-        f"{'quasi-static optimum (reference)' if comparison.moving else 'optimum'}: {seconds(comparison.best_latency)}"
+    which = (
+        "quasi-static optimum (reference)"
+        if comparison.moving
+        else "optimum in the end"
+        if comparison.phases
+        else "optimum"
     )
-    ax.plot([], [], color="black", ls="--", lw=1.2, label=label)
+    ax.plot([], [], color="black", ls="--", lw=1.2, label=f"{which}: {seconds(comparison.best_latency)}")
     ax.set_yscale("log")
+    mark_events(ax, comparison)
     _leave_out_the_drowning(ax, comparison)
     log_seconds(ax)
     finish(ax, "time (s)", "mean latency per request", f"{comparison.network.name or 'network'}: latency by balancer")
@@ -116,7 +129,7 @@ def workloads_over_time(
     lines = []
     for j, name in enumerate(backend_names(comparison.network)):
         colour, style = _backend_style(j)
-        series, even = np.asarray(run.workload)[:, j], comparison.moving
+        series, even = np.asarray(run.workload)[:, j], _in_even_time(comparison)
         lines += _band(ax, np.asarray(run.time), series, even, color=colour, ls=style, label=name)
         if not comparison.moving:  # a short level line just outside the right edge
             beside = ax.get_yaxis_transform()
@@ -126,6 +139,7 @@ def workloads_over_time(
     finish(ax, "time (s)", "workload (requests)", f"{comparison.network.name or 'network'}: workloads under {balancer}")
     _time_axis(ax, comparison)
     ax.set_ylim(bottom=0)
+    mark_events(ax, comparison, words=legend)
     if legend:
         ax.legend(title="backend", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     tell_apart(ax, lines)
@@ -155,6 +169,19 @@ def workloads_of_all(comparison: Comparison) -> Figure:
     figure.suptitle(f"{comparison.network.name or 'network'}: workloads by balancer")
     figure.supylabel("workload (requests)", fontsize="medium")
     return as_written(figure)
+
+
+def mark_events(ax: Axes, comparison: Comparison, *, words: bool = True) -> None:
+    """A vertical line for every event, with what happens beside it."""
+    for phase in comparison.phases[1:]:
+        ax.axvline(phase.begin, color="0.45", lw=0.9, ls=":", zorder=2)
+        if words:
+            ax.annotate(
+                clipped(", ".join(map(described, phase.events)), _LONGEST_MARK),
+                xy=(phase.begin, 1), xycoords=ax.get_xaxis_transform(), xytext=(-3, -4), textcoords="offset points",
+                rotation=90, va="top", ha="right", fontsize=8, color="0.3", zorder=6,
+                bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
+            )  # fmt: skip
 
 
 def save_pictures(comparison: Comparison, folder: Path, prefix: str = "") -> list[Path]:
@@ -212,21 +239,26 @@ def _recent_latency(comparison: Comparison, name: str) -> tuple[np.ndarray, np.n
     run = comparison.runs[name]
     time, rate = np.asarray(run.time, float), np.asarray(run.arrival_rate, float).sum(-1)
     window = max(float(np.max(comparison.network.latency)), 0.01 * float(time[-1] - time[0]))
-    windows = np.full(time.size, window) if comparison.moving else np.minimum(window, 0.1 * (time - time[0]))
+    windows = np.full(time.size, window) if _in_even_time(comparison) else np.minimum(window, 0.1 * (time - time[0]))
     return time, moving_mean(time, np.asarray(run.mean_latency, float) * rate, rate, windows)
 
 
 def _time_axis(ax: Axes, comparison: Comparison) -> None:
-    if comparison.moving:
+    if _in_even_time(comparison):
         ax.set_xlim(0, comparison.duration)
     else:
         log_time(ax, float(next(iter(comparison.runs.values())).time[1]), comparison.duration)
 
 
+def _in_even_time(comparison: Comparison) -> bool:
+    """Whether things happen at any time, and not above all early."""
+    return comparison.moving or bool(comparison.phases)
+
+
 def _legend_title(comparison: Comparison) -> str:
     if comparison.unmeasurable is not None:
         return "mean latency"
-    return f"over the {'reference' if comparison.moving else 'optimum'}"
+    return f"over the {'reference' if comparison.moving else 'optimum'}{' in the end' if comparison.phases else ''}"
 
 
 def _stack(ax: Axes, shares: np.ndarray, offset: float, height: float, alpha: float) -> None:

@@ -15,6 +15,7 @@ from dgdlb_jax.numerics.formatting import enumerated, number, percent, ranging, 
 from dgdlb_jax.reports.text_table import GrowingTable, columns
 from dgdlb_jax.studies.balancers import CURRENT, DGD
 from dgdlb_jax.studies.conclusion import conclusion, excess
+from dgdlb_jax.studies.event_words import happening
 from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.studies.time_steps import ACCURATE
 from dgdlb_jax.studies.verdict import Verdict
@@ -39,7 +40,8 @@ def report(comparison: "Comparison") -> str:
 
 def after_table(comparison: "Comparison") -> list[str]:
     """What stands below the table of the balancers: routing, what changes are worth, conclusion."""
-    parts = [] if comparison.moving else [flows(comparison), routing(comparison), changes(comparison)]
+    parts = [events(comparison)] if comparison.phases else []
+    parts += [] if comparison.moving else [flows(comparison), routing(comparison), changes(comparison)]
     return [*parts, textwrap.fill(conclusion(comparison), 100)]
 
 
@@ -60,7 +62,11 @@ def run_facts(comparison: "Comparison") -> list[str]:
     """The optimum, and how long the balancers ran with which step size."""
     best = comparison.optimum
     which = "optimum at the mean rates" if comparison.moving else "optimum, the best routing that never changes"
-    lines = [
+    lines = []
+    if comparison.phases:
+        which = "optimum after the last event"
+        lines.append(f"events: {'; '.join(map(happening, comparison.phases[1:]))}")
+    lines += [
         f"{which}: {seconds(float(best.mean_latency))} per request, {percent(float(best.network_share))} of it on the "
         f"network; largest latency x service slope on an arc in use {number(comparison.steepest_latency)}",
         f"run: {seconds(comparison.duration)} from {comparison.start} routing, step size "
@@ -152,6 +158,25 @@ def growing_table(names: Sequence[str], moving: bool) -> GrowingTable:
     """The table of balancers of these names, whose rows are not known yet."""
     first = max(map(len, (*names, "quasi-static optimum")))
     return GrowingTable(table_header(moving), [first, *_WIDEST[: len(table_header(moving)) - 1]])
+
+
+def events(comparison: "Comparison") -> str:
+    """How every balancer gets over every event: the worst latency, what is lost, and when it is back."""
+    return columns(*event_cells(comparison), right=(2, 3, 4, 5))
+
+
+def event_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of that table, event by event."""
+    header = ("after", "balancer", "optimum then", "worst latency", "requests lost", "within 1 % of it after")
+    rows = []
+    for phase in comparison.phases[1:]:
+        found = {one.balancer: one for one in comparison.recoveries if one.phase is phase}
+        best = seconds(phase.latency) or f"short by {number(phase.short_by)} req/s"
+        rows.append((happening(phase), "", best, "", "", ""))
+        for row in comparison.table():
+            one = found[row.balancer]
+            rows.append(("", row.balancer, "", seconds(one.worst_latency), number(one.lost), seconds(one.time) or "-"))
+    return header, rows
 
 
 def flows(comparison: "Comparison") -> str:

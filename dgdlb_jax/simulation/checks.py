@@ -1,17 +1,20 @@
 """What can be said about a simulation's inputs before it runs: sizes of the buffer and the loop, and sentences for people."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.signals import Signals, closest_pair
 from dgdlb_jax.numerics.delay import rows_for, steps_for
 from dgdlb_jax.numerics.delay.line import fits
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 LARGEST_STEP = 2**31 - 2  # steps are counted in int32
@@ -135,6 +138,38 @@ def same_extensions(initial: Any, rows: tuple[int, ...]) -> None:
             f"The state to go on from has {len(before)} extensions with delay buffers of {list(before)} rows, this run has {len(rows)} of "
             f"{list(rows)}: give the same extensions, latencies and dt, or start afresh from (routing, workload)."
         )
+
+
+def one_event_at_a_time(signals: Signals, time_grid: Grid) -> None:
+    """Raise `InputError` where something happens twice at one place within a step, which a step cannot tell apart."""
+    if not is_concrete(signals):
+        return
+    for steps in (getattr(signals, field.name) for field in dataclasses.fields(signals)):
+        gap = np.inf if steps is None else closest_pair(steps.times)
+        if gap <= time_grid.dt.max():
+            raise InputError(
+                f"Two events at the same place are {gap:.3g} s apart, which dt = {time_grid.dt.max():.3g} s does not resolve: "
+                "leave one of them out, or lower dt."
+            )
+
+
+def refuse_derivatives(policy: AbstractPolicy, values: PyTree) -> PyTree:
+    """The same values, without a derivative if the policy jumps.
+
+    **Raises:** `InputError` when they are differentiated then.
+    """
+    if policy.differentiable:
+        return values
+    refuse = jax.custom_jvp(lambda values: values)
+
+    @refuse.defjvp
+    def _(primals, tangents):
+        raise InputError(
+            f"{type(policy).__name__} jumps from one routing to another, so a run with it has no gradient: use its smooth "
+            "relative, a softmin of the same signal, or a flow policy such as DGDLB."
+        )
+
+    return refuse(values)
 
 
 def explain(networks: Network, time_grid: Grid, max_latency: float | None) -> None:

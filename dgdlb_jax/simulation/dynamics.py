@@ -13,10 +13,12 @@ from jaxtyping import Array, Bool, Float
 from dgdlb_jax.model.demand import AbstractDemand, AbstractJumpingDemand
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
+from dgdlb_jax.model.signals import Signals
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State, takes_lanes
 from dgdlb_jax.simulation.lanes import Shape
+from dgdlb_jax.simulation.timeline import Jump, Timeline, shared
 
 Arcs = Float[Array, "backends frontend_lanes"]
 Backends = Float[Array, " backend_lanes"]
@@ -38,11 +40,13 @@ class Field(eqx.Module):
     mask: Bool[Array, "backends frontend_lanes"]
     nominal_capacity: Arcs
     policy: AbstractPolicy
+    events: Timeline | None
 
-    def __init__(self, network: Network, policy: AbstractPolicy):
+    def __init__(self, network: Network, policy: AbstractPolicy, signals: Signals | None = None):
         """From a batched, nameless network and a policy whose parameters are scalars, `(lanes,)` or `(lanes, frontends, ...)`.
 
-        Here they meet: the parameters are converted to the network's floating-point type.
+        Here they meet: the parameters are converted to the network's floating-point type. `signals`: events in these networks, their
+        demand apart.
         """
         shape = Shape(network.frontends, network.backends, network.latency.shape[0])
         self.shape = shape
@@ -57,6 +61,7 @@ class Field(eqx.Module):
         self.mask = shape.arcs(network.mask)
         self.nominal_capacity = shape.backend_to_arcs(network.nominal_capacity)
         self.policy = shape.policy(with_float_type(policy, network.latency.dtype))
+        self.events = None if signals is None else Timeline(shape, signals, self.feedback_latency)
 
     def arrival_rate(self, t: Frontends) -> Frontends:
         r"""$\lambda_i(t)$, requests/s."""
@@ -72,9 +77,11 @@ class Field(eqx.Module):
     def service_rate(self, t: Backends, workload: Backends, step: tuple[Backends, Backends] | None = None) -> Backends:
         r"""$\ell_j(N_j)$, times the capacity factor where capacity changes in time, requests/s.
 
-        A factor that jumps counts with its mean over `step`, its start and its length.
+        What jumps counts with its mean over `step`, its start and its length.
         """
-        return self._at_capacity(t, self.service.rate(workload), step)
+        curve = self.service.rate
+        rate = curve(workload) if self.events is None else self.events.mean_rate(curve, workload, t, step)
+        return self._at_capacity(t, rate, step)
 
     def rate_per_request(
         self, t: Backends, workload: Backends, step: tuple[Backends, Backends] | None = None
@@ -92,8 +99,15 @@ class Field(eqx.Module):
     def observe(self, t: Frontends, seen: Arcs, outstanding: Arcs, time_step: Frontends) -> Observation:
         """What every frontend sees: `seen` is the workload after the feedback latency, `outstanding` are the frontend's own requests
         (anything where its policy does not look at them)."""
-        rate = self.seen_service.rate(seen)
-        marginal, average = self.seen_service.marginal_latency(seen), self.seen_service.average_latency(seen)
+        replicas, nominal, way = 1.0, self.nominal_capacity, 1.0
+        if self.events is not None and self.events.seen_replicas is not None:
+            replicas = self.events.seen_replicas.at(t)
+            nominal = replicas * nominal
+        if self.events is not None and self.events.seen_latency is not None:
+            way = self.events.seen_latency.at(t)
+        each = seen / replicas
+        rate = replicas * self.seen_service.rate(each)
+        marginal, average = self.seen_service.marginal_latency(each), self.seen_service.average_latency(each)
         if self.seen_capacity is not None:
             # Capacity is known in advance, so its past needs no delay line. Where it is 0 a latency has no finite value.
             factor = self.seen_capacity.rate(jnp.maximum(t - self.feedback_latency, 0))
@@ -104,13 +118,22 @@ class Field(eqx.Module):
             service_rate=rate,
             marginal_latency=marginal,
             average_latency=average,
-            cost_latency=self.cost_latency,
+            cost_latency=way * self.cost_latency,
             outstanding=outstanding,
-            nominal_capacity=self.nominal_capacity,
-            mask=self.mask,
+            nominal_capacity=nominal,
+            mask=self.open_arcs(t),
             arrival_rate=self.arrival_rate(t),
             time_step=time_step,
         )
+
+    def cost_latency_at(self, t: Frontends) -> Arcs:
+        """The network time charged to what is sent at a time, seconds."""
+        way = None if self.events is None else self.events.latency
+        return self.cost_latency if way is None else way.at(t) * self.cost_latency
+
+    def open_arcs(self, t: Frontends) -> Bool[Array, "backends frontend_lanes"]:
+        """The arcs that frontends use at a time."""
+        return self.mask if self.events is None else self.events.open_arcs(t, self.mask)
 
     def weight_of_start(self, start: Frontends, step: Frontends) -> Arcs | Frontends | None:
         """How much the velocity at the start of a step counts in its mean over the step; None: half.
@@ -118,18 +141,23 @@ class Field(eqx.Module):
         Where what a frontend sees jumps, it is the part of the step before the jump. Arcs without a jump of their own take that of the
         other arcs of their frontend, or of its demand: a rule may look at them.
         """
-        weight = None
+        weight, seen = None, self._seen_jumps(start, step)
         if isinstance(self.demand, AbstractJumpingDemand):
             count, place = self.demand.jumps_within(start, step)
             weight = jnp.where(count > 0, place, 0.5)
+        if not seen:
+            return weight
+        total, mean = shared(seen, self.mask)
+        found = jnp.where(total > 0, mean, 0.5 if weight is None else weight)
+        for count, place in seen:
+            found = jnp.where(self.mask & (count > 0), place, found)
+        return found
+
+    def _seen_jumps(self, start: Frontends, step: Frontends) -> list[Jump]:
+        found = [] if self.events is None else self.events.seen_jumps(start, step)
         if isinstance(self.seen_capacity, AbstractJumpingDemand):
-            count, place = self.seen_capacity.jumps_within(start - self.feedback_latency, step)
-            count = jnp.where(self.mask, count, 0)
-            total = jnp.sum(count, axis=0)
-            shared = jnp.sum(count * place, axis=0) / jnp.maximum(total, 1)
-            weight = jnp.where(total > 0, shared, 0.5 if weight is None else weight)
-            weight = jnp.where(count > 0, place, weight)
-        return weight
+            found.append(self.seen_capacity.jumps_within(start - self.feedback_latency, step))
+        return found
 
     def init(self, observation: Observation) -> State:
         """The memory of every frontend's policy."""
@@ -157,8 +185,8 @@ class Field(eqx.Module):
 
     @property
     def counts(self) -> bool:
-        """Whether the line of flow has to carry counts, since demand jumps."""
-        return isinstance(self.demand, AbstractJumpingDemand)
+        """Whether the line of flow has to carry counts, since demand or routing jump."""
+        return self.events is not None or isinstance(self.demand, AbstractJumpingDemand)
 
     @property
     def flows(self) -> bool:

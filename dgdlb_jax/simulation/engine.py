@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from dgdlb_jax.model.batch import as_batch, each_frontend, of_batch, only_one, require_single
+from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.signals import Signals, as_signals
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import (
     Carry,
@@ -25,6 +28,7 @@ from dgdlb_jax.numerics.delay import (
 )
 from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
+from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads
 from dgdlb_jax.numerics.tiles import map_tiles, one_by_one, with_automatic_axes
@@ -56,6 +60,7 @@ def simulate(
     adjoint: FullStorage | Checkpoints | None = None,
     extra_flow: Matrices | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
+    events: Sequence[Event] | Signals | None = None,
 ) -> Trajectory:
     r"""Simulate a policy in a network with latencies.
 
@@ -63,8 +68,8 @@ def simulate(
        \dot x_i = \mathrm{Proj}_{T(x_i)}(v_i) $$
 
     with $v_i$ the policy's velocity at what frontend $i$ sees after the feedback latency. History before the start is constant.
-    A fixed step of second order, for latencies that are any real number of seconds. Jumps of demand and capacity may lie anywhere: what
-    is sent and what arrives in a step is counted exactly.
+    A fixed step of second order, for latencies that are any real number of seconds. Jumps of demand and capacity, and events, may lie
+    anywhere: what is sent and what arrives in a step is counted exactly.
 
     **Arguments:**
 
@@ -86,6 +91,9 @@ def simulate(
     - `extra_flow`: `(time, frontends, backends)`, requests/s that are sent at the saved instants (`save.every` steps apart) for the
       length of a step, besides what is routed: something to differentiate with respect to. Zero by default.
     - `extensions`: state variables of your own that observe the network through delays, see `AbstractExtension`.
+    - `events`: what fails, drains, recovers or changes on the way, of `dgdlb_jax.events`. What an arc is used for when it closes goes to
+      the others: a flow policy projects, an instant one keeps their proportions. `run.lost` counts the requests that are lost;
+      a latency is a mean over all requests sent, and a lost one costs until it is lost.
 
     **Returns:** a `Trajectory`. `jax.grad`, `jax.vjp`, `jax.jvp` and `jax.linearize` work, with respect to all numbers in the network
     (latencies as well), the policy, `initial`, `extra_flow` and what `save` and `extensions` contain; second derivatives do not.
@@ -120,6 +128,7 @@ def simulate(
         adjoint=adjoint,
         extra_flow=None if extra_flow is None else as_batch(jnp.asarray(extra_flow)),
         extensions=extensions,
+        events=events if events is None else as_batch(as_signals(network, events)),
     )
     return only_one(runs)
 
@@ -139,6 +148,7 @@ def simulate_batch(
     adjoint: FullStorage | Checkpoints | None = None,
     extra_flow: ArrayLike | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
+    events: Sequence[Event] | Signals | None = None,
     **once: Any,
 ) -> Trajectory:
     """Simulate many networks at once: `simulate` for each of them, with the same answers.
@@ -156,6 +166,7 @@ def simulate_batch(
       as `plan` says. (`devices=...` and the like, given directly, are deprecated.)
     - `extensions`: as for `simulate`; like statistics of your own (`save`) they are written for one network, and their numbers are
       shared by all networks.
+    - `events`: shared by all networks, or `signals` of each, stacked.
 
     **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
     leaves the others alone and shows in `result`.
@@ -169,9 +180,12 @@ def simulate_batch(
         )
     save, dtype = SaveAt() if save is None else save, networks.latency.dtype
     policy = each_frontend(networks, policy, type(policy).__name__)
+    found = None if events is None else with_float_type(as_signals(networks, events), dtype)
+    networks = networks if found is None else found.demand_of(networks)
     made = plan(
-        networks, duration=duration, dt=dt, save=save, max_latency=max_latency, frames=frames, execution=_execution(execution, once),
-        adjoint=adjoint, extensions=extensions, policy=policy, data=(policy, initial, extra_flow),
+        networks if found is None else found.with_longest(networks), duration=duration, dt=dt, save=save, max_latency=max_latency,
+        frames=frames, execution=_execution(execution, once), adjoint=adjoint, extensions=extensions, policy=policy,
+        data=(policy, initial, extra_flow, found),
     )  # fmt: skip
     if throw:
         checks.explain(networks, made.grid, max_latency)
@@ -179,6 +193,9 @@ def simulate_batch(
     inputs = _Inputs(
         network=networks.anonymous(),
         policy=policy,
+        events=None
+        if found is None
+        else eqx.tree_at(lambda s: s.demand, found, None, is_leaf=lambda leaf: leaf is None),
         initial=of_batch(default_start, networks) if initial is None else check_start(networks, initial),
         reference=None if save.reference is None else jnp.asarray(save.reference, dtype),
         dt=jnp.asarray(made.grid.dt, dtype),
@@ -188,6 +205,9 @@ def simulate_batch(
         extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
     )
     checks.same_extensions(inputs.initial, made.program.extensions)
+    if found is not None:
+        checks.one_event_at_a_time(found, made.grid)
+        _check_own_requests(made, inputs)
     _check_extra_flow(made, inputs)
     if made.program.fused:
         _check_fused(made, inputs)
@@ -205,6 +225,7 @@ class _Inputs(eqx.Module):
 
     network: Network
     policy: AbstractPolicy
+    events: Signals | None  # demand apart, which the network has
     initial: tuple[Array, Array] | SimulationState
     reference: Float[Array, "batch backends"] | None
     dt: Float[Array, " batch"]
@@ -229,9 +250,22 @@ def _execution(chosen: Execution | None, once: dict[str, Any]) -> Execution:
     return dataclasses.replace(chosen or Execution(), **once)
 
 
+def _check_own_requests(made: Plan, inputs: _Inputs) -> None:
+    """What a failed backend or a broken link leaves of a frontend's own requests is not modelled."""
+    if made.program.counts_own and jax.tree.leaves(inputs.events):
+        raise InputError(
+            f"{type(inputs.policy).__name__} looks at its frontend's own requests, which events would have to take away: leave the events "
+            "out, or take a policy that looks at workloads or latencies."
+        )
+
+
 def _check_extra_flow(made: Plan, inputs: _Inputs) -> None:
     if inputs.extra is None:
         return
+    if inputs.events is not None and (inputs.events.latency is not None or inputs.events.intact is not None):
+        raise InputError(
+            "extra_flow has no wires of its own where events change latencies or break links: leave one of them out."
+        )
     if made.program.steps is None:
         raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
     shape = (
@@ -247,6 +281,8 @@ def _check_extra_flow(made: Plan, inputs: _Inputs) -> None:
 
 
 def _check_fused(made: Plan, inputs: _Inputs) -> None:
+    if inputs.events is not None:
+        raise InputError("fused=True has no place for events: leave it out.")
     if made.plugins:
         raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
     if not device.on_gpu():
@@ -292,7 +328,7 @@ def _run(inputs: _Inputs, plugins: Plugins, program: Program, devices: int, lane
 
 def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory:
     network, dt = inputs.network, inputs.dt
-    field = Field(network, inputs.policy)
+    field = Field(network, inputs.policy, inputs.events)
     count_wires = "in_flight" in program.fields
     if isinstance(inputs.initial, SimulationState):
         carry = resume(field, inputs.initial, count_wires, program.counts_own)
@@ -345,31 +381,12 @@ def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, program: Pr
         extra = shape.arcs(inputs.extra)
         carry, extra = send(system, carry, extra[0]), extra[1:]
     first = [] if program.every is None else [instant(observe(carry))]
-    system, carry, extra = _refuse_derivatives(system.parameters.field.policy, (system, carry, extra))
+    system, carry, extra = checks.refuse_derivatives(system.parameters.field.policy, (system, carry, extra))
     carry, saved = delayed_scan(
         system, carry, program.steps, program.every, inputs=extra, memory=program.adjoint, runs=program.networks / shape.lanes,
         native=program.native,
     )  # fmt: skip
     return carry, batch_first(join([*first, saved]))
-
-
-def _refuse_derivatives(policy: AbstractPolicy, values: PyTree) -> PyTree:
-    """The same values, without a derivative if the policy jumps.
-
-    **Raises:** `InputError` when they are differentiated then.
-    """
-    if policy.differentiable:
-        return values
-    refuse = jax.custom_jvp(lambda values: values)
-
-    @refuse.defjvp
-    def _(primals, tangents):
-        raise InputError(
-            f"{type(policy).__name__} jumps from one routing to another, so a run with it has no gradient: use its smooth "
-            "relative, a softmin of the same signal, or a flow policy such as DGDLB."
-        )
-
-    return refuse(values)
 
 
 def _finite(field: Field, now: StepState) -> Bool[Array, " lanes"]:

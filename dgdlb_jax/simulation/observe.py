@@ -24,11 +24,14 @@ class ObserveFields:
             "workload": lambda: shape.from_last(now.workload),
             "arrival_rate": lambda: shape.from_last(field.arrival_rate(time(k, clock.frontends))),
             "cost_rate": lambda: (
-                shape.per_lane(now.workload) + shape.per_lane(jnp.sum(now.flow * field.cost_latency, axis=0))
+                shape.per_lane(now.workload)
+                + shape.per_lane(jnp.sum(now.flow * field.cost_latency_at(time(k, clock.frontends)), axis=0))
             ),
             "in_flight": lambda: jnp.asarray(now.in_flight),
         }
         found = {"time": time(k, clock.lanes)} | {name: values[name]() for name in self.fields}
+        if now.lost is not None and self.fields:
+            found["lost"] = shape.from_last(now.lost)
         if system.plugins is not None and system.plugins.plugins.observable is not None:
             found["observed"] = system.plugins.observe(k, now)
         return found

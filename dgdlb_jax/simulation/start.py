@@ -14,8 +14,10 @@ from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation import attached, own
-from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
-from dgdlb_jax.simulation.step import StepState, flow_channel
+from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.lanes import Shape
+from dgdlb_jax.simulation.step import StepState, flow_channel, wire_delay, wire_shape
+from dgdlb_jax.simulation.timeline import Wires
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
@@ -105,9 +107,11 @@ def begin(
     state = StepState(
         routing=x, workload=n, flow=flow, inflow=shape.arrivals(flow), velocity=velocity, policy=policy, peak=n,
         in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
-        tail=_delay(field, step)[1] * flow if field.counts else None, own=requests,
+        tail=_delay(field, step)[1] * _on_the_first(field, flow) if field.counts else None, own=requests,
+        lost=None if field.events is None else jnp.zeros_like(n), reported=None if field.events is None else n,
     )  # fmt: skip
-    news, flows = ChannelState(line.filled(n, rows), seen), ChannelState(line.filled(flow.reshape(-1), rows))
+    wires = _on_the_first(field, flow).reshape(-1)
+    news, flows = ChannelState(line.filled(n, rows), seen), ChannelState(line.filled(wires, rows))
     return Carry(jnp.zeros((), jnp.int32), state, (news, *answers, flows))
 
 
@@ -144,18 +148,20 @@ def resume(field: Field, state: SimulationState, count_wires: bool, counts_own: 
     shape = field.shape
     assert state.flow_line is not None  # see checks.resumable
     assert state.workload_line is not None
-    flow, flows = shape.arcs(state.flow), shape.arcs(state.flow_line)
-    tail = None if state.tail is None else shape.arcs(state.tail)
+    wires = wire_shape(field)
+    flow, flows = _on_the_first(field, shape.arcs(state.flow)), wires.arcs(_filled_up(wires, state.flow_line))
+    tail = None if state.tail is None else wires.arcs(_filled_up(wires, state.tail))
     if tail is None and field.counts:
         # The run before had no jumps: from flows at grid points to the means of the steps between them.
         newest = jnp.take(flows, state.step[0] % flows.shape[0], axis=0)
         tail = _tail(flow, newest, _delay(field, shape.over_frontends(state.time_step))[1])
         flows = (flows + jnp.roll(flows, 1, axis=0)) / 2
+    lost, reported = _events_of(field, state)
     now = StepState(
-        routing=shape.arcs(state.routing), workload=shape.last(state.workload), flow=flow, inflow=shape.last(state.inflow),
-        velocity=shape.arcs(state.velocity) if field.flows else None,
+        routing=shape.arcs(state.routing), workload=shape.last(state.workload), flow=shape.arcs(state.flow),
+        inflow=shape.last(state.inflow), velocity=shape.arcs(state.velocity) if field.flows else None,
         policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
-        in_flight=state.in_flight if count_wires else None, sums=None, tail=tail,
+        in_flight=state.in_flight if count_wires else None, sums=None, tail=tail, lost=lost, reported=reported,
     )  # fmt: skip
     rows, workloads = flows.shape[0], shape.last(state.workload_line).reshape(-1)
     news = ChannelState(DelayLine(workloads, rows), shape.arcs(state.reading))
@@ -174,7 +180,8 @@ def _count_from_now(field: Field, carry: Carry, state: SimulationState) -> tuple
     each = Sum(field.latency / step, Each(now.flow.shape), rows)
     arriving = each.arriving(wires, carry.k).reshape(now.flow.shape)
     t = carry.k.astype(step.dtype) * field.shape.over_backends(state.time_step)
-    return own.begin(field, rows, t, now.workload, arriving, _on_the_wires(field, carry.k, now, wires, step))
+    on_the_wires = _on_the_wires(field, carry.k, now, wires, state.time_step)
+    return own.begin(field, rows, t, now.workload, arriving, on_the_wires)
 
 
 def suspend(
@@ -191,10 +198,9 @@ def suspend(
     if resumable:
         rows = flow.line.rows
         flows = flow.line.ring.reshape(rows, shape.backends, -1)
-        flow_line, workload_line = shape.from_arcs(flows), shape.from_last(news.line.ring.reshape(rows, -1))
+        flow_line, workload_line = wire_shape(field).from_arcs(flows), shape.from_last(news.line.ring.reshape(rows, -1))
         if in_flight is None:
-            wires = _on_the_wires(field, carry.k, now, flow.line, shape.over_frontends(dt))
-            in_flight = shape.per_lane(wires.sum(0))
+            in_flight = shape.per_lane(_on_the_wires(field, carry.k, now, flow.line, dt).sum(0))
     return SimulationState(
         step=steps.astype(jnp.int32), row=jnp.full(steps.shape, carry.k, jnp.int32), time_step=dt,
         routing=shape.from_arcs(now.routing), workload=shape.from_last(now.workload),
@@ -202,34 +208,59 @@ def suspend(
         velocity=shape.from_arcs(nothing if now.velocity is None else now.velocity),
         reading=shape.from_arcs(news.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
-        tail=None if now.tail is None else shape.from_arcs(now.tail),
+        tail=None if now.tail is None else wire_shape(field).from_arcs(now.tail),
         extensions=attached.suspend(shape, now.extended, others, resumable),
         own=None if now.own is None else own.suspend(shape, now.own, carry.channels[1], resumable),
+        lost=None if now.lost is None else shape.from_last(now.lost),
+        reported=None if now.reported is None else shape.from_last(now.reported),
     )  # fmt: skip
 
 
-def _on_the_wires(field: Field, k: Int[Array, ""], now: StepState, wires: DelayLine, step: Frontends) -> Arcs:
+def _events_of(field: Field, state: SimulationState) -> tuple[Backends, Backends] | tuple[None, None]:
+    """What has been lost, and what frontends hear next; a run before this one that had no events has lost nothing."""
+    if field.events is None:
+        return None, None
+    workload = field.shape.last(state.workload)
+    lost, reported = (None if each is None else field.shape.last(each) for each in (state.lost, state.reported))
+    return jnp.zeros_like(workload) if lost is None else lost, workload if reported is None else reported
+
+
+def _on_the_wires(
+    field: Field, k: Int[Array, ""], now: StepState, wires: DelayLine, dt: Float[Array, " lanes"]
+) -> Wires:
     """Requests on the forward wires at step `k`, read off the delay line: what a run that counts them step by step would have found.
 
     By the trapezoidal rule over the whole steps of a latency, where the line does not hold counts; what it holds is a fraction of a
     step old already.
     """
+    step = field.shape.over_frontends(dt)
     lag, fraction = _delay(field, step)
     rows = wires.ring.reshape(wires.rows, *lag.shape)
     age = jnp.mod(k - jnp.arange(wires.rows), wires.rows)[:, None, None]
     if now.tail is not None:
-        return step * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)
+        return wire_shape(field).over_frontends(dt) * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)
     whole = (((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows).sum(0)
     newest = line.row(wires, k).reshape(lag.shape)
     return step * (whole + _tail(now.flow, newest, fraction))
 
 
-def _delay(field: Field, step: Frontends) -> tuple[Arcs, Arcs]:
-    """The latency of every arc in steps: whole ones, and the fraction."""
-    delay = field.latency / step
+def _delay(field: Field, step: Frontends) -> tuple[Wires, Wires]:
+    """The latency of every wire in steps: whole ones, and the fraction."""
+    delay = wire_delay(field, step)
     return jnp.floor(delay), delay - jnp.floor(delay)
 
 
-def _tail(flow: Arcs, newest: Arcs, fraction: Arcs) -> Arcs:
+def _on_the_first(field: Field, flow: Arcs) -> Wires:
+    """Flow on the wires, before anything happens to links."""
+    return flow if field.events is None else field.events.on_the_first(flow)
+
+
+def _filled_up(wires: Shape, values: Array) -> Array:
+    """What is on the wires of another run, which may have had fewer of them."""
+    extra = wires.frontends - values.shape[-2]
+    return jnp.pad(values, [(0, 0)] * (values.ndim - 2) + [(0, extra), (0, 0)]) if extra > 0 else values
+
+
+def _tail(flow: Wires, newest: Wires, fraction: Wires) -> Wires:
     """What of the last step's flow lies beyond the whole steps of a latency, by the trapezoidal rule; `newest` is the last row."""
     return (fraction * flow + newest - (1 - fraction) * flow) / 2

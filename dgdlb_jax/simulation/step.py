@@ -19,7 +19,8 @@ computed again that is known: the routing by its support, the workload, and whic
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -31,11 +32,14 @@ from dgdlb_jax.numerics.delay import DelayedSystem, Each, Gather, StepContext, S
 from dgdlb_jax.numerics.delay.line import interpolate, split
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import State
+from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.attached import Applied, Attached, Extended
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.own import OwnRequests
 from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
+from dgdlb_jax.simulation.timeline import Survival, Wires, total
 
 
 class System(eqx.Module):
@@ -45,7 +49,7 @@ class System(eqx.Module):
     field: Field
     clock: Clock
     window: Window | None
-    late: Arcs | None
+    late: Wires | None
     attached: Attached | None = None
 
     @property
@@ -66,10 +70,12 @@ class StepState(eqx.Module):
     peak: Backends
     in_flight: Lanes | None
     sums: Sums | None
-    tail: Arcs | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
+    tail: Wires | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
     measured: tuple[PyTree, ...] = ()  # by statistics of the user's
     extended: tuple[Extended, ...] = ()  # by state variables of the user's
     own: OwnRequests | None = None  # where the policy looks at them
+    lost: Backends | None = None  # with events: requests lost since the start
+    reported: Backends | None = None  # with events: the workload as frontends hear of it
 
 
 class Predicted(NamedTuple):
@@ -95,7 +101,8 @@ class Answers(NamedTuple):
 
 
 class Routed(NamedTuple):
-    """What `route` hands on; with counts, `sent`: what is sent in the step, requests/s, and the `tail` of it."""
+    """What `route` hands on; with counts, `sent`: what is sent in the step, requests/s, and the `tail` of it; with events that concern
+    links, `wired`: what of it is on each wire."""
 
     now: StepState
     predicted: Backends
@@ -104,8 +111,9 @@ class Routed(NamedTuple):
     policy: State
     flow: Arcs
     sent: Arcs | None = None
-    tail: Arcs | None = None
+    tail: Wires | None = None
     answers: Answers | None = None
+    wired: list[Arcs] | None = None
 
 
 def delayed_system(
@@ -126,12 +134,12 @@ def delayed_system(
     each by itself.
     """
     shape, step = field.shape, clock.frontends[0]
-    delay = field.latency / step
+    delay = wire_delay(field, step)
     news = Gather(field.feedback_latency / step, shape.ends, rows)
     system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached)
     last = _last_stages(len(extensions), attached)
     if not counts_own:
-        flow = Sum(delay, shape.ends, rows, interpolates=not counts)
+        flow = Sum(delay, wire_shape(field).ends, rows, interpolates=not counts)
         return DelayedSystem(system, (news, flow, *extensions), (predict, route, *last), observe, support)
     each = Each(delay.shape)
     answers = Sum(field.feedback_latency / step, each, rows)
@@ -143,6 +151,21 @@ def delayed_system(
 def flow_channel(state: StepState) -> int:
     """Which channel is that of flow."""
     return 1 if state.own is None else 2
+
+
+def wire_shape(field: Field) -> Shape:
+    """The sizes of a tile of wires: as many as there are arcs, or more where events change latencies."""
+    return (
+        field.shape
+        if field.events is None
+        else replace(field.shape, frontends=field.events.wires * field.shape.frontends)
+    )
+
+
+def wire_delay(field: Field, step: Frontends) -> Wires:
+    """The latency of every wire in steps."""
+    delay = field.latency / step
+    return delay if field.events is None else field.events.by_wire(delay)
 
 
 def overflow(system: DelayedSystem) -> Bool[Array, " lanes"]:
@@ -162,10 +185,12 @@ def predict(system: System, context: StepContext, now: StepState, received: None
     del received
     k = context.k
     served = _at_one_end(system, k, k, now.workload, [own.state for own in now.extended], Field.service_rate)
-    predicted = now.workload + length(k, system.clock.backends) * (now.inflow - served)
+    events, step = system.field.events, length(k, system.clock.backends)
+    running = 1.0 if events is None else events.running(time(k, system.clock.backends), step)
+    predicted = now.workload + running * step * (now.inflow - served)
     if context.recorded is not None:
         predicted = hold(predicted, context.recorded.predicted)
-    return Predicted(now, predicted), (now.workload, predicted)
+    return Predicted(now, predicted), (now.workload if now.reported is None else now.reported, predicted)
 
 
 def answer(system: System, context: StepContext, held: Predicted, seen: Arcs) -> tuple[Seen, Any]:
@@ -204,9 +229,14 @@ def route(
     move = Routed(now, held.workload, routing, velocity, policy, flow, answers=answers)
     if system.late is None or now.tail is None:
         return move, (now.flow, flow)
-    sent = _dispatched(system, k, now, routing, extra, jnp.ones_like(t))
-    first = _dispatched(system, k, now, routing, extra, 1 - system.late)
-    return move._replace(sent=sent, tail=sent - first), now.tail + first
+    dispatched = partial(_dispatched, system, k, now, routing, extra)
+    sent, begin = dispatched(jnp.ones_like(t)), time(k, clock.frontends)
+    if field.events is None or not field.events.links:
+        first = dispatched(1 - system.late)
+        return move._replace(sent=sent, tail=sent - first), now.tail + first
+    by_wire = partial(field.events.sent_by_wire, field.events.what_arrives(dispatched, begin, step), begin, step)
+    wired, first = by_wire(jnp.ones_like(system.late)), jnp.concatenate(by_wire(1 - system.late), axis=-1)
+    return move._replace(sent=sent, wired=wired, tail=jnp.concatenate(wired, axis=-1) - first), now.tail + first
 
 
 def arrive(
@@ -228,25 +258,49 @@ def arrive(
         sent, arrived = now.flow + move.flow, now.inflow + inflow  # twice the mean of the step
     else:
         sent, arrived = 2 * move.sent, 2 * inflow
-    before, after = _at_both_ends(system, k, now, move.predicted, Field.service_rate)
-    served = before + after
-    workload = now.workload + step_b / 2 * (arrived - served)
+    begin, end_rate = _at_both_ends(system, k, now, move.predicted, Field.service_rate)
+    served = begin + end_rate
+    before, lost, reported, carried, detour = now.workload, now.lost, now.reported, sent, None
+    if system.field.events is None:
+        workload = now.workload + step_b / 2 * (arrived - served)
+    else:
+        (workload, gone, reported, before), carried, detour = _through_events(system, k, move, sent, arrived, served)
+        lost = gone if lost is None else lost + gone
     if recorded is not None:
         workload = hold(workload, recorded.after.workload)
     in_flight = now.in_flight
     if in_flight is not None:
-        gained = shape.per_lane(jnp.sum(sent, axis=0)) - shape.per_lane(arrived)
+        gained = shape.per_lane(jnp.sum(carried, axis=0)) - shape.per_lane(arrived)
         in_flight = in_flight + length(k, clock.lanes) / 2 * gained
     end = None if recorded is None else recorded.end
     sums = None
     if window is not None and now.sums is not None:
-        sums = window.add(now.sums, k, step_f, step_b, sent, now.workload, workload, end and end.sums)
+        sums = window.add(now.sums, k, step_f, step_b, sent, before, workload, end and end.sums)
+        sums = window.add_detour(sums, k, length(k, clock.lanes), detour)
     peak = higher(now.peak, workload) if end is None else set_by(now.peak, workload, end.peak)
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
         peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended, own=own,
+        lost=lost, reported=reported,
     )  # fmt: skip
     return after, None
+
+
+def _through_events(
+    system: System, k: Int[Array, ""], move: Routed, sent: Arcs, arrived: Backends, served: Backends
+) -> tuple[Survival, Arcs, Lanes | None]:
+    """What a step with events leaves; what of `sent` is on the wires; what is charged for other latencies than the first. Rates are twice
+    their means."""
+    field, clock, events = system.field, system.clock.backends, system.field.events
+    assert events is not None
+    step = length(k, clock)
+    left = events.survive((time(k, clock), time(k + 1, clock)), step, move.now.workload, arrived, served)
+    if move.wired is None:
+        return left, sent, None
+    carried = 2 * total(move.wired)
+    lost = left.lost + step / 2 * field.shape.arrivals(sent - carried)
+    detour = jnp.sum(2 * events.detour(move.wired) * field.cost_latency, axis=0)
+    return left._replace(lost=lost), carried, field.shape.per_lane(detour)
 
 
 def _last_stages(extensions: int, attached: Attached | None) -> tuple[Callable, ...]:
@@ -336,27 +390,57 @@ def _dispatched(
     besides = now.flow - field.arrival_rate(start) * now.routing
     extra = jnp.zeros_like(besides) if extra is None else extra
     middle = lambda before, after: interpolate(before, after, part / 2)
-    return part * (field.mean_arrival_rate(start, step, part) * middle(now.routing, routing) + middle(besides, extra))
+    routed = part * field.mean_arrival_rate(start, step, part) * middle(now.routing, routing)
+    if field.events is not None and field.events.closing:
+        routed = _routed_around(field, start, step, part, now.routing, routing, routed)
+    return routed + part * middle(besides, extra)
+
+
+def _routed_around(
+    field: Field, start: Frontends, step: Frontends, part: Arcs | Frontends, before: Arcs, after: Arcs, straight: Arcs
+) -> Arcs:
+    """What is sent in the first part of a step in which arcs close or open: by the old routing until then, by the new one from then on.
+    It is `straight` where none does."""
+    assert field.events is not None
+    count, place = field.events.turn(start, step, field.mask)
+    first = jnp.minimum(part, place)
+    sent = lambda until: until * field.mean_arrival_rate(start, step, until)
+    split = sent(first) * before + (sent(part) - sent(first)) * after
+    return jnp.where(count > 0, split, straight)
+
+
+def _until_arcs_change(
+    field: Field, now: StepState, start: Frontends, step: Frontends, weight: Arcs | Frontends
+) -> Arcs:
+    """The routing after the first part of a step; on the simplex of the arcs that were open until then, if some close or open."""
+    assert now.velocity is not None
+    moved = now.routing + step * weight * now.velocity
+    if field.events is None or not field.events.closing:
+        return moved
+    count, _ = field.events.turn(start, step, field.mask)
+    return jnp.where(count > 0, project_simplex(moved, field.open_arcs(start), now.routing > 0), moved)
 
 
 def _route(
     field: Field, now: StepState, t: Frontends, step: Frontends, seen: Arcs, outstanding: Arcs, context: StepContext
 ) -> tuple[Arcs, Arcs | None, State]:
-    guess = now.routing > 0
+    guess, open_arcs = now.routing > 0, field.open_arcs(t)
     if now.velocity is None:
         observation = field.observe(t, seen, outstanding, step)
         routing, policy = field.route(t, observation, now.policy)
-        return jnp.where(step > 0, jnp.where(field.mask, routing, 0), now.routing), None, policy
+        routing = jnp.where(open_arcs, routing, 0) if field.events is None else proportional(routing, open_arcs)
+        return jnp.where(step > 0, routing, now.routing), None, policy
     # Only rules that look at their own routing need this prediction; for the others XLA removes it.
-    expected = project_simplex(now.routing + step * now.velocity, field.mask, guess)
+    expected = project_simplex(now.routing + step * now.velocity, open_arcs, guess)
     observation = field.observe(t, seen, outstanding, step)
     velocity, policy = field.velocity(t, expected, observation, now.policy)
     weight = field.weight_of_start(t - step, step)
     if weight is None:
         target = now.routing + step / 2 * (now.velocity + velocity)
     else:
-        target = now.routing + step * interpolate(velocity, now.velocity, weight)
+        start = _until_arcs_change(field, now, t - step, step, weight)
+        target = start + step * (1 - weight) * velocity
     if context.recorded is None:
-        return project_simplex(target, field.mask, guess), velocity, policy
+        return project_simplex(target, open_arcs, guess), velocity, policy
     known = context.recorded.after.routing, bits.unpack(context.recorded.memo, len(target))
     return hold_on_simplex(target, *known), velocity, policy

@@ -1,5 +1,7 @@
 """Running statistics: what is summed up during a run, without keeping its history."""
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -35,6 +37,7 @@ class Sums(eqx.Module):
     lowest: Backends
     highest: Backends
     rise: Total  # first moment of the workload in time, about the middle of each half of the window: (2, backends)
+    detour: Total | None = None  # over lanes: network cost beyond that of the first latencies, where these change
 
 
 class Window(eqx.Module):
@@ -67,6 +70,9 @@ class Window(eqx.Module):
             lowest=jnp.where(k >= start, workload, jnp.inf),
             highest=jnp.where(k >= start, workload, -jnp.inf),
             rise=Total.zero(jnp.stack([workload, workload])),
+            detour=None
+            if field.events is None or not field.events.links
+            else Total.zero(field.shape.per_lane(workload)),
         )
 
     def add(
@@ -102,7 +108,15 @@ class Window(eqx.Module):
             lowest=jnp.where(inside, lowest, sums.lowest),
             highest=jnp.where(inside, highest, sums.highest),
             rise=sums.rise.plus(jnp.where(late == second, rise, 0)),
+            detour=sums.detour,
         )
+
+    def add_detour(self, sums: Sums, k: Int[Array, ""], step: Float[Array, " lanes"], detour: Array | None) -> Sums:
+        """Network cost of one step beyond that of the first latencies; `detour` is twice its mean rate."""
+        if detour is None or sums.detour is None:
+            return sums
+        first = self.start[: step.shape[0]]
+        return replace(sums, detour=sums.detour.plus(jnp.where(k >= first, step / 2, 0) * detour))
 
     def _deviation(self, sums: Sums, weight: Backends, before: Backends, after: Backends) -> Total | None:
         if sums.deviation is None or self.reference is None:
@@ -118,6 +132,7 @@ def statistics(field: Field, window: Window, dt: Float[Array, " lanes"], sums: S
     duration = (last - first) * dt
     flow, workload = shape.from_arcs(sums.flow.value), shape.from_last(sums.workload.value)
     network_cost = (flow * shape.from_arcs(field.cost_latency)).sum((1, 2))
+    network_cost = network_cost if sums.detour is None else network_cost + sums.detour.value
     sent = flow.sum(-1, keepdims=True)
     steps = jnp.stack([middle - first, last - middle], axis=1).astype(dt.dtype)
     spread = steps * (steps**2 - 1) / 12 * dt[:, None]  # of that many equidistant instants about their middle, times dt

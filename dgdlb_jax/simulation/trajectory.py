@@ -120,7 +120,8 @@ class SimulationState(eqx.Module):
       jumps, what of the last step arrives one step after the rest of it (its line of flow holds counts). Without the lines
       (`SaveAt(resumable=False)`) no run goes on from it; requests on the wires are read off them, and are not known either unless
       `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each. `own`: requests that frontends
-      have under way, counted where the policy looks at them.
+      have under way, counted where the policy looks at them. In a run with events, `lost`: requests lost since the start, and
+      `reported`: the workload of which frontends hear next. Where events change latencies, a frontend has several wires.
 
     Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
     """
@@ -136,12 +137,14 @@ class SimulationState(eqx.Module):
     reading: Float[Array, "*batch frontends backends"]
     in_flight: Float[Array, "*batch"] | None
     peak_workload: Float[Array, "*batch backends"]
-    flow_line: Float[Array, "*batch rows frontends backends"] | None
+    flow_line: Float[Array, "*batch rows wires backends"] | None
     workload_line: Float[Array, "*batch rows backends"] | None
     policy_state: PyTree
-    tail: Float[Array, "*batch frontends backends"] | None = None
+    tail: Float[Array, "*batch wires backends"] | None = None
     extensions: tuple[ExtensionState, ...] = ()
     own: OwnState | None = None
+    lost: Float[Array, "*batch backends"] | None = None
+    reported: Float[Array, "*batch backends"] | None = None
 
     @property
     def time(self) -> Float[Array, "*batch"]:
@@ -251,6 +254,7 @@ class Trajectory(eqx.Module):
     - `statistics`: time integrals and extremes, see `Statistics`.
     - `final`: the state at the end; give it as `initial` to go on (unless saved with `resumable=False`).
     - `result`: how it ended, a `Result` code.
+    - `lost` `(time, backends)`: in a run with events, the requests that backends have lost until then.
     - `observed`: what `SaveAt(fn=...)` gave at the saved instants, with time as leading axis.
     - `measured`: the results of `SaveAt(statistics=...)`, by their names.
     """
@@ -274,6 +278,12 @@ class Trajectory(eqx.Module):
     statistics: Statistics | None
     final: SimulationState
     result: Int[Array, "*batch"] = eqx.field(metadata=label(units="1", meaning="how the run ended, a Result code"))
+    lost: Float[Array, "*batch time backends"] | None = eqx.field(
+        default=None,
+        metadata=label(
+            "time", "backend", units="requests", meaning="requests lost at or on the way to a backend since the start"
+        ),
+    )
     observed: PyTree = None
     measured: dict[str, PyTree] = eqx.field(default_factory=dict)
     labels: tuple[Label, ...] = eqx.field(static=True, default=())

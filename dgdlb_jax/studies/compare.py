@@ -12,6 +12,7 @@ from jaxtyping import ArrayLike
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.demand import Trace
+from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
@@ -35,6 +36,7 @@ from dgdlb_jax.studies.durations import (
     steps_of,
 )
 from dgdlb_jax.studies.quasi_static import QuasiStatic, quasi_static_optimum
+from dgdlb_jax.studies.schedule import Schedule
 from dgdlb_jax.studies.starts import start_routing
 from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, what_sets, what_sets_step_size
 from dgdlb_jax.studies.verdict import LAST_PART
@@ -67,7 +69,7 @@ def compare(
     Other arguments:
 
     - `progress`: told after every piece of work.
-    - `options`: as for `ComparisonInProgress`: `also`, `step_size`, `dt`, `duration`, `start`, `instants`, `workers`.
+    - `options`: as for `ComparisonInProgress`: `also`, `step_size`, `dt`, `duration`, `start`, `instants`, `workers`, `events`.
 
     **Returns:** a `Comparison`.
 
@@ -99,6 +101,8 @@ class ComparisonInProgress:
     - `instants`: about how many instants to keep of every run (fewer in very large networks).
     - `workers`: how many balancers run at the same time; the number of cores by default, at most 4.
     - `alike`: the same network under a trace, which is compared as well: both share compiled code.
+    - `events`: what happens on the way, of `dgdlb_jax.events`; everything is held against the network as it is after the last of them, and
+      a run lasts until that has settled. See `Comparison.recoveries`.
 
     All of it runs on the host's processor: one network leaves an accelerator idle. An entry of `jax.default_device` is obeyed.
 
@@ -118,6 +122,7 @@ class ComparisonInProgress:
         instants: int = 1500,
         workers: int | None = None,
         alike: Network | None = None,
+        events: Sequence[Event] = (),
     ):
         require_single(network, "compare")
         require_values("compare", network, step_size)
@@ -127,18 +132,27 @@ class ComparisonInProgress:
         with jax.default_device(self._home):
             self.network = network = device.moved(network)
             self._workers, self._instants = workers_for(workers), instants
-            self._setup = setup = set_up(network, step_size=step_size, start=start)
+            self.schedule = schedule = Schedule(network, events) if events else None
+            if schedule is None:
+                self._setups = (set_up(network, step_size=step_size, start=start),)
+            else:
+                self._setups = schedule.set_up(step_size=step_size, start=start)
+            setup = self._setups[-1]
+            self.network = setup.networks
             self._start = start if isinstance(start, str) else "given"
             self.optimum, self.step_size = setup.optimum, setup.step_size
             given = step_size is not None
             self._step_size_set_by = "" if given else what_sets_step_size(network, self.step_size, self.optimum)
-            named = lambda keys: balancers(network, setup.optimum, setup.step_size, keys)
+            first = self._setups[0]  # a table that is made beforehand knows of no event
+            named = lambda keys: balancers(first.networks, first.optimum, first.step_size, keys)
             chosen = policies if isinstance(policies, Mapping) else named(policies)
             self.policies = {**chosen, **(also or {})}
-            self.settling = float(self._setup.settling)
+            self.settling = float(setup.settling)
             self._running = network if alike is None else _under_flat_trace(network, alike)
             self._set_by: dict[str, str] = {}
             self._fastest_service = 1 / max(_steepest_slope(network), np.finfo(float).tiny)
+            if schedule is not None and duration is not None:
+                schedule.check_duration(duration)
             self.grid = self._first_grid(dt, duration)
             self._runs = self._resolved(dt)
             if dt is None and self.moving:
@@ -198,6 +212,7 @@ class ComparisonInProgress:
             },
             step_size_set_by=self._step_size_set_by,
             longer={name: self._longer[name] for name in names if name in self._longer},
+            schedule=self.schedule,
         )
 
     def compile(self) -> None:
@@ -264,6 +279,7 @@ class ComparisonInProgress:
         """Let all runs end earlier if together they take too long, but not before they can be judged."""
         if (work := self._work()) > PATIENCE:
             shortest = 5 * max(2 * largest_latency(self.network), longest_service(self.network, self.optimum))
+            shortest += 0.0 if self.schedule is None else self.schedule.shortest
             affordable = round_down(self.grid.duration * PATIENCE / work)
             self.grid = self._grid(max(affordable, min(round_up(shortest), self.grid.duration)), dt)
             self._runs = self._resolved(dt)
@@ -282,18 +298,22 @@ class ComparisonInProgress:
 
     def _resolved_run(self, name: str, policy: AbstractPolicy, dt: float | None) -> ResolvedRun:
         network, finest = self.network, dt
-        policy = _as_table(policy, network)
+        policy = policy if self.schedule is not None else _as_table(policy, network)
         if dt is None:
-            suggested = float(self._setup.time_step(policy))
+            suggested = min(float(setup.time_step(policy)) for setup in self._setups)
             self._set_by[name] = what_sets(policy, suggested, self._fastest_service)
             dt = self.grid.interval / self.grid.steps_per_interval(suggested)
             finest = largest_latency(network) / 20
         return ResolvedRun(
-            self._running, policy, self._setup.initial, dt=dt, finest=finest or dt, reference=self.optimum.workload
-        )
+            self._running, policy, self._setups[0].initial, dt=dt, finest=finest or dt, reference=self.optimum.workload,
+            signals=None if self.schedule is None else self.schedule.signals,
+        )  # fmt: skip
 
     def _first_grid(self, dt: float | None, duration: float | None) -> Grid:
-        return self._grid(natural_duration(self.network, self.settling) if duration is None else duration, dt)
+        if duration is None:
+            settling, schedule = self.settling, self.schedule
+            duration = natural_duration(self.network, settling) if schedule is None else schedule.duration(settling)
+        return self._grid(duration, dt)
 
     def _grid(self, duration: float, dt: float | None = None) -> Grid:
         interval = round_up(duration / self._kept)

@@ -21,6 +21,7 @@ from dgdlb_jax.studies.durations import longest_service
 from dgdlb_jax.studies.outcome import Outcome, outcome
 from dgdlb_jax.studies.quasi_static import FOLLOWED, QuasiStatic, steady_for
 from dgdlb_jax.studies.scatter import Scatter
+from dgdlb_jax.studies.schedule import Phase, Recovery, Schedule, recovery
 from dgdlb_jax.studies.switching import Switch, switch
 from dgdlb_jax.studies.what_if import WhatIf, what_if
 
@@ -43,6 +44,7 @@ class Comparison:
       when demand moves.
     - `longer`: name -> `Trajectory` of the same balancer where the run in `runs` came to no verdict: its figures are those of this one.
     - `reference`: the moving quasi-static optimum; None when demand is constant.
+    - `schedule`: the events on the way, None without any. `network`, `optimum` and all figures are those after the last of them.
     """
 
     network: Network
@@ -61,6 +63,19 @@ class Comparison:
     step_size_set_by: str = ""
     scatter: Scatter | None = None
     longer: dict[str, Trajectory] = field(default_factory=dict, repr=False)
+    schedule: Schedule | None = field(default=None, repr=False)
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """What the events divide the runs into, the time before them first; empty without any."""
+        return [] if self.schedule is None else self.schedule.phases(self.duration)
+
+    @cached_property
+    def recoveries(self) -> list[Recovery]:
+        """How every balancer gets over every event, in the order of time; empty without any."""
+        return [
+            recovery(phase, name, self.network, run) for phase in self.phases[1:] for name, run in self.runs.items()
+        ]
 
     @cached_property
     def prices(self) -> ShadowPrices:
@@ -105,8 +120,11 @@ class Comparison:
     def outcomes(self) -> dict[str, Outcome]:
         """Name -> figures of that balancer."""
         best = self.best_latency if self.unmeasurable is None else math.nan
+        begin = 0.0 if self.schedule is None else self.schedule.last
         return {
-            name: outcome(self.network, name, run, best, moving=self.moving, resolved=name not in self.unresolved)
+            name: outcome(
+                self.network, name, run, best, moving=self.moving, resolved=name not in self.unresolved, begin=begin
+            )
             for name, run in self.judged.items()
         }
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from dgdlb_jax.numerics.formatting import enumerated, number, percent, ranging, seconds
 from dgdlb_jax.studies.balancers import CURRENT, DGD, ORACLE
+from dgdlb_jax.studies.event_words import about_events
 from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.studies.scatter import Scatter
 from dgdlb_jax.studies.switching import Switch
@@ -27,7 +28,7 @@ _NO_GAIN = 1e-3  # of the mean latency: not worth a change of routing
 def conclusion(comparison: "Comparison") -> str:
     """What the figures say, in sentences."""
     rows = comparison.outcomes
-    sentences = [no_percentage(comparison)]
+    sentences = [about_events(comparison), no_percentage(comparison)]
     if DGD in rows:
         sentences += [about_dgd(comparison, rows[DGD]), about_routings(comparison, rows[DGD])]
     sentences.append(about_rivals([row for row in rows.values() if row.balancer not in (DGD, ORACLE, CURRENT)]))

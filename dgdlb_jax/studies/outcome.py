@@ -27,7 +27,7 @@ class Outcome:
     - `network_share`: the part of the mean latency spent on the network.
     - `verdict`: a `Verdict`. `reason`: why, and what to do about it; None for the verdicts that are answers (settled, oscillating).
     - `short_by`: what the diverging backends lack, requests/s; `short_backends` names them.
-    - `settle_time`: seconds from the start; NaN when the run did not settle, or under a demand that moves.
+    - `settle_time`: seconds from the start, or from the last event; NaN when the run did not settle, or under a demand that moves.
     - `swing`: largest (max - min) / mean of a workload that matters. `drift`: the same of one that moves in one direction, else 0.
     - `resolved`: whether the time step resolves the swing, if there is one.
     - `highest_latency`: highest moving mean of the run, seconds.
@@ -63,6 +63,7 @@ def outcome(
     *,
     moving: bool = False,
     resolved: bool = True,
+    begin: float = 0.0,
 ) -> Outcome:
     """Read a run's figures.
 
@@ -74,6 +75,7 @@ def outcome(
     - `best_latency`: what to compare with, seconds: mean latency of the optimum, or of the quasi-static reference.
     - `moving`: whether demand moves at some time, so that figures are held against the reference and there is no time to settle.
     - `resolved`: whether the time step resolves what the rule does; the swing of one that jumps may be finer.
+    - `begin`: when the last event was, seconds, from which the time to settle counts.
 
     **Returns:** an `Outcome`.
     """
@@ -94,7 +96,9 @@ def outcome(
         reason=_reason(found, short, result),
         short_by=float(found.short_by),
         short_backends=short,
-        settle_time=time_to_settle(run.time, smooth, best_latency, latency) if settled else math.nan,
+        settle_time=float(np.maximum(time_to_settle(run.time, smooth, best_latency, latency) - begin, 0))
+        if settled
+        else math.nan,
         swing=float(found.swing),
         drift=float(found.drift),
         resolved=resolved,

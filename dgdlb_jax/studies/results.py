@@ -22,6 +22,7 @@ from dgdlb_jax.numerics.versions import versions
 from dgdlb_jax.simulation.trajectory import FIELDS, Statistics, Trajectory
 from dgdlb_jax.studies.assess import statistics_of
 from dgdlb_jax.studies.conclusion import no_percentage
+from dgdlb_jax.studies.event_results import event_variables, events_json
 from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.studies.verdict import Verdict
 from dgdlb_jax.studies.worth import changes_json, scatter_json, switch_json, worth_json
@@ -45,7 +46,9 @@ def to_dataset(comparison: "Comparison") -> "xarray.Dataset":
     **Raises:** `InputError` when xarray is not installed.
     """
     network = comparison.network
-    variables = {**_series(comparison), **_figures(comparison), **_optimum(comparison), **_inputs(comparison)}
+    variables = {
+        **_series(comparison), **_figures(comparison), **_optimum(comparison), **_inputs(comparison), **event_variables(comparison),
+    }  # fmt: skip
     first = next(iter(comparison.runs.values()))
     return labelled.to_dataset(
         variables,
@@ -112,6 +115,8 @@ def to_json(comparison: "Comparison") -> dict[str, Any]:
         "conclusion": comparison.conclusion,
         "units": {"time": "s", "rate": "requests/s", "workload": "requests", "step_size": "1/s^2"},
     }
+    if comparison.phases:
+        found["events"] = events_json(comparison)
     if comparison.reference is not None:
         found["reference"] = {
             "what": "moving quasi-static optimum: a reference, not a bound",
@@ -165,6 +170,8 @@ def _series(comparison: "Comparison") -> dict[str, tuple]:
     found = {name: known[name].variable(stacked(name), ("balancer",)) for name in FIELDS if name != "arrival_rate"}
     found["mean_latency"] = ("balancer", "time"), stacked("mean_latency"), "s", "momentary mean latency"
     found["arrival_rate"] = known["arrival_rate"].variable(runs[0].arrival_rate)
+    if comparison.phases:
+        found["lost"] = known["lost"].variable(stacked("lost"), ("balancer",))
     return found
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.model.signals import Signals
 from dgdlb_jax.numerics.delay import delay_for, rows_for, steps_for
 from dgdlb_jax.numerics.formatting import seconds
 from dgdlb_jax.numerics.results import InputError, Result
@@ -119,7 +120,8 @@ class ResolvedRun:
     are one compiled program, whose time steps and durations are data: what a step takes is measured before the run.
 
     **Arguments:** a single `network`, its `policy`, `initial` routing and workload; `grid`; `dt`: seconds, the shorter step;
-    `finest`: seconds, below which the step is not halved any more; `reference`: the workload that distances refer to.
+    `finest`: seconds, below which the step is not halved any more; `reference`: the workload that distances refer to; `signals`: of
+    events.
     """
 
     def __init__(
@@ -131,13 +133,16 @@ class ResolvedRun:
         dt: float,
         finest: float,
         reference: Float[Array, " backends"],
+        signals: Signals | None = None,
     ):
         self._networks = stack([network] * 2)
         self._policies = jax.tree.map(lambda leaf: _twice(leaf) if jnp.ndim(leaf) else leaf, policy)
         self._initial = _twice(initial[0]), _twice(initial[1])
         self._names = network.frontend_names, network.backend_names
         self._reference = _twice(reference)
-        self._longest = float(np.maximum(network.latency, network.feedback_latency).max())
+        self._events = jax.tree.map(_twice, signals)
+        slowest = network if signals is None else signals.with_longest(network)
+        self._longest = float(np.maximum(slowest.latency, slowest.feedback_latency).max())
         self._finest = min(finest, dt)
         self.dt, self.accuracy, self.seconds_per_step, self.halved = dt, math.nan, math.nan, False
 
@@ -203,6 +208,7 @@ class ResolvedRun:
                 max_latency=delay_for(rows, dt),
                 frames=self._frames,
                 throw=False,
+                events=self._events,
             )
         )
 
@@ -217,7 +223,8 @@ class ResolvedRun:
         result = Result(int(run.result))
         if result in (Result.step_too_large, Result.latency_overflow):
             raise InputError(f"dt = {self.dt:.6g} s: {result.sentence}")
-        kept = {name: jax.device_put(np.asarray(getattr(run, name))[: grid.instants]) for name in ("time", *FIELDS)}
+        names = ("time", *FIELDS, *(() if run.lost is None else ("lost",)))
+        kept = {name: jax.device_put(np.asarray(getattr(run, name))[: grid.instants]) for name in names}
         return dataclasses.replace(run, **kept, frontend_names=self._names[0], backend_names=self._names[1])
 
 

@@ -1,0 +1,47 @@
+"""The `[[events]]` of a fleet file: when, what, where, to what."""
+
+import dataclasses
+
+from dgdlb_jax.fleets.document import Section, nearest, shown
+from dgdlb_jax.model.events import KINDS, Event
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.signals import signals
+from dgdlb_jax.numerics.results import InputError
+
+_PLACES = ("frontend", "backend")
+
+
+def read_events(document: Section, network: Network) -> tuple[Event, ...]:
+    """All events, in the order of the file.
+
+    **Raises:** `InputError` for one that makes no sense in this network.
+    """
+    found = tuple(_event(section, network) for section in document.tables("events"))
+    try:
+        signals(network, found)
+    except InputError as error:
+        raise InputError(f"{document.file}: [[events]] {error}") from error
+    return found
+
+
+def _event(section: Section, network: Network) -> Event:
+    kind = KINDS[section.choice("what", KINDS)]
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "at"}
+    section.only("at_s", "what", *fields)
+    given = {name: _value(section, name, network) for name in fields if name in section or _is_required(fields[name])}
+    return section.build(kind, section.number("at_s", above=True), **given)
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING
+
+
+def _value(section: Section, name: str, network: Network):
+    if name not in _PLACES:
+        return section.number(name)
+    known = (network.frontend_names if name == "frontend" else network.backend_names) or ()
+    value = section.get(name, (str, list), f"the name of a {name}, or a list of names")
+    for one in [value] if isinstance(value, str) else section.names(name):
+        if one not in known:
+            raise section.error(name, f"is {shown(one)}", nearest(one, known))
+    return value if isinstance(value, str) else tuple(value)

@@ -1,0 +1,201 @@
+"""Events as functions of time: what the simulator reads while it steps, and the network as it is after some of them."""
+
+from collections.abc import Iterable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dgdlb_jax.model import events as kinds
+from dgdlb_jax.model.demand import Constant, Jumps
+from dgdlb_jax.model.events import Event, places
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.service import Replicas
+from dgdlb_jax.numerics.knots import NEVER, Steps
+from dgdlb_jax.numerics.results import InputError, is_concrete
+
+Change = tuple[Event, np.ndarray, object]  # when, which columns, the new value
+
+
+class Signals(eqx.Module):
+    """All events of a network; None for what never changes. In a batch every array has a leading axis: `jax.tree.map(jnp.stack, ...)`.
+
+    - `demand` `(frontends,)`: a factor on the arrival rates. `replicas` `(backends,)`: a factor on the replicas.
+    - `up` `(backends,)`: 1 while a backend runs, 0 while it has failed. `serving` `(backends,)`: 1 while frontends are to use it; they
+      know after the feedback latency.
+    - `allowed` `(frontends, backends)`: 1 where the mask allows it. `latency` and `intact` `(frontends, backends)`: a factor on the latency
+      of what is sent, and on how much of it arrives.
+    """
+
+    demand: Steps | None
+    replicas: Steps | None
+    up: Steps | None
+    serving: Steps | None
+    allowed: Steps | None
+    latency: Steps | None
+    intact: Steps | None
+
+    def demand_of(self, network: Network) -> Network:
+        """The network, one or a batch, with its demand as these events change it."""
+        if self.demand is None:
+            return network
+        rates = network.arrival_rate[..., None, :] * self.demand.values
+        return eqx.tree_at(lambda n: n.demand, network, Jumps(self.demand.times, rates))
+
+    def with_longest(self, network: Network) -> Network:
+        """The network, one or a batch, with the longest latency of all times on every arc: what delay lines need room for."""
+        if self.latency is None:
+            return network
+        return eqx.tree_at(lambda n: n.latency, network, network.latency * self.latency.values.max(-3))
+
+    def network_at(self, network: Network, t: float) -> Network:
+        """A single network as it is from time `t` on, when everybody knows: what an optimum and step sizes refer to."""
+        dtype = network.latency.dtype
+        now = lambda steps: None if steps is None else steps.at(jnp.full(steps.times.shape[1:], t, dtype))
+        demand, replicas, serving = map(now, (self.demand, self.replicas, self.serving))
+        allowed, latency, intact = map(now, (self.allowed, self.latency, self.intact))
+        mask = network.mask
+        for known in (serving, allowed, intact):
+            mask = mask if known is None else mask & (known > 0.5)
+        rate = network.arrival_rate if demand is None else demand * network.arrival_rate
+        service = network.service if replicas is None else Replicas(network.service, replicas)
+        changed = eqx.tree_at(lambda n: (n.mask, n.service), network, (mask, service))
+        if latency is not None:
+            ways = lambda n: (n.latency, n.cost_latency)
+            changed = eqx.tree_at(ways, changed, tuple(latency * way for way in ways(network)))
+        return changed if demand is None else changed.with_arrival_rate(rate)
+
+
+def signals(network: Network, events: Iterable[Event]) -> Signals:
+    """Events as functions of time, for a network or, shared by all, for a batch.
+
+    **Arguments:** `events`: of `model.events`, in any order; of those at the same time and place the last one counts.
+
+    **Returns:** `Signals`, in a batch with a leading axis.
+
+    **Raises:** `InputError` for a place that there is not, a recovery of what has not failed, a frontend that is left without a backend,
+    and a change of a demand that is a function of time already.
+    """
+    ordered = sorted(events, key=lambda event: event.at)
+    found = _Tables(network, ordered).signals()
+    _check_recoveries(network, ordered)
+    _check_reach(network, ordered, found)
+    if network.batch is None:
+        return found
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (network.batch, *leaf.shape)), found)
+
+
+def as_signals(network: Network, events: Iterable[Event] | Signals) -> Signals:
+    """`signals`, unless they are some already."""
+    return events if isinstance(events, Signals) else signals(network, events)
+
+
+class _Tables:
+    """The changes of every signal, in the order of time."""
+
+    def __init__(self, network: Network, ordered: Sequence[Event]):
+        self.network, self.ordered = network, ordered
+        self.dtype = network.latency.dtype
+
+    def signals(self) -> Signals:
+        for event in self.ordered:
+            if type(event) not in kinds.KINDS.values():
+                raise InputError(f"{event!r} is no event: use the classes of dgdlb_jax.events.")
+        backends = self.network.backends
+        if any(isinstance(event, kinds.Demand) for event in self.ordered) and not isinstance(
+            self.network.demand, Constant
+        ):
+            raise InputError(
+                f"A Demand event changes constant arrival rates, and this demand is a {type(self.network.demand).__name__}: put the change "
+                "into the demand itself."
+            )
+        return Signals(
+            demand=self._steps((kinds.Demand,), self.network.frontends),
+            replicas=self._steps((kinds.Replicas,), backends),
+            up=self._steps((kinds.Fails, kinds.Recovers), backends, needs=kinds.Fails),
+            serving=self._steps((kinds.Fails, kinds.Drains, kinds.Recovers), backends),
+            allowed=self._arcs((kinds.Closes, kinds.Opens)),
+            latency=self._arcs((kinds.Latency,)),
+            intact=self._arcs((kinds.Breaks, kinds.Mends), needs=kinds.Breaks),
+        )
+
+    def _arcs(self, chosen: tuple[type, ...], needs: type | None = None) -> Steps | None:
+        shape = self.network.frontends, self.network.backends
+        found = self._steps(chosen, shape[0] * shape[1], needs)
+        return jax.tree.map(lambda table: table.reshape(-1, *shape), found)
+
+    def _steps(self, chosen: tuple[type, ...], columns: int, needs: type | None = None) -> Steps | None:
+        """The signal that these kinds of events change; None without any."""
+        changes = [self._change(event) for event in self.ordered if isinstance(event, chosen)]
+        if not any(isinstance(event, needs or chosen) for event, *_ in changes):
+            return None
+        times = [[] for _ in range(columns)]
+        values: list[list] = [[1.0] for _ in range(columns)]
+        for event, where, value in changes:
+            for column in where:
+                if times[column][-1:] == [event.at]:
+                    values[column][-1] = value
+                    continue
+                times[column].append(event.at)
+                values[column].append(value)
+        jumps = max(map(len, times))
+        filled = [own + [NEVER] * (jumps - len(own)) for own in times]
+        held = [own + own[-1:] * (jumps + 1 - len(own)) for own in values]
+        table = jnp.stack([jnp.stack([jnp.asarray(value, self.dtype) for value in own]) for own in held], axis=-1)
+        return Steps(jnp.asarray(np.array(filled).T, self.dtype), table)
+
+    def _change(self, event: Event) -> Change:
+        network = self.network
+        backends = places(event, "backend", event.backends, network.backend_names, network.backends)
+        frontends = places(event, "frontend", event.frontends, network.frontend_names, network.frontends)
+        match event:
+            case kinds.Fails() | kinds.Drains():
+                return event, backends, 0.0
+            case kinds.Recovers():
+                return event, backends, 1.0
+            case kinds.Replicas(factor=factor):
+                return event, backends, factor
+            case kinds.Demand(factor=factor):
+                return event, frontends, factor
+        arcs = (frontends[:, None] * network.backends + backends).ravel()
+        if isinstance(event, kinds.Latency):
+            return event, arcs, event.factor
+        return event, arcs, float(isinstance(event, kinds.Opens | kinds.Mends))
+
+
+def _check_recoveries(network: Network, ordered: Sequence[Event]) -> None:
+    out: set[int] = set()
+    for event in ordered:
+        if isinstance(event, kinds.Fails | kinds.Drains | kinds.Recovers):
+            where = set(places(event, "backend", event.backends, network.backend_names, network.backends).tolist())
+            if isinstance(event, kinds.Recovers) and not where <= out:
+                who = _name(network.backend_names, min(where - out))
+                raise InputError(
+                    f"Recovers(at={event.at:g}): backend {who} is not out of service then: let it fail or drain before."
+                )
+            out = out - where if isinstance(event, kinds.Recovers) else out | where
+
+
+def _check_reach(network: Network, ordered: Sequence[Event], found: Signals) -> None:
+    """Raise `InputError` where a frontend has no backend left."""
+    if not is_concrete(network.mask, found) or network.batch is not None:
+        return
+    for event in ordered:
+        lonely = np.flatnonzero(~np.asarray(found.network_at(network, event.at).mask).any(axis=1))
+        if lonely.size:
+            who = _name(network.frontend_names, int(lonely[0]))
+            raise InputError(
+                f"{event.name}(at={event.at:g}) leaves frontend {who} without a backend: allow it another one, or drop the event."
+            )
+
+
+def _name(names: Sequence[str] | None, number: int) -> str:
+    return names[number] if names else str(number)
+
+
+def closest_pair(times: Float[Array, "*batch jumps columns"]) -> float:
+    """The shortest time between two jumps of one signal, seconds; huge without two."""
+    gaps = np.diff(np.asarray(times, float), axis=-2)  # huge where the later one never comes
+    return float(np.min(np.where(gaps > 0, gaps, np.inf), initial=np.inf))

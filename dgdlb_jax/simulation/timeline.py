@@ -1,0 +1,185 @@
+"""Events in a tile of networks: what fails, closes and changes in a step, so that the step stays of second order.
+
+A jump within a step splits it. What jumps only once costs no order as long as each step is right to its square: so before the jump
+numbers are those of the step's start, after it those of its end, and each counts with its part of the step.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dgdlb_jax.model.signals import Signals
+from dgdlb_jax.numerics.knots import Steps
+from dgdlb_jax.simulation.lanes import Shape
+
+Arcs = Float[Array, "backends frontend_lanes"]
+Wires = Float[Array, "backends wire_lanes"]
+Backends = Float[Array, " backend_lanes"]
+Frontends = Float[Array, " frontend_lanes"]
+Sent = Callable[[Any], Arcs]
+"""What is sent in the first part of a step, over the length of all of it."""
+Jump = tuple[Array, Array]  # how many, and what part of the step lies before them
+
+
+class Survival(NamedTuple):
+    """What a step leaves: the workload, what has been lost, what the backends report, and the workload before the step that together
+    with the one after it has the right mean."""
+
+    workload: Backends
+    lost: Backends
+    reported: Backends
+    before: Backends
+
+
+class Timeline(eqx.Module):
+    """The signals of a tile, laid out for the time step; those that frontends see at the times at which they know of it.
+
+    - `replicas`, `seen_replicas`: the factor, over backends and over arcs. `up`: 1 while a backend runs.
+    - `closing`: signals over arcs, all of which have to be 1 for an arc to be used.
+    - `latency`, `seen_latency`, `intact`: factors, over arcs: on the latency of what is sent, and on how much of it arrives.
+    """
+
+    replicas: Steps | None
+    seen_replicas: Steps | None
+    up: Steps | None
+    closing: tuple[Steps, ...]
+    latency: Steps | None
+    seen_latency: Steps | None
+    intact: Steps | None
+
+    def __init__(self, shape: Shape, signals: Signals, feedback_latency: Arcs):
+        def seen(steps: Steps | None) -> Steps | None:
+            if steps is None:
+                return None
+            arcs = jax.tree.map(shape.backend_to_arcs, steps)
+            return Steps(arcs.times + feedback_latency, arcs.values)
+
+        self.replicas, self.up = jax.tree.map(shape.last, (signals.replicas, signals.up))
+        self.seen_replicas = seen(signals.replicas)
+        allowed, self.latency, self.intact = jax.tree.map(
+            shape.arcs, (signals.allowed, signals.latency, signals.intact)
+        )
+        later = lambda steps: None if steps is None else Steps(steps.times + feedback_latency, steps.values)
+        self.seen_latency = later(self.latency)
+        known = seen(signals.serving), allowed, later(self.intact)
+        self.closing = tuple(steps for steps in known if steps is not None)
+
+    def open_arcs(self, t: Frontends, mask: Bool[Array, "..."]) -> Bool[Array, "backends frontend_lanes"]:
+        """The arcs that frontends use at a time; all of them where news from several backends leave none for a while."""
+        found = mask
+        for steps in self.closing:
+            found = found & (steps.at(t) > 0.5)
+        return jnp.where(found.any(axis=0), found, mask)
+
+    def turn(self, start: Frontends, step: Frontends, mask: Bool[Array, "..."]) -> Jump:
+        """How often arcs of a frontend close or open in a step, and what part of the step lies before that."""
+        return shared([steps.jumps_within(start, step) for steps in self.closing], mask)
+
+    def seen_jumps(self, start: Frontends, step: Frontends) -> list[Jump]:
+        """What changes for a frontend in a step, signal by signal, arc by arc."""
+        several = (*self.closing, self.seen_replicas, self.seen_latency)
+        return [steps.jumps_within(start, step) for steps in several if steps is not None]
+
+    @property
+    def links(self) -> bool:
+        """Whether something happens to links."""
+        return self.latency is not None or self.intact is not None
+
+    def detour(self, wired: list[Arcs]) -> Arcs:
+        """What is sent on every wire, times the part by which its latency is longer than that of the first."""
+        if self.latency is None:
+            return jnp.zeros_like(wired[0])
+        return total([sent * (factor - 1) for sent, factor in zip(wired, self.latency.values, strict=True)])
+
+    @property
+    def wires(self) -> int:
+        """How many wires an arc has, one for every latency that it will have had."""
+        return 1 if self.latency is None else len(self.latency.values)
+
+    def by_wire(self, latency: Arcs) -> Wires:
+        """The latencies of all wires, side by side along the last axis."""
+        return latency if self.latency is None else jnp.concatenate([*(latency * self.latency.values)], axis=-1)
+
+    def on_the_first(self, values: Arcs) -> Wires:
+        """What stands on the first wires, side by side with the others, where there is nothing."""
+        return jnp.concatenate([values, *[jnp.zeros_like(values)] * (self.wires - 1)], axis=-1)
+
+    def sent_by_wire(self, sent: Sent, start: Frontends, step: Frontends, parts: Wires) -> list[Arcs]:
+        """What is sent in the first part of a step, wire by wire, each with a part of its own; `sent` tells it for the arc."""
+        own = jnp.split(parts, self.wires, axis=-1)
+        if self.latency is None:
+            return [sent(own[0])]
+        length = jnp.where(step > 0, step, 1)
+        edges = [jnp.clip((time - start) / length, 0, 1) for time in self.latency.times]
+        until = [sent(jnp.minimum(part, edge)) for part, edge in zip(own, edges, strict=False)]
+        before = [sent(jnp.minimum(part, edge)) for part, edge in zip(own[1:], edges, strict=True)]
+        ends = [*until, sent(own[-1])]
+        return [ends[0], *(end - begin for end, begin in zip(ends[1:], before, strict=True))]
+
+    def what_arrives(self, sent: Sent, start: Frontends, step: Frontends) -> Sent:
+        """The part of what is sent that is not lost with a broken link."""
+        intact = self.intact
+        if intact is None:
+            return sent
+        count, place = intact.jumps_within(start, step)
+        turn = jnp.where(count > 0, place, 1)
+        before, after = intact.at(start), intact.at(start + step)
+
+        def arriving(part: Arcs) -> Arcs:
+            first = sent(jnp.minimum(part, turn))
+            return before * first + after * (sent(part) - first)
+
+        return arriving
+
+    def mean_rate(self, rate, workload: Backends, t: Backends, step: tuple[Backends, Backends] | None) -> Backends:
+        r"""$r\,\ell(N / r)$ at a time, or on average over a step, its start and its length; `rate` is $\ell$."""
+        if self.replicas is None:
+            return rate(workload)
+        replicated = lambda count: count * rate(workload / count)
+        if step is None:
+            return replicated(self.replicas.at(t))
+        count, place = self.replicas.jumps_within(*step)
+        before, (start, length) = jnp.where(count > 0, place, 1), step
+        return before * replicated(self.replicas.at(start)) + (1 - before) * replicated(
+            self.replicas.at(start + length)
+        )
+
+    def running(self, start: Backends, step: Backends) -> Backends | float:
+        """The part of a step in which a workload moves. One that fails in the step moves as if it did not: that is what was reported."""
+        if self.up is None:
+            return 1.0
+        return jnp.where(self.up.at(start) > 0, 1, self.up.mean_over(start, step))
+
+    def survive(
+        self, times: tuple[Backends, Backends], step: Backends, before: Backends, arrived: Backends, served: Backends
+    ) -> Survival:
+        """From the workload before a step to that after it; `arrived` and `served` are twice the means of the step, requests/s.
+
+        Of a backend that fails everything is lost that has not been served by then, and what arrives until it recovers.
+        """
+        moved = before + self.running(times[0], step) * step / 2 * (arrived - served)
+        if self.up is None:
+            return Survival(moved, jnp.zeros_like(moved), moved, before)
+        mean = self.up.mean_over(times[0], step)
+        after = self.up.at(times[1]) * moved
+        down = mean < 1
+        lost = jnp.where(down, before - after + step / 2 * (arrived - mean * served), 0)
+        return Survival(after, lost, moved, jnp.where(down, mean * (before + moved) - after, before))
+
+
+def total(several: list[Array]) -> Array:
+    """Their sum, of one at least."""
+    return reduce(jnp.add, several)
+
+
+def shared(jumps: list[Jump], mask: Bool[Array, "..."]) -> Jump:
+    """Of all arcs of a frontend together: how many jumps, and the mean part of the step before them."""
+    counts = [jnp.where(mask, count, 0) for count, _ in jumps]
+    number = total([jnp.sum(count, axis=0) for count in counts])
+    places = total([jnp.sum(count * place, axis=0) for count, (_, place) in zip(counts, jumps, strict=True)])
+    return number, places / jnp.maximum(number, 1)
