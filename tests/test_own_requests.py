@@ -180,5 +180,5 @@ def test_linearisation_refuses_what_it_does_not_know():
 
 def test_events_and_own_requests_are_not_combined():
     network = dgd.topologies.complete(jax.random.key(0), frontends=2, backends=2)
-    with pytest.raises(InputError, match=r"^LeastRequest looks at its frontend's own requests, which events"):
+    with pytest.raises(dgd.InputError, match=r"^LeastRequest looks at its frontend's own requests, which events"):
         dgd.simulate(network, dgd.LeastRequest(), duration=1.0, dt=0.1, events=[dgd.events.Fails(0.5, 0)])
