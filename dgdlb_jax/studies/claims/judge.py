@@ -304,13 +304,17 @@ def requests(data: Data) -> Judgement:
     scale, noise = runs["scale"].values, runs["noise_excess"].values
     error = (runs["request_error"] / runs["mean_latency"]).values
     sure = (noise[0] > 4 * error[0]) & (noise[-1] > 4 * error[-1])
-    orders = np.log(noise[-1][sure] / noise[0][sure]) / np.log(scale[-1] / scale[0])
+    order = np.full(sure.shape, np.nan)
+    order[sure] = np.log(noise[-1][sure] / noise[0][sure]) / np.log(scale[-1] / scale[0])
+    settled = (runs["verdict"] == ends.Verdict.settled).values.all(0)
+    middle = lambda which: quantile(order[sure & which], 0.5)
     swapped = [int(sum(swaps(runs.isel(scale=n)))) for n in range(scale.size)]
     about = (runs["policy"] == "dgd-lb").values
     theory = (runs["predicted_noise"] / runs["noise_excess"]).values[-1, about]
     numbers = {
-        "balancers and fleets whose noise shows": float(sure.sum()),
-        "median order in the scale": float(np.median(orders)) if orders.size else np.nan,
+        "settled balancers and fleets whose noise shows": float((sure & settled).sum()),
+        "median order in the scale": middle(settled),
+        "median order in the scale of rules that swing": middle(~settled),
         "predicted over measured at the largest scale, median": quantile(theory[np.isfinite(theory)], 0.5),
         **{f"noise of DGD-LB at scale {n:g}, largest": float(np.nanmax(noise[k, about])) for k, n in enumerate(scale)},
         **{f"pairs that change places at scale {n:g}": float(swapped[k]) for k, n in enumerate(scale)},
@@ -322,12 +326,17 @@ def requests(data: Data) -> Judgement:
     )
     return Judgement(
         f"randomness costs DGD-LB at most {shown}; over the scale it falls with the power "
-        f"{numbers['median order in the scale']:.2f} in the median of {sure.sum()} balancers and fleets; linear theory says "
+        f"{numbers['median order in the scale']:.2f} in the median of {(sure & settled).sum()} balancers and fleets that settle"
+        f"{_of_those_that_swing(middle(~settled))}; linear theory says "
         f"{numbers['predicted over measured at the largest scale, median']:.2f} of what is measured at scale {scale[-1]:g}",
         Verdict.holds if falls and swapped[-1] == 0 else Verdict.in_part if falls else Verdict.fails,
         topologies(runs),
         numbers,
     )
+
+
+def _of_those_that_swing(order: float) -> str:
+    return f", and {order:.2f} of those that swing" if np.isfinite(order) else ""
 
 
 def swaps(runs: "xarray.Dataset") -> list[int]:
