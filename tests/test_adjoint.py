@@ -32,6 +32,8 @@ from helpers import DT, SETTINGS, central_difference, own_process, small_network
 F, B = 3, 4
 RUN = SETTINGS | {"duration": 60 * DT, "throw": False}  # twice the buffer of 32 rows
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class Momentum(AbstractFlowPolicy):
     """A rule that looks at all there is, and remembers: the smoothed signal, and how often it was asked."""
@@ -106,7 +108,7 @@ SAVES = {
     ("curve", "policy", "save"),
     [
         ("Hyperbolic", "DGDLB", "all"),
-        ("PerBackend", "Momentum", "final"),
+        pytest.param("PerBackend", "Momentum", "final", marks=pytest.mark.full),
         pytest.param("PerBackend", "Momentum", "all", marks=pytest.mark.full),
         pytest.param("Tabulated", "DGDLB", "statistics", marks=pytest.mark.full),
         ("Replicas", "DGDLB", "final"),

@@ -226,7 +226,6 @@ CSV = {
         ["gpu.csv is not a service curve", "requests/s"],
     ),
     "throughput 0": ("gpu.csv", "4.9", "0", ['gpu.csv:5:2: throughput "0"', "positive"]),
-    "workload twice": ("gpu.csv", "8,", "4,", ["gpu.csv", "workload 4 occurs twice"]),
     "one point": ("gpu.csv", "2,1.7\n4,3.1\n8,4.9\n", "", ["gpu.csv", "at least two points"]),
     "other columns": (
         "gpu.csv",

@@ -25,6 +25,8 @@ from helpers import CURVES, DT, MAX_LATENCY, SETTINGS, STEPS, small_network, som
 FEW = SETTINGS | {"save": SaveAt(every=20)}
 ROUNDING = {"rtol": 1e-11, "atol": 1e-11}
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def network_of_size(number, F, B) -> Network:
     rng = np.random.default_rng(number)

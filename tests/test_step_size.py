@@ -26,6 +26,8 @@ from dgdlb_jax.stability.defaults import (
 )
 from dgdlb_jax.studies.starts import start_state
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def symmetric(latency=0.3) -> Network:
     """One frontend, two equal backends: N = 1 each, a = 8 * 4 / 25, c = 2 (4 + 1) / (8 * 4)."""
@@ -181,7 +183,8 @@ def test_dgdlb_settles_at_the_optimum(family, count):
 
 
 @pytest.mark.parametrize(
-    "fleet", ["global-prefill", "global-llm", pytest.param("small-models", marks=pytest.mark.full)]
+    "fleet",
+    ["global-llm", *(pytest.param(name, marks=pytest.mark.full) for name in ("global-prefill", "small-models"))],
 )
 def test_real_fleets_settle_from_every_start(fleet):
     """Excess below 0.2 %, swing of 1 % over the last fifth: after 100 s, 900 s with seconds of service.
