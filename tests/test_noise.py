@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 
 import dgdlb_jax as dgd
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint
-from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.numerics.results import ConvergenceError, InputError, Result
 from dgdlb_jax.stability.noise_step_size import first_order
 from helpers import single_precision
 from oracles import critical_gain
@@ -159,6 +159,15 @@ def test_what_cannot_be_answered_is_said():
         dgd.noise(group())
 
 
+def test_a_resonance_too_sharp_for_the_frequencies_is_told():
+    """At 99.9999 % of capacity service hardly damps anything: without latency, jitter costs nothing in truth."""
+    saturated = dgd.Network([2 * MAX * (1 - 1e-6)], jnp.zeros((1, 2)), dgd.Hyperbolic([MAX] * 2, [HALF] * 2))
+    with pytest.raises(ConvergenceError, match="stopped before it reached its tolerance"):
+        dgd.noise(saturated, dgd.DGDLB(1.0))
+    slow = dgd.noise(saturated, dgd.DGDLB(1e-31))
+    assert abs(float(slow.jitter)) < 1e-3 * float(slow.static)
+
+
 def test_idle_arcs_within_reach_are_told():
     """Where an arc loses by a hair, noise brings it into use at once, and the linear theory does not hold."""
     near = dgd.Network([RATE], [[0.5, 0.5, 3.0]], dgd.Hyperbolic([MAX] * 3, [HALF] * 3))
@@ -212,6 +221,33 @@ def test_a_way_along_optimal_routings_costs_nothing():
     np.testing.assert_allclose(
         suggest(start=(turned + along, best.workload)), suggest(start=(best.routing + along, best.workload)), rtol=1e-6
     )
+
+
+@pytest.mark.full
+def test_legal_extremes():
+    """Rates and capacities over 600 decades, dead and tiny backends: sums written out in NumPy, or said not to be resolved."""
+    from test_every_function import ALL, NAMES
+
+    batch = dgd.stack([case[0] for case in ALL.values()])
+    best = dgd.solve_optimum(batch)
+    found = dgd.noise(batch, dgd.DGDLB(dgd.default_step_size(batch, best)), best, throw=False)
+    failed = [name for name, result in zip(NAMES, found.result, strict=True) if result != Result.successful]
+    assert failed == ["saturated"]
+    for n, name in enumerate(NAMES):
+        if name in failed:
+            continue
+        rate, shares = (np.asarray(v[n], float) for v in (batch.arrival_rate, best.routing))
+        service = batch[n].mean_service
+        slope, curvature = (np.asarray(v(best.workload[n]), float) for v in (service.slope, service.curvature))
+        gain = -curvature / slope / slope
+        served, variance = rate @ shares, np.asarray(found.workload_variance[n])
+        total = rate.sum() or 1.0
+        assert float(found.static[n]) == pytest.approx((gain * served).sum() / 2 / total, rel=1e-9)
+        excess = (slope * gain * variance).sum() / 2 / total
+        assert float(found.excess[n]) == pytest.approx(excess, rel=1e-6)
+        assert float(found.jitter[n]) >= -1e-9 * float(found.static[n])
+        assert (variance >= 0).all()
+        assert (np.asarray(found.routing_variance[n]) >= 0).all()
 
 
 @pytest.mark.full

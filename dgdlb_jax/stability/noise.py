@@ -11,10 +11,14 @@ and the routing follows the workloads that it sees. A routing that never changes
 **Source:** own derivation.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
+from jax.scipy.linalg import lu_factor, lu_solve
 from jaxtyping import Array, ArrayLike, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
@@ -23,7 +27,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_frontend, each_network, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import check_entries, positive
-from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure
+from dgdlb_jax.numerics.results import Result, code, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.stability.critical import critical_step_size
@@ -31,7 +35,9 @@ from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
 from dgdlb_jax.stability.loop_transfer import LoopTransfer
 
-_POINTS, _BLOCK = 4096, 64  # frequencies, evenly in the logarithm; so many of them side by side
+_POINTS = (4096, 65_536)  # frequencies, evenly in the logarithm; the more where the fewer do not resolve a resonance
+_BLOCK = 64  # of them side by side
+_TURN = 0.5  # radians from one frequency to the next: a resonance that is passed turns the determinant by half a turn
 _SLOWER, _FASTER = 1e-5, 3e3  # than the slowest and fastest motion: where the integral over frequencies begins and ends
 _NEUTRAL = 1e-9  # of the fastest routing mode: slower ones are rounding of those that do not move
 _ACCURACY = 1e-3  # of a variance; coarser integrals are not handed out
@@ -113,7 +119,10 @@ def noise(
     rule = each_frontend(network, rule, type(rule).__name__)
     require_served(network, best)
     limit = critical_step_size(network, rule, best, throw=throw)
-    found = each_network(_noise, network, rule, best, limit, jnp.asarray(scale, limit.dtype))
+    factor = jnp.asarray(scale, limit.dtype)
+    found = each_network(_coarse, network, rule, best, limit, factor)
+    if is_concrete(found) and np.any(np.asarray(found.result) == Result.not_converged):
+        found = each_network(_fine, network, rule, best, limit, factor)
     if throw:
         raise_on_failure(found.result, "noise")
     return found
@@ -124,15 +133,16 @@ def check_positive(name: str, value: float | ArrayLike) -> None:
     check_entries(value, positive, lambda _, found: f"{name} is {found:g}: give a positive number.")
 
 
-def _noise(network: Network, policy: AbstractPolicy, optimum: Optimum, limit, scale) -> Noise:
+def _noise(network: Network, policy: AbstractPolicy, optimum: Optimum, limit, scale, *, points: int) -> Noise:
     linear = linearise_one(network, policy, optimum)
     point = linear.point
     rate = (point.arrival_rate[:, None] * optimum.routing).sum(0)
     still = jnp.where(rate > 0, rate / point.slope, 0)
-    moved, routing, coarser = _variances(linear, rate)
+    moved, routing, coarser, turn = _variances(linear, rate, points)
     error = jnp.abs(coarser - moved).max() / jnp.maximum((still + moved).max(), 1e-300)
+    resolved = (error <= _ACCURACY) & (turn <= _TURN)
     stable = jnp.where(limit > 1, code(Result.successful), code(Result.unstable))
-    result = first_failure(stable, jnp.where(error <= _ACCURACY, code(Result.successful), code(Result.not_converged)))
+    result = first_failure(stable, jnp.where(resolved, code(Result.successful), code(Result.not_converged)))
     valid = lambda values: jnp.where(result == Result.successful, values, jnp.nan)
     workload = still + moved
     total = jnp.maximum(point.arrival_rate.sum(), 1e-300)
@@ -147,8 +157,14 @@ def _noise(network: Network, policy: AbstractPolicy, optimum: Optimum, limit, sc
     )
 
 
-def _variances(linear: Linearisation, rate: Float[Array, " backends"]) -> tuple[Array, Array, Array]:
-    r"""At scale 1: $\mathrm{Var} N - r/a$, $\mathrm{Var} x$, and the first again from half of the frequencies.
+_coarse, _fine = (partial(_noise, points=points) for points in _POINTS)
+
+
+def _variances(
+    linear: Linearisation, rate: Float[Array, " backends"], points: int
+) -> tuple[Array, Array, Array, Float[Array, ""]]:
+    r"""At scale 1: $\mathrm{Var} N - r/a$, $\mathrm{Var} x$, the first again from half of the frequencies; and the largest turn of
+    $\det (I + L)$ from one frequency to the next.
 
     The integrand less that of a routing that never changes falls like $w^{-4}$; it has finite limits at 0. In $u = \log w$ the
     trapezoidal rule converges geometrically once the spacing is below the relative width of the sharpest resonance.
@@ -156,35 +172,40 @@ def _variances(linear: Linearisation, rate: Float[Array, " backends"]) -> tuple[
     loop = LoopTransfer(linear)
     moving = linear.support.any()
     begin, end = _range(linear)
-    logs = jnp.linspace(jnp.log(begin), jnp.log(end), _POINTS)
+    logs = jnp.linspace(jnp.log(begin), jnp.log(end), points)
 
     def spectrum(log):
         w = jnp.exp(log)
-        respond, follow = _response(loop, 1j * w)
+        respond, follow, turned = _response(loop, 1j * w)
         still = 2 * rate / (w**2 + linear.slope**2)
         power = (jnp.abs(respond) ** 2 * 2 * rate).sum(1) - still
         shares = (jnp.abs(follow @ respond) ** 2 * 2 * rate).sum(-1)
-        return w * power, w * shares
+        return w * power, w * shares, turned
 
-    power, shares = jax.lax.map(spectrum, logs, batch_size=_BLOCK)
+    power, shares, turned = jax.lax.map(spectrum, logs, batch_size=_BLOCK)
     spacing = (logs[1] - logs[0]) / jnp.pi
     below = lambda values: values[0] / jnp.pi  # the spectrum is flat between 0 and the first frequency
     whole = lambda values: spacing * (values.sum(0) - (values[0] + values[-1]) / 2) + below(values)
     every_other = 2 * spacing * (power[::2].sum(0) - power[0] / 2) + below(power)
-    return tuple(jnp.where(moving, values, 0) for values in (whole(power), whole(shares), every_other))  # pyright: ignore[reportReturnType]
+    turn = jnp.abs(jnp.angle(turned[1:] * turned[:-1].conj())).max()
+    return tuple(jnp.where(moving, values, 0) for values in (whole(power), whole(shares), every_other, turn))  # pyright: ignore[reportReturnType]
 
 
 def _response(
     loop: LoopTransfer, s
-) -> tuple[Complex[Array, "backends backends"], Complex[Array, "frontends backends backends"]]:
-    r"""$H(s)$: workloads per noise; and routing per workload."""
+) -> tuple[Complex[Array, "backends backends"], Complex[Array, "frontends backends backends"], Complex[Array, ""]]:
+    r"""$H(s)$: workloads per noise; routing per workload; and the direction of $\det (I + L)$ in the complex plane."""
     linear = loop.linear
     follow = loop.moves(s)
     if linear.self_response is not None:
         follow = jnp.linalg.solve(jnp.eye(follow.shape[1]) - linear.self_response / s, follow)
     late = linear.arrival_rate[:, None] * jnp.exp(-s * linear.latency)
     arrivals = (late[:, :, None] * follow).sum(0)
-    return jnp.linalg.inv(jnp.diag(s + linear.slope) - arrivals), follow
+    own = s + linear.slope
+    factors, pivots = lu_factor(jnp.diag(own) - arrivals)
+    direction = jnp.prod(jnp.exp(1j * (jnp.angle(jnp.diagonal(stop_gradient(factors))) - jnp.angle(own))))
+    swaps = jnp.sum(pivots != jnp.arange(pivots.size))
+    return lu_solve((factors, pivots), jnp.eye(own.size, dtype=own.dtype)), follow, direction * (-1.0) ** swaps
 
 
 def _range(linear: Linearisation) -> tuple[Array, Array]:
