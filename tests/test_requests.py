@@ -427,6 +427,12 @@ def predicted(distance):
         (study(row("DGD-LB", 1.0, 1.05), left_out=("nearest",)), "Not run: nearest", "is given the mean"),
         (study(row("DGD-LB", 1.0, 1.05)), "Randomness", "Linear theory"),
         (
+            study(row("least request", 1.0, 1.05, counts_own=True), scale=10.0),
+            "at scale 10.0 it is another one",
+            "Not run",
+        ),
+        (study(row("least request", 1.0, 1.05, counts_own=True)), "Randomness", "it is another one"),
+        (
             study(row("DGD-LB", 1.0, 1.05), predicted=predicted(6.0)),
             "+5 % for a routing that never changes and +1 % for the jitter of DGD-LB.",
             "only a guide",

@@ -51,6 +51,12 @@ def sentences(study: RequestStudy) -> list[str]:
         found.append(_about_noise(study, about))
     if study.predicted is not None:
         found.append(_about_theory(study, study.predicted))
+    counting = [row.balancer for row in study.rows if row.counts_own and study.scale != 1]
+    if counting:
+        found.append(
+            f"With {enumerated(counting)} the difference is not noise alone: the rule weighs its own requests one by one, so that at scale "
+            f"{number(study.scale)} it is another one than in the fluid run."
+        )
     if study.left_out:
         found.append(f"Not run: {enumerated(study.left_out)}, whose fluid run has no latency.")
     unknown = [row.balancer for row in study.rows if any(math.isnan(value) for value in row.quantiles)]

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dgdlb_jax.model.batch import as_batch, each_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.simulation.own import reads_outstanding
 from dgdlb_jax.simulation.requests.engine import simulate_requests_batch
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.noise import Noise, noise
@@ -44,6 +46,7 @@ class RequestOutcome:
     - `quantiles`: latencies that the parts `QUANTILES` of the requests do not exceed, seconds; NaN where requests live longer than
       they were followed.
     - `distribution`: the same at the parts `LEVELS`.
+    - `counts_own`: whether its rule looks at the number of its own requests, and so may be another rule at another scale.
     """
 
     balancer: str
@@ -52,6 +55,7 @@ class RequestOutcome:
     error: float
     quantiles: tuple[float, ...]
     distribution: tuple[float, ...] = ()
+    counts_own: bool = False
 
     @property
     def noise(self) -> float:
@@ -191,8 +195,15 @@ class RequestStudyInProgress:
             mean, error = float(each.mean()), float(each.std(ddof=1) / math.sqrt(self._seeds))
             found = [float(value) for value in run.latency_quantiles((*QUANTILES, *LEVELS))]
             quantiles, distribution = tuple(found[: len(QUANTILES)]), tuple(found[len(QUANTILES) :])
-            self._rows.append(RequestOutcome(name, fluid[name].mean_latency, mean, error, quantiles, distribution))
+            counts = self._counts_own(self._policies[name])
+            self._rows.append(
+                RequestOutcome(name, fluid[name].mean_latency, mean, error, quantiles, distribution, counts)
+            )
             yield self._rows[-1]
+
+    def _counts_own(self, policy: AbstractPolicy) -> bool:
+        network = self._comparison.network
+        return reads_outstanding(as_batch(network), each_frontend(as_batch(network), policy, "policy"))
 
     def _run(self, name: str):
         comparison = self._comparison
