@@ -229,6 +229,8 @@ WRONG = {
     "bins of nothing": (["rtt.csv", "--bin", "60"], "--bin is about demand, of which no file has any"),
     "bins that do not fit": (["day.csv", "--bin", "5000"], "its 24 bins of 3600 s make no two or more of 5000 s"),
     "a choice without a fleet": (["rtt.csv", "--replicas", "3"], "--replicas is about a fleet: give --fleet as well"),
+    "a load without a fleet": (["rtt.csv", "--load", "0.5"], "--load is about a fleet: give --fleet as well"),
+    "a load of nothing": (["rtt.csv", "runs", "day.csv", *TO, "--replicas", "40", "--load", "0.5"], "--load has nothing to say"),
     "a folder beside a fleet": (["rtt.csv", "runs", *TO, "--output", "x"], "keep one of --fleet and --output"),
     "a shift of nothing": (["rtt.csv", "runs", *TO, "--shift-s", "0,60,0"], "no file has a demand"),
     "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),

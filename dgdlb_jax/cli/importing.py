@@ -92,7 +92,7 @@ def _add_choices(add) -> None:
         help="how much later each frontend sees one common trace; longitude: by where the cities or cloud regions lie, beginning with "
         "the first one; --shift-s=-3600,0 where the first one is negative",
     )
-    add("--load", metavar="X", type=positive, default=0.7, help="total rate over capacity (default: 0.7)")
+    add("--load", metavar="X", type=positive, help="total rate over capacity (default: 0.7)")
     add("--sparse", action="store_true", help="pairs without a latency are not used (default: they are refused)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
 
@@ -164,7 +164,7 @@ def _check_used(found: "Sequence[Finding]", options: argparse.Namespace) -> None
         if getattr(options, name) is not None and not any(isinstance(one, kinds) for one in found):
             what = " or ".join(named[kind] for kind in kinds)
             raise InputError(f"--{name.replace('_', '-')} is about {what}, of which no file has any: leave it out.")
-    for name in ("curves", "replicas", "weights", "shift_s", "inside_ms", "sparse"):
+    for name in ("curves", "replicas", "load", "weights", "shift_s", "inside_ms", "sparse"):
         if options.fleet is None and getattr(options, name):
             raise InputError(f"--{name.replace('_', '-')} is about a fleet: give --fleet as well.")
     if options.fleet is not None and options.output is not None:

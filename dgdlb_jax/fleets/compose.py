@@ -42,7 +42,7 @@ class Choices:
     - `curves`: the curve of each backend, by its name; `replicas`: servers behind each backend, one number for all or one for each.
     - `weights`: shares of the traffic, one for each frontend; `shift_s`: how much later each of them sees one common day, or
       `"longitude"`: an hour for every 15 degrees that it lies west of the first of them.
-    - `load`: total rate over nominal capacity, for files without demand or without replicas.
+    - `load`: total rate over nominal capacity, where no file has a demand or no replicas are given; 0.7 when left out.
     - `inside_ms`: one way, inside a region. `sparse`: pairs without a latency are arcs that are not used; else they are refused.
     """
 
@@ -52,9 +52,14 @@ class Choices:
     replicas: tuple[float, ...] = ()
     weights: tuple[float, ...] = ()
     shift_s: tuple[float, ...] | str = ()
-    load: float = _LOAD
+    load: float | None = None
     inside_ms: float | None = None
     sparse: bool = False
+
+    @property
+    def wanted_load(self) -> float:
+        """The load, or what is assumed for it."""
+        return _LOAD if self.load is None else self.load
 
 
 class _Page:
@@ -98,6 +103,8 @@ def compose_fleet(
         )
     if choices.shift_s and demand is None:
         raise InputError("--shift-s moves one common trace, and no file has a demand: leave it out, or add one.")
+    if choices.load is not None and demand is not None and choices.replicas:
+        raise InputError("--load has nothing to say beside a demand and --replicas: leave it, or --replicas, out.")
     page, files = _Page(), {}
     page.put("name", path.stem, "made by dgdlb import; every figure has its origin in the comment above it")
     frontends = _frontends(page, choices, latencies, demand)
@@ -105,7 +112,9 @@ def compose_fleet(
     rate = _rates(page, choices, frontends, demand)
     replicas = _servers(page, choices, backends, chosen, rate, curves)
     servers = [(curves[name], count) for name, count in zip(chosen, replicas, strict=True)]
-    check_served(servers, rate, choices.load, f"--load {choices.load:g}" if demand is None else demand.origin)
+    check_served(
+        servers, rate, choices.wanted_load, f"--load {choices.wanted_load:g}" if demand is None else demand.origin
+    )
     origins: dict[str, str] = {}
     for name in dict.fromkeys(chosen):
         table = f"{path.stem}.{name}.csv"
@@ -225,9 +234,8 @@ def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: De
     shares = "in equal parts (assumed: no file says where requests enter)" if equal else "by the weights as told"
     if demand is None:
         page.put("weight", weights.tolist(), shares)
-        page.put(
-            "load", choices.load, "assumed: no file says how many requests there are; total rate over nominal capacity"
-        )
+        why = "assumed: no file says how many requests there are" if choices.load is None else "as told"
+        page.put("load", choices.wanted_load, f"{why}; total rate over nominal capacity")
         return None
     if not demand.counts.any():
         raise InputError(f"{demand.origin} has no request: give a longer trace, or leave it out.")
@@ -273,9 +281,9 @@ def _servers(
         replicas, why = [1.0] * len(backends), "assumed: one server behind each backend"
     else:
         capacity = sum(max(point.throughput for point in curves[name].points) for name in chosen)
-        count = float(max(1, math.ceil(rate / (choices.load * capacity) * (1 - 1e-12))))
+        count = float(max(1, math.ceil(rate / (choices.wanted_load * capacity) * (1 - 1e-12))))
         replicas = [count] * len(backends)
-        why = f"assumed: the fewest equal replicas at which the mean rate is at most {choices.load:g} of the highest measured throughput"
+        why = f"assumed: the fewest equal replicas at which the mean rate is at most {choices.wanted_load:g} of the highest measured throughput"
     page.put("replicas", replicas, why)
     return replicas
 
