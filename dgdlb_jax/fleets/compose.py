@@ -283,7 +283,8 @@ def _servers(
         capacity = sum(max(point.throughput for point in curves[name].points) for name in chosen)
         count = float(max(1, math.ceil(rate / (choices.wanted_load * capacity) * (1 - 1e-12))))
         replicas = [count] * len(backends)
-        why = f"assumed: the fewest equal replicas at which the mean rate is at most {choices.wanted_load:g} of the highest measured throughput"
+        part = f"{choices.wanted_load:g} of the highest measured throughput"
+        why = f"assumed: the fewest equal replicas at which the mean rate is at most {part}"
     page.put("replicas", replicas, why)
     return replicas
 
