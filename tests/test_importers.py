@@ -1,6 +1,7 @@
 """Files as people have them: the right values from every layout, and one sentence for what cannot be read."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -511,3 +512,31 @@ def test_a_place_that_is_no_frontend_is_said(tmp_path):
     named = only(read(tmp_path, files, names=("eu", "us")))
     assert sorted(named.names) == ["eu", "us"]
     assert not any("names no frontend" in note for note in named.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n", '"mean" sums the others up and is no place'),
+        ("rtt_ms,eu,us,avg\neu,,80,80\nus,80,,80\n", '"avg" sums the others up'),
+        ("time_s,eu,us,total\n0,600,300,900\n3600,500,200,700\n", '"total" sums the others up'),
+        ("timestamp,region,rps\n2025-01-01 00:00,paris,3\n2025-01-01 00:00,tokyo,4\n", '"rps" is a rate, so its lines'),
+        (
+            "timestamp,region,requests_per_second\n2025-01-01 00:00,eu,3\n2025-01-01 01:00,eu,4\n",
+            "is a rate, so its lines",
+        ),
+    ],
+)
+def test_what_is_no_place_and_no_request_is_refused(tmp_path, text, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read(tmp_path, {"a.csv": text})
+
+
+def test_figures_without_a_name_are_asked_about(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "time,eu,us\n2025-03-30 00:00,600,300\n2025-03-30 01:00,500,200\n"}))
+    assert any("if these are bins and no single requests" in note for note in found.notes)
+
+
+def test_a_log_may_hold_the_speed_of_each_request(tmp_path):
+    found = read(tmp_path, {"a.csv": "timestamp_s,tokens_per_second\n0,31\n1.5,28\n7,35\n30,30\n"})
+    assert found[1] == ["table of requests"]

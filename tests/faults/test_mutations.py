@@ -1,11 +1,14 @@
 """Input files with pieces cut out, doubled, swapped or replaced: a network that can be computed with, or one sentence."""
 
 import warnings
+from importlib import resources
 
+import jax
 import numpy as np
 import pytest
 
-from dgdlb_jax.fleets import load_fleet
+from dgdlb_jax.fleets import load_events, load_fleet
+from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.studies.sweep import read_spec
@@ -93,6 +96,24 @@ def test_fleets(folder, rng, count):
         read += network is not None
         assert network is None or is_right(network), (folder / chosen).read_text()
     print(f"{count} mutated fleets: {read} read, {count - read} refused, all of them right")
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(10_000, marks=pytest.mark.full)])
+def test_events(folder, rng, count):
+    """The built-in fleet with [[events]], changed in that part: events at known places, whose signals are finite, or one sentence."""
+    head, _, tail = (resources.files("dgdlb_jax") / "data" / "failover.toml").read_text().partition("[[events]]")
+    path, read = folder / "events.toml", 0
+
+    def loaded():
+        network = load_fleet(path)
+        return signals(network, load_events(path))
+
+    for _ in range(count):
+        write(folder, path.name, head + mutated(rng, "[[events]]" + tail))
+        found = survive(loaded)
+        read += found is not None
+        assert found is None or all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)), path.read_text()
+    print(f"{count} mutated events: {read} read, {count - read} refused, all of them right")
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.full)])

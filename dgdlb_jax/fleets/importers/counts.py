@@ -10,7 +10,7 @@ from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_nam
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import PLACES, first_of, words
+from dgdlb_jax.fleets.importers.words import PLACES, check_no_summary, first_of, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -18,7 +18,18 @@ from dgdlb_jax.numerics.results import InputError
 UNEVEN = 1e-6
 
 # What the column of all requests may be called besides "requests".
-_COUNTS = ("num_requests", "request_count", "requests_count", "count", "counts", "arrivals", "n")
+_COUNTS = (
+    "num_requests",
+    "request_count",
+    "requests_count",
+    "count",
+    "counts",
+    "arrivals",
+    "n",
+    "queries",
+    "hits",
+    "calls",
+)
 # Words of columns that say something of a single request.
 _NO_COUNT = {
     "token",
@@ -92,6 +103,8 @@ def read_counts(table: Table, options: Options) -> Demand:
         raise InputError(
             f"{table.name} has a column {clipped(every)} and the further columns {listed(further)}: name the frontends, or remove them."
         )
+    if columns != (every,):
+        check_no_summary(table.name, columns, options.names)
     rates = [column for column in columns if period(column) and column not in options.names]
     if rates and len(columns) > 1:
         raise InputError(f'{table.name}: column "{clipped(rates[0])}" is a rate: give the requests in every bin.')

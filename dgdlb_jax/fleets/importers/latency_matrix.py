@@ -9,7 +9,7 @@ from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
 from dgdlb_jax.fleets.importers.times import time_column
-from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, normal, unit_of, way_of, words
+from dgdlb_jax.fleets.importers.words import LATENCIES, check_no_summary, first_of, normal, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -101,6 +101,7 @@ def read_matrix(table: Table, options: Options) -> Latencies:
             seconds[origin, target] = table.number(row, target) * LATENCIES[unit]
     if not seconds:
         raise InputError(f"{table.name}: no cell of the matrix holds a figure: fill in what was measured.")
+    check_no_summary(table.name, (*origins, *table.columns[1:]), {*options.names, *options.backends})
     size = f"{len(origins)} x {counted(len(set(table.columns[1:]) - {''}), 'region', 'regions')}"
     if _is_transposed(table, options):
         turned = {(frontend, backend): value for (backend, frontend), value in seconds.items()}

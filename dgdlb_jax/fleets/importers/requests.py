@@ -14,10 +14,11 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
-from dgdlb_jax.fleets.importers.counts import UNEVEN
+from dgdlb_jax.fleets.importers.counts import UNEVEN, only_figures
 from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import PLACES, first_of
+from dgdlb_jax.fleets.importers.words import PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -50,6 +51,7 @@ def read_requests(table: Table, options: Options) -> Demand:
             f'{table.name}: column "time_s" is missing ({hint.rstrip(".")}): a trace has the column time_s and requests or one column '
             "per frontend, or a line per request with a column of times such as timestamp_ms."
         )
+    _check_no_rate(table)
     times = read_times(table, column, options.time_unit)
     by = _place_column(table, column, options)
     last, length = float(times.seconds.max()), _length(times.seconds)
@@ -75,10 +77,14 @@ def read_requests(table: Table, options: Options) -> Demand:
         f"{counted(bins, 'bin', 'bins')} of {width:.6g} s" + (f" ({rule})" if rule else ""),
     ]
     steps = np.diff(np.sort(times.seconds))
-    if len(steps) > 1 and np.ptp(steps) <= UNEVEN * steps.max():
-        notes.append(
-            "its times are evenly spaced: if these are bins and no single requests, call the column that counts them requests"
+    even = len(steps) > 1 and np.ptp(steps) <= UNEVEN * steps.max()
+    if even or only_figures(table):
+        why = (
+            "its times are evenly spaced"
+            if even
+            else f"{listed([c for c in table.columns if c != column])} hold figures only"
         )
+        notes.append(f"{why}: if these are bins and no single requests, call the column that counts them requests")
     if left:
         end = f"{counted(left, 'request', 'requests')} in {length - bins * width:.3g} of {length:.4g} s"
         notes.append(f"the end, {end}, fills no bin and is left out")
@@ -87,6 +93,16 @@ def read_requests(table: Table, options: Options) -> Demand:
     if by is not None:
         notes.append(f'"{clipped(by)}" says where they enter: {listed(names)}')
     return Demand(names, float(width), counts[:bins], table.name, tuple(notes))
+
+
+def _check_no_rate(table: Table) -> None:
+    """Lines with a rate are bins, and counting them would give a wrong demand; tokens/s may be those of one request."""
+    for column in table.columns:
+        if period(column) and not {"token", "tokens", "tok", "toks"} & set(words(column)):
+            raise InputError(
+                f'{table.name}: "{clipped(column)}" is a rate, so its lines are no single requests: give the requests in every bin, in a '
+                'column "requests", beside the time and, where there are several, the place.'
+            )
 
 
 def _length(seconds: np.ndarray) -> float:

@@ -1,7 +1,10 @@
 """Headers as people write them: the words in them, units of time, round trip or one way."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+from dgdlb_jax.fleets.document import clipped
+from dgdlb_jax.numerics.results import InputError
 
 UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 """Seconds in a unit of time."""
@@ -74,3 +77,29 @@ def first_of(columns: Collection[str], spellings: Sequence[str]) -> str | None:
     """The column whose header is the earliest of the spellings, whatever its case and separators."""
     by_name = {normal(column): column for column in columns}
     return next((by_name[name] for name in spellings if name in by_name), None)
+
+
+_SUMMARIES = {
+    "mean",
+    "avg",
+    "average",
+    "median",
+    "total",
+    "totals",
+    "sum",
+    "overall",
+    "max",
+    "min",
+    "maximum",
+    "minimum",
+}
+
+
+def check_no_summary(file: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise `InputError` for a name in a row or a column of places that sums the others up, unless it is one that was told."""
+    for name in names:
+        if name not in known and set(words(name)) & _SUMMARIES:
+            raise InputError(
+                f'{file}: "{clipped(name)}" sums the others up and is no place: remove it, or name the places (dgdlb import: --frontends, '
+                "--backends)."
+            )
