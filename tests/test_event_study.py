@@ -17,7 +17,7 @@ from dgdlb_jax.reports.plots import latency_over_time
 from dgdlb_jax.studies.compare import compare
 from dgdlb_jax.studies.event_results import event_variables, events_json
 from dgdlb_jax.studies.event_words import about_events, described
-from dgdlb_jax.studies.failures import fail_each
+from dgdlb_jax.studies.failures import FailuresInProgress
 from dgdlb_jax.studies.schedule import Schedule
 from dgdlb_jax.studies.verdict import Verdict
 
@@ -151,7 +151,9 @@ def test_every_backend_fails_in_turn():
         frontend_names=["west", "east"],
         backend_names=["large", "small"],
     )
-    found = fail_each(network, ["dgd-lb"], duration=700.0, dt=0.1)
+    work = FailuresInProgress(network, ["dgd-lb"], duration=700.0, dt=0.1)
+    assert list(work.finished()) == ["DGD-LB"]
+    found = work.failures
     large, small = found.losses
     assert large.short_by == pytest.approx(2.0, rel=1e-6)
     assert not large.recoveries

@@ -149,7 +149,7 @@ def test_what_cannot_be_answered_is_said():
     assert found.result == Result.unstable
     assert np.isnan(found.jitter)
     assert not bool(found.holds)
-    with pytest.raises(InputError, match="scale is -1: give a positive number"):
+    with pytest.raises(InputError, match="scale is -1: give a positive finite number"):
         dgd.noise(group(), scale=-1)
     with pytest.raises(InputError, match="jumps, so it has no linearisation"):
         dgd.noise(group(), dgd.LeastLatency())

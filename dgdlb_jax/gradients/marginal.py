@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.checks import require_patience
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
 from dgdlb_jax.numerics.results import (
     ConvergenceError,
@@ -30,7 +31,6 @@ from dgdlb_jax.simulation.trajectory import SaveAt, SimulationState, Trajectory
 from dgdlb_jax.stability.defaults import suggest_duration
 
 _TAIL = 0.02  # a reaction of which the last half of the run still brought more than this has not died out
-_PATIENCE = 900  # seconds that a default `run_on` may take
 _SECONDS_PER_ARC_AND_STEP = 6e-8  # of one value and gradient on one core: 5 to 8e-8 from 20 to 4096 arcs
 _STILL = 1e-9  # a projected gradient smaller than this part of the gradient is rounding
 
@@ -134,7 +134,7 @@ def marginal_latency(
     if run_on is None:
         require_values("marginal_latency without run_on", network, policy)
         run_on = _run_on(network, policy, duration)
-        _require_patience(network, (duration + run_on) / dt, run_on)
+        _require_affordable(network, (duration + run_on) / dt, run_on)
     settings = {
         "dt": dt,
         "max_latency": _roomy_latency(network, dt) if max_latency is None and is_concrete(network) else max_latency,
@@ -295,12 +295,11 @@ def _run_on(network: Network, policy: AbstractFlowPolicy, duration: float) -> fl
         return duration
 
 
-def _require_patience(network: Network, steps: float, run_on: float) -> None:
+def _require_affordable(network: Network, steps: float, run_on: float) -> None:
     """Nobody waits without a word for what they did not ask for: the default `run_on` of a fleet that settles slowly."""
     seconds = 3 * steps * network.mask.size * _SECONDS_PER_ARC_AND_STEP
-    if seconds > _PATIENCE:
-        raise InputError(
-            f"marginal_latency without run_on: reactions die out within about {run_on:g} s here, three gradients over {steps:,.0f} steps, "
-            f"about {seconds / 60:,.0f} minutes on one core. Pass run_on=, in seconds: what is left when it ends stands in the result's "
-            "`tail`."
-        )
+    require_patience(
+        f"marginal_latency without run_on: reactions die out within about {run_on:g} s here, three gradients over {steps:,.0f} steps",
+        seconds,
+        "pass run_on=, in seconds; what is left when it ends stands in the result's `tail`",
+    )

@@ -14,7 +14,7 @@ from dgdlb_jax.model.document import write_fleet
 from dgdlb_jax.model.magnitudes import check_magnitudes
 from dgdlb_jax.model.service import AbstractService, Replicas, Scaled
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.checks import check_entries, floating, not_negative, positive
+from dgdlb_jax.numerics.checks import check_entries, check_positive, floating, not_negative
 from dgdlb_jax.numerics.precision import float_type, with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.text import clipped
@@ -221,13 +221,7 @@ class Network(eqx.Module):
 
         Optimum, routing and fluid latencies stay; with whole requests, the larger the scale the less noise.
         """
-        check_entries(
-            scale,
-            positive,
-            lambda at, value: (
-                f"with_scale({scale}): a scale is a positive finite number, 10 for ten times the requests and replicas."
-            ),
-        )
+        check_positive("scale", scale, "give a positive finite number, 10 for ten times the requests and replicas")
         factor = jnp.asarray(scale, self.latency.dtype)
         each = factor[:, None] if factor.ndim else factor
         service = Replicas(self.service, jnp.broadcast_to(each, self.nominal_capacity.shape))

@@ -55,6 +55,20 @@ def check_entries(value: Matrices, allowed: Allowed, sentence: Callable[[tuple[i
         raise InputError(sentence(*refused[:2]))
 
 
+def check_positive(name: str, value: Matrices, remedy: str = "give a positive finite number") -> None:
+    """Raise `InputError` for a number, or one of many, that is not positive and finite."""
+    check_entries(value, positive, lambda _, found: f"{name} is {found:g}: {remedy}.")
+
+
+_PATIENCE = 900  # seconds
+
+
+def require_patience(what: str, seconds: float, remedy: str) -> None:
+    """Raise `InputError` for a computation of which nobody asked how long it is, and that takes above a quarter of an hour on one core."""
+    if seconds > _PATIENCE:
+        raise InputError(f"{what}, about {seconds / 60:,.0f} minutes on one core: {remedy}.")
+
+
 def in_range(number: float, minimum: float, above: bool = False) -> bool:
     """Whether a number is finite and at least `minimum`, or `above` it."""
     return math.isfinite(number) and (number > minimum if above else number >= minimum)

@@ -6,14 +6,14 @@ from dgdlb_jax.numerics.formatting import enumerated, number, percent, seconds
 from dgdlb_jax.reports.text_table import GrowingTable, columns
 from dgdlb_jax.stability.noise import TRUSTED, Noise
 from dgdlb_jax.studies.balancers import DGD
-from dgdlb_jax.studies.requests import DISCIPLINES, QUANTILES, RequestOutcome, RequestStudy
+from dgdlb_jax.studies.requests import DISCIPLINES, PERCENTILES, RequestOutcome, RequestStudy
 
-HEADER = ("balancer", "fluid", "whole requests", "+-", "noise costs", *(f"p{100 * q:.0f}" for q in QUANTILES))
+HEADER = ("balancer", "fluid", "whole requests", "+-", "noise costs", *PERCENTILES)
 
 
 def growing_table(names) -> GrowingTable:
     """The table of balancers of these names, whose rows are not known yet."""
-    return GrowingTable(HEADER, [max([*map(len, names), 8]), 8, 14, 8, 18, *(8 for _ in QUANTILES)])
+    return GrowingTable(HEADER, [max([*map(len, names), 8]), 8, 14, 8, 18, *(8 for _ in PERCENTILES)])
 
 
 def cells(row: RequestOutcome) -> tuple[str, ...]:

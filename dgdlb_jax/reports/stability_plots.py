@@ -98,7 +98,9 @@ def tightness_plot(found: Mapping[str, Tightness], *, ax: Axes | None = None) ->
 def save_stability_pictures(report: StabilityReport, folder: Path) -> list[Path]:
     """Write `roots.png` and `locus.png` into a folder, each where there is something to draw. **Returns:** the paths written."""
     name = report.network.name or "network"
-    axes = {"roots": roots_plot({"at the recommended step sizes": report.spectrum})} if report.spectrum else {}
+    axes = (
+        {"roots": roots_plot({"at the recommended step sizes": report.spectrum})} if report.spectrum is not None else {}
+    )
     if np.isfinite(report.factor):
         from dgdlb_jax.stability.critical import scaled
 

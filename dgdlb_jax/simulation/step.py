@@ -258,8 +258,8 @@ def arrive(
         sent, arrived = now.flow + move.flow, now.inflow + inflow  # twice the mean of the step
     else:
         sent, arrived = 2 * move.sent, 2 * inflow
-    begin, end_rate = _at_both_ends(system, k, now, move.predicted, Field.service_rate)
-    served = begin + end_rate
+    first, last = _at_both_ends(system, k, now, move.predicted, Field.service_rate)
+    served = first + last  # twice the mean, as above
     before, lost, reported, carried, detour = now.workload, now.lost, now.reported, sent, None
     if system.field.events is None:
         workload = now.workload + step_b / 2 * (arrived - served)

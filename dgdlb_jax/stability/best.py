@@ -9,6 +9,7 @@ from dgdlb_jax.equilibrium.arguments import known_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import per_frontend, require_single
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.checks import require_patience
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.stability.critical import critical_step_size
@@ -16,7 +17,6 @@ from dgdlb_jax.stability.linearise import linearise
 from dgdlb_jax.stability.roots import characteristic_roots, count_equations
 
 _GRID = np.geomspace(0.01, 0.95, 14)  # of the critical step size
-_MOST_EQUATIONS = 330  # a quarter of an hour
 _ROOTS, _OF = 38.0, 400  # seconds that the roots of so many equations take on one core; others by the third power
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _REFINEMENTS = 12
@@ -61,8 +61,8 @@ def best_step_size(
 
     **Returns:** a `BestStepSize`.
 
-    **Raises:** `InputError` for a batch, for a network of more than 330 backends in use and arcs in use beyond one per frontend, or when
-    nothing limits the step size.
+    **Raises:** `InputError` for a batch, for a network of more than some 330 backends in use and arcs in use beyond one per frontend, or
+    when nothing limits the step size.
 
     **Source:** own derivation.
     """
@@ -71,12 +71,11 @@ def best_step_size(
     optimum = known_optimum("best_step_size", network, optimum)
     along = per_frontend(network, 1.0 if direction is None else direction, "direction")
     equations = count_equations(linearise(network, optimum=optimum))
-    if equations > _MOST_EQUATIONS:
-        minutes = 40 * _ROOTS * (equations / _OF) ** 3 / 60
-        raise InputError(
-            f"best_step_size computes the roots of {equations:,} equations some 40 times, about {minutes:.0f} minutes on one core: "
-            "take a part of critical_step_size(network), 0.1 or 0.2 of it, or default_step_size(network)."
-        )
+    require_patience(
+        f"best_step_size computes the roots of {equations:,} equations some 40 times",
+        40 * _ROOTS * (equations / _OF) ** 3,
+        "take a part of critical_step_size(network), 0.1 or 0.2 of it, or default_step_size(network)",
+    )
     limit = float(critical_step_size(network, optimum=optimum, direction=along))
     if not np.isfinite(limit):
         raise InputError(

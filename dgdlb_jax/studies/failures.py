@@ -1,10 +1,9 @@
-"""Every backend fails in turn (N + 1): what is best without it, and how balancers get there. All cases are one batch."""
+"""Every backend fails in turn (N + 1): what is best without it, and how balancers get there, one batch for each balancer."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +19,9 @@ from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
 from dgdlb_jax.studies.assess import Setup
 from dgdlb_jax.studies.balancers import BALANCERS, check_keys
 from dgdlb_jax.studies.names import backend_names
-from dgdlb_jax.studies.schedule import Phase, Recovery, Schedule, best_latency, recovery
+from dgdlb_jax.studies.schedule import Phase, Recovery, Schedule, recovery
 from dgdlb_jax.studies.time_steps import usual_step
+from dgdlb_jax.studies.what_if import best_latency, without
 
 FEW = ("dgd-lb", "least-latency", "least-workload")
 """The balancers that fit on a screen."""
@@ -85,7 +85,7 @@ class FailuresInProgress:
         self._network, names = network, backend_names(network)
         self.optimum = solve_optimum(network)
         self._names = names if chosen is None else tuple(chosen)
-        self._best = {name: best_latency(_without(network, names.index(name))) for name in self._names}
+        self._best = {name: best_latency(without(network, names.index(name))) for name in self._names}
         self._served = [name for name in self._names if math.isfinite(self._best[name][0])]
         start = self.optimum.routing, self.optimum.workload
         # The time is not known before the step sizes are: any will do for these.
@@ -149,27 +149,6 @@ class FailuresInProgress:
         each = usual_step(self._network.latency.size) * max(1, len(self._served))
         affordable = _PATIENCE / sum(each / dt for dt in self._dt.values())
         return round_up(duration) if round_up(duration) < affordable else round_down(affordable)
-
-
-def fail_each(
-    network: Network, keys: Sequence[str] | None = None, *, done: Callable[[str], None] | None = None, **options
-) -> Failures:
-    """Let every backend of a network fail in turn, and see how balancers get over it.
-
-    **Arguments:** as for `FailuresInProgress`; `done`: told the name of every balancer that has run.
-
-    **Returns:** `Failures`. **Raises:** `InputError` as `compare`.
-    """
-    work = FailuresInProgress(network, keys, **options)
-    for name in work.finished():
-        if done is not None:
-            done(name)
-    return work.failures
-
-
-def _without(network: Network, backend: int) -> Network:
-    mask = np.asarray(network.mask) & (np.arange(network.backends) != backend)
-    return eqx.tree_at(lambda n: n.mask, network, jnp.asarray(mask))
 
 
 def _stacked(policies: Sequence[AbstractPolicy]) -> AbstractPolicy:

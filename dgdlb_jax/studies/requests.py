@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from dgdlb_jax.model.batch import as_batch, each_frontend
 from dgdlb_jax.model.network import Network
@@ -27,13 +28,14 @@ from dgdlb_jax.studies.noise import stationary_latency
 from dgdlb_jax.studies.verdict import Verdict
 
 QUANTILES = (0.5, 0.95, 0.99)
+PERCENTILES = tuple(f"p{100 * q:.0f}" for q in QUANTILES)
 LEVELS = tuple(float(1 - later) for later in np.geomspace(1, 1e-3, 61)[1:])
 """Parts of the requests at which the distribution of their latencies is kept."""
 DISCIPLINES = {"ps": "processor sharing", "fcfs": "first come, first served"}
 SEEDS = 16
 _WORK, _MOST, _LEAST = 2e8, 100_000, 5_000
 """Arcs times steps of all runs of a balancer, a few seconds; steps of a run at most and at least."""
-_SURE = 2.0  # standard errors of a difference beyond which an order counts
+_SURE, _CERTAIN = 2.0, 3.0  # standard errors beyond which a figure counts, and one of many differences
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,14 @@ class RequestOutcome:
         return self.error / self.fluid
 
 
+def changed_places(
+    fluid: Float[np.ndarray, " rows"], mean: Float[np.ndarray, " rows"], error: Float[np.ndarray, " rows"]
+) -> Bool[np.ndarray, "rows rows"]:
+    """`[k, n]`: the first is better than the second in the fluid model, by 0.1 % and more, and worse with whole requests, for sure."""
+    better = fluid[:, None] * 1.001 < fluid[None]
+    return better & (mean[:, None] - mean[None] > _CERTAIN * np.hypot(error[:, None], error[None]))
+
+
 @dataclass(frozen=True)
 class RequestStudy:
     """Balancers with whole requests.
@@ -91,14 +101,9 @@ class RequestStudy:
     @property
     def swaps(self) -> list[tuple[str, str]]:
         """Pairs whose order is the other one with whole requests: who was better in the fluid run first; only where both are sure."""
-        by_fluid = sorted(self.rows, key=lambda row: row.fluid)
-        return [
-            (better.balancer, worse.balancer)
-            for k, better in enumerate(by_fluid)
-            for worse in by_fluid[k + 1 :]
-            if worse.fluid > better.fluid * (1 + 1e-3)
-            and better.mean - worse.mean > _SURE * math.hypot(better.error, worse.error)
-        ]
+        rows = sorted(self.rows, key=lambda row: row.fluid)
+        fluid, mean, error = (np.array([getattr(row, name) for row in rows]) for name in ("fluid", "mean", "error"))
+        return [(rows[k].balancer, rows[n].balancer) for k, n in np.argwhere(changed_places(fluid, mean, error))]
 
     def document(self) -> dict[str, Any]:
         """What a script reads; None where a figure is not known."""
@@ -109,7 +114,7 @@ class RequestStudy:
                 "fluid_mean_latency": plain(row.fluid),
                 "mean_latency": plain(row.mean),
                 "standard_error": plain(row.error),
-                **{f"p{100 * q:.0f}": plain(value) for q, value in zip(QUANTILES, row.quantiles, strict=True)},
+                **{name: plain(value) for name, value in zip(PERCENTILES, row.quantiles, strict=True)},
             }
             for row in self.rows
         ]

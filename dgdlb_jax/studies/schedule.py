@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from dgdlb_jax.equilibrium.feasibility import missing_capacity
-from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import signals
-from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.rounding import enough
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.assess import Setup, set_up
 from dgdlb_jax.studies.evidence import LAST_PART
 from dgdlb_jax.studies.outcome import smooth_latency
+from dgdlb_jax.studies.what_if import best_latency
 
 BACK = 0.01
 """Relative distance from the new optimum within which a balancer has recovered."""
@@ -132,15 +131,6 @@ class Schedule:
         step = jnp.where((one > 0) & (other > 0), jnp.minimum(one, other), jnp.maximum(one, other))
         both = (replace(setup, step_size=step, initial=before.initial) for setup in (before, after))
         return next(both), next(both)
-
-
-def best_latency(network: Network) -> tuple[float, float]:
-    """Optimal mean latency, seconds, and 0; or NaN and what the demand is too high by, requests/s."""
-    best: Optimum = solve_optimum(network, throw=False)
-    if int(best.result) == Result.successful:
-        return float(best.mean_latency), 0.0
-    supremum = np.asarray(network.mean_service.supremum, float)
-    return math.nan, missing_capacity(np.asarray(network.arrival_rate, float), np.asarray(network.mask), supremum)
 
 
 def recovery(phase: Phase, balancer: str, network: Network, run: Trajectory) -> Recovery:

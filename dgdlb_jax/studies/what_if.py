@@ -1,5 +1,6 @@
 """What one replica more or less would change at each backend, and losing it altogether: the optimum, solved again each time."""
 
+import math
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -54,8 +55,7 @@ def what_if(network: Network, optimum: Optimum) -> list[WhatIf]:
         return _change(other, before)
 
     def lost(backend: int) -> Change:
-        mask = jax.device_put(np.asarray(network.mask) & (np.arange(count.size) != backend))
-        return _change(eqx.tree_at(lambda n: (n.mask, n.service), network, (mask, service)), before)
+        return _change(eqx.tree_at(lambda n: n.service, without(network, backend), service), before)
 
     found = [
         WhatIf(name, changed(j, 1.0), changed(j, -1.0) if count[j] > 1 else None, lost(j))
@@ -64,10 +64,21 @@ def what_if(network: Network, optimum: Optimum) -> list[WhatIf]:
     return sorted(found, key=lambda one: (-one.without.short_by, -one.without.latency))
 
 
-def _change(network: Network, before: float) -> Change:
+def without(network: Network, backend: int) -> Network:
+    """The same network, had it never had a backend."""
+    mask = jax.device_put(np.asarray(network.mask) & (np.arange(network.backends) != backend))
+    return eqx.tree_at(lambda n: n.mask, network, mask)
+
+
+def best_latency(network: Network) -> tuple[float, float]:
+    """Optimal mean latency, seconds, and 0; or NaN and what the demand is too high by, requests/s."""
     best = solve_optimum(network, throw=False)
     if int(best.result) == Result.successful:
-        return Change(float(best.mean_latency) - before)
+        return float(best.mean_latency), 0.0
     supremum = np.asarray(network.mean_service.supremum, float)
-    mask = np.asarray(network.mask)
-    return Change(float("nan"), missing_capacity(np.asarray(network.arrival_rate, float), mask, supremum))
+    return math.nan, missing_capacity(np.asarray(network.arrival_rate, float), np.asarray(network.mask), supremum)
+
+
+def _change(network: Network, before: float) -> Change:
+    latency, short_by = best_latency(network)
+    return Change(latency - before, short_by)

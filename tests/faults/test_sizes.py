@@ -116,5 +116,5 @@ def test_the_stability_of_many_frontends_with_one_backend():
 
 def test_a_fleet_that_settles_slowly_is_not_followed_for_hours_without_being_asked():
     network = network_of(1, 60)
-    with pytest.raises(InputError, match=r"reactions die out within about .* minutes on one core\. Pass run_on="):
+    with pytest.raises(InputError, match=r"reactions die out within about .* minutes on one core: pass run_on="):
         dgd.marginal_latency(network, dgd.DGDLB(1e-9), duration=2.0, dt=0.0001)

@@ -141,7 +141,7 @@ def simulate_requests_batch(
         networks = repeat(networks)
         initial = None if initial is None else repeat(initial)
         policy = as_batch(policy, shared_scalars=True)
-    _check(networks, len(words), scale, discipline)
+    _check(networks, len(words), discipline)
     networks = networks.in_one_type().with_scale(scale)
     save = SaveAt.statistics() if save is None else _checked(save)
     grid = checks.grid(networks, duration, dt, max_latency)
@@ -233,13 +233,9 @@ def _counting(networks: Network, policy: AbstractPolicy, count: str | None) -> C
     return Counting(own or count == "arc", own, reads and isinstance(policy, AbstractInstantPolicy))
 
 
-def _check(networks: Network, keys: int, scale: Numbers, discipline: str) -> None:
+def _check(networks: Network, keys: int, discipline: str) -> None:
     if networks.batch != keys:
         raise InputError(f"There are {keys} keys for {networks.batch} networks: give one for each.")
-    if is_concrete(scale) and not np.all(np.isfinite(np.asarray(scale, float)) & (np.asarray(scale) > 0)):
-        raise InputError(
-            f"scale is {scale}: give a positive finite number, 10 for ten times the requests and replicas."
-        )
     if discipline not in ("ps", "fcfs"):
         raise InputError(
             f'discipline is {discipline!r}: choose "ps" (processor sharing) or "fcfs" (first come, first served).'

@@ -10,6 +10,7 @@ from dgdlb_jax.studies import verdict as ends
 from dgdlb_jax.studies.claims.judgement import Judgement as Judgement
 from dgdlb_jax.studies.claims.judgement import Verdict as Verdict
 from dgdlb_jax.studies.claims.judgement import case, known, percent, quantile, topologies, worst
+from dgdlb_jax.studies.requests import changed_places
 
 if TYPE_CHECKING:
     import xarray
@@ -340,14 +341,12 @@ def _of_those_that_swing(order: float) -> str:
 
 
 def swaps(runs: "xarray.Dataset") -> list[int]:
-    """For every fleet, at one scale: pairs of balancers whose order in the fluid model, by 0.1 % and more, is the other one for sure."""
+    """For every fleet, at one scale: how many pairs of balancers change places."""
     found = []
     for fleet in runs["fleet"].values:
         one = runs.sel(fleet=fleet)
-        fluid, mean, error = (one[name].values for name in ("mean_latency", "request_mean", "request_error"))
-        better = fluid[:, None] * 1.001 < fluid[None]
-        later = mean[:, None] - mean[None] > 3 * np.hypot(error[:, None], error[None])
-        found.append(int((better & later).sum()))
+        figures = (one[name].values for name in ("mean_latency", "request_mean", "request_error"))
+        found.append(int(changed_places(*figures).sum()))
     return found
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from dgdlb_jax.numerics.registry import Registry
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.simulation.plugins import AbstractStatistic
+from dgdlb_jax.studies.requests import PERCENTILES
 from dgdlb_jax.studies.sweep.gradient_error import largest_gradient_error
 from dgdlb_jax.studies.sweep.runs import Runs as Runs
 from dgdlb_jax.studies.verdict import Verdict, moving_mean, time_to_settle
@@ -268,10 +269,10 @@ _BUILT_IN: dict[str, Measure] = {
         "standard error of request_mean, from the scatter of the runs", "s", _of_requests("error"), _JUDGED
     ),
     **{
-        f"p{part}": Measure(
-            f"latency that {part} % of the whole requests do not exceed", "s", _of_requests(f"p{part}"), _JUDGED
+        name: Measure(
+            f"latency that {name[1:]} % of the whole requests do not exceed", "s", _of_requests(name), _JUDGED
         )
-        for part in (50, 95, 99)
+        for name in PERCENTILES
     },
     "noise_excess": Measure(
         "request_mean over mean_latency, minus 1: what randomness costs",

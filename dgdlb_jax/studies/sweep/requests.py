@@ -12,7 +12,7 @@ from dgdlb_jax.simulation.requests.engine import simulate_requests_batch
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.noise import noise
 from dgdlb_jax.studies.noise import stationary_latency
-from dgdlb_jax.studies.requests import QUANTILES, state_at_the_end
+from dgdlb_jax.studies.requests import PERCENTILES, QUANTILES, state_at_the_end
 
 RUNS = 8
 """Runs of each case; the same random numbers for all cases, so that these differ by what they are and not by chance."""
@@ -37,7 +37,10 @@ def run_requests(
         every(networks), every(policy), jax.random.wrap_key_data(keys), duration=_STEPS * steps, dt=steps,
         after=_TRANSIENT * steps, initial=every(state_at_the_end(networks, run)), throw=False,
     )  # fmt: skip
-    columns: dict[str, list[float]] = {"mean": [], "error": [], **{f"p{100 * q:.0f}": [] for q in QUANTILES}}
+    found, networks, optimum = jax.tree.map(
+        np.asarray, (found, networks, optimum)
+    )  # sliced often, which costs little there
+    columns: dict[str, list[float]] = {"mean": [], "error": [], **{name: [] for name in PERCENTILES}}
     for case in range(cases):
         part = jax.tree.map(lambda leaf, case=case: leaf[case * RUNS : (case + 1) * RUNS], found)
         one = jax.tree.map(lambda leaf, case=case: leaf[case], (networks, optimum))
