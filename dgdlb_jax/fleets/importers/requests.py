@@ -16,9 +16,9 @@ from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
 from dgdlb_jax.fleets.importers.counts import UNEVEN, only_figures
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.throughput_table import period
+from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import PLACES, first_of, words
+from dgdlb_jax.fleets.importers.words import PLACES, first_of
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -98,7 +98,7 @@ def read_requests(table: Table, options: Options) -> Demand:
 def _check_no_rate(table: Table) -> None:
     """Lines with a rate are bins, and counting them would give a wrong demand; tokens/s may be those of one request."""
     for column in table.columns:
-        if period(column) and not {"token", "tokens", "tok", "toks"} & set(words(column)):
+        if period(column) and not tokens_of(column):
             raise InputError(
                 f'{table.name}: "{clipped(column)}" is a rate, so its lines are no single requests: give the requests in every bin, in a '
                 'column "requests", beside the time and, where there are several, the place.'

@@ -62,8 +62,8 @@ def layout(table: Table) -> Layout:
     **Raises:** `InputError` where there is no throughput, where two contradict each other, or where nothing says how many requests
     there were.
     """
-    requests = [column for column in table.columns if period(column) and not _tokens_of(column)]
-    tokens = [column for column in table.columns if period(column) and _tokens_of(column)]
+    requests = [column for column in table.columns if period(column) and not tokens_of(column)]
+    tokens = [column for column in table.columns if period(column) and tokens_of(column)]
     held, cap, latency = first_of(table.columns, HELD), first_of(table.columns, CAPS), _latency(table)
     if not requests and not tokens:
         raise _missing(table, "throughput")
@@ -71,8 +71,8 @@ def layout(table: Table) -> Layout:
         raise _missing(table, "workload")
     if requests:
         return Layout(_achieved(table, requests), None, held, cap, latency)
-    tokens.sort(key=lambda column: _tokens_of(column) != "output")
-    return Layout(tokens[0], _tokens_of(tokens[0]), held, cap, latency)
+    tokens.sort(key=lambda column: tokens_of(column) != "output")
+    return Layout(tokens[0], tokens_of(tokens[0]), held, cap, latency)
 
 
 def _achieved(table: Table, columns: list[str]) -> str:
@@ -178,7 +178,7 @@ def period(column: str) -> float | None:
     return 1.0 if seconds or found & _PER_SECOND else None
 
 
-def _tokens_of(column: str) -> str | None:
+def tokens_of(column: str) -> str | None:
     """Which tokens a throughput counts: `"output"`, `"input"`, `"total"`, `"some"` where it does not say, None for requests."""
     found = set(words(column))
     if not found & {"token", "tokens", "tok", "toks", "tps"}:
