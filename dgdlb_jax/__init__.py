@@ -96,7 +96,9 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
     from dgdlb_jax.policies import register_policy as register_policy
     from dgdlb_jax.policies import spillover as spillover
+    from dgdlb_jax.policies import estimates as estimates
     from dgdlb_jax.policies.base import least as least
+    from dgdlb_jax.policies.estimates import estimated as estimated
     from dgdlb_jax.policies.latency import latency_as_seen as latency_as_seen
     from dgdlb_jax.reports import gallery as plots  # noqa: F401 - an alias of another name
     from dgdlb_jax.reports.export import write_export as write_export
@@ -194,6 +196,7 @@ _HOME = {
     ),
     "equilibrium.at_rest": ("latency_at_rest",),
     "policies.base": ("least",),
+    "policies.estimates": ("estimated",),
     "policies.latency": ("latency_as_seen",),
     "reports.export": ("write_export",),
     "reports.reproduce": ("reproduce",),
@@ -217,6 +220,7 @@ _HOME = {
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = {
     "conditions": "stability.conditions",
+    "estimates": "policies.estimates",
     "events": "model.events",
     "plots": "reports.gallery",
     "topologies": "model.topologies",

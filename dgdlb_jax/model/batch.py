@@ -84,7 +84,8 @@ def each_frontend(network: Network, parameters: PyTree, what: str) -> PyTree:
 
     In a batch an array has the axes `(batch, frontends, ...)`, either of which may be 1: `(1, frontends)` is shared by all networks,
     `(batch, 1)` by the frontends of each. A single axis is that of the frontends, `(batch,)` with other lengths is deprecated, and where
-    both fit the array is refused: nothing is told from a coincidence of sizes. For a single network the first axis is the frontends.
+    both fit the array is refused: nothing is told from a coincidence of sizes. For a single network the first axis is the frontends, or
+    1 in front of others.
 
     **Arguments:** `what`: a name for messages.
 
@@ -113,6 +114,8 @@ def _complete(network: Network, leaf: Array, name: str) -> Array:
     if leaf.ndim == 0:
         return leaf
     if size is None:
+        if leaf.ndim > 1 and leaf.shape[0] == 1:
+            leaf = jnp.broadcast_to(leaf, (frontends, *leaf.shape[1:]))
         if leaf.shape[0] != frontends:
             raise InputError(
                 f"{name} has {leaf.shape[0]} entries, but the network has {frontends} frontends: give a scalar, or one for each."

@@ -11,9 +11,11 @@ the command line. One of this package is entered in `registry`.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
@@ -74,6 +76,19 @@ class AbstractPolicy(eqx.Module):
         """The shortest time constant of the rule itself, seconds, which a time step has to resolve; inf by default."""
         return jnp.asarray(jnp.inf)
 
+    @property
+    def windows(self) -> tuple[Float[Array, "*parameters"], ...]:
+        """Seconds over which it averages the news evenly, once for every average; none by default.
+
+        No finite memory has the transfer function of such an average, so the linear analysis takes `without_windows` and puts it in.
+        """
+        return ()
+
+    @property
+    def without_windows(self) -> "AbstractPolicy":
+        """The same rule on news that is not averaged."""
+        return self
+
     def init(self, observation: Observation) -> State:
         """The policy's memory at the start; none by default."""
         del observation
@@ -108,6 +123,14 @@ class AbstractInstantPolicy(AbstractPolicy):
 def takes_lanes(policy: AbstractPolicy) -> bool:
     """Whether the class itself, not one that it derives from, says that its rule takes lanes."""
     return vars(type(policy)).get("takes_lanes", False)
+
+
+def for_each_frontend(policy: AbstractPolicy, rule: Callable, *arguments: Any) -> Any:
+    """`rule(policy, *arguments)`, mapped over the frontends on the last axis of all arguments unless the policy takes lanes."""
+    if takes_lanes(policy):
+        return rule(policy, *arguments)
+    axes = jax.tree.map(lambda leaf: None if leaf.ndim == 0 else -1, policy)
+    return jax.vmap(rule, in_axes=(axes, *(-1 for _ in arguments)), out_axes=-1)(policy, *arguments)
 
 
 def parameter(value: Matrix) -> Float[Array, "..."]:

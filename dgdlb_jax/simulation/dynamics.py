@@ -3,8 +3,6 @@
 Everything here works on lanes (see `lanes`): arcs are `(backends, frontends * lanes)`.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,7 @@ from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.signals import Signals
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State, takes_lanes
+from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, Observation, State, for_each_frontend
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.timeline import Jump, Timeline, shared
 
@@ -161,18 +159,19 @@ class Field(eqx.Module):
 
     def init(self, observation: Observation) -> State:
         """The memory of every frontend's policy."""
-        return self._each_frontend(lambda policy, seen: policy.init(seen), observation)
+        return for_each_frontend(self.policy, lambda policy, seen: policy.init(seen), observation)
 
     def velocity(self, t: Frontends, routing: Arcs, observation: Observation, state: State) -> tuple[Arcs, State]:
         """The raw velocity of the routing, before any projection (1/s)."""
-        velocity, state = self._each_frontend(
-            lambda policy, *seen: policy.velocity(*seen), t, routing, observation, state
-        )
+        rule = lambda policy, *seen: policy.velocity(*seen)
+        velocity, state = for_each_frontend(self.policy, rule, t, routing, observation, state)
         return self._checked(velocity, "velocity"), state
 
     def route(self, t: Frontends, observation: Observation, state: State) -> tuple[Arcs, State]:
         """Where an instant policy sends the traffic."""
-        routing, state = self._each_frontend(lambda policy, *seen: policy.route(*seen), t, observation, state)
+        routing, state = for_each_frontend(
+            self.policy, lambda policy, *seen: policy.route(*seen), t, observation, state
+        )
         return self._checked(routing, "route"), state
 
     def _checked(self, arcs: Arcs, what: str) -> Arcs:
@@ -192,9 +191,3 @@ class Field(eqx.Module):
     def flows(self) -> bool:
         """Whether the routing moves with a velocity (and does not jump)."""
         return isinstance(self.policy, AbstractFlowPolicy)
-
-    def _each_frontend(self, rule, *arguments) -> Any:
-        if takes_lanes(self.policy):
-            return rule(self.policy, *arguments)
-        axes = jax.tree.map(lambda leaf: None if leaf.ndim == 0 else -1, self.policy)
-        return jax.vmap(rule, in_axes=(axes, *(-1 for _ in arguments)), out_axes=-1)(self.policy, *arguments)

@@ -1,5 +1,6 @@
 """How fast a policy may be before the network latencies make it oscillate: exact limits of local stability."""
 
+import dataclasses
 from functools import partial
 
 import equinox as eqx
@@ -105,9 +106,10 @@ def critical_mode(
     require_double(network, "The critical step size")
     rule, best = policy_and_optimum("critical_step_size", network, policy, optimum)
     rule = DGDLB(1.0) if rule is None else rule
-    check_smooth(rule)
     factors = per_frontend(network, 1.0 if direction is None else direction, "direction")
     rule = each_frontend(network, rule, type(rule).__name__)
+    if not isinstance(rule, SampledDGDLB):
+        check_smooth(network, rule, best)
     search = partial(each_network, _critical_mode, effort=_effort)
     mode = on_host(search, network, rule, best, factors)
     if throw:
@@ -119,11 +121,9 @@ def critical_mode(
 def scaled(linear: Linearisation, factors: Float[Array, " frontends"]) -> Linearisation:
     """The linearisation of a policy whose frontend i is `factors[i]` times as fast."""
     own = None if linear.self_response is None else linear.self_response * factors[:, None, None]
-    return eqx.tree_at(
-        lambda lin: (lin.response, lin.self_response),
-        linear,
-        (linear.response * factors[:, None, None], own),
-        is_leaf=lambda leaf: leaf is None,
+    memory = None if linear.filter is None else linear.filter.scaled(factors)
+    return dataclasses.replace(
+        linear, response=linear.response * factors[:, None, None], self_response=own, filter=memory
     )
 
 
@@ -237,9 +237,9 @@ def count_unstable_roots(
     require_double(network, "count_unstable_roots")
     rule, best = policy_and_optimum("count_unstable_roots", network, policy, optimum)
     rule = DGDLB(1.0) if rule is None else rule
-    check_smooth(rule)
     require_served(network, best)
     rule = each_frontend(network, rule, type(rule).__name__)
+    check_smooth(network, rule, best)
     linear = each_network(linearise_one, network, rule, best)
     loop = LoopTransfer(scaled(linear, jnp.full(network.frontends, factor)))
     if not bool(loop.closed):

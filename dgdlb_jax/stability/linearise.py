@@ -1,9 +1,12 @@
 """The dynamics near an equilibrium: Jacobians of the vector field itself, delays kept apart."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint
@@ -14,12 +17,13 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.dependence import depends_on
 from dgdlb_jax.numerics.graph import connected, count_parts
-from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.simplex import zero_mean
-from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
+from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, State
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.own import reads_outstanding
+from dgdlb_jax.stability.memory import Filter, even_average, filter_of, needed_memory, responses
 
 _COPIES = 4  # of the response, which is the largest array: it, its projection, and what the projection holds meanwhile
 _NEAR_TIE = 1e-3  # relative change of a workload that brings an idle arc into use
@@ -31,12 +35,14 @@ class Linearisation(eqx.Module):
     $$ \dot n_j = \sum_i \lambda_i \xi_{ij}(t - \tau^{fwd}_{ij}) - a_j n_j, \qquad
        \dot \xi_i = P_i \Big[ \sum_k V_{i \cdot k} n_k(t - \tau^{fb}_{ik}) + W_i \xi_i \Big] $$
 
-    on the support: arcs with traffic, of frontends that have two of them. $P_i$ takes the mean off.
+    (with memory or averages, what `response_at` and `self_response_at` say in place of V and W) on the support: arcs with traffic, of frontends that have two of them. $P_i$ takes the mean off.
 
     - `point`: the equilibrium; its $\lambda$, $a$, $c$, latencies and support can be read from here as well.
     - `response` $P V$ `(frontends, backends, backends)`: change of the projected velocity per request seen, 1/(s request).
     - `self_response` $P W P$ `(frontends, backends, backends)`: per change of its own routing, 1/s. None when
       the policy does not depend on its own routing.
+    - `filter`: what the policy's memory adds to both (see `stability.memory`); None without memory.
+    - `windows`: `(frontends, backends)` each, seconds over which news is averaged evenly before it is used.
     - `neutral`: how many directions move routing without changing any backend's flow (the cyclomatic number of the support).
     - `near_tie` `(frontends, backends)`: idle arcs that a change of a workload by less than 0.1 % brings into use; there
       the equations above hold in a tiny neighbourhood only.
@@ -46,9 +52,38 @@ class Linearisation(eqx.Module):
     point: OperatingPoint
     response: Float[Array, "*batch frontends backends backends"]
     self_response: Float[Array, "*batch frontends backends backends"] | None
+    filter: Filter | None
+    windows: tuple[Float[Array, "*batch frontends backends"], ...]
     neutral: Int[Array, "*batch"]
     near_tie: Bool[Array, "*batch frontends backends"]
     linear_region: Float[Array, "*batch"]
+
+    def response_at(self, s: Complex[Array, ""]) -> Array:
+        """Of one network: the projected velocity per request seen, memory and averages included, `(frontends, backends, backends)`."""
+        whole = self.response if self.filter is None else self.response + self.filter.response(s)
+        for window in self.windows:
+            whole = whole * even_average(s, window)[:, None, :]
+        return whole
+
+    def self_response_at(self, s: Complex[Array, ""]) -> Array:
+        """Per share of its own, memory included, where the policy depends on its own routing."""
+        assert self.self_response is not None
+        if self.filter is None or self.filter.own is None:
+            return self.self_response
+        return self.self_response + self.filter.self_response(s)
+
+    @property
+    def largest_response(self) -> Float[Array, "frontends backends backends"]:
+        """Of one network: bounds of `response_at` at any frequency."""
+        return jnp.abs(self.response) if self.filter is None else self.filter.largest
+
+    @property
+    def largest_self_response(self) -> Float[Array, "frontends backends backends"]:
+        """Of one network: bounds of `self_response_at` at any frequency."""
+        assert self.self_response is not None
+        if self.filter is None or self.filter.largest_own is None:
+            return jnp.abs(self.self_response)
+        return self.filter.largest_own
 
     @property
     def arrival_rate(self) -> Float[Array, "*batch frontends"]:
@@ -99,28 +134,35 @@ def linearise(
     **Arguments:**
 
     - `network`: one network or a batch.
-    - `policy`: a smooth flow policy without memory; `DGDLB(1.0)` by default. Parameters as for `simulate`.
+    - `policy`: a smooth flow policy, `DGDLB(1.0)` by default; memory that moves smoothly included. Parameters as for `simulate`.
     - `optimum`: of that network; solved when left out. Another equilibrium in the shape of an `Optimum` does as well.
 
     **Returns:** a `Linearisation`.
 
-    **Raises:** `InputError` for a policy that jumps or has memory.
+    **Raises:** `InputError` for a policy that jumps, or whose memory does not rest where nothing changes.
 
     **Source:** own derivation.
     """
     rule, best = policy_and_optimum("linearise", network, policy, optimum)
     rule = DGDLB(1.0) if rule is None else rule
-    check_smooth(rule)
     rule = each_frontend(network, rule, type(rule).__name__)
+    check_smooth(network, rule, best)
     return each_network(linearise_one, network, rule, best)
 
 
-def check_smooth(policy: AbstractPolicy) -> None:
-    """Raise `InputError` for a policy that has no linearisation."""
+def check_smooth(network: Network, policy: AbstractPolicy, optimum: Optimum) -> None:
+    """Raise `InputError` for a policy that has no linearisation: it jumps, or its memory does not rest (as far as values are known)."""
     if not isinstance(policy, AbstractFlowPolicy):
         raise InputError(
             f"{type(policy).__name__} jumps, so it has no linearisation: use a policy that moves its routing, such as "
             "DGDLB, or a smooth relative such as a softmin of the latencies written as AbstractFlowPolicy."
+        )
+    if not is_concrete(network, policy, optimum) or not _remembers(network, policy):
+        return
+    if not np.all(each_network(_rests, network, policy, optimum)):
+        raise InputError(
+            f"The memory of {type(policy).__name__} drifts or jumps where nothing changes, so it is not a smooth flow: linearise DGDLB with "
+            "the same step size; critical_step_size knows sampled policies."
         )
 
 
@@ -129,45 +171,78 @@ def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) ->
     numbers = _COPIES * network.frontends * network.backends**2
     what = f"The linearisation of {network.frontends} x {network.backends} frontends and backends"
     device.check_fits(network.latency.dtype.itemsize * numbers, what, "use smaller networks")
-    field = _field(network, policy)
-    x, n = optimum.routing.T, optimum.workload
-    t = jnp.zeros(network.frontends, n.dtype)
-    seen = jnp.broadcast_to(n[:, None], x.shape)
     if reads_outstanding(as_batch(network), as_batch(policy, shared_scalars=True)):
         raise InputError(
             f"{type(policy).__name__} looks at the requests that it has under way, so its loop has a second delayed count, which this "
             "linearisation does not know: simulate it."
         )
-    nothing = jnp.zeros_like(x)
-    state = field.init(field.observe(t, seen, nothing, t))
-    if jax.tree.leaves(state):
-        raise InputError(
-            f"{type(policy).__name__} has memory, so it is not a smooth flow: linearise DGDLB with the same step size; "
-            "critical_step_size knows sampled policies."
-        )
-
-    def observation(change):
-        return field.observe(t, seen + change[:, None], nothing, t)
-
-    def velocity(change, moved):
-        # Frontends see nothing of each other, so one change per backend, the same for all of them, gives all Jacobians at once.
-        return field.velocity(t, x + moved[:, None], observation(change), state)[0]
-
-    point, still = OperatingPoint(network, optimum), jnp.zeros_like(n)
-    response = _project(jax.jacfwd(velocity)(still, still), point.support)
-    self_response = None
-    if depends_on(lambda moved: velocity(still, moved), still):
-        jacobian = _project(jax.jacfwd(velocity, argnums=1)(still, still), point.support)
-        self_response = jnp.where(point.support[:, None], jacobian, 0)
+    point, still = OperatingPoint(network, optimum), jnp.zeros_like(optimum.workload)
+    velocity, state = _near_rest(network, policy, optimum)
+    project = lambda jacobian: _project(jacobian, point.support)
+    on = point.support[:, None]
+    if kept := needed_memory(velocity, state, still):
+        found = responses(velocity, state, kept, still)
+        # What does not rest has no linearisation: NaN under tracing, a sentence where there are values (`check_smooth`).
+        response = jnp.where(found.rests, project(found.seen), jnp.nan)
+        self_response = None if found.own is None else jnp.where(on, project(found.own), 0)
+        own_filter = filter_of(found, project, response, self_response)
+    else:
+        at_once = lambda change, moved: velocity(change, moved, state, jnp.zeros_like(still[0]))[0]
+        response, self_response, own_filter = project(jax.jacfwd(at_once)(still, still)), None, None
+        if depends_on(lambda moved: at_once(still, moved), still):
+            self_response = jnp.where(on, project(jax.jacfwd(at_once, argnums=1)(still, still)), 0)
     region = _idle_arcs(network, optimum, point)
     return Linearisation(
         point=point,
         response=response,
         self_response=self_response,
+        filter=own_filter,
+        windows=tuple(_per_arc(window, network.latency) for window in policy.windows),
         neutral=_cycles(point.support),
         near_tie=region < _NEAR_TIE,
         linear_region=region.min(),
     )
+
+
+def _near_rest(network: Network, policy: AbstractPolicy, optimum: Optimum) -> tuple[Callable[..., tuple[Array, State]], State]:
+    """The raw velocity and the new memory, `(change, moved, state, step)`, and the memory at rest; windows apart."""
+    field = _field(network, policy.without_windows)
+    x, n = optimum.routing.T, optimum.workload
+    t, nothing = jnp.zeros(network.frontends, n.dtype), jnp.zeros_like(x)
+    seen = jnp.broadcast_to(n[:, None], x.shape)
+
+    def velocity(change, moved, state, step):
+        # Frontends see nothing of each other, so one change per backend, the same for all of them, gives all Jacobians at once.
+        observation = field.observe(t, seen + change[:, None], nothing, t + step)
+        return field.velocity(t, x + moved[:, None], observation, state)
+
+    return velocity, field.init(field.observe(t, seen, nothing, t))
+
+
+def _rests(network: Network, policy: AbstractPolicy, optimum: Optimum) -> Bool[Array, ""]:
+    """Whether the memory of a policy rests at the optimum, as far as it matters."""
+    still = jnp.zeros_like(optimum.workload)
+    velocity, state = _near_rest(network, policy, optimum)
+    kept = needed_memory(velocity, state, still)
+    return responses(velocity, state, kept, still).rests if kept else jnp.ones((), bool)
+
+
+def _remembers(network: Network, policy: AbstractPolicy) -> bool:
+    """Whether a policy has memory."""
+
+    def memory(network: Network, policy: AbstractPolicy) -> State:
+        field = Field(network, policy.without_windows)
+        arcs = jnp.zeros((network.backends, network.frontends * network.latency.shape[0]), network.latency.dtype)
+        return field.init(field.observe(arcs[0], arcs, arcs, arcs[0]))
+
+    alone = network.batch is None
+    batch = as_batch((network.anonymous(), policy), shared_scalars=True) if alone else (network.anonymous(), policy)
+    return bool(jax.tree.leaves(eqx.filter_eval_shape(memory, *batch)))
+
+
+def _per_arc(window: Float[Array, "..."], like: Float[Array, "frontends backends"]) -> Float[Array, "frontends backends"]:
+    """A parameter of frontends, or a scalar, for every arc."""
+    return jnp.broadcast_to(window.reshape(*window.shape, *(1,) * (2 - window.ndim)) if window.ndim else window, like.shape)
 
 
 def _field(network: Network, policy: AbstractPolicy) -> Field:

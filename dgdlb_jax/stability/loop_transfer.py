@@ -5,7 +5,8 @@ Eliminating the routing, workloads obey $(I + L(s)) n = 0$ with
 $$ L(s) = -\mathrm{diag}\frac{1}{s (s + a_j)} \sum_i \lambda_i D^{fwd}_i P_i V_i D^{fb}_i, \qquad D_i = \mathrm{diag}(e^{-s \tau_{ij}}) $$
 
 A policy that depends on its own routing needs the routing as unknown: $(I + L(s)) \xi = 0$ with
-$L(s) = -\frac1s P (W + V D^{fb} \mathrm{diag}\frac{1}{s + a} \Lambda D^{fwd})$. Either way a policy made $\eta$ times as fast has the loop
+$L(s) = -\frac1s P (W + V D^{fb} \mathrm{diag}\frac{1}{s + a} \Lambda D^{fwd})$. The memory of a policy, and averages over the news, make
+V and W functions of s. Either way a policy made $\eta$ times as fast has the loop
 $\eta L$: it is critical where an eigenvalue of $L(jw)$ is $-1/\eta$.
 
 **Source:** own derivation.
@@ -36,9 +37,10 @@ class LoopTransfer(eqx.Module):
 
     @property
     def delay(self) -> Float[Array, ""]:
-        """The longest way round a loop, seconds."""
+        """The longest way round a loop, averages included, seconds."""
         lin = self.linear
-        return jnp.where(lin.support, lin.latency, 0).max() + jnp.where(lin.support, lin.feedback_latency, 0).max()
+        longest = lambda delay: jnp.where(lin.support, delay, 0).max()
+        return longest(lin.latency) + longest(lin.feedback_latency) + sum(longest(window) for window in lin.windows)
 
     @property
     def closed(self) -> Bool[Array, ""]:
@@ -69,7 +71,7 @@ class LoopTransfer(eqx.Module):
 
     def moves(self, s: Laplace) -> Complex[Array, "frontends backends backends"]:
         """Routing per workload, when a policy does not depend on its own routing: $P_i V_i D^{fb}_i / s$."""
-        return self.linear.response * (_late(s * self.linear.feedback_latency) / s)[:, None, :]
+        return self.linear.response_at(s) * (_late(s * self.linear.feedback_latency) / s)[:, None, :]
 
     def _arrivals(self, s: Laplace, moves) -> Complex[Array, "backends backends"]:
         lin = self.linear
@@ -85,7 +87,7 @@ class LoopTransfer(eqx.Module):
         forward = jnp.where(lin.support, lin.arrival_rate[:, None] * _late(s * lin.latency), 0)
         through = self.moves(s) / (s + lin.slope)  # (i, j, k): routing of arc ij per arrival at backend k
         arrivals = through[:, :, None, :] * forward[None, None]  # (i, j, i', k), the arc i'k sends to backend k
-        own = jnp.eye(frontends)[:, None, :, None] * lin.self_response[:, :, None, :] / s
+        own = jnp.eye(frontends)[:, None, :, None] * lin.self_response_at(s)[:, :, None, :] / s
         return (arrivals + own).reshape(frontends * backends, -1)
 
     def workload(self, s: Laplace, mode: Complex[Array, " n"]) -> Complex[Array, " backends"]:
@@ -108,7 +110,7 @@ class LoopTransfer(eqx.Module):
         """A bound on the spectral radius of $L(jw)$ that falls with the frequency; 0 without a loop."""
         lin = self.linear
         size = 1 / jnp.sqrt(frequency**2 + lin.slope**2)
-        response = jnp.abs(lin.response)
+        response = lin.largest_response
         if lin.self_response is None:
             whole = (lin.arrival_rate[:, None, None] * response).sum(0)
             # Rows and columns scaled alike leave eigenvalues alone; for a gradient rule this makes them symmetric.
@@ -117,7 +119,7 @@ class LoopTransfer(eqx.Module):
             tied = self._tied_bound(size) / frequency
             return jnp.where(self.tied, jnp.minimum(tied, general), general)
         flow = jnp.where(lin.support, lin.arrival_rate[:, None], 0)
-        columns = jnp.abs(lin.self_response).sum(1) + flow * (response.sum((0, 1)) * size)[None]
+        columns = lin.largest_self_response.sum(1) + flow * (response.sum((0, 1)) * size)[None]
         return columns.max() / frequency
 
     def _tied_bound(self, size) -> Float[Array, ""]:
@@ -141,7 +143,7 @@ class LoopTransfer(eqx.Module):
         So it is at an optimum when forward = feedback = cost latency (up to a constant per frontend), and theorem B holds.
         """
         lin = self.linear
-        if lin.self_response is not None:
+        if lin.self_response is not None or lin.filter is not None or lin.windows:
             return jnp.zeros((), bool)
         level = lin.latency + 1 / lin.slope
         highest = jnp.where(lin.support, level, -jnp.inf).max(1, keepdims=True)
@@ -165,7 +167,8 @@ class LoopTransfer(eqx.Module):
         highest = jnp.where(lin.point.same_part, level[:, None], 0).max(0) * (1 + 4 * jnp.finfo(level.dtype).eps)
         ahead = jnp.where(active, jnp.maximum(highest - 1 / lin.slope, 0), 0)
         by_theorem = quarter_turn(2 * ahead, lin.slope)
-        safe = _SAFETY * quarter_turn(jnp.broadcast_to(self.delay, lin.slope.shape), lin.slope)
+        delay = self.delay if lin.filter is None else self.delay + lin.filter.longest
+        safe = _SAFETY * quarter_turn(jnp.broadcast_to(delay, lin.slope.shape), lin.slope)
         return jnp.where(active, jnp.where(self.tied, (1 - 1e-9) * by_theorem, safe), jnp.inf).min()
 
     @property
@@ -175,7 +178,8 @@ class LoopTransfer(eqx.Module):
 
     def stride(self, frequency: Frequency) -> Frequency:
         """How far to the next frequency."""
-        return 1 / (self.delay / _PHASE + 1 / (_GROWTH * frequency))
+        delay = self.delay if self.linear.filter is None else self.delay + self.linear.filter.delay(frequency)
+        return 1 / (delay / _PHASE + 1 / (_GROWTH * frequency))
 
 
 def side_by_side(memory: int, arcs: tuple[int, ...], most: int) -> int:

@@ -97,7 +97,7 @@ def noise(
     **Arguments:**
 
     - `network`: one network or a batch, at its mean rates.
-    - `policy`: a smooth flow policy without memory that rests at the optimum, such as `DGDLB`, `LogDGDLB`, `MirrorDescent`;
+    - `policy`: a smooth flow policy that rests at the optimum, such as `DGDLB`, `LogDGDLB`, `MirrorDescent`, also with estimates;
       `DGDLB(default_step_size(...))` by default.
     - `optimum`: of that network; solved when left out. It may follow the network directly.
     - `scale`: $n$: rates and replicas are multiplied by it.
@@ -106,7 +106,7 @@ def noise(
     **Returns:** a `Noise`, differentiable while the arcs in use do not change. Where `holds` is false the figures are only a guide: idle
     arcs within reach of the noise add to the cost, shares that are clipped at 0 take from it.
 
-    **Raises:** `InputError` in single precision, for a policy that is unstable, jumps or has memory, a scale that is not positive, or
+    **Raises:** `InputError` in single precision, for a policy that is unstable or jumps, or whose memory does not rest, a scale that is not positive, or
     demand above capacity; `ConvergenceError` so close to the limit of stability that the integral over frequencies is not resolved.
 
     **Source:** own derivation; held against whole requests and closed forms in the tests.
@@ -115,9 +115,9 @@ def noise(
     check_positive("scale", scale)
     rule, best = policy_and_optimum("noise", network, policy, optimum)
     rule = DGDLB(default_step_size(network, best)) if rule is None else rule
-    check_smooth(rule)
     rule = each_frontend(network, rule, type(rule).__name__)
     require_served(network, best)
+    check_smooth(network, rule, best)
     limit = critical_step_size(network, rule, best, throw=throw)
     factor = jnp.asarray(scale, limit.dtype)
     found = each_network(_coarse, network, rule, best, limit, factor)
@@ -193,7 +193,7 @@ def _response(
     linear = loop.linear
     follow = loop.moves(s)
     if linear.self_response is not None:
-        follow = jnp.linalg.solve(jnp.eye(follow.shape[1]) - linear.self_response / s, follow)
+        follow = jnp.linalg.solve(jnp.eye(follow.shape[1]) - linear.self_response_at(s) / s, follow)
     late = linear.arrival_rate[:, None] * jnp.exp(-s * linear.latency)
     arrivals = (late[:, :, None] * follow).sum(0)
     own = s + linear.slope
@@ -206,14 +206,15 @@ def _response(
 def _range(linear: Linearisation) -> tuple[Array, Array]:
     """Where the integral over frequencies begins and ends: what is slower is flat, what is faster has died out."""
     lin: Linearisation = stop_gradient(linear)
-    flow = lin.arrival_rate[:, None, None] * lin.response
+    still = jnp.zeros((), jnp.result_type(lin.slope.dtype, jnp.complex64))
+    flow = lin.arrival_rate[:, None, None] * lin.response_at(still).real
     # Modes of routing at small and at large step sizes; a norm is enough for the fast end, and for the slow end a mode counts that is
     # not zero by structure.
     slow = jnp.abs(jnp.linalg.svd((flow / lin.slope[None, :, None]).sum(0), compute_uv=False))
     slow = jnp.where(slow > _NEUTRAL * slow.max(), slow, jnp.inf).min()
     used = lin.point.used.any(0)
     slopes = jnp.where(used, lin.slope, jnp.inf).min(), jnp.where(used, lin.slope, 0).max()
-    fast = jnp.maximum(slopes[1], jnp.sqrt(jnp.abs(flow).sum((0, 2)).max()))
+    fast = jnp.maximum(slopes[1], jnp.sqrt((lin.arrival_rate[:, None, None] * lin.largest_response).sum((0, 2)).max()))
     begin, end = _SLOWER * jnp.minimum(slopes[0], slow), _FASTER * fast
     sound = jnp.isfinite(begin) & (begin > 0) & (end > begin)
     return jnp.where(sound, begin, 1.0), jnp.where(sound, end, 2.0)
