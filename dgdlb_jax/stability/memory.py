@@ -62,6 +62,11 @@ class Filter(eqx.Module):
         resolvent = jnp.linalg.inv(1j * frequency * jnp.eye(self.rate.shape[-1]) - self.rate)
         return jnp.abs(resolvent).sum(-1).max()
 
+    def distance(self, s: Complex[Array, ""]) -> Float[Array, ""]:
+        """How far the nearest root of a frontend's memory is from s, 1/s: the smallest singular value of $s - A$."""
+        matrix = s * jnp.eye(self.rate.shape[-1]) - self.rate
+        return jnp.linalg.svd(matrix, compute_uv=False)[..., -1].min()
+
     @property
     def longest(self) -> Float[Array, ""]:
         """The longest time constant, seconds, up to 1000 times the shortest."""

@@ -21,7 +21,9 @@ _COUNT = 24
 _LEAST_DEGREE, _LARGEST_MATRIX = 14, 1500
 _EIGENVALUES = 3  # copies of a matrix that its eigenvalues take
 _NEWTON = 6
+_OWN = 1e-7  # relative to a root: so near lie those of memory outside all loops, which collocation finds at once
 _INVERSE = 3  # inverse iterations in a step of Newton's method
+_POINTS = 8  # of Gauss's rule in a window
 _NEUTRAL = 1e-7  # relative to the fastest rate: roots that small are the neutral ones
 
 
@@ -99,8 +101,8 @@ def characteristic_roots(
 
     **Returns:** a `Spectrum`.
 
-    **Raises:** `InputError` in single precision, under `jit`, for a policy that jumps or has memory, for a network too large, and for a
-    single network whose demand exceeds its capacity.
+    **Raises:** `InputError` in single precision, under `jit`, for a policy that jumps or whose memory does not rest, for a network too
+    large, and for a single network whose demand exceeds its capacity.
 
     **Source:** own derivation; collocation after Breda, Maset, Vermiglio (2005).
     """
@@ -137,10 +139,12 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     backends = np.flatnonzero(used)
     place = {j: k for k, j in enumerate(backends)}
     bases = [_zero_sum(np.asarray(point.support[i])) for i in moving]
-    size = backends.size + sum(basis.shape[1] for basis in bases)
+    memory = 0 if linear.filter is None else linear.filter.rate.shape[-1]
+    size = backends.size + sum(basis.shape[1] + memory for basis in bases)
     if size == 0:
         return np.zeros(0, complex)
-    delays = np.unique([point.latency[moving][:, backends], point.feedback_latency[moving][:, backends]])
+    news, weights = _news(linear)
+    delays = np.unique([point.latency[moving][:, backends], *news[:, moving][:, :, backends]])
     rows = max(_LARGEST_MATRIX, 5 * size)
     needed = 8 * (delays.size * size**2 + _EIGENVALUES * rows**2)
     check_fits(needed, f"The collocation of {size} equations with {delays.size} delays", "use count_unstable_roots")
@@ -155,13 +159,23 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     for i, basis in zip(moving, bases, strict=True):
         own = slice(at, at + basis.shape[1])
         at += basis.shape[1]
+        kept = slice(at, at + memory)
+        at += memory
         if linear.self_response is not None:
             still[own, own] = basis.T @ linear.self_response[i] @ basis
+        if linear.filter is not None:
+            still[own, kept] = basis.T @ linear.filter.output[i]
+            still[kept, kept] = linear.filter.rate[i]
+            if linear.filter.own is not None:
+                still[kept, own] = linear.filter.own[i] @ basis
         for j in backends:
             sent, seen = np.zeros((2, size, size))
             sent[place[j], own] = point.arrival_rate[i] * basis[j]
             seen[own, place[j]] = basis.T @ linear.response[i, :, j]
-            for term, delay in ((sent, point.latency[i, j]), (seen, point.feedback_latency[i, j])):
+            if linear.filter is not None:
+                seen[kept, place[j]] = linear.filter.seen[i, :, j]
+            heard = ((weight * seen, delay) for weight, delay in zip(weights, news[:, i, j], strict=True))
+            for term, delay in ((sent, point.latency[i, j]), *heard):
                 if term.any():
                     terms[float(delay)] = terms.get(float(delay), 0) + term
     chosen = degree or max(_LEAST_DEGREE, 12 + int(np.ceil(0.7 * reach * max(terms))))
@@ -169,6 +183,17 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     found = np.linalg.eigvals(generator(np.stack(list(terms.values())), np.array(list(terms)), chosen))
     scale = max(point.slope[backends].max(), reach)
     return found[np.abs(found) > _NEUTRAL * scale]
+
+
+def _news(linear: Linearisation) -> tuple[np.ndarray, np.ndarray]:
+    """How old news is when it is used, `(points, frontends, backends)`, and the weight of each point: averages by Gauss's rule."""
+    places, weights = np.polynomial.legendre.leggauss(_POINTS)
+    news, weight = linear.point.feedback_latency[None], np.ones(1)
+    for window in linear.windows:
+        part = ((1 + places) / 2)[:, None, None, None] * window
+        news = (news[None] + part).reshape(-1, *window.shape)
+        weight = np.outer(weights / 2, weight).ravel()
+    return news, weight
 
 
 def _zero_sum(support: np.ndarray) -> np.ndarray:
@@ -205,6 +230,8 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
 
     def one(loop: LoopTransfer, start):
         trivial = jnp.min(jnp.abs(start + loop.linear.slope)) <= 1e-9 * jnp.abs(start)  # backends outside all loops
+        if loop.linear.filter is not None:  # memory that no loop goes through: differences that a projection takes off
+            trivial |= loop.linear.filter.distance(start) <= _OWN * jnp.abs(start)
 
         def improve(state, _):
             s, vector = state
