@@ -90,6 +90,13 @@ def test_an_average_counts_as_latency(groups):
             counted = w * np.hypot(w, SLOPE) / (GAIN * RATE)
             assert 0.4 * critical(of, time)[0] < counted <= critical(of, time)[0]
 
+    networks, optimum = groups
+    older = networks.latency + 0.5  # of news alone: half of it in the mean of both ways
+    late = dgd.default_step_size(eqx.tree_at(lambda n: n.feedback_latency, networks, older), optimum)
+    for estimate in (MovingAverage(1.0), ExponentialAverage(0.5)):
+        found = dgd.default_step_size(networks, optimum, averaging=estimate.delay)
+        np.testing.assert_allclose(found, late, rtol=1e-12)
+
 
 def test_runs_grow_and_die_out_as_predicted(groups):
     """Both averages one after the other, 2 % below and above the limit, from close to the optimum: the rate of the rightmost roots

@@ -45,6 +45,11 @@ class AbstractEstimate(eqx.Module):
         return jnp.asarray(jnp.inf)
 
     @property
+    def delay(self) -> Float[Array, "*parameters"]:
+        """Seconds of feedback latency as which it may safely be counted (`default_step_size(network, averaging=...)`); 0 by default."""
+        return jnp.asarray(0.0)
+
+    @property
     def averages_over(self) -> Float[Array, "*parameters"] | None:
         """Seconds over which reports are averaged evenly, if that is all that it does (see `AbstractPolicy.windows`); else None."""
         return None
@@ -79,6 +84,11 @@ class ExponentialAverage(AbstractEstimate):
 
     @property
     def time_scale(self) -> Float[Array, "*parameters"]:
+        """The time constant."""
+        return self.time_constant
+
+    @property
+    def delay(self) -> Float[Array, "*parameters"]:
         """The time constant."""
         return self.time_constant
 
@@ -121,6 +131,11 @@ class MovingAverage(AbstractEstimate):
     def time_scale(self) -> Float[Array, "*parameters"]:
         """The window."""
         return self.window
+
+    @property
+    def delay(self) -> Float[Array, "*parameters"]:
+        """Half the window."""
+        return self.window / 2
 
     @property
     def averages_over(self) -> Float[Array, "*parameters"]:

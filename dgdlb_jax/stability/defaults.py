@@ -27,7 +27,7 @@ _DEAD = 1e-3  # of what the best backend of a frontend takes from it; a thousand
 
 
 def default_step_size(
-    network: Network, optimum: Optimum | None = None, *, update_interval: ArrayLike = 0.0
+    network: Network, optimum: Optimum | None = None, *, update_interval: ArrayLike = 0.0, averaging: ArrayLike = 0.0
 ) -> Float[Array, "*batch frontends"]:
     r"""A step size for DGD-LB that converges from usual starts as well, well below the limit of local stability.
 
@@ -43,6 +43,8 @@ def default_step_size(
     - `optimum`: of that network; solved when left out.
     - `update_interval`: seconds between two updates of a frontend. Latencies count as at least that long, and at least as a
       thousandth of the fastest service time: without any delay every step size is stable.
+    - `averaging`: seconds by which a frontend's estimates make its news older, a scalar or `(frontends,)`: counted as feedback latency.
+      It is the `delay` of an estimate, half of a window or a time constant.
 
     **Returns:** `(frontends,)` in 1/s^2, with a leading axis for a batch; 0 for a frontend with one arc or nothing to send.
 
@@ -50,7 +52,8 @@ def default_step_size(
     """
     optimum = known_optimum("default_step_size", network, optimum)
     interval = jnp.asarray(update_interval, network.latency.dtype)
-    return each_network(_default_step_size, network, optimum, interval).step_size
+    older = per_frontend(network, averaging, "averaging")
+    return each_network(_default_step_size, network, optimum, interval, older).step_size
 
 
 def default_step_size_set_by(
@@ -61,7 +64,8 @@ def default_step_size_set_by(
     **Returns:** indices of backends: where the minimum over $S^+_i$ is taken, and the maximum, in the equation of `default_step_size`.
     """
     interval = jnp.zeros((), network.latency.dtype)
-    found = each_network(_default_step_size, network, optimum, interval)
+    fresh = per_frontend(network, 0.0, "averaging")
+    found = each_network(_default_step_size, network, optimum, interval, fresh)
     return found.by_response, found.by_latency
 
 
@@ -182,22 +186,25 @@ class _DefaultStepSize(NamedTuple):
     by_latency: Int[Array, "*batch frontends"]
 
 
-def _default_step_size(network: Network, optimum: Optimum, interval: Float[Array, ""]) -> _DefaultStepSize:
-    response, delay = _response_and_delay(network, optimum, interval)
+def _default_step_size(
+    network: Network, optimum: Optimum, interval: Float[Array, ""], averaging: Float[Array, " frontends"]
+) -> _DefaultStepSize:
+    response, delay = _response_and_delay(network, optimum, interval, averaging)
     step = _SAFETY * response.min(1) / delay.max(1)
     moving = (network.mask.sum(1) > 1) & (network.arrival_rate > 0) & jnp.isfinite(step)
     return _DefaultStepSize(jnp.where(moving, step, 0), response.argmin(1), delay.argmax(1))
 
 
 def _response_and_delay(
-    network: Network, optimum: Optimum, interval: Float[Array, ""]
+    network: Network, optimum: Optimum, interval: Float[Array, ""], averaging: Float[Array, " frontends"]
 ) -> tuple[Float[Array, "frontends backends"], Float[Array, "frontends backends"]]:
     r"""$a_j / (2 c_j \Lambda^+_j)$, inf off $S^+$, and $\tau_{ij}$, 0 off it."""
     point = OperatingPoint(network, optimum)
     choices = _choices(network, point)
     shared = (network.arrival_rate[:, None] * choices).sum(0)
     fastest = 1e-3 * _ratio(1.0, _steepest_slope(network))
-    delay = jnp.maximum(0.5 * (network.latency + network.feedback_latency), jnp.maximum(interval, fastest))
+    way = 0.5 * (network.latency + network.feedback_latency + averaging[:, None])
+    delay = jnp.maximum(way, jnp.maximum(interval, fastest))
     response = jnp.where(choices, _ratio(point.slope, 2 * point.gain * shared), jnp.inf)
     return response, jnp.where(choices, delay, 0)
 

@@ -115,9 +115,10 @@ def characteristic_roots(
 
 
 def count_equations(linear: Linearisation) -> int:
-    """How many variables a single network has near its equilibrium: backends in use, and arcs in use beyond one per frontend."""
+    """How many variables a single network has near its equilibrium: backends in use, arcs in use beyond one per frontend, and memory."""
     support = np.asarray(linear.support)
-    return int(np.asarray(linear.point.used).any(0).sum() + support.sum() - support.any(1).sum())
+    memory = 0 if linear.filter is None else linear.filter.rate.shape[-1]
+    return int(np.asarray(linear.point.used).any(0).sum() + support.sum() + (memory - 1) * support.any(1).sum())
 
 
 def _spectra(linear: Linearisation, count: int, degree: int | None) -> Spectrum:
