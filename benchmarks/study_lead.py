@@ -12,6 +12,7 @@ import argparse
 import itertools
 import time
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -24,15 +25,16 @@ import numpy as np
 
 import dgdlb_jax as dgd
 from common import machine
-from dgdlb_jax.fleets.load import fleet_names
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.policies.estimates import AbstractEstimate, estimated
 from dgdlb_jax.studies.stability import LATENCIES, far_starts, study_networks
 
-FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.2, 1.8, 2.7)
+FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.95, 1.4, 2.0, 3.0)
 """Step sizes, over the critical one of DGD-LB."""
 PERIODS, STEPS = 200, 60  # of the critical swing: the length of a run, and time steps in each
-SETTLED = 0.02  # of all workloads, or of the deviation at the start if that is smaller: how far from the optimum they may be
+SETTLED = (
+    0.02  # of all workloads, or of the deviation at the start if that is smaller: how far from the optimum they may be
+)
 BINS = (0.3, 1.0)  # of the largest a (f + b) in use
 
 
@@ -100,15 +102,15 @@ class Outcome(NamedTuple):
 
 def draw(family, count, seed=0):
     """Networks of a family that have a limit, their optima and critical modes."""
-    networks = study_networks(family, count, seed=seed, frontends=3, backends=3)
-    return limited(networks)
+    return limited(study_networks(family, count, seed=seed, frontends=3, backends=3))
 
 
 def limited(networks):
-    """Those of a batch that have a limit, with optima and critical modes."""
+    """Those of a batch that have a limit and whose service is not stiff beside the swings, with optima and critical modes."""
     optimum = dgd.solve_optimum(networks, throw=False)
     mode = dgd.critical_mode(networks, optimum, throw=False)
-    kept = np.flatnonzero(np.isfinite(np.asarray(mode.step_size)) & (np.asarray(optimum.result) == Result.successful))
+    steep = np.asarray(networks.service.initial_slope).max(-1) * np.asarray(mode.period)
+    kept = np.flatnonzero(np.isfinite(np.asarray(mode.step_size)) & (np.asarray(optimum.result) == Result.successful) & (steep < 90))
     return jax.tree.map(lambda leaf: leaf[kept], (networks, optimum, mode))
 
 
@@ -131,7 +133,14 @@ def run(rule, networks, optimum, mode, duration, dt, starts, fractions=FRACTIONS
         policy = RULES[rule](networks, (fraction * mode.step_size)[:, None])
         save = dgd.SaveAt(every=every, fields=("workload",), resumable=False)
         runs = dgd.simulate_batch(
-            networks, policy, duration=duration, dt=dt, initial=start, save=save, throw=False, max_latency=longest(networks)
+            networks,
+            policy,
+            duration=duration,
+            dt=dt,
+            initial=start,
+            save=save,
+            throw=False,
+            max_latency=longest(networks),
         )
         distance = np.abs(np.asarray(runs.workload) - aim).sum(-1) / whole[:, None]
         outside = distance > SETTLED * np.minimum(distance[:, :1], 1)
@@ -153,74 +162,29 @@ def longest(networks):
     return float(jnp.maximum(networks.latency, networks.feedback_latency).max())
 
 
-HORIZONS = (1.0, 100.0, 10_000.0)
-"""Times between two changes of the network over its scale, in critical periods: short ones are about settling, long ones about jitter."""
-
-
-def total(found, time):
-    """Cost of the way there and of jitter over a time, at the best step size of each network and start, `(starts, networks)`."""
-    whole = found.cost + time * found.jitter[:, None]
-    return np.where(found.failed | ~np.isfinite(whole), np.inf, whole).min(0)
-
-
-def middle(values):
-    """Median of numbers that may be infinite."""
-    ordered = np.sort(values)
-    return ordered[(ordered.size - 1) // 2] if ordered.size else np.nan
-
-
-def tell(title, found, period, chosen):
-    """One table: rules against DGD-LB, over the chosen networks."""
-    print(f"{title}: {chosen.sum()} networks")
-    plain = found["DGD-LB"]
-    for name, rule in found.items():
-        some = lambda values: values[..., chosen]
-        limit = middle(some(rule.limit))
-        print(f"  {name:9s} limit x{limit:.2f} (lowest {some(rule.limit).min():.2f})", end="")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            half = FRACTIONS.index(0.5)
-            print(f", jitter at half of DGD-LB's limit x{middle(some(rule.jitter[half] / plain.jitter[half])):.2f}")
-            for s, start in enumerate(STARTS):
-                failures = some(rule.failed[:, s]).sum(-1)
-                best = some(rule.settled[:, s]).min(0), some(plain.settled[:, s]).min(0)
-                ratios = [middle(some(total(rule, h * period)[s] / total(plain, h * period)[s])) for h in HORIZONS]
-                print(
-                    f"    {start:13s} settles x{middle(best[0] / best[1]):.2f}, never {np.isinf(best[0]).sum():3d}; cost over "
-                    + ", ".join(f"{h:g}: x{ratio:.3f}" for h, ratio in zip(HORIZONS, ratios, strict=True))
-                    + f"; failures by step size {' '.join(map(str, failures))}",
-                    flush=True,
-                )
-
-
-def of_networks(count):
-    """Random networks of four latency families, told apart by how much news ages while a backend forgets."""
-    found, far, periods = [], [], []
+def of_networks(count, folder):
+    """Random networks of four latency families, with the largest $a (f + b)$ in use of each; raw outcomes go to files."""
     for family in LATENCIES:
         networks, optimum, mode = draw(family, count)
         point = dgd.linearise(networks, optimum=optimum).point
         trips = np.where(point.support, point.slope[:, None] * (point.latency + point.feedback_latency), 0)
         period = np.asarray(mode.period)
         dt = np.minimum(period / STEPS, 0.3 / np.asarray(networks.service.initial_slope).max(-1))
-        dt = PERIODS * period / np.minimum(np.ceil(PERIODS * period / dt), 60_000)
-        starts = starts_of(networks, optimum)
         begin = time.perf_counter()
+        starts = starts_of(networks, optimum)
         outcome = {rule: run(rule, networks, optimum, mode, PERIODS * period, dt, starts) for rule in RULES}
         print(f"{family}: {networks.batch} networks, {time.perf_counter() - begin:.0f} s", flush=True)
-        tell(family, outcome, period, np.ones(networks.batch, bool))
-        found.append(outcome), far.append(trips.max((-1, -2))), periods.append(period)
-    whole = {rule: Outcome(*(np.concatenate(parts, -1) for parts in zip(*(f[rule] for f in found)))) for rule in RULES}
-    far, period = np.concatenate(far), np.concatenate(periods)
-    for low, high in itertools.pairwise((0, *BINS, np.inf)):
-        tell(f"a (f + b) from {low:g} to {high:g}", whole, period, (far >= low) & (far < high))
-    return whole, far, period
+        arrays = {f"{rule}/{name}": values for rule, found in outcome.items() for name, values in found._asdict().items()}
+        np.savez(folder / f"lead-{family.replace(' ', '-')}.npz", far=trips.max((-1, -2)), period=period, **arrays)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60, help="networks per latency family")
+    parser.add_argument("--folder", type=Path, default=Path("."), help="where raw outcomes of networks go")
     options = parser.parse_args()
     print(machine(), flush=True)
-    of_networks(options.count)
+    of_networks(options.count, options.folder)
 
 
 if __name__ == "__main__":

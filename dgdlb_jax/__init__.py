@@ -94,9 +94,9 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies import estimates as estimates
     from dgdlb_jax.policies import register_policy as register_policy
     from dgdlb_jax.policies import spillover as spillover
-    from dgdlb_jax.policies import estimates as estimates
     from dgdlb_jax.policies.base import least as least
     from dgdlb_jax.policies.estimates import estimated as estimated
     from dgdlb_jax.policies.latency import latency_as_seen as latency_as_seen

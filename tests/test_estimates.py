@@ -155,8 +155,8 @@ def test_averages_are_of_second_order(estimate):
             exact = (total - before) / 0.7
         else:  # y = u - T u' + T^2 u'' - ..., by its equation
             a, b = 0.7, 1 / (1 + 0.7**2)
-            part = lambda t: 3 + t - a - b * (np.sin(t) - a * np.cos(t))
-            exact = 2 * (part(fine) + (3 - part(0.0)) * np.exp(-fine / a))
+            part = 3 + fine - a - b * (np.sin(fine) - a * np.cos(fine))
+            exact = 2 * (part + (3 - part[0]) * np.exp(-fine / a))
         errors.append(np.abs(found - np.interp(times[1:], fine, exact)).max())
     assert errors[0] < 0.01
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.3)
@@ -195,7 +195,9 @@ def test_without_estimates_it_is_the_policy():
 
 def test_what_is_refused(groups):
     networks, optimum = groups
-    with pytest.raises(InputError, match=r"ExponentialAverage.time_constant is 0, but must be positive and finite, seconds"):
+    with pytest.raises(
+        InputError, match=r"ExponentialAverage.time_constant is 0, but must be positive and finite, seconds"
+    ):
         ExponentialAverage(0.0)
     with pytest.raises(InputError, match=r"MovingAverage.window\[1\] is inf"):
         MovingAverage([1.0, np.inf])

@@ -35,7 +35,8 @@ class Linearisation(eqx.Module):
     $$ \dot n_j = \sum_i \lambda_i \xi_{ij}(t - \tau^{fwd}_{ij}) - a_j n_j, \qquad
        \dot \xi_i = P_i \Big[ \sum_k V_{i \cdot k} n_k(t - \tau^{fb}_{ik}) + W_i \xi_i \Big] $$
 
-    (with memory or averages, what `response_at` and `self_response_at` say in place of V and W) on the support: arcs with traffic, of frontends that have two of them. $P_i$ takes the mean off.
+    on the support: arcs with traffic, of frontends that have two of them. $P_i$ takes the mean off. With memory or averages,
+    `response_at` and `self_response_at` stand in place of $P V$ and $P W P$.
 
     - `point`: the equilibrium; its $\lambda$, $a$, $c$, latencies and support can be read from here as well.
     - `response` $P V$ `(frontends, backends, backends)`: change of the projected velocity per request seen, 1/(s request).
@@ -161,8 +162,8 @@ def check_smooth(network: Network, policy: AbstractPolicy, optimum: Optimum) -> 
         return
     if not np.all(each_network(_rests, network, policy, optimum)):
         raise InputError(
-            f"The memory of {type(policy).__name__} drifts or jumps where nothing changes, so it is not a smooth flow: linearise DGDLB with "
-            "the same step size; critical_step_size knows sampled policies."
+            f"The memory of {type(policy).__name__} drifts or jumps where nothing changes, so it is not a smooth flow: linearise "
+            "DGDLB with the same step size; critical_step_size knows sampled policies."
         )
 
 
@@ -204,7 +205,9 @@ def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) ->
     )
 
 
-def _near_rest(network: Network, policy: AbstractPolicy, optimum: Optimum) -> tuple[Callable[..., tuple[Array, State]], State]:
+def _near_rest(
+    network: Network, policy: AbstractPolicy, optimum: Optimum
+) -> tuple[Callable[..., tuple[Array, State]], State]:
     """The raw velocity and the new memory, `(change, moved, state, step)`, and the memory at rest; windows apart."""
     field = _field(network, policy.without_windows)
     x, n = optimum.routing.T, optimum.workload
@@ -240,9 +243,13 @@ def _remembers(network: Network, policy: AbstractPolicy) -> bool:
     return bool(jax.tree.leaves(eqx.filter_eval_shape(memory, *batch)))
 
 
-def _per_arc(window: Float[Array, "..."], like: Float[Array, "frontends backends"]) -> Float[Array, "frontends backends"]:
+def _per_arc(
+    window: Float[Array, "..."], like: Float[Array, "frontends backends"]
+) -> Float[Array, "frontends backends"]:
     """A parameter of frontends, or a scalar, for every arc."""
-    return jnp.broadcast_to(window.reshape(*window.shape, *(1,) * (2 - window.ndim)) if window.ndim else window, like.shape)
+    return jnp.broadcast_to(
+        window.reshape(*window.shape, *(1,) * (2 - window.ndim)) if window.ndim else window, like.shape
+    )
 
 
 def _field(network: Network, policy: AbstractPolicy) -> Field:

@@ -106,8 +106,9 @@ def noise(
     **Returns:** a `Noise`, differentiable while the arcs in use do not change. Where `holds` is false the figures are only a guide: idle
     arcs within reach of the noise add to the cost, shares that are clipped at 0 take from it.
 
-    **Raises:** `InputError` in single precision, for a policy that is unstable or jumps, or whose memory does not rest, a scale that is not positive, or
-    demand above capacity; `ConvergenceError` so close to the limit of stability that the integral over frequencies is not resolved.
+    **Raises:** `InputError` in single precision, for a policy that is unstable or jumps, or whose memory does not rest, a scale that
+    is not positive, or demand above capacity; `ConvergenceError` so close to the limit of stability that the integral over frequencies
+    is not resolved.
 
     **Source:** own derivation; held against whole requests and closed forms in the tests.
     """
