@@ -82,6 +82,8 @@ RULES = {
     "lead 2": partial(leading, lag=2.0, largest=2.0),
     "lead 4": partial(leading, lag=1.0, largest=4.0),
 }
+NOISY = (0.05, 0.2, 0.5, 0.95, 1.4)  # at which of them jitter is computed
+GROUPS = (LATENCIES[:3], LATENCIES[3:])  # of equal curves, exponential and hyperbolic
 STARTS = ("near", "proportional", "far")
 
 
@@ -100,17 +102,14 @@ class Outcome(NamedTuple):
     limit: np.ndarray
 
 
-def draw(family, count, seed=0):
-    """Networks of a family that have a limit, their optima and critical modes."""
-    return limited(study_networks(family, count, seed=seed, frontends=3, backends=3))
-
-
 def limited(networks):
     """Those of a batch that have a limit and whose service is not stiff beside the swings, with optima and critical modes."""
     optimum = dgd.solve_optimum(networks, throw=False)
     mode = dgd.critical_mode(networks, optimum, throw=False)
     steep = np.asarray(networks.service.initial_slope).max(-1) * np.asarray(mode.period)
-    kept = np.flatnonzero(np.isfinite(np.asarray(mode.step_size)) & (np.asarray(optimum.result) == Result.successful) & (steep < 90))
+    kept = np.flatnonzero(
+        np.isfinite(np.asarray(mode.step_size)) & (np.asarray(optimum.result) == Result.successful) & (steep < 90)
+    )
     return jax.tree.map(lambda leaf: leaf[kept], (networks, optimum, mode))
 
 
@@ -132,16 +131,7 @@ def run(rule, networks, optimum, mode, duration, dt, starts, fractions=FRACTIONS
     for (f, fraction), (s, start) in itertools.product(enumerate(fractions), enumerate(starts)):
         policy = RULES[rule](networks, (fraction * mode.step_size)[:, None])
         save = dgd.SaveAt(every=every, fields=("workload",), resumable=False)
-        runs = dgd.simulate_batch(
-            networks,
-            policy,
-            duration=duration,
-            dt=dt,
-            initial=start,
-            save=save,
-            throw=False,
-            max_latency=longest(networks),
-        )
+        runs = dgd.simulate_batch(networks, policy, duration=duration, dt=dt, initial=start, save=save, throw=False)
         distance = np.abs(np.asarray(runs.workload) - aim).sum(-1) / whole[:, None]
         outside = distance > SETTLED * np.minimum(distance[:, :1], 1)
         last = np.where(outside, np.asarray(runs.time), 0).max(1)
@@ -149,42 +139,163 @@ def run(rule, networks, optimum, mode, duration, dt, starts, fractions=FRACTIONS
         failed[f, s] = distance[:, -distance.shape[1] // 5 :].max(1) > SETTLED
         cost[f, s] = (np.asarray(runs.statistics.mean_latency) - best) * rate * duration
     limit = np.asarray(dgd.critical_step_size(networks, RULES[rule](networks, mode.step_size[:, None]), optimum))
-    jitter = np.full((len(fractions), networks.batch), np.inf)
-    for f, fraction in enumerate(fractions):
+    jitter = np.full((len(NOISY), networks.batch), np.inf)
+    for f, fraction in enumerate(NOISY):
         found = dgd.noise(networks, RULES[rule](networks, (fraction * mode.step_size)[:, None]), optimum, throw=False)
         known = np.asarray(found.result) == Result.successful
         jitter[f] = np.where(known, np.asarray(found.jitter) * rate, np.inf)
     return Outcome(settled, cost, failed, jitter, limit)
 
 
-def longest(networks):
-    """Seconds."""
-    return float(jnp.maximum(networks.latency, networks.feedback_latency).max())
-
-
 def of_networks(count, folder):
-    """Random networks of four latency families, with the largest $a (f + b)$ in use of each; raw outcomes go to files."""
-    for family in LATENCIES:
-        networks, optimum, mode = draw(family, count)
+    """Random networks, with the largest $a (f + b)$ in use of each; raw outcomes go to files."""
+    for families in GROUPS:
+        networks, optimum, mode = drawn(families, count)
         point = dgd.linearise(networks, optimum=optimum).point
         trips = np.where(point.support, point.slope[:, None] * (point.latency + point.feedback_latency), 0)
         period = np.asarray(mode.period)
-        dt = np.minimum(period / STEPS, 0.3 / np.asarray(networks.service.initial_slope).max(-1))
-        begin = time.perf_counter()
+        whole = np.asarray(networks.arrival_rate.sum(-1) * optimum.mean_latency)
+        print(f"{', '.join(families)}: {networks.batch} networks", flush=True)
+        arrays = {"far": trips.max((-1, -2)), "period": period, "whole": whole}
         starts = starts_of(networks, optimum)
-        outcome = {rule: run(rule, networks, optimum, mode, PERIODS * period, dt, starts) for rule in RULES}
-        print(f"{family}: {networks.batch} networks, {time.perf_counter() - begin:.0f} s", flush=True)
-        arrays = {f"{rule}/{name}": values for rule, found in outcome.items() for name, values in found._asdict().items()}
-        np.savez(folder / f"lead-{family.replace(' ', '-')}.npz", far=trips.max((-1, -2)), period=period, **arrays)
+        for rule in RULES:
+            begin = time.perf_counter()
+            found = run(rule, networks, optimum, mode, PERIODS * period, finest(networks, period), starts)
+            arrays |= {f"{rule}/{name}": values for name, values in found._asdict().items()}
+            np.savez(folder / f"lead-{families[-1].replace(' ', '-')}.npz", **arrays)
+            print(f"  {rule}: {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def drawn(families, count):
+    """Networks of some families that have a limit as one batch, their optima and critical modes."""
+    parts = [limited(study_networks(family, count, frontends=3, backends=3)) for family in families]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def finest(networks, period):
+    """Time steps that resolve the swings and the service, seconds."""
+    return np.minimum(period / STEPS, 0.3 / np.asarray(networks.service.initial_slope).max(-1))
+
+
+def of_fleets():
+    """The built-in fleets, from traffic in proportion to capacity and from the nearest backend, at parts of the critical step size."""
+    for name in ("two-by-two", "small-models", "global-prefill", "global-llm"):
+        networks, optimum, mode = limited(dgd.stack([dgd.load_fleet(name)]))
+        step = dgd.default_step_size(networks, optimum)
+        point = dgd.linearise(networks, optimum=optimum).point
+        trips = point.slope[:, None] * (point.latency + point.feedback_latency)
+        duration = 0.3 * np.asarray(dgd.suggest_duration(networks, step, optimum))
+        dt = np.asarray(dgd.suggest_dt(networks, mode.step_size[:, None], optimum))
+        nearest = jax.nn.one_hot(jnp.argmin(networks.latency, -1), networks.backends, dtype=networks.latency.dtype)
+        proportional = far_starts(networks)[0]
+        starts = optimum_moved(optimum), proportional, (nearest, proportional[1])
+        print(
+            f"{name}: a (f + b) in use {float(jnp.where(point.support, trips, 0).max()):.2f}, median "
+            f"{float(jnp.nanmedian(jnp.where(point.support, trips, jnp.nan))):.2f}; default step {float(step.max() / mode.step_size[0]):.3f} "
+            f"of critical; {duration[0]:.0f} s in steps of {dt[0]:.2g} s"
+        )
+        for rule in RULES:
+            found = run(rule, networks, optimum, mode, duration, dt, starts)
+            print(f"  {rule}: limit x{found.limit[0]:.2f}")
+            print("    jitter, requests  " + " ".join(f"{value:9.3g}" for value in found.jitter[:, 0]))
+            for s, start in enumerate(("near", "proportional", "nearest")):
+                print(f"    {start:13s} s   " + " ".join(f"{value:9.3g}" for value in found.settled[:, s, 0]))
+                print(
+                    f"    {'excess cost':13s}     " + " ".join(f"{value:9.3g}" for value in found.cost[:, s, 0]),
+                    flush=True,
+                )
+
+
+def optimum_moved(optimum, seed=0):
+    """Workloads a percent off."""
+    rng = np.random.default_rng(seed)
+    return optimum.routing, optimum.workload * jnp.asarray(1 + 0.01 * rng.standard_normal(optimum.workload.shape))
+
+
+class Sampled(AbstractEstimate):
+    r"""Reports every `interval` seconds, held in between, each off by a part of itself that is drawn anew: uniform, $\pm$ `noise`."""
+
+    interval: jax.Array
+    noise: jax.Array
+
+    def _reported(self, observation, count):
+        place = jnp.arange(observation.marginal_latency.shape[0], dtype=count.dtype)
+        place = place.reshape(-1, *(1,) * count.ndim)
+        drawn = jnp.mod(jnp.sin(12.9898 * count + 78.233 * place) * 43758.5453, 1.0)
+        return observation.marginal_latency * (1 + self.noise * (2 * drawn - 1))
+
+    def init(self, observation):
+        return jnp.zeros_like(observation.time_step), jnp.ones_like(observation.time_step), observation.marginal_latency
+
+    def estimate(self, observation, state):
+        age, count, held = state
+        age = age + observation.time_step
+        due = age >= self.interval - observation.time_step / 2
+        held = jnp.where(due, self._reported(observation, count), held)
+        after = jnp.where(due, age - self.interval, age), jnp.where(due, count + 1, count), held
+        return eqx.tree_at(lambda o: o.marginal_latency, observation, held), after
+
+
+def of_reports(count):
+    """With reports that are sampled and noisy, from rest: mean excess over the optimum in the second half of a run."""
+    parts = [drawn(families, count) for families in GROUPS]
+    for interval, noise in ((0.0, 0.1), (0.5, 0.0), (0.5, 0.1), (2.0, 0.0), (2.0, 0.1)):
+        print(f"a report every {interval:g} round trips, off by {100 * noise:g} %")
+        for rule in RULES:
+            excess = []
+            for networks, optimum, mode in parts:
+                period = np.asarray(mode.period)
+                trip = (networks.latency + networks.feedback_latency).max((-1, -2))
+                seen = lambda step, n=networks, t=trip, r=rule: behind(
+                    RULES[r](n, step), Sampled(interval * t[:, None], jnp.full((), noise))
+                )
+                found = []
+                for fraction in (0.1, 0.35, 0.7):
+                    policy = seen((fraction * mode.step_size)[:, None])
+                    duration, dt = PERIODS * period, finest(networks, period)
+                    save = dgd.SaveAt.statistics(after=duration / 2, resumable=False)
+                    runs = dgd.simulate_batch(
+                        networks,
+                        policy,
+                        duration=duration,
+                        dt=dt,
+                        initial=(optimum.routing, optimum.workload),
+                        save=save,
+                        throw=False,
+                    )
+                    found.append(np.asarray(runs.statistics.mean_latency / optimum.mean_latency) - 1)
+                excess.append(np.array(found))
+            whole = 100 * np.concatenate(excess, -1)
+            middles = ", ".join(
+                f"{middle(row):.2g} (90 % {np.quantile(row, 0.9):.2g})" for row in np.nan_to_num(whole, nan=np.inf)
+            )
+            print(f"  {rule:9s} excess, %, at 0.1, 0.35, 0.7 of critical: {middles}", flush=True)
+
+
+def behind(policy, estimate):
+    """A policy whose reports come through one estimate more, before its own."""
+    return estimated(policy, estimate)
+
+
+def middle(values):
+    """Median of numbers that may be infinite."""
+    ordered = np.sort(values)
+    return ordered[(ordered.size - 1) // 2] if ordered.size else np.nan
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", default=["networks", "fleets", "reports"], help="networks, fleets, reports")
     parser.add_argument("--count", type=int, default=60, help="networks per latency family")
     parser.add_argument("--folder", type=Path, default=Path("."), help="where raw outcomes of networks go")
     options = parser.parse_args()
     print(machine(), flush=True)
-    of_networks(options.count, options.folder)
+    if "networks" in options.what:
+        of_networks(options.count, options.folder)
+    if "fleets" in options.what:
+        of_fleets()
+    if "reports" in options.what:
+        of_reports(options.count // 3)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
 def _news(linear: Linearisation) -> tuple[np.ndarray, np.ndarray]:
     """How old news is when it is used, `(points, frontends, backends)`, and the weight of each point: averages by Gauss's rule."""
     places, weights = np.polynomial.legendre.leggauss(_POINTS)
-    news, weight = linear.point.feedback_latency[None], np.ones(1)
+    news, weight = np.asarray(linear.point.feedback_latency)[None], np.ones(1)
     for window in linear.windows:
         part = ((1 + places) / 2)[:, None, None, None] * window
         news = (news[None] + part).reshape(-1, *window.shape)
