@@ -166,6 +166,58 @@ def of_networks(count, folder):
             print(f"  {rule}: {time.perf_counter() - begin:.0f} s", flush=True)
 
 
+def tell(folder, picture=None):
+    """What the raw outcomes say, by the largest $a (f + b)$ in use; and a picture of it."""
+    files = [np.load(folder / f"lead-{families[-1].replace(' ', '-')}.npz") for families in GROUPS]
+    read = lambda name: np.concatenate([file[name] for file in files], -1)
+    far, period = read("far"), read("period")
+    found = {rule: Outcome(*(read(f"{rule}/{name}") for name in Outcome._fields)) for rule in RULES}
+    plain, half = found["DGD-LB"], NOISY.index(0.5)
+    bins = [(far >= low) & (far < high) for low, high in itertools.pairwise((0, *BINS, np.inf))]
+    for chosen, (low, high) in zip(bins, itertools.pairwise((0, *BINS, np.inf)), strict=True):
+        print(f"a (f + b) from {low:g} to {high:g}: {chosen.sum()} networks")
+        for rule, of in found.items():
+            some = lambda values, chosen=chosen: values[..., chosen]
+            ratio = some(of.jitter[half] / plain.jitter[half])
+            print(
+                f"  {rule:9s} limit x{middle(some(of.limit)):.2f} ({some(of.limit).min():.2f} to {some(of.limit).max():.2f}), "
+                f"jitter at half of DGD-LB's limit x{middle(ratio):.3f} (90 % {np.sort(ratio)[int(0.9 * ratio.size)]:.2f})"
+            )
+            for s, start in enumerate(STARTS):
+                failures, settled = some(of.failed[:, s]).sum(-1), some(of.settled[:, s])
+                middles = [middle(row) for row in settled / some(period)]
+                common = min(range(len(FRACTIONS)), key=lambda f: (failures[f], middles[f]))  # noqa: B023 - called at once
+                best = settled.min(0) / some(plain.settled[:, s]).min(0)
+                print(
+                    f"    {start:13s} best for all {FRACTIONS[common]:g}: {failures[common]} fail, {middles[common]:.1f} periods; "
+                    f"each at its best x{middle(np.nan_to_num(best, nan=1.0)):.2f}, {np.isinf(settled.min(0)).sum()} never; "
+                    f"fail {' '.join(map(str, failures))}; periods {' '.join(f'{value:.2g}' for value in middles)}"
+                )
+    if picture:
+        draw(picture, found, far)
+
+
+def draw(path, found, far):
+    """Limits and jitter against $a (f + b)$; failures from far starts against the step size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (limits, jitters, failures) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for rule, of in found.items():
+        if rule not in ("DGD-LB", "log"):
+            limits.loglog(far, of.limit, ".", label=rule)
+            jitters.loglog(far, of.jitter[NOISY.index(0.5)] / found["DGD-LB"].jitter[NOISY.index(0.5)], ".", label=rule)
+        failures.semilogx(FRACTIONS, of.failed[:, STARTS.index("far")].mean(-1), ".-", label=rule)
+    limits.set(xlabel="largest a (f + b) in use", ylabel="critical step size over that of DGD-LB")
+    jitters.set(xlabel="largest a (f + b) in use", ylabel="jitter over that of DGD-LB, at half its limit")
+    failures.set(xlabel="step size over the critical one of DGD-LB", ylabel="networks that do not settle from far")
+    limits.legend()
+    failures.legend()
+    figure.savefig(path, dpi=130)
+
+
 def drawn(families, count):
     """Networks of some families that have a limit as one batch, their optima and critical modes."""
     parts = [limited(study_networks(family, count, frontends=3, backends=3)) for family in families]
@@ -191,8 +243,8 @@ def of_fleets():
         starts = optimum_moved(optimum), proportional, (nearest, proportional[1])
         print(
             f"{name}: a (f + b) in use {float(jnp.where(point.support, trips, 0).max()):.2f}, median "
-            f"{float(jnp.nanmedian(jnp.where(point.support, trips, jnp.nan))):.2f}; default step {float(step.max() / mode.step_size[0]):.3f} "
-            f"of critical; {duration[0]:.0f} s in steps of {dt[0]:.2g} s"
+            f"{float(jnp.nanmedian(jnp.where(point.support, trips, jnp.nan))):.2f}; default step "
+            f"{float(step.max() / mode.step_size[0]):.3f} of critical; {duration[0]:.0f} s in steps of {dt[0]:.2g} s"
         )
         for rule in RULES:
             found = run(rule, networks, optimum, mode, duration, dt, starts)
@@ -239,42 +291,29 @@ class Sampled(AbstractEstimate):
 def of_reports(count):
     """With reports that are sampled and noisy, from rest: mean excess over the optimum in the second half of a run."""
     parts = [drawn(families, count) for families in GROUPS]
-    for interval, noise in ((0.0, 0.1), (0.5, 0.0), (0.5, 0.1), (2.0, 0.0), (2.0, 0.1)):
-        print(f"a report every {interval:g} round trips, off by {100 * noise:g} %")
+    for interval, noise in ((0.01, 0.1), (1.0, 0.0), (1.0, 0.1)):
+        print(f"a report every {interval:g} longest round trips, off by {100 * noise:g} %")
         for rule in RULES:
-            excess = []
-            for networks, optimum, mode in parts:
-                period = np.asarray(mode.period)
-                trip = (networks.latency + networks.feedback_latency).max((-1, -2))
-                seen = lambda step, n=networks, t=trip, r=rule: behind(
-                    RULES[r](n, step), Sampled(interval * t[:, None], jnp.full((), noise))
-                )
-                found = []
-                for fraction in (0.1, 0.35, 0.7):
-                    policy = seen((fraction * mode.step_size)[:, None])
-                    duration, dt = PERIODS * period, finest(networks, period)
-                    save = dgd.SaveAt.statistics(after=duration / 2, resumable=False)
-                    runs = dgd.simulate_batch(
-                        networks,
-                        policy,
-                        duration=duration,
-                        dt=dt,
-                        initial=(optimum.routing, optimum.workload),
-                        save=save,
-                        throw=False,
-                    )
-                    found.append(np.asarray(runs.statistics.mean_latency / optimum.mean_latency) - 1)
-                excess.append(np.array(found))
-            whole = 100 * np.concatenate(excess, -1)
-            middles = ", ".join(
-                f"{middle(row):.2g} (90 % {np.quantile(row, 0.9):.2g})" for row in np.nan_to_num(whole, nan=np.inf)
-            )
-            print(f"  {rule:9s} excess, %, at 0.1, 0.35, 0.7 of critical: {middles}", flush=True)
+            whole = 100 * np.concatenate([excess_of_reports(rule, *part, interval, noise) for part in parts], -1)
+            tell = [f"{middle(row):.2g} (90 % {np.sort(row)[int(0.9 * row.size)]:.2g})" for row in whole]
+            print(f"  {rule:9s} excess, %, at 0.1, 0.35, 0.7 of critical: {', '.join(tell)}", flush=True)
 
 
-def behind(policy, estimate):
-    """A policy whose reports come through one estimate more, before its own."""
-    return estimated(policy, estimate)
+def excess_of_reports(rule, networks, optimum, mode, interval, noise):
+    """`(fractions, networks)`, over the optimum; inf where a run failed."""
+    period = np.asarray(mode.period)
+    trip = (networks.latency + networks.feedback_latency).max((-1, -2))
+    reports = Sampled(interval * trip[:, None], jnp.full((), noise))
+    duration, found = PERIODS * period, []
+    for fraction in (0.1, 0.35, 0.7):
+        policy = estimated(RULES[rule](networks, (fraction * mode.step_size)[:, None]), reports)
+        save = dgd.SaveAt.statistics(after=duration / 2, resumable=False)
+        start = optimum.routing, optimum.workload
+        runs = dgd.simulate_batch(
+            networks, policy, duration=duration, dt=finest(networks, period), initial=start, save=save, throw=False
+        )
+        found.append(np.asarray(runs.statistics.mean_latency / optimum.mean_latency) - 1)
+    return np.nan_to_num(np.array(found), nan=np.inf)
 
 
 def middle(values):
@@ -288,10 +327,13 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["networks", "fleets", "reports"], help="networks, fleets, reports")
     parser.add_argument("--count", type=int, default=60, help="networks per latency family")
     parser.add_argument("--folder", type=Path, default=Path("."), help="where raw outcomes of networks go")
+    parser.add_argument("--picture", help="write a picture of the outcomes in that folder")
     options = parser.parse_args()
     print(machine(), flush=True)
     if "networks" in options.what:
         of_networks(options.count, options.folder)
+    if "networks" in options.what or options.picture:
+        tell(options.folder, options.picture)
     if "fleets" in options.what:
         of_fleets()
     if "reports" in options.what:

@@ -11,6 +11,7 @@ import dgdlb_jax as dgd
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import Observation
 from dgdlb_jax.policies.estimates import ExponentialAverage, LearntCurve, MovingAverage, Regression, estimated
+from helpers import central_difference
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -207,3 +208,35 @@ def test_what_is_refused(groups):
         dgd.linearise(networks, estimated(dgd.LeastLatency(), MovingAverage(1.0)), optimum)
     with pytest.raises(InputError, match=r"The memory of SampledDGDLB drifts or jumps"):
         dgd.linearise(networks, dgd.SampledDGDLB(0.1, 1.0), optimum)
+
+
+@pytest.mark.full
+def test_jitter_behind_averages_against_whole_requests(groups):
+    """Scale 100, half of each limit: within four standard errors, of 24 runs."""
+    from dgdlb_jax.studies.noise import stationary_latency
+
+    network, best = jax.tree.map(lambda leaf: leaf[0], groups)
+    for average, of in ((ExponentialAverage(0.5), lag), (MovingAverage(1.0), window)):
+        policy = estimated(dgd.DGDLB(0.5 * critical(of, 0.5 if of is lag else 1.0)[0]), average)
+        predicted = dgd.noise(network, policy, best, scale=100.0)
+        assert float(predicted.limit) == pytest.approx(2, rel=1e-9)
+        run = dgd.simulate_requests_batch(
+            network, policy, jax.random.split(jax.random.key(3), 24), duration=2000.0, dt=0.05, scale=100.0, after=100.0
+        )
+        excess = np.asarray(stationary_latency(run, network, best, 100.0)) - float(best.mean_latency)
+        error = excess.std(ddof=1) / np.sqrt(24)
+        assert abs(excess.mean() - float(predicted.excess)) < 4 * error + 0.01 * float(predicted.excess)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rule", [ExponentialAverage, MovingAverage, Regression])
+def test_gradients_of_runs_are_those_of_differences(groups, rule):
+    network, best = jax.tree.map(lambda leaf: leaf[0], groups)
+    start = best.routing * jnp.array([1.4, 0.6]), best.workload
+
+    def latency(time):
+        policy = estimated(dgd.DGDLB(0.05), rule(time))
+        run = dgd.simulate(network, policy, duration=5.0, dt=0.03, initial=start, save=dgd.SaveAt.statistics())
+        return run.statistics.mean_latency
+
+    assert float(jax.grad(latency)(0.8)) == pytest.approx(central_difference(latency, 0.8, 1.0), rel=1e-5)
