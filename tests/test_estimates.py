@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 import dgdlb_jax as dgd
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import Observation
-from dgdlb_jax.policies.estimates import ExponentialAverage, LearntCurve, MovingAverage, Regression, estimated
+from dgdlb_jax.policies.estimates import ExponentialAverage, Lead, LearntCurve, MovingAverage, Regression, estimated
 from helpers import central_difference
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -28,7 +28,7 @@ def groups(quick_compilation):
     return networks, dgd.solve_optimum(networks)
 
 
-class Lead(dgd.AbstractFlowPolicy):
+class UserLead(dgd.AbstractFlowPolicy):
     r"""DGD-LB on $g + (\rho - 1)(g - z)$, z a lag of g: what a user writes, whose memory the package does not know."""
 
     step_size: jax.Array
@@ -69,7 +69,7 @@ def critical(of, time):
     [
         (lambda time: estimated(dgd.DGDLB(1.0), ExponentialAverage(time)), lag),
         (lambda time: estimated(dgd.DGDLB(1.0), MovingAverage(time)), window),
-        (lambda time: Lead(jnp.asarray(1.0), time, 2.0), lead),
+        (lambda time: UserLead(jnp.asarray(1.0), time, 2.0), lead),
     ],
     ids=["lag", "window", "a user's lead"],
 )
@@ -97,6 +97,27 @@ def test_an_average_counts_as_latency(groups):
     for estimate in (MovingAverage(1.0), ExponentialAverage(0.5)):
         found = dgd.default_step_size(networks, optimum, averaging=estimate.delay)
         np.testing.assert_allclose(found, late, rtol=1e-12)
+
+
+def test_a_lead_makes_up_for_the_age_of_news(groups):
+    """The filter $(1 + s \\rho T) / (1 + s T)$, at s = a the exponential of the age; bounded; nothing where news is too old."""
+    networks, optimum = groups
+    a, R, time = SLOPE, 2 * LATENCY, 4 * LATENCY
+    ratio = ((1 + a * time) * np.exp(a * R) - 1) / (a * time)
+    assert ratio > 2
+    trips = R * jnp.array([1.0, 1.0, 1.6])[:, None]  # the last one is older than the backend's memory, 1 / a
+    lead = Lead(trips, jnp.array([2.0, 2.0, 2.0])[:, None], jnp.array([9.0, 2.0, 9.0])[:, None])
+    linear = dgd.linearise(networks, estimated(dgd.LogDGDLB(1.0), lead), optimum)
+    s = 0.3 + 1.1j
+    for k, found in enumerate((ratio, 2.0, 1.0)):
+        one = jax.tree.map(lambda leaf, k=k: leaf[k], linear)
+        direct = -GAIN * (np.eye(2) - 0.5)
+        for at, expected in (
+            (s, (1 + s * found * time) / (1 + s * time)),
+            (a + 0j, (1 + a * found * time) / (1 + a * time)),
+        ):
+            np.testing.assert_allclose(one.response_at(jnp.asarray(at))[0], expected * direct, rtol=1e-6)
+    assert (1 + a * ratio * time) / (1 + a * time) == pytest.approx(np.exp(a * R))
 
 
 def test_runs_grow_and_die_out_as_predicted(groups):
@@ -202,6 +223,8 @@ def test_what_is_refused(groups):
         ExponentialAverage(0.0)
     with pytest.raises(InputError, match=r"MovingAverage.window\[1\] is inf"):
         MovingAverage([1.0, np.inf])
+    with pytest.raises(InputError, match=r"Lead.largest is 0.5, but must be at least 1"):
+        Lead(1.0, largest=0.5)
     with pytest.raises(InputError, match=r"MovingAverage.bins is 0"):
         MovingAverage(1.0, bins=0)
     with pytest.raises(InputError, match=r"EstimatedInstant jumps, so it has no linearisation"):

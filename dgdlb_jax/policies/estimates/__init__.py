@@ -12,6 +12,7 @@ axis 0 the backends, and what follows passes through. Memory that moves smoothly
 from dgdlb_jax.policies.estimates.averages import ExponentialAverage as ExponentialAverage
 from dgdlb_jax.policies.estimates.averages import MovingAverage as MovingAverage
 from dgdlb_jax.policies.estimates.base import AbstractEstimate as AbstractEstimate
+from dgdlb_jax.policies.estimates.lead import Lead as Lead
 from dgdlb_jax.policies.estimates.learnt import LearntCurve as LearntCurve
 from dgdlb_jax.policies.estimates.learnt import Regression as Regression
 from dgdlb_jax.policies.estimates.policy import estimated as estimated

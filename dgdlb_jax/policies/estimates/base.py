@@ -52,6 +52,12 @@ def follow(state: State, target: State, step, time_constant) -> tuple[State, Sta
     return toward(jnp.expm1(-part / 2)), toward(jnp.expm1(-part))
 
 
+def aligned(*parameters: Float[Array, "..."]) -> list[Float[Array, "..."]]:
+    """Parameters as a policy holds them, frontends first, with axes added behind so that they go together; scalars stay."""
+    rank = max(value.ndim for value in parameters)
+    return [value.reshape(*value.shape, *(1,) * (rank - value.ndim)) if value.ndim else value for value in parameters]
+
+
 def reports(observation: Observation) -> tuple[Float[Array, "backends *lanes"], ...]:
     return tuple(getattr(observation, name) for name in _REPORTS)
 

@@ -1,6 +1,7 @@
 """A policy behind estimates."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -15,7 +16,7 @@ from dgdlb_jax.policies.base import (
     State,
     for_each_frontend,
 )
-from dgdlb_jax.policies.estimates.base import AbstractEstimate
+from dgdlb_jax.policies.estimates.base import AbstractEstimate, aligned
 
 
 def estimated(policy: AbstractPolicy, *estimates: AbstractEstimate) -> AbstractPolicy:
@@ -41,8 +42,8 @@ class _Estimated(AbstractPolicy):
     @property
     def time_scale(self) -> Float[Array, "*parameters"]:
         """The shortest of the policy and its estimates."""
-        scales = [self.policy.time_scale, *(each.time_scale for each in self.estimates)]
-        return jnp.stack([jnp.min(scale) for scale in scales]).min()
+        scales = aligned(self.policy.time_scale, *(each.time_scale for each in self.estimates))
+        return reduce(jnp.minimum, scales)
 
     @property
     def windows(self) -> tuple[Float[Array, "*parameters"], ...]:
