@@ -26,6 +26,10 @@ SECTIONS = {  # from the quickest to those that take hours
     ],
     "rivals": ["bench_rivals.py", "bench_dde.py"],
     "requests": ["bench_requests.py"],
+    "estimates": [
+        "study_estimates.py --picture notebooks/figures/estimates.png",
+        "study_lead.py --picture notebooks/figures/lead.png",
+    ],
     "optimum": ["bench_optimum.py"],
     "gradients": [
         "bench_gradients.py",

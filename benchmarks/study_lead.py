@@ -1,11 +1,9 @@
 r"""A lead on the reported marginal latency: where does it pay? DGD-LB, its logarithm, and leads on the logarithm, each at many step sizes.
 
-    python benchmarks/study_lead.py [networks] [fleets] [requests] [--count 60] [--picture lead.png]
+    python benchmarks/study_lead.py [networks] [fleets] [reports] [--count 60] [--picture lead.png]
 
-A frontend that extrapolates what it sees makes up for old news near the optimum: the filter $(1 + s T_l) / (1 + s T_f)$ with
-$(1 + a T_l) / (1 + a T_f) = e^{a (f + b)}$ takes away the first order of jitter. `LogLead` is that filter on the logarithm, bounded, with
-what a backend publishes and off where $a (f + b) > 1$. It is an estimate with memory as a user would write it: the package linearises it
-by differentiation.
+`dgd.estimates.Lead` says what it is. What is looked for: limits, settling from near and far, jitter, cycles, also with reports that are
+sampled and noisy.
 """
 
 import argparse
@@ -26,8 +24,8 @@ import numpy as np
 import dgdlb_jax as dgd
 from common import machine
 from dgdlb_jax.numerics.results import Result
-from dgdlb_jax.policies.estimates import AbstractEstimate, estimated
-from dgdlb_jax.studies.stability import LATENCIES, far_starts, study_networks
+from dgdlb_jax.policies.estimates import AbstractEstimate, Lead, estimated
+from dgdlb_jax.studies.stability import far_starts, study_networks
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.95, 1.4)
 """Step sizes, over the critical one of DGD-LB."""
@@ -38,41 +36,9 @@ SETTLED = (
 BINS = (0.3, 1.0)  # of the largest a (f + b) in use
 
 
-class LogLead(AbstractEstimate):
-    r"""$y = u + (\rho - 1)(u - z)$ of $u = \log g$, with z a lag $T_f = m (f + b)$ of u: marginal latencies ahead of the news.
-
-    - `trip`: $f + b$, seconds, `(frontends, backends)`. `lag`: m. `largest`: what bounds $\rho$.
-    """
-
-    trip: jax.Array
-    lag: jax.Array
-    largest: jax.Array
-
-    def _logarithm(self, observation):
-        return jnp.log(observation.marginal_latency + observation.cost_latency)
-
-    def init(self, observation):
-        return self._logarithm(observation)
-
-    def estimate(self, observation, state):
-        time, known = self.lag * self.trip, self.trip > 0
-        far = self.trip / observation.marginal_latency
-        slow = jnp.where(known, time, 1) / observation.marginal_latency
-        ratio = jnp.clip(((1 + slow) * jnp.exp(jnp.minimum(far, 1)) - 1) / slow, 1, self.largest)
-        ratio = jnp.where(known & (far <= 1), ratio, 1)
-        u, part = self._logarithm(observation), observation.time_step / jnp.where(known, time, 1)
-        z = state - jnp.expm1(-part / 2) * (u - state)
-        ahead = jnp.exp(u + (ratio - 1) * (u - z)) - observation.cost_latency
-        seen = jnp.maximum(ahead, 1e-3 * observation.marginal_latency)
-        after = state - jnp.expm1(-part) * (u - state)
-        return eqx.tree_at(lambda o: o.marginal_latency, observation, seen), jnp.where(known, after, u)
-
-
 def leading(networks, step, lag, largest):
-    """`LogDGDLB` behind a `LogLead`."""
-    trip = networks.latency + networks.feedback_latency
-    one = lambda value: jnp.full((), value)
-    return estimated(dgd.LogDGDLB(step), LogLead(trip, one(lag), one(largest)))
+    """`LogDGDLB` that sees marginal latencies extrapolated."""
+    return estimated(dgd.LogDGDLB(step), Lead(networks.latency + networks.feedback_latency, lag, largest))
 
 
 RULES = {
@@ -82,7 +48,7 @@ RULES = {
     "lead 4": partial(leading, lag=1.0, largest=4.0),
 }
 NOISY = (0.1, 0.5, 0.95)  # at which of them jitter is computed
-GROUPS = (LATENCIES[:3], LATENCIES[3:])  # of equal curves, exponential and hyperbolic
+GROUPS = (("equal", "per frontend"), ("geographic",))  # latency families: exponential curves, hyperbolic ones
 STARTS = ("near", "proportional", "far")
 
 
@@ -324,7 +290,7 @@ def middle(values):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=["networks", "fleets", "reports"], help="networks, fleets, reports")
-    parser.add_argument("--count", type=int, default=40, help="networks per latency family")
+    parser.add_argument("--count", type=int, default=60, help="networks per latency family")
     parser.add_argument("--folder", type=Path, default=Path("."), help="where raw outcomes of networks go")
     parser.add_argument("--picture", help="write a picture of the outcomes in that folder")
     options = parser.parse_args()
