@@ -18,8 +18,9 @@ import dgdlb_jax as dgd
 from common import machine
 from dgdlb_jax.model.service.composed import Scaled
 from dgdlb_jax.policies.estimates import ExponentialAverage, LearntCurve, MovingAverage, Regression, estimated
+from dgdlb_jax.studies.noise import stationary_latency
 
-TURNS = 60  # times in service and round trips that a run lasts; the first quarter is the way there
+TURNS = 200  # times in service and round trips that a run lasts; the first quarter is the way there
 WINDOWS = np.geomspace(0.03, 30, 25)  # over the round trip
 
 
@@ -62,7 +63,7 @@ def cost(name, seeds):
         run = dgd.simulate_requests_batch(
             networks, many, keys, duration=duration, dt=dt, after=duration / 4, follow=False, throw=False
         )
-        mean = 100 * (np.asarray(run.statistics.mean_latency) / unit - 1)
+        mean = 100 * (np.asarray(stationary_latency(run, network, optimum, 1.0)) / unit - 1)
         error = mean.std(ddof=1) / np.sqrt(seeds)
         print(f"  {rule:26s} {mean.mean():8.3f} +- {error:.3f} %   ({time.perf_counter() - begin:.0f} s)", flush=True)
 

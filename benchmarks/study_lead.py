@@ -36,17 +36,18 @@ SETTLED = (
 BINS = (0.3, 1.0)  # of the largest a (f + b) in use
 
 
-def leading(networks, step, lag, largest):
+def leading(networks, step, oldest=0.3):
     """`LogDGDLB` that sees marginal latencies extrapolated."""
-    return estimated(dgd.LogDGDLB(step), Lead(networks.latency + networks.feedback_latency, lag, largest))
+    return estimated(dgd.LogDGDLB(step), Lead(networks.latency + networks.feedback_latency, oldest=oldest))
 
 
 RULES = {
     "DGD-LB": lambda networks, step: dgd.DGDLB(step),
     "log": lambda networks, step: dgd.LogDGDLB(step),
-    "lead 2": partial(leading, lag=2.0, largest=2.0),
-    "lead 4": partial(leading, lag=1.0, largest=4.0),
+    "lead": leading,
+    "lead to 1": partial(leading, oldest=1.0),
 }
+
 NOISY = (0.1, 0.5, 0.95)  # at which of them jitter is computed
 GROUPS = (("equal", "per frontend"), ("geographic",))  # latency families: exponential curves, hyperbolic ones
 STARTS = ("near", "proportional", "far")
@@ -196,7 +197,7 @@ def finest(networks, period):
 
 def of_fleets():
     """The built-in fleets, from traffic in proportion to capacity and from the nearest backend, at parts of the critical step size."""
-    for name in ("two-by-two", "small-models", "global-prefill", "global-llm"):
+    for name in ("two-by-two", "global-llm", "small-models", "global-prefill"):
         networks, optimum, mode = limited(dgd.stack([dgd.load_fleet(name)]))
         step = dgd.default_step_size(networks, optimum)
         point = dgd.linearise(networks, optimum=optimum).point

@@ -17,7 +17,7 @@ class Lead(AbstractEstimate):
 
     $$ y = u + (\rho - 1)(u - z), \qquad T \dot z = u - z, \qquad
        \frac{1 + \rho a T}{1 + a T} = e^{a R} \text{ with } 1 \le \rho \le \rho_{\max} $$
-    and $\rho = 1$ where $a R > 1$; $a = \ell_j'$ as reported, R the round trip, $T = m R$. Near the optimum it is the filter
+    and $\rho = 1$ where $a R > h$; $a = \ell_j'$ as reported, R the round trip, $T = m R$. Near the optimum it is the filter
     $(1 + s \rho T) / (1 + s T)$ in front of the policy, and with this $\rho$ jitter vanishes to first order in the step size.
 
     It pays where news is young beside the time in which backends forget, $a R$ below 0.3 on the arcs in use, as with seconds of service:
@@ -27,7 +27,8 @@ class Lead(AbstractEstimate):
     **Arguments:**
 
     - `round_trip`: R, seconds, a scalar, `(frontends,)` or `(frontends, backends)`: `network.latency + network.feedback_latency`.
-    - `lag`: m, how much of a round trip it looks back. `largest`: $\rho_{\max}$, at least 1. Scalars or `(frontends,)`.
+    - `lag`: m, how much of a round trip it looks back. `largest`: $\rho_{\max}$, at least 1. `oldest`: h, beside the time in which
+      backends forget. Scalars or `(frontends,)`.
 
     **Raises:** `InputError` for a round trip that is negative or not finite, a lag that is not positive, or a bound below 1.
 
@@ -37,11 +38,13 @@ class Lead(AbstractEstimate):
     round_trip: Float[Array, "*frontends"]
     lag: Float[Array, "*frontends"]
     largest: Float[Array, "*frontends"]
+    oldest: Float[Array, "*frontends"]
 
-    def __init__(self, round_trip: Matrices, lag: Numbers = 1.0, largest: Numbers = 4.0):
+    def __init__(self, round_trip: Matrices, lag: Numbers = 1.0, largest: Numbers = 4.0, oldest: Numbers = 0.3):
         self.round_trip = checked("Lead.round_trip", round_trip, not_negative, "finite and not negative, seconds")
         self.lag = seconds("Lead.lag", lag)
         self.largest = checked("Lead.largest", largest, lambda ratio: ratio >= 1, "at least 1 (1 is no lead)")
+        self.oldest = checked("Lead.oldest", oldest, not_negative, "finite and not negative")
 
     @property
     def time_scale(self) -> Float[Array, "*parameters"]:
@@ -61,8 +64,8 @@ class Lead(AbstractEstimate):
         z, after = follow(state, u, observation.time_step, self.lag * trip)
         seen = observation.marginal_latency
         age, memory = trip / seen, self.lag * trip / seen
-        ratio = ((1 + memory) * jnp.exp(jnp.minimum(age, 1)) - 1) / memory
-        ratio = jnp.where(late & (age <= 1), jnp.clip(ratio, 1, self.largest), 1)
+        ratio = ((1 + memory) * jnp.exp(jnp.minimum(age, self.oldest)) - 1) / memory
+        ratio = jnp.where(late & (age <= self.oldest), jnp.clip(ratio, 1, self.largest), 1)
         ahead = jnp.exp(u + (ratio - 1) * (u - z)) - observation.cost_latency
         return eqx.tree_at(lambda o: o.marginal_latency, observation, jnp.maximum(ahead, _STEEPEST * seen)), after
 
