@@ -105,8 +105,8 @@ def test_a_lead_makes_up_for_the_age_of_news(groups):
     a, R, time = SLOPE, 2 * LATENCY, 4 * LATENCY
     ratio = ((1 + a * time) * np.exp(a * R) - 1) / (a * time)
     assert ratio > 2
-    trips = R * jnp.array([1.0, 1.0, 1.6])[:, None]  # the last one is older than the backend's memory, 1 / a
-    lead = Lead(trips, jnp.array([2.0, 2.0, 2.0])[:, None], jnp.array([9.0, 2.0, 9.0])[:, None])
+    trips = R * jnp.array([1.0, 1.0, 1.6])[:, None]  # the last one is older than 1 / a
+    lead = Lead(trips, jnp.array([2.0, 2.0, 2.0])[:, None], jnp.array([9.0, 2.0, 9.0])[:, None], oldest=1.0)
     linear = dgd.linearise(networks, estimated(dgd.LogDGDLB(1.0), lead), optimum)
     s = 0.3 + 1.1j
     for k, found in enumerate((ratio, 2.0, 1.0)):
