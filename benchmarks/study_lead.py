@@ -142,7 +142,7 @@ def tell(folder, picture=None):
     bins = [(far >= low) & (far < high) for low, high in itertools.pairwise((0, *BINS, np.inf))]
     for chosen, (low, high) in zip(bins, itertools.pairwise((0, *BINS, np.inf)), strict=True):
         print(f"a (f + b) from {low:g} to {high:g}: {chosen.sum()} networks")
-        for rule, of in found.items():
+        for rule, of in found.items() if chosen.any() else ():
             some = lambda values, chosen=chosen: values[..., chosen]
             ratio = some(of.jitter[half] / plain.jitter[half])
             print(

@@ -262,4 +262,5 @@ def test_gradients_of_runs_are_those_of_differences(groups, rule):
         run = dgd.simulate(network, policy, duration=5.0, dt=0.03, initial=start, save=dgd.SaveAt.statistics())
         return run.statistics.mean_latency
 
-    assert float(jax.grad(latency)(0.8)) == pytest.approx(central_difference(latency, 0.8, 1.0), rel=1e-5)
+    # Incommensurate with the step: where a bin ends at a step, the derivative of a window is one-sided.
+    assert float(jax.grad(latency)(0.8137)) == pytest.approx(central_difference(latency, 0.8137, 1.0), rel=1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import not_negative
-from dgdlb_jax.numerics.types import Matrices, Numbers
+from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.policies.base import Observation, State, checked
 from dgdlb_jax.policies.estimates.base import AbstractEstimate, aligned, follow, seconds
 
@@ -21,8 +21,9 @@ class Lead(AbstractEstimate):
     $(1 + s \rho T) / (1 + s T)$ in front of the policy, and with this $\rho$ jitter vanishes to first order in the step size.
 
     It pays where news is young beside the time in which backends forget, $a R$ below 0.3 on the arcs in use, as with seconds of service:
-    there the limit is two to three times as high and jitter a tenth or less. Where $a R$ is near 1 it lowers the limit instead
-    (benchmarks/README.md). Made for `LogDGDLB`: the logarithm keeps it from amplifying a marginal latency that explodes.
+    there the limit is several times as high, jitter a tenth or less, and far fewer runs from far starts end in a cycle. With h = 1 it
+    lowers the limit where $a R$ is between 0.3 and 1 (benchmarks/README.md). Made for `LogDGDLB`: the logarithm keeps it from amplifying
+    a marginal latency that explodes.
 
     **Arguments:**
 
@@ -40,7 +41,7 @@ class Lead(AbstractEstimate):
     largest: Float[Array, "*frontends"]
     oldest: Float[Array, "*frontends"]
 
-    def __init__(self, round_trip: Matrices, lag: Numbers = 1.0, largest: Numbers = 4.0, oldest: Numbers = 0.3):
+    def __init__(self, round_trip: Matrix, lag: Numbers = 1.0, largest: Numbers = 4.0, oldest: Numbers = 0.3):
         self.round_trip = checked("Lead.round_trip", round_trip, not_negative, "finite and not negative, seconds")
         self.lag = seconds("Lead.lag", lag)
         self.largest = checked("Lead.largest", largest, lambda ratio: ratio >= 1, "at least 1 (1 is no lead)")
