@@ -71,20 +71,26 @@ if TYPE_CHECKING:
     from dgdlb_jax.numerics.simplex import project_tangent_cone as project_tangent_cone
     from dgdlb_jax.policies import DGDLB as DGDLB
     from dgdlb_jax.policies import AbstractFlowPolicy as AbstractFlowPolicy
+    from dgdlb_jax.policies import AbstractHeldPolicy as AbstractHeldPolicy
     from dgdlb_jax.policies import AbstractInstantPolicy as AbstractInstantPolicy
     from dgdlb_jax.policies import CappedDGDLB as CappedDGDLB
     from dgdlb_jax.policies import CurvatureDGDLB as CurvatureDGDLB
+    from dgdlb_jax.policies import DnsLatency as DnsLatency
+    from dgdlb_jax.policies import EnvoyLoadAwareLocality as EnvoyLoadAwareLocality
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
     from dgdlb_jax.policies import HotCold as HotCold
+    from dgdlb_jax.policies import LatencyScorer as LatencyScorer
     from dgdlb_jax.policies import LeastLatency as LeastLatency
     from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
     from dgdlb_jax.policies import LeastRequest as LeastRequest
     from dgdlb_jax.policies import LeastWorkload as LeastWorkload
+    from dgdlb_jax.policies import LocalityFailover as LocalityFailover
     from dgdlb_jax.policies import LogDGDLB as LogDGDLB
     from dgdlb_jax.policies import MirrorDescent as MirrorDescent
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
+    from dgdlb_jax.policies import OrcaWeights as OrcaWeights
     from dgdlb_jax.policies import PeakEWMA as PeakEWMA
     from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
@@ -186,11 +192,12 @@ _HOME = {
     "numerics.results": ("ConvergenceError", "InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting",
-        "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
-        "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity",
-        "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest",
-        "register_policy", "spillover",
+        "AbstractFlowPolicy", "AbstractHeldPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB",
+        "DGDLB", "DnsLatency", "EnvoyLoadAwareLocality", "FixedRouting", "GreatestMarginalRate", "HotCold",
+        "LatencyScorer", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
+        "LocalityFailover", "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "OrcaWeights", "PeakEWMA",
+        "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay",
+        "Softmin", "Uniform", "WeightedLeastRequest", "register_policy", "spillover",
     ),
     "equilibrium.at_rest": ("latency_at_rest",),
     "policies.base": ("least",),
