@@ -8,7 +8,7 @@ $t_s$. The first report counts as it is. All frontends read at the same instants
 """
 
 from abc import abstractmethod
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -33,7 +33,13 @@ class Held(NamedTuple):
 
 
 class AbstractHeldPolicy(AbstractInstantPolicy):
-    """A rule that reads reports periodically and holds its routing in between. A subclass says what it reads, and what follows."""
+    """A rule that reads reports periodically and holds its routing in between. A subclass says what it reads, and what follows.
+
+    `period_knob`, `smoothing_knob`: what operators call these settings; None for none.
+    """
+
+    period_knob: ClassVar[str] = "weight_update_period"
+    smoothing_knob: ClassVar[str | None] = None
 
     @property
     @abstractmethod

@@ -47,6 +47,7 @@ class EnvoyLoadAwareLocality(AbstractHeldPolicy):
     """
 
     takes_lanes: ClassVar[bool] = True
+    smoothing_knob: ClassVar[str | None] = "smoothing_time_constant"
 
     weight_update_period: Float[Array, "*frontends"]
     smoothing_time_constant: Float[Array, "*frontends"]

@@ -161,18 +161,18 @@ class Field(eqx.Module):
 
     def init(self, observation: Observation) -> State:
         """The memory of every frontend's policy."""
-        return self._each_frontend(lambda policy, seen: policy.init(seen), observation)
+        return self.each_frontend(lambda policy, seen: policy.init(seen), observation)
 
     def velocity(self, t: Frontends, routing: Arcs, observation: Observation, state: State) -> tuple[Arcs, State]:
         """The raw velocity of the routing, before any projection (1/s)."""
-        velocity, state = self._each_frontend(
+        velocity, state = self.each_frontend(
             lambda policy, *seen: policy.velocity(*seen), t, routing, observation, state
         )
         return self._checked(velocity, "velocity"), state
 
     def route(self, t: Frontends, observation: Observation, state: State) -> tuple[Arcs, State]:
         """Where an instant policy sends the traffic."""
-        routing, state = self._each_frontend(lambda policy, *seen: policy.route(*seen), t, observation, state)
+        routing, state = self.each_frontend(lambda policy, *seen: policy.route(*seen), t, observation, state)
         return self._checked(routing, "route"), state
 
     def _checked(self, arcs: Arcs, what: str) -> Arcs:
@@ -193,7 +193,8 @@ class Field(eqx.Module):
         """Whether the routing moves with a velocity (and does not jump)."""
         return isinstance(self.policy, AbstractFlowPolicy)
 
-    def _each_frontend(self, rule, *arguments) -> Any:
+    def each_frontend(self, rule, *arguments) -> Any:
+        """`rule(policy, *arguments)` for every frontend: at once where the policy takes lanes, else mapped over them."""
         if takes_lanes(self.policy):
             return rule(self.policy, *arguments)
         axes = jax.tree.map(lambda leaf: None if leaf.ndim == 0 else -1, self.policy)

@@ -129,7 +129,7 @@ def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) ->
     numbers = _COPIES * network.frontends * network.backends**2
     what = f"The linearisation of {network.frontends} x {network.backends} frontends and backends"
     device.check_fits(network.latency.dtype.itemsize * numbers, what, "use smaller networks")
-    field = _field(network, policy)
+    field = field_at_rest(network, policy)
     x, n = optimum.routing.T, optimum.workload
     t = jnp.zeros(network.frontends, n.dtype)
     seen = jnp.broadcast_to(n[:, None], x.shape)
@@ -170,7 +170,7 @@ def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) ->
     )
 
 
-def _field(network: Network, policy: AbstractPolicy) -> Field:
+def field_at_rest(network: Network, policy: AbstractPolicy) -> Field:
     """The vector field of one network at rest: demand and capacity at their means."""
     still = network.with_arrival_rate(network.arrival_rate)
     if network.capacity is not None:
