@@ -1,5 +1,7 @@
 """Limits of balancers that read reports and hold their weights: closed forms, rest points by hand, and simulations."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 from scipy.optimize import brentq
 
 import dgdlb_jax as dgd
+from dgdlb_jax.cli import main
 from dgdlb_jax.policies import EnvoyLoadAwareLocality, OrcaWeights
 from dgdlb_jax.stability.held import HeldLoop, equal_backends, held_loop
 from dgdlb_jax.stability.ranges import stable_ranges
 from dgdlb_jax.stability.rest_point import rest_point
-from dgdlb_jax.studies.held import LOAD, case_at, deviations_grow, held_stability, limit
+from dgdlb_jax.studies.held import LOAD, case_at, deviations_grow, held_stability, limit, together
+from dgdlb_jax.studies.relay import relay_cycle
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -164,6 +168,21 @@ def test_a_relay_a_neutral_split_and_an_overload_are_named():
         held_loop(two, envoy(0.001)).radius()
 
 
+def test_the_cycle_of_a_relay():
+    """Two equal localities, fast service, updates every second, news after 0.2 s: a slow simulation of its own has found 2.49 s."""
+    latency = np.full((2, 2), 0.1)
+    two = dgd.Network(
+        [0.8, 0.1], latency, dgd.Hyperbolic([1.0, 1.0], [0.05, 0.05]), cost_latency=[[0.1, 0.2], [0.2, 0.1]]
+    )
+    cycle = relay_cycle(two, EnvoyLoadAwareLocality())
+    assert (cycle.frontend, cycle.backend) == (0, 0)
+    assert cycle.period == pytest.approx(2.49, abs=0.1)
+    # Spilled or all local; at rest on the edge it would be (threshold C + 0.8 + 0.1) / (2 0.8) = 0.625.
+    assert cycle.high == pytest.approx(0.97, rel=1e-9)
+    assert cycle.low == pytest.approx(0.45, abs=0.05)
+    assert cycle.mean == pytest.approx(0.625, abs=0.03)
+
+
 def random_networks(count, seed=0) -> dgd.Network:
     """Three frontends, three backends; loads from 0.6 to 0.95, latencies from a fifteenth of a service time up."""
     key, other = jax.random.split(jax.random.key(seed))
@@ -175,11 +194,13 @@ def edges_of(networks, policy, wanted) -> list[tuple[int, str, float]]:
     """(network, setting, first predicted edge) for as many networks as wanted; those without an edge are left out."""
     found: list = []
     for k in range(networks.batch):
+        if len(found) == wanted:
+            break
         loop = held_loop(jax.tree.map(lambda leaf, k=k: leaf[k], networks), policy)
         for setting, at in ((policy.smoothing_knob, loop.with_smoothing), (policy.period_knob, loop.with_period)):
             ranges = [] if setting is None else stable_ranges(lambda v, at=at: at(v).radius(), 0.5, 50.0, points=12)
             edges = [edge for pair in ranges for edge in pair if 0.5 < edge < 50.0]
-            if edges and len(found) < wanted:
+            if edges:
                 found.append((k, setting, edges[0]))
                 break
     return found
@@ -215,8 +236,6 @@ def test_deviations_grow_where_they_should():
 
 def check(networks, policy, edges) -> np.ndarray:
     """Whether a simulation decays on the stable side of each edge, 2 % away, and grows on the other."""
-    from dgdlb_jax.studies.held import _together
-
     agree: list = []
     for k, setting, edge in edges:
         network = jax.tree.map(lambda leaf, k=k: leaf[k], networks)
@@ -224,7 +243,7 @@ def check(networks, policy, edges) -> np.ndarray:
         cases = [case_at(network, policy, setting, part * edge) for part in (0.98, 1.02)]
         at = loop.with_smoothing if setting == policy.smoothing_knob else loop.with_period
         agree.append((cases, [at(part * edge).radius() > 1 for part in (0.98, 1.02)]))
-    found = deviations_grow(*_together([case for cases, _ in agree for case in cases]))
+    found = deviations_grow(*together([case for cases, _ in agree for case in cases]))
     return (found.reshape(-1, 2) == np.array([expected for _, expected in agree])).all(1)
 
 
@@ -252,3 +271,89 @@ def test_below_half_every_utilisation_is_stable():
             loop = held_loop(network, envoy())
             for period in (0.3, 1.0, 5.0):
                 assert loop.with_period(period).radius() < 1
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`dgdlb stability two-by-two --policy ...` in this process; edges are taken for simulated."""
+    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda **_: None)
+    monkeypatch.setattr("dgdlb_jax.studies.held.simulated_edge", lambda *case: (0.99 * case[-1], 1.01 * case[-1]))
+
+    def run(*options, fleet="two-by-two") -> tuple[int, str, str]:
+        code = main(["stability", str(fleet), "--quiet", "--policy", *options])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+FLEET = """
+name = "windows"
+[frontends]
+names = ["here"]
+rate = [9.0]
+[backends]
+names = ["near", "far"]
+curve = "fast"
+[curves.fast]
+kind = "hyperbolic"
+max_rate = 10.0
+half_load = 0.5
+[latency]
+one_way_s = [[0.0, 0.0]]
+"""
+
+
+def test_the_command_says_the_limit_in_the_operators_settings(command, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("dgdlb_jax.reports.held_plots._FINE", (6, 5))
+    fleet, folder = tmp_path / "windows.toml", tmp_path / "out"
+    fleet.write_text(FLEET)
+    options = ("--set", "local=none", "--set", "smoothing_time_constant=0.5")
+    code, text, _ = command("envoy-load-aware", *options, "--output", str(folder), fleet=fleet)
+    assert code == 0
+    assert text.startswith(
+        "windows: Envoy load-aware locality, weight_update_period 1.00 s, smoothing_time_constant 500 ms\n"
+    )
+    assert (
+        "load (now 45 %): stable below 58 %, and above 84 %; above 58 % it swings with a period of 2.00 s (simulated edge"
+        in text
+    )
+    assert [path.name for path in folder.iterdir()] == ["stable.png"]
+    code, text, _ = command("envoy-load-aware", *options, "--no-files", "--json", fleet=fleet)
+    document = json.loads(text)
+    assert document["settings"]["load"]["edges"][1]["at"] == pytest.approx(0.8404, abs=1e-4)
+    assert document["stable"] is document["settings"]["load"]["stable"] is True
+
+
+def test_the_command_names_relays_neutral_splits_and_rules_without_a_limit(command, tmp_path):
+    folder = tmp_path / "out"
+    code, text, _ = command("envoy-load-aware", "--output", str(folder))
+    assert (code, "relay" in text, "and back every" in text, folder.exists()) == (0, True, True, False)
+    code, text, _ = command("orca-weights", "--set", "report=saturated", "--no-files", "--json")
+    assert "every split" in json.loads(text)["why_not"]
+    assert "looks at no load" in command("dns-latency", "--no-files")[1]
+    assert "times that" in command("log-dgd-lb", "--no-files")[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("gmsr",), "GMSR jumps"),
+        (("softmin",), "softmin does not rest at the optimum"),
+        (("envoy",), "No balancer is called 'envoy'"),
+        (("orca-weights", "--set", "period=3"), "OrcaWeights has no setting 'period'"),
+        (("orca-weights", "--set", "weight_update_period=x"), "OrcaWeights.weight_update_period is 'x': give a number"),
+        (("orca-weights", "--set", "weight_update_period"), "give NAME=VALUE"),
+        (("orca-weights", "--set", "integers=1"), "give true or false"),
+        (("orca-weights", "--set", "weight_update_period=-1"), "weight_update_period is -1, but must be positive"),
+        (("dgd-lb", "--set", "interval=1"), "--set gives settings of another balancer"),
+    ],
+)
+def test_what_the_command_does_not_take_is_one_sentence(command, options, expected):
+    code, text, error = command(*options, "--no-files")
+    assert (code, text) == (2, "")
+    assert expected in error
+    assert error.count("\n") == 1

@@ -15,10 +15,11 @@ eigenvalues of the map, its multipliers $z$, lie within the unit circle; just ou
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Complex, Float
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
 from dgdlb_jax.model.batch import each_frontend, require_double, require_single
 from dgdlb_jax.model.network import Network
@@ -26,8 +27,9 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.stability.rest_point import RestPoint, check_held, rest_point
 
-_DENSE = 400  # unknowns up to which all multipliers are computed, above it the largest few
+_DENSE = 150  # unknowns up to which all multipliers are computed, above it the largest few
 _OLDEST = 256  # periods that a report may be old
+_EXACT = 1e-9  # relative accuracy of those few
 _NEUTRAL = 1e-9  # distance from 1 of a multiplier of a direction that nothing moves
 
 
@@ -182,11 +184,11 @@ class _Update:
         apply = lambda vector: self.advance(np.asarray(vector).reshape(-1, 1))[:, 0]
         operator = LinearOperator((self.size, self.size), matvec=apply, dtype=float)  # pyright: ignore[reportCallIssue]
         start = np.random.default_rng(0).standard_normal(self.size)
+        options: dict[str, Any] = {"ncv": 40, "tol": _EXACT, "maxiter": 500, "v0": start, "return_eigenvectors": False}
         try:
-            found = eigs(operator, count, which="LM", v0=start, tol=1e-10, maxiter=2000, return_eigenvectors=False)
-        except ArpackNoConvergence:
+            return np.asarray(eigs(operator, count, **options))
+        except ArpackError:
             return self.multipliers()
-        return np.asarray(found)
 
 
 def equal_backends(

@@ -1,12 +1,15 @@
 """Where along one setting a loop is stable: every range of it, since the stable set may be two intervals."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
-from scipy.optimize import brentq
 
 POINTS = 48
 """How many values of a setting are looked at first, evenly in its logarithm; a range between two of them is missed."""
+
+_EXACT = 1e-9  # of an edge
+_MARGINAL = 1e-11  # distance from 1 of a modulus that rounding does not tell from it
 
 
 def stable_ranges(
@@ -18,13 +21,14 @@ def stable_ranges(
 
     **Returns:** pairs of edges in ascending order, exact to 1e-9 but where they are `low` or `high` themselves, or the loop ends.
     """
-    grid = np.geomspace(low, high, points)
-    outside = np.array([_excess(radius, value) for value in grid])
-    ranges, begin = [], low if outside[0] < 0 else None
+    stable = lambda value: radius(value) < 1 - _MARGINAL
+    grid = [float(value) for value in np.geomspace(low, high, points)]
+    inside = [stable(value) for value in grid]
+    ranges, begin = [], low if inside[0] else None
     for k in range(1, points):
-        if (outside[k - 1] < 0) == (outside[k] < 0):
+        if inside[k - 1] == inside[k]:
             continue
-        edge = _edge(radius, grid[k - 1], grid[k])
+        edge = _edge(stable, inside[k - 1], grid[k - 1], grid[k])
         if begin is None:
             begin = edge
         else:
@@ -33,10 +37,9 @@ def stable_ranges(
     return ranges if begin is None else [*ranges, (begin, high)]
 
 
-def _excess(radius: Callable[[float], float], value: float) -> float:
-    found = radius(value) - 1
-    return found if np.isfinite(found) else 1.0
-
-
-def _edge(radius: Callable[[float], float], low: float, high: float) -> float:
-    return float(np.exp(brentq(lambda x: _excess(radius, float(np.exp(x))), np.log(low), np.log(high), xtol=1e-10)))
+def _edge(stable: Callable[[float], bool], below: bool, low: float, high: float) -> float:
+    """Where it turns, by bisection of the logarithm: it need not do so continuously."""
+    while high / low > 1 + _EXACT:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if stable(middle) == below else (low, middle)
+    return math.sqrt(low * high)

@@ -76,15 +76,11 @@ def cap_speed(network: Network, optimum: Optimum, step_size: StepSize) -> Capped
 _FULL = 0.9  # of nominal capacity: where a server counts as having all its slots in use
 
 
-def by_hosts(policy: Callable[..., AbstractPolicy], network: Network) -> AbstractPolicy:
-    """A rule that counts hosts, in units of the network: a replica is one host."""
-    return policy(host_capacity=over_networks(lambda one: _per_host(one)[0], network))
-
-
-def by_slots(policy: Callable[..., AbstractPolicy], network: Network) -> AbstractPolicy:
-    """A rule whose hosts report requests over slots: as many as keep a replica nine tenths busy, or as it was measured with."""
+def by_hosts(policy: Callable[..., AbstractPolicy], network: Network, **options: Any) -> AbstractPolicy:
+    """A rule that counts hosts and their slots, in units of the network: a replica is one host, with as many slots as keep it nine
+    tenths busy, or as it was measured with."""
     capacity, slots = over_networks(_per_host, network)
-    return policy(report="concurrency", host_capacity=capacity, max_concurrency=slots)
+    return policy(host_capacity=capacity, max_concurrency=slots, **options)
 
 
 def _per_host(network: Network) -> tuple[Float[Array, "frontends backends"], Float[Array, "frontends backends"]]:
@@ -107,7 +103,7 @@ _RECIPES: dict[str, Callable[[Any, Network, Optimum, StepSize], AbstractPolicy]]
     "capped speed": lambda policy, network, optimum, step: cap_speed(network, optimum, step),
     "softmin": lambda policy, network, optimum, step: calm_softmin(network),
     "hosts": lambda policy, network, optimum, step: by_hosts(policy, network),
-    "slots": lambda policy, network, optimum, step: by_slots(policy, network),
+    "slots": lambda policy, network, optimum, step: by_hosts(policy, network, report="concurrency"),
     "spillover": lambda policy, network, optimum, step: spillover(network),
     "optimum": lambda policy, network, optimum, step: policy(optimum.routing),
 }

@@ -12,18 +12,20 @@ import numpy as np
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.stability.held import HeldLoop, held_loop, why_no_rest
 from dgdlb_jax.stability.ranges import stable_ranges
 from dgdlb_jax.stability.rest_point import RestPoint, rest_point
+from dgdlb_jax.studies.stability import coarsest_step
+from dgdlb_jax.studies.time_steps import usual_step
 
 LOAD = "load"
 """The name of the setting that no operator has: demand over what all backends can serve."""
 _SPAN = 100.0  # by which factor up and down a setting is looked at
-_STEPS, _UPDATES = 100, 600  # of a simulation: time steps in a period, and periods
+_STEPS, _UPDATES = 100, 600  # of a simulation: time steps in a period, at least, and periods
+_PATIENCE = 30.0  # seconds that the simulations of an edge may take
 _BLOCKS = 12  # in which a swing is averaged
 _KICK = 1e-6  # relative deviation at the start
 TRIED = (0.9, 0.95, 0.98, 0.99, 1.01, 1.02, 1.05, 1.1)
@@ -37,8 +39,8 @@ class Limit:
     - `setting`: its name. `now`: its value. `searched`: from where to where was looked.
     - `ranges`: in which it is stable, pairs of edges. `edges`: those of them that lie within what was searched.
     - `periods`: of the swings just beyond each edge, seconds; inf where they do not swing.
-    - `simulated`: per edge the pair of values between which a simulation turns from decay to growth; NaN where it was not asked, or
-      does not turn within `TRIED`.
+    - `simulated`: per edge the pair of values between which a simulation turns from decay to growth; NaN where it was not asked, would
+      take too long, or does not turn within `TRIED`.
     """
 
     setting: str
@@ -109,7 +111,7 @@ def _to_search(
         now = float(loop.smoothing.max())
         return now, now / _SPAN, now * _SPAN
     oldest = float((loop.latency + loop.feedback_latency).max()) * 2
-    return loop.period, min(max(loop.period / _SPAN, oldest / 16), loop.period / 2), max(loop.period * _SPAN, oldest)
+    return loop.period, min(max(loop.period / _SPAN, oldest / 8), loop.period / 2), max(loop.period * _SPAN, oldest)
 
 
 def _outward(ranges: list[tuple[float, float]], edges: list[float]) -> list[tuple[float, int]]:
@@ -135,12 +137,16 @@ def simulated_edge(
 ) -> tuple[float, float]:
     """Between which of the values tried a simulation turns from decay to growth, or back; NaN if it does not, or more than once."""
     values = [part * edge for part in tried if setting != LOAD or part * edge < 1]
-    grows = deviations_grow(*_together([case_at(network, policy, setting, value) for value in values]))
+    networks, policies = together([case_at(network, policy, setting, value) for value in values])
+    steps = steps_in_a_period(networks, policies)
+    if _UPDATES * steps * usual_step(networks.latency.size) > _PATIENCE:
+        return math.nan, math.nan
+    grows = deviations_grow(networks, policies)
     turns = np.flatnonzero(grows[1:] != grows[:-1])
     return (values[turns[0]], values[turns[0] + 1]) if turns.size == 1 else (math.nan, math.nan)
 
 
-def _together(cases: list[tuple[Network, AbstractHeldPolicy]]) -> tuple[Network, AbstractHeldPolicy]:
+def together(cases: list[tuple[Network, AbstractHeldPolicy]]) -> tuple[Network, AbstractHeldPolicy]:
     """Many networks with a policy each, as a batch; numbers that all frontends share get an axis for them."""
 
     def join(*leaves):
@@ -148,6 +154,12 @@ def _together(cases: list[tuple[Network, AbstractHeldPolicy]]) -> tuple[Network,
         return stacked[:, None] if stacked.ndim == 1 else stacked
 
     return stack([network for network, _ in cases]), jax.tree.map(join, *[policy for _, policy in cases])
+
+
+def steps_in_a_period(networks: Network, policy: AbstractHeldPolicy) -> int:
+    """How many time steps a simulation of a batch makes in each period: a hundred, or what its fastest backend needs."""
+    period = np.asarray(policy.period, float).reshape(-1, 1)[:, 0]
+    return max(_STEPS, int(np.ceil((period / coarsest_step(networks)).max())))
 
 
 def deviations_grow(
@@ -164,7 +176,8 @@ def deviations_grow(
     size = networks.latency.shape[0]
     period = np.broadcast_to(np.asarray(policy.period, float).reshape(-1, 1)[:, 0], (size,))
     kick = 1 + _KICK * np.random.default_rng(seed).standard_normal(rest.workload.shape)
-    dt = period / _STEPS
+    steps = steps_in_a_period(networks, policy)
+    dt = period / steps
     later = networks.latency + dt[:, None, None] / 2
     runs = simulate_batch(
         eqx.tree_at(lambda each: each.latency, networks, later),
@@ -172,7 +185,7 @@ def deviations_grow(
         duration=updates * period,
         dt=dt,
         initial=(rest.routing, rest.workload * kick),
-        save=SaveAt(every=_STEPS, fields=("workload",)),
+        save=SaveAt(every=steps, fields=("workload",)),
         throw=False,
     )
     moved = np.diff(np.asarray(runs.workload), axis=1) / np.maximum(np.asarray(rest.workload)[:, None], 1e-300)
@@ -182,11 +195,10 @@ def deviations_grow(
     return (trend > 0) | (swing[:, -1] > 1e2 * _KICK)  # what has grown into a cycle grows no more
 
 
-def _after_the_start(policy: AbstractPolicy) -> AbstractPolicy:
+def _after_the_start(policy: AbstractHeldPolicy) -> AbstractHeldPolicy:
     """The same rule as it is long after its start: without a blackout."""
-    if not hasattr(policy, "blackout_period"):
-        return policy
-    return eqx.tree_at(lambda rule: rule.blackout_period, policy, jnp.zeros_like(policy.blackout_period))
+    blackout = getattr(policy, "blackout_period", None)
+    return policy if blackout is None else with_setting(policy, "blackout_period", 0.0)
 
 
 @dataclass(frozen=True)
