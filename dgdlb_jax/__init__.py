@@ -143,11 +143,15 @@ if TYPE_CHECKING:
     from dgdlb_jax.stability.defaults import slowest_decay_rate as slowest_decay_rate
     from dgdlb_jax.stability.defaults import suggest_dt as suggest_dt
     from dgdlb_jax.stability.defaults import suggest_duration as suggest_duration
+    from dgdlb_jax.stability.held import HeldLoop as HeldLoop
+    from dgdlb_jax.stability.held import held_loop as held_loop
     from dgdlb_jax.stability.linearise import Linearisation as Linearisation
     from dgdlb_jax.stability.linearise import linearise as linearise
     from dgdlb_jax.stability.noise import Noise as Noise
     from dgdlb_jax.stability.noise import noise as noise
     from dgdlb_jax.stability.noise_step_size import suggest_step_size as suggest_step_size
+    from dgdlb_jax.stability.rest_point import RestPoint as RestPoint
+    from dgdlb_jax.stability.rest_point import rest_point as rest_point
     from dgdlb_jax.stability.roots import Spectrum as Spectrum
     from dgdlb_jax.stability.roots import characteristic_roots as characteristic_roots
     from dgdlb_jax.stability.sufficient import sufficient_step_size as sufficient_step_size
@@ -168,10 +172,12 @@ _HOME = {
     "stability.sufficient": ("sufficient_step_size",),
     "stability.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "gradients.marginal": ("MarginalLatency", "marginal_latency"),
+    "stability.held": ("HeldLoop", "held_loop"),
     "stability.linearise": ("Linearisation", "linearise"),
     "equilibrium.optimum": ("Optimum", "solve_optimum"),
     "stability.noise": ("Noise", "noise"),
     "stability.noise_step_size": ("suggest_step_size",),
+    "stability.rest_point": ("RestPoint", "rest_point"),
     "stability.roots": ("Spectrum", "characteristic_roots"),
     "equilibrium.prices": ("ShadowPrices", "shadow_prices"),
     "stability.defaults": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),

@@ -85,7 +85,7 @@ POLICIES: Registry[Entry] = Registry(
         Entry("weighted-least-request", "weighted least request", "requests:WeightedLeastRequest"),
         Entry("envoy-load-aware", "Envoy load-aware locality", "locality:EnvoyLoadAwareLocality", "hosts"),
         Entry("orca-weights", "ORCA weights", "orca:OrcaWeights", "slots"),
-        Entry("latency-scorer", "llm-d latency scorer", "scorer:LatencyScorer"),
+        Entry("latency-scorer", "latency scorer (llm-d)", "scorer:LatencyScorer"),
         Entry("locality-failover", "locality failover", "failover:LocalityFailover", kind="static"),
         Entry("dns-latency", "DNS latency", "failover:DnsLatency", kind="static"),
         Entry("spillover", "spillover", "static:FixedRouting", "spillover", "static"),

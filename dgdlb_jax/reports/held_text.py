@@ -17,6 +17,8 @@ from dgdlb_jax.studies.held import LOAD, HeldStability, Limit, held_stability
 from dgdlb_jax.studies.outcome import backend_names, frontend_names
 from dgdlb_jax.studies.relay import Cycle, relay_cycle
 
+_SWING = 1e-3  # of a share, below which a simulation has come to rest
+
 
 @dataclass(frozen=True)
 class HeldReport:
@@ -81,6 +83,8 @@ def _at_rest(report: HeldReport) -> list[str]:
     found, network = report.found, report.found.network
     if report.cycle is not None:
         cycle = report.cycle
+        if cycle.high - cycle.low < _SWING:
+            return ["no rest point was found, but a simulation comes to rest: nothing is known of its limits"]
         arc = f"{frontend_names(network)[cycle.frontend]} to {backend_names(network)[cycle.backend]}"
         every = f"every {seconds(cycle.period)}" if math.isfinite(cycle.period) else "for longer than was simulated"
         swing = f"{percent(cycle.low)} to {percent(cycle.high)} and back {every}, {percent(cycle.mean)} on average"

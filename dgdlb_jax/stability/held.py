@@ -132,11 +132,12 @@ class _Update:
 
     def __init__(self, loop: HeldLoop):
         age = loop.feedback_latency[:, None] + loop.latency[None]  # (reader i, sender m, backend)
-        whole = np.ceil(age / loop.period - 1e-9).astype(int)
-        if whole.max() > _OLDEST:
+        if age.max() > _OLDEST * loop.period:
             raise InputError(
-                f"Reports are up to {age.max():g} s old, {whole.max()} periods of {loop.period:g} s: at most {_OLDEST} can be taken."
+                f"Reports are up to {age.max():g} s old, more than {_OLDEST} periods of {loop.period:g} s: "
+                "take a longer one, below which little changes."
             )
+        whole = np.ceil(age / loop.period - 1e-9).astype(int)
         rest = np.maximum(whole * loop.period - age, 0)
         slope = loop.slope
         inverse = 1 / np.where(slope > 0, slope, 1)

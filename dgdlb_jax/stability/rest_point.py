@@ -132,7 +132,9 @@ def _at_rest(
     def advance(state):
         flow, difference, h, k = state
         workload = service.inverse(flow)
-        jacobian = jax.jacfwd(gained)(workload) / service.slope(workload) - jnp.eye(flow.size)
+        slope = service.slope(workload)
+        each = jax.jacfwd(gained)(workload) / jnp.where(slope > 0, slope, jnp.inf)
+        jacobian = jnp.where(jnp.isfinite(each), each, 0) - jnp.eye(flow.size)
         change = jnp.linalg.solve(jnp.eye(flow.size) / h - jacobian, difference)
         # Neither empty nor full at once.
         moved = jnp.clip(flow + change, flow / 4, flow + 0.75 * (service.supremum - flow))

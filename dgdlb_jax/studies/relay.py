@@ -49,7 +49,9 @@ def relay_cycle(network: Network, policy: AbstractHeldPolicy) -> Cycle:
     weight = np.asarray(network.arrival_rate)[:, None]
     i, j = np.unravel_index(np.argmax(weight * np.ptp(late, axis=0)), weight.shape[:1] + late.shape[2:])
     share = late[:, i, j]
-    return Cycle(int(i), int(j), share.min(), share.max(), float(share.mean()), _period(share, interval / _QUARTER))
+    return Cycle(
+        int(i), int(j), float(share.min()), float(share.max()), float(share.mean()), _period(share, interval / _QUARTER)
+    )
 
 
 def _period(values: Float[np.ndarray, " instants"], step: float) -> float:
