@@ -358,14 +358,18 @@ def test_requests_are_conserved_and_runs_depend_on_their_keys_alone():
 
 
 def test_whole_numbers_have_no_gradient():
-    def latency(step_size):
+    def latency(step_size=0.02, slower=1.0):
+        network = NETWORK.with_latency(NETWORK.latency * slower)
         run = dgd.simulate_requests(
-            NETWORK, dgd.DGDLB(step_size), KEYS[0], duration=5.0, dt=0.05, initial=START, throw=False
+            network, dgd.DGDLB(step_size), KEYS[0], duration=5.0, dt=0.05, max_latency=1.0, throw=False
         )
         return run.statistics.mean_latency
 
-    with pytest.raises(dgd.InputError, match="no gradient"):
-        jax.grad(latency)(0.02)
+    for argument in ("step_size", "slower"):
+        with pytest.raises(dgd.InputError, match="no gradient"):
+            jax.grad(lambda value, argument=argument: latency(**{argument: value}))(0.02)
+    with pytest.raises(dgd.InputError, match="Inside a transformation longest_stay"):
+        jax.jit(lambda slower: latency(slower=slower))(1.1)
 
 
 @pytest.mark.parametrize(
