@@ -150,9 +150,11 @@ def many_runs(policy, network=NETWORK, duration=150.0, dt=0.05, after=50.0, keys
     )
 
 
-def test_counts_under_a_fixed_routing_are_negative_binomial():
-    """Independent backends with Poisson arrivals of rate r: N + 1 of them has odds r/c of growing. Within 4 standard errors of 32 runs."""
-    run = many_runs(dgd.FixedRouting(SHARES), save=dgd.SaveAt(200))
+@pytest.mark.parametrize("count", ["backend", pytest.param("own", marks=pytest.mark.full)])
+def test_counts_under_a_fixed_routing_are_negative_binomial(count):
+    """Independent backends with Poisson arrivals of rate r: N + 1 of them has odds r/c of growing. Within 4 standard errors of 32 runs.
+    Own requests arrive and leave arc by arc with the chances of one step of the same chain."""
+    run = many_runs(dgd.FixedRouting(SHARES), save=dgd.SaveAt(200), count=count)
     load = RATES @ SHARES / SERVICE
     law = stats.nbinom(HALF + 1, 1 - load)
     counts = np.asarray(run.workload[:, 5:])
