@@ -59,6 +59,9 @@ LATENCY_FILES = {
     "square matrix": ("rtt_ms,us,eu,in\nus,,68,191\neu,68,0,122.6\nin,191,122.6,-\n", {}, SQUARE),
     "square matrix, told": ("Region;us;eu;in\nus;;68;191\neu;68;;122,6\nin;191;122,6;0\n", {"latency": "rtt_ms"}, SQUARE),
     "frontends and backends": ("from \\ to (rtt ms),in,us\nus,191,\neu,122.6,68\n", {}, PAIRS),
+    "upper triangle": ("rtt_ms,us,eu,in\nus,0,68,191\neu,,0,122.6\nin,,,0\n", {}, SQUARE),
+    "lower triangle, zeros above": ("rtt_ms,in,eu,us\nin,0,0,0\neu,122.6,0,0\nus,191,68,0\n", {}, SQUARE),
+    "half of a matrix in no order": ("rtt_ms,us,eu,in\nus,-,68,-\neu,-,-,122.6\nin,191,-,-\n", {}, SQUARE),
     "two ways": ("from,to,two_way_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, PAIRS),
     "half of them, told": ("from,to,half_rtt_ms\nus,in,95.5\neu,us,34\neu,in,61.3\n", {"latency": "one_way_ms"}, PAIRS),
     "CloudPing in us": (

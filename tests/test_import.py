@@ -225,14 +225,22 @@ WRONG = {
     "unknown unit": (["rtt.csv", "--latency", "ms"], '"ms" is no latency: it is one of one_way_s'),
     "a column of no file": (["requests.csv", "--select", "regoin=us"], 'the column "regoin", which is not there: did you mean "region"?'),
     "a column of a matrix": (["rtt.csv", "--select", "us=68"], 'the column "us", which is not there: no file has rows'),
-    "an answer to nothing": (["runs", "--latency", "rtt_ms"], "--latency is about latencies, of which no file has any"),
-    "bins of nothing": (["rtt.csv", "--bin", "60"], "--bin is about demand, of which no file has any"),
-    "bins that do not fit": (["day.csv", "--bin", "5000"], "its 24 bins of 3600 s make no two or more of 5000 s"),
+    "an answer to nothing": (["runs", "--latency", "rtt_ms"], "--latency changes nothing: it tells what latencies are"),
+    "bins of nothing": (["rtt.csv", "--bin", "60"], "--bin changes nothing: it tells how wide bins"),
+    "bins that do not fit": (["day.csv", "--bin", "5000"], "bins of 5000 s cannot be made of its 24 bins of 3600 s"),
     "a choice without a fleet": (["rtt.csv", "--replicas", "3"], "--replicas is about a fleet: give --fleet as well"),
     "a load without a fleet": (["rtt.csv", "--load", "0.5"], "--load is about a fleet: give --fleet as well"),
     "a load of nothing": (["rtt.csv", "runs", "day.csv", *TO, "--replicas", "40", "--load", "0.5"], "--load has nothing to say"),
     "a folder beside a fleet": (["rtt.csv", "runs", *TO, "--output", "x"], "keep one of --fleet and --output"),
     "a shift of nothing": (["rtt.csv", "runs", *TO, "--shift-s", "0,60,0"], "no file has a demand"),
+    "a column of places that is not there": (["long.csv", "--by", "regoin"], 'there is no column "regoin": did you mean "region"?'),
+    "a column of places of none": (["day.csv", "--by", "region"], "--by changes nothing: it tells which column"),
+    "a unit of times that say it": (["day.csv", "--time-unit", "ms"], "--time-unit changes nothing"),
+    "tokens of requests/s": (["runs", "--tokens-per-request", "9"], "--tokens-per-request changes nothing"),
+    "frontends of nothing": (["rtt.csv", "--frontends", "us"], "asks for it: leave it out, or give --fleet as well"),
+    "a latency that was measured": (["full.csv", "runs", *TO, "--inside-ms", "3"], "--inside-ms changes nothing in this fleet"),
+    "a matrix with a hole": (["hole.csv"], "hole.csv has no latency for us -> in: fill in"),
+    "a matrix with a hole, in a fleet": (["hole.csv", "runs", *TO], "hole.csv has no latency for us -> in: fill in"),
     "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),
 }  # fmt: skip
 
@@ -246,6 +254,9 @@ def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     (raw / "day.csv").write_text("time_s,requests\n" + "".join(f"{3600 * k},{36000 * (k + 1)}\n" for k in range(24)))
     (raw / "none.csv").write_text("time_s,us\n0,0\n60,0\n")
     (raw / "holes.csv").write_text("from,to,rtt_ms\neu,us,68\nus,jp,150\n")
+    (raw / "long.csv").write_text("time_s,region,requests\n0,eu,5\n0,us,6\n60,eu,7\n60,us,8\n")
+    (raw / "full.csv").write_text("rtt_ms,us,eu\nus,1,68\neu,68,1\n")
+    (raw / "hole.csv").write_text("rtt_ms,us,eu,in\nus,,68,\neu,68,,90\nin,150,90,\n")
     before = {path.name for path in raw.iterdir()}
     assert main(["import", *WRONG[case][0]]) == 2
     message = capsys.readouterr().err

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.fleets.importers import IMPORTERS, LATENCIES, Curve, Demand, Latencies, workload
-from dgdlb_jax.fleets.importers.counts import rebinned
+from dgdlb_jax.fleets.importers.bins import rebinned
 from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.numerals import numerals_of
 from dgdlb_jax.fleets.tidy import curve_csv
@@ -313,6 +313,9 @@ def test_a_line_for_every_bin_and_place(tmp_path):
                 + "".join(f"{60 * m},{r},{n}\n" for r, m, n in (*GROUPS[:4], GROUPS[3]))
             },
         )
+    assert "1 of 6 bins have no line (paris): no requests in them" in found.notes
+    one = only(read(tmp_path, {"a.csv": text.replace("minute", "time")}, select={"region": "tokyo"}))
+    assert (one.names, one.counts.tolist()) == (("tokyo",), [[2], [3], [1]])
     with pytest.raises(InputError, match='region "tokyo" is no frontend'):
         read(
             tmp_path,
@@ -331,8 +334,34 @@ def test_bins_are_joined_into_wider_ones(tmp_path):
     assert wider.notes[-1] == "2 bins make one of 60 s, and the last 1 none"
     assert rebinned(found, None) is found
     for width in (45.0, 15.0, 120.0, 1e9):
-        with pytest.raises(InputError, match=r"a\.csv: its 7 bins of 30 s make no two or more of"):
+        with pytest.raises(InputError, match=r"made of its 7 bins of 30 s, .*multiples of 30 s up to 90 s"):
             rebinned(found, width)
+
+
+@pytest.mark.parametrize("more", ["errors", "p99_ms", "success", "cpu %", "hour"])
+def test_a_column_that_is_no_place_is_asked_about(more, tmp_path):
+    files = {"a.csv": f"time_s,eu,us,{more}\n" + "".join(f"{60 * k},100,{200 + k},{k % 3}\n" for k in range(4))}
+    with pytest.raises(InputError, match=f"{more} by its name counts no requests of a place: remove"):
+        read(tmp_path, files)
+    told = only(read(tmp_path, files, names=("eu", "us")))
+    assert (told.names, told.notes[-1]) == (("eu", "us"), f"not used, as they name no frontend: {more}")
+    every = only(read(tmp_path, {"a.csv": files["a.csv"].replace("eu,us", "requests,p50")}))
+    assert every.counts.ravel().tolist() == [100] * 4
+
+
+def test_a_column_that_numbers_the_lines_is_no_place(tmp_path):
+    """As pandas saves an index."""
+    text = "".join(f"{k},{60 * k},{5 * k},{7 + k}\n" for k in range(4))
+    for header in ("", "Unnamed: 0", "index"):
+        found = only(read(tmp_path, {"a.csv": f"{header},time_s,eu,us\n{text}"}))
+        assert (found.names, found.counts[1].tolist()) == (("eu", "us"), [5, 8])
+        assert found.notes[-1] == f'not used, as it numbers the lines: "{header}"'
+
+
+@pytest.mark.parametrize("cell", ["", "NaN", "1.2K", "3 req/s"])
+def test_bins_with_a_cell_that_is_no_number_are_no_single_requests(cell, tmp_path):
+    with pytest.raises(InputError, match=r'a\.csv:3:3: us ".*" is (not a number|out of range)'):
+        read(tmp_path, {"a.csv": f"time_s,eu,us\n0,5,7\n60,7,{cell}\n120,8,9\n"})
 
 
 def test_figures_at_even_times_are_bins(tmp_path):
@@ -347,7 +376,7 @@ def test_figures_at_even_times_are_bins(tmp_path):
     lines = "".join(f"2026-01-01 00:0{m}:00,{m + 0.25}\n" for m in range(4))
     rates = only(read(tmp_path, {"b.csv": f"Time,rps\n{lines}"}))
     assert rates.counts.ravel().tolist() == [15, 75, 135, 195]
-    with pytest.raises(InputError, match="paris, tokyo hold figures at even times that are no whole numbers"):
+    with pytest.raises(InputError, match="figures of paris, tokyo stand at even times and are no whole numbers"):
         read(tmp_path, {"a.csv": text.replace("5,0", "5.5,0")})
 
 

@@ -122,7 +122,7 @@ def read_latency(folder: Folder, name: str, wanted_by: str, options: Options) ->
             found = importer.read(source, options)[0]
             assert isinstance(found, Latencies)
             return found
-    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.latency)
+    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.use("latency"))
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:

@@ -1,13 +1,14 @@
 """What an importer is, what it may be told, and what it finds."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-from dgdlb_jax.fleets.document import clipped, nearest
+from dgdlb_jax.fleets.answers import Answers
+from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, UNITS
 from dgdlb_jax.fleets.tables import Table
@@ -18,7 +19,7 @@ _Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Answers):
     """What a file cannot say of itself; each answers one question that an importer asks.
 
     - `latency`: what latencies are, a word of `words.LATENCIES`.
@@ -48,11 +49,17 @@ class Options:
 
 
 class Latencies(NamedTuple):
-    """Seconds one way by pair of regions (from, to), and what was understood in sentences."""
+    """Seconds one way by pair of regions (from, to), and what was understood in sentences; `holes`: pairs of a matrix without a figure."""
 
     seconds: dict[Pair, float]
     origin: str
     notes: tuple[str, ...] = ()
+    holes: tuple[Pair, ...] = ()
+
+
+def arrows(pairs: Iterable[Pair]) -> str:
+    """`a -> b, c -> d`, and how many more there are."""
+    return listed([" -> ".join(map(clipped, pair)) for pair in pairs])
 
 
 class Point(NamedTuple):

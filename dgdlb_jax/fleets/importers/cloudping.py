@@ -27,7 +27,7 @@ def _read(source: Source, options: Options) -> tuple[Latencies]:
     unit = unit_of(str(metadata["unit"]))
     if unit is None:
         raise InputError(f'{source.name}: metadata.unit is "{clipped(str(metadata["unit"]))}": give s, ms, us or ns.')
-    if options.latency not in (None, f"rtt_{unit}"):
+    if options.use("latency") not in (None, f"rtt_{unit}"):
         raise InputError(f'{source.name} holds round trips in {unit}, unit = "{options.latency}": keep one of the two.')
     for origin, row in source.document["data"].items():
         for target in row:

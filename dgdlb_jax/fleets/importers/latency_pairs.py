@@ -199,7 +199,7 @@ def _recognises(source: Source, options: Options) -> bool:
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
     table = source.table.only(selected(source.name, source.table.rows, lambda row: row.cells, options))
-    return (read_pairs(table, options.latency),)
+    return (read_pairs(table, options.use("latency")),)
 
 
 IMPORTER = Importer("table of pairs of regions", "latency", _recognises, _read)

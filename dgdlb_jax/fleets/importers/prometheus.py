@@ -127,7 +127,7 @@ def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Option
         key: {str(r["metric"].get(key)) for r in results} for r in results for key in r["metric"] if key != "__name__"
     }
     differing = sorted(key for key, values in labels.items() if len(values) > 1 and key not in _PARTS)
-    if options.by is not None:
+    if options.use("by") is not None:
         if options.by in labels:
             return options.by
         raise InputError(f'{source.name}: there is no label "{clipped(options.by)}": {nearest(options.by, labels)}')

@@ -14,7 +14,7 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
-from dgdlb_jax.fleets.importers.counts import UNEVEN, only_figures
+from dgdlb_jax.fleets.importers.bins import UNEVEN, only_figures
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
@@ -52,10 +52,10 @@ def read_requests(table: Table, options: Options) -> Demand:
             "per frontend, or a line per request with a column of times such as timestamp_ms."
         )
     _check_no_rate(table)
-    times = read_times(table, column, options.time_unit)
+    times = read_times(table, column, options)
     by = _place_column(table, column, options)
     last, length = float(times.seconds.max()), _length(times.seconds)
-    width, rule = _width(len(table.rows), length) if options.bin_s is None else (options.bin_s, "")
+    width, rule = (told, "") if (told := options.use("bin_s")) else _width(len(table.rows), length)
     # No bin begins after the last request, although the trace may last longer where requests are rare.
     bins = math.floor(min(length / width * (1 + 1e-12), last / width + 1, 2 * _MOST_BINS)) if last else 0
     if bins < 2:
@@ -124,7 +124,7 @@ def _width(requests: int, length: float) -> tuple[float, str]:
 
 def _place_column(table: Table, times: str, options: Options) -> str | None:
     """The column that says where requests enter: as told, by its values where frontends are known, or by its name."""
-    if options.by is not None:
+    if options.use("by") is not None:
         if options.by not in table.columns:
             raise InputError(
                 f'{table.name}: there is no column "{clipped(options.by)}": {nearest(options.by, table.columns)}'
@@ -140,7 +140,7 @@ def _place_column(table: Table, times: str, options: Options) -> str | None:
     else:
         found = first_of(table.columns, PLACES)
     if found is not None and options.names:
-        check_names(table, found, options.names)
+        check_names(table, found, options.use("names"))
     return found
 
 

@@ -138,8 +138,8 @@ def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:
 def _tokens_per_request(table: Table, row: Row, found: Layout, options: Options) -> float:
     if found.tokens is None:
         return 1.0
-    if options.tokens_per_request is not None:
-        return options.tokens_per_request
+    if (told := options.use("tokens_per_request")) is not None:
+        return told
     wanted = {"output": (_OUTPUT,), "input": (_INPUT,), "total": (_INPUT, _OUTPUT)}.get(found.tokens, ())
     columns = [first_of(table.columns, spellings) for spellings in wanted]
     known = [column for column in columns if column is not None]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import clipped
+from dgdlb_jax.fleets.importers.base import Options
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
@@ -43,16 +44,16 @@ def time_column(table: Table) -> str | None:
     return next((column for column, name in bare.items() if name in SPELLINGS), None)
 
 
-def read_times(table: Table, column: str, unit: str | None) -> Times:
+def read_times(table: Table, column: str, options: Options) -> Times:
     """A column of times.
 
-    **Arguments:** `unit` of the figures; None: what the header says, or the one in which they are times since 1970.
+    Figures are in the unit that the header says, or `options.time_unit`, or in the one in which they are times since 1970.
 
     **Raises:** `InputError` for cells that are no times, and for figures whose unit nothing says.
     """
     if table.is_number(table.rows[0].cells[column]):
         values = np.array([table.number(row, column, minimum=-math.inf) for row in table.rows])
-        said = unit_of(column)
+        unit, said = options.use("time_unit"), unit_of(column)
         if unit and said and unit != said:
             raise InputError(
                 f'{table.name}: column "{clipped(column)}" is in {said} by its name, but time_unit is {unit}: keep one of the two.'
