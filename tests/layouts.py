@@ -43,6 +43,10 @@ LATENCY_FILES = {
     "thousands with commas": (
         'from,to,rtt_us\nus,in,"191,000.0"\neu,us,"68,000"\neu,in,122600\n', {}, PAIRS
     ),
+    "thousands with points, by other commas": ("from;to;rtt_us;loss\nus;in;191.000;0,5\neu;us;68.000;0\neu;in;122.600;0\n", {}, PAIRS),
+    "thousands with apostrophes": ("from;to;rtt_us\nus;in;191'000\neu;us;68’000.0\neu;in;122'600\n", {}, PAIRS),
+    "thousands with spaces": ("from;to;rtt_us\nus;in;191 000\neu;us;68\u202f000,0\neu;in;122\u00a0600\n", {}, PAIRS),
+    "what a spreadsheet leaves at the edges": ("from;to;rtt_ms;;\nus;in;191;;\neu;us;68;;\neu;in;122,6;;\n;;;;\n", {}, PAIRS),
     "tabs": ("from\tto\trtt_ms\nus\tin\t191\neu\tus\t68\neu\tin\t122.6\n", {}, PAIRS),
     "microseconds": ("from,to,rtt_us\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),
     "micro sign": ("from,to,RTT (µs)\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),

@@ -66,7 +66,10 @@ ASKED = {
     "told another unit": ("from,to,latency_ms\na,b,9\n", {"latency": "rtt_us"}, ['"latency_ms" contradicts unit = "rtt_us"']),
     "lines that contradict": ("from,to,rtt_ms\na,b,9\na,b,90\n", {}, ["rtt.csv:3:3", "contradicts an earlier line for a -> b"]),
     "points and commas": ("from;to;rtt_ms\na;b;9,5\nb;a;9.5\n", {}, ["rtt.csv:3:3", "has a point", "all in one way"]),
-    "thousands or decimals": ('from,to,rtt_us\na,b,"191,000"\n', {}, ['rtt.csv:2:3: rtt_us "191,000" is not a number']),
+    "thousands or decimals": ('from,to,rtt_us\na,b,"191,000"\n', {}, ['rtt.csv:2:3: rtt_us "191,000" could be 191000 or 191, and no']),
+    "points in a table of semicolons": ("from;to;rtt_us\na;b;80.000\nb;a;1.200\n", {}, ['rtt_us "80.000" could be 80000 or 80, and no']),
+    "commas between tabs": ("from\tto\trtt_us\na\tb\t80,000\nb\ta\t1,200\n", {}, ['"80,000" could be 80000 or 80, and no']),
+    "no decimals a program writes": ("from,to,rtt_us\na,b,1.200\nb,a,980\n", {}, ['"1.200" could be 1200 or 1.2, and no other figure']),
     "matrix of nothing": ("rtt_ms,a,b\na,,-\nb,-,\n", {}, ["no cell of the matrix"]),
     "a unit that is none": ("from,to,rtt_ms\na,b,9\n", {"latency": "ms"}, ['"ms" is no latency', *LATENCIES]),
     "nothing known": (
@@ -133,6 +136,11 @@ def test_every_notation_of_a_number_is_read_as_its_figure(power):
                 ([exchanged, "1.000,5"], ","),
             ):
                 assert float(numerals_of(cells, separator).plain(cells[0])) == float(f"{value}{power}")
+
+
+def test_a_line_for_excel_is_no_header(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "sep=;\r\nfrom;to;rtt_ms\r\neu;us;80,5\r\n"}))
+    assert found.seconds == {("eu", "us"): 0.04025}
 
 
 def test_kinds_of_requests_are_told_apart(tmp_path):

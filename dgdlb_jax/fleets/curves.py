@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dgdlb_jax.fleets.document import Folder, Section, nearest
+from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
 from dgdlb_jax.fleets.importers import Options, read_curve, workload
 from dgdlb_jax.model.service import (
     CURVES,
@@ -111,6 +111,8 @@ def _from_table(section: Section, folder: Folder) -> tuple[str, list[float], lis
         select={key: select.text_of(key) for key in select.content},
     )
     curve = read_curve(folder, name, section.place, options)
+    if "tokens_per_request" in options.unused:
+        raise section.error("tokens_per_request", f"changes nothing in how {clipped(name)} is read", "remove it.")
     section.notes.extend(f"{name}: {note}." for note in curve.notes)
     return name, [workload(point) or 0.0 for point in curve.points], [point.throughput for point in curve.points]
 

@@ -61,6 +61,9 @@ def _forward(section: Section, places: Places, mask: np.ndarray, folder: Folder)
         return _from_table(section, "table", places, mask, folder)
     shape = (len(places.frontends), len(places.backends))
     matrix = np.array(section.matrix(given[0], *shape), float)
+    for key in ("unit", "symmetric", "inside_ms"):
+        if key in section and not any(section.text_of(name, "").endswith(".csv") for name in ("feedback", "cost")):
+            raise section.error(key, f"is about tables, and {given[0]} is none", "remove it.")
     return np.where(mask, matrix * UNITS[given[0]], 0.0)
 
 
@@ -106,7 +109,11 @@ def _from_table(section: Section, key: str, places: Places, mask: np.ndarray, fo
             return listed[target, origin]
         return inside if origin == target else None
 
-    return _matrix(places, mask, look_up, lambda pairs: _missing(found, section, pairs))
+    made = _matrix(places, mask, look_up, lambda pairs: _missing(found, section, pairs))
+    own = [pair for pair in _used(places, mask) if pair[0] == pair[1]]
+    if inside is not None and own and all(pair in listed for pair in own):
+        section.notes.append(f"{section.place}: inside_ms is not used, as {found.origin} has latencies inside regions.")
+    return made
 
 
 def _matrix(
@@ -117,8 +124,7 @@ def _matrix(
 ) -> np.ndarray:
     matrix = np.zeros(mask.shape)
     missing = []
-    for i, j in np.argwhere(mask):
-        pair = places.frontend_regions[i], places.backend_regions[j]
+    for (i, j), pair in zip(np.argwhere(mask), _used(places, mask), strict=True):
         value = look_up(*pair)
         if value is None:
             missing.append(pair)
@@ -127,6 +133,11 @@ def _matrix(
     if missing:
         raise complain(missing)
     return matrix
+
+
+def _used(places: Places, mask: np.ndarray) -> list[tuple[str, str]]:
+    """The regions of all arcs, row by row."""
+    return [(places.frontend_regions[i], places.backend_regions[j]) for i, j in np.argwhere(mask)]
 
 
 def _missing(found: Listed, section: Section, pairs: list[tuple[str, str]]) -> InputError:

@@ -20,8 +20,9 @@ _COUNTS = (
 )  # fmt: skip
 # Words of columns that say something else of a bin or of a single request than how many came from a place.
 _NO_PLACE = {
-    "error", "errors", "fail", "failed", "failure", "failures", "success", "successes", "successful", "ok", "timeout", "timeouts", "retries",
-    "status", "code", "latency", "duration", "elapsed", "time", "ms", "ttft", "tpot", "itl", "std", "stddev", "percent", "pct", "ratio",
+    "error", "errors", "fail", "failed", "failure", "failures", "success", "successes", "successful", "ok", "timeout", "timeouts",
+    "retries", "status", "code", "latency", "duration", "elapsed", "time", "ms", "ttft", "tpot", "itl", "std", "stddev",
+    "percent", "pct", "ratio",
     "fraction", "share", "usage", "util", "utilization", "utilisation", "cpu", "memory", "mem", "temperature", "replicas", "pods",
     "instances", "nodes", "queue", "queued", "waiting", "running", "active", "concurrency", "user", "users", "session", "sessions",
     "connections", "token", "tokens", "length", "len", "bytes", "size", "coverage", "cost", "price", "loss", "version", "day", "hour",
@@ -120,8 +121,8 @@ def rebinned(found: Demand, width: float | None) -> Demand:
         most = len(found.counts) // 2
         widths = f"multiples of {found.width:g} s up to {most * found.width:g} s" if most > 1 else f"{found.width:g} s"
         raise InputError(
-            f"{found.origin}: bins of {width:g} s cannot be made of its {len(found.counts)} bins of {found.width:g} s, as at least two have "
-            f"to come out whole: possible {'are' if most > 1 else 'is'} {widths} (dgdlb import: --bin)."
+            f"{found.origin}: bins of {width:g} s cannot be made of its {len(found.counts)} bins of {found.width:g} s, as at least two "
+            f"have to come out whole: possible {'are' if most > 1 else 'is'} {widths} (dgdlb import: --bin)."
         )
     if joined == 1:
         return found

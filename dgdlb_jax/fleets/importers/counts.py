@@ -72,9 +72,9 @@ def _columns(table: Table, every: str | None) -> tuple[str, ...]:
     further = [column for column in found.counts if column != every]
     if every is None and found.others:
         raise InputError(
-            f"{table.name}: {listed(found.others)} by {'its name counts' if len(found.others) == 1 else 'their names count'} no requests of "
-            "a place: remove what is no frontend, or name the frontends (dgdlb import: --frontends); where every line is one request, keep "
-            "the column of times only."
+            f"{table.name}: {listed(found.others)} by {'its name counts' if len(found.others) == 1 else 'their names count'} no requests "
+            "of a place: remove what is no frontend, or name the frontends (dgdlb import: --frontends); where every line is one request, "
+            "keep the column of times only."
         )
     if every is not None and further:
         raise InputError(
