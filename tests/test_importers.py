@@ -454,6 +454,54 @@ def test_what_one_server_did_is_added(tmp_path):
             )
 
 
+def test_samples_that_are_no_numbers_are_counted(tmp_path):
+    """Prometheus writes NaN where a quotient has none, and +Inf where it is divided by nothing."""
+    files = prometheus()
+    done = json.loads(files["done.json"])
+    for k in (10, 40):
+        done["data"]["result"][0]["values"][k][1] = "NaN" if k == 10 else "+Inf"
+    for curve in read(tmp_path / "a", files | {"done.json": json.dumps(done)})[0]:
+        assert "2 of 200 samples are no numbers (NaN or Inf) and left out" in curve.notes
+    series = {"eu": ["NaN", *[2.0] * 99], "us": [1.0] * 98 + ["NaN"] * 2}
+    found = only(read(tmp_path / "b", {"a.json": query_range("", "region", series)}, role="arrivals"))
+    assert found.counts.shape == (97, 2)
+    assert found.notes[1:] == (
+        "3 of 200 samples are no numbers (NaN or Inf) and left out",
+        "97 samples every 15 s, where all have one; the longest has 99",
+    )
+    series["us"][50] = "NaN"
+    with pytest.raises(InputError, match=r"have gaps, or fewer.*\(4 samples are NaN or Inf\)"):
+        read(tmp_path / "c", {"a.json": query_range("", "region", series)}, role="arrivals")
+    with pytest.raises(InputError, match="no number in 100 samples"):
+        read(tmp_path / "d", {"a.json": query_range("", "region", {"eu": ["NaN"] * 100})}, role="arrivals")
+    few = {name: json.loads(files[name]) for name in ("run.json", "done.json")}
+    for document in few.values():
+        document["data"]["result"] = [
+            {**document["data"]["result"][0], "values": document["data"]["result"][0]["values"][:7]}
+        ]
+    with pytest.raises(InputError, match="the backend has 6 samples with requests, too few"):
+        read(tmp_path / "e", {name: json.dumps(document) for name, document in few.items()})
+
+
+IMPLAUSIBLE = {
+    "a round trip of 80 s": ("from,to,rtt_s\neu,us,80\nus,eu,90\n", "unlikely: 4e+04 to 4.5e+04 ms one way for eu -> us, us -> eu"),
+    "a round trip of nothing": ("from,to,rtt_ms\neu,us,0.0001\n", "unlikely: 5e-05 ms one way for eu -> us"),
+    "a matrix": ("rtt_s,eu,us\neu,,80\nus,80,\n", "unlikely: 4e+04 ms one way"),
+    "one place in two ways": ("from,to,rtt_ms\neu-west,us,80\nEU West,us,82\n", "1 name is written in several ways: eu-west and EU West"),
+    "a server": ("workload,rps\n1,1e9\n2,2e9\n", "unlikely: 1e+09 to 2e+09 requests/s for a server"),
+    "a request": ("workload,rps\n1,0.000001\n2,0.00002\n", "unlikely: 1e+05 to 1e+06 s for a request"),
+    "a bin": ("time,requests\n1767225600,5\n1767225660,7\n", "unlikely: 0.06 s for a bin"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IMPLAUSIBLE)
+def test_unlikely_figures_are_doubted(case, tmp_path):
+    """Beyond what fibre around the world takes, what one server ever did, and bins that anybody counts in."""
+    text, doubt = IMPLAUSIBLE[case]
+    found = only(read(tmp_path, {"a.csv": text}, time_unit="ms" if case == "a bin" else None))
+    assert any(note.startswith(doubt) for note in found.notes), found.notes
+
+
 NO_RANGES = {
     "failed": ({"status": "error", "errorType": "bad_data", "error": "parse error"}, "the query failed .parse error."),
     "instant": ({"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [1, "2"]}]}}, "holds a vector"),

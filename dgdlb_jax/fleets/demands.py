@@ -13,6 +13,7 @@ from dgdlb_jax.fleets.importers import Demand, Options, Source, prometheus
 from dgdlb_jax.fleets.importers.bins import UNEVEN, bin_width, only_figures, rebinned
 from dgdlb_jax.fleets.importers.counts import counted_columns, is_counts
 from dgdlb_jax.fleets.importers.long_counts import widened
+from dgdlb_jax.fleets.importers.plausible import doubts
 from dgdlb_jax.fleets.importers.requests import read_requests
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
@@ -142,12 +143,16 @@ def _counts(
     columns = counted_columns(table, base.names) if scaled else tuple(table.column(name) for name in base.names)
     columns = columns * len(base.names) if len(columns) == 1 and columns[0] not in base.names else columns
     values = {column: table.numbers(column) for column in dict.fromkeys(columns)}
-    return width, np.array([values[column] for column in columns]).T
+    counts = np.array([values[column] for column in columns]).T
+    if not given:
+        found = Demand((), float(width), counts, table.name)
+        section.notes.extend(f"{table.name}: {doubt}." for doubt in doubts(found))
+    return width, counts
 
 
 def _columns(section: Section, base: Base, found: Demand, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
     """The columns of all names in their order, from a demand that was read; requests/s where it is not scaled."""
-    section.notes.extend(f"{found.origin}: {note}." for note in found.notes)
+    section.notes.extend(f"{found.origin}: {note}." for note in (*found.notes, *doubts(found)))
     if not found.names and not scaled and len(base.names) > 1:
         raise section.error(
             "scaled", "is false, but the table names no frontends", "say by which column, or leave it out."

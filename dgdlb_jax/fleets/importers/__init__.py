@@ -31,6 +31,7 @@ from dgdlb_jax.fleets.importers.base import (
     check_selected,
 )
 from dgdlb_jax.fleets.importers.little import settled, workload
+from dgdlb_jax.fleets.importers.plausible import doubted
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES
 from dgdlb_jax.fleets.tables import Table
@@ -86,7 +87,7 @@ def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
     found += [prometheus.demand(one) for one in series if one.role == "arrivals"]
     rest = [one for one in series if one.role != "arrivals"]
     found += [settled(curve) for curve in prometheus.curves(rest)] if rest else []
-    return found
+    return [doubted(one) for one in found]
 
 
 def _without_single_points(curves: list[Curve]) -> list[Curve]:
@@ -121,8 +122,13 @@ def read_latency(folder: Folder, name: str, wanted_by: str, options: Options) ->
         if importer.section == "latency" and importer.recognises(source, options):
             found = importer.read(source, options)[0]
             assert isinstance(found, Latencies)
-            return found
+            return found if _is_own(source) else doubted(found)
     return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.use("latency"))
+
+
+def _is_own(source: Source) -> bool:
+    """Whether a table of latencies is one that this package writes, of a network that need not be real: nobody mistakes its unit."""
+    return source.table is not None and source.table.columns == ["from", "to", "one_way_s"]
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:

@@ -103,12 +103,14 @@ class Demand(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A measured quantity over time, by name: seconds and values. `role` says which quantity it is."""
+    """A measured quantity over time, by name: seconds and values. `role` says which quantity it is, `lost` how many samples are no
+    numbers."""
 
     role: str
     by_name: dict[str, tuple[Float[np.ndarray, " times"], Float[np.ndarray, " times"]]]
     origin: str
     notes: tuple[str, ...] = ()
+    lost: int = 0
 
 
 Finding = Latencies | Curve | Demand | Series
