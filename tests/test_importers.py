@@ -21,6 +21,8 @@ from layouts import (
     RATES,
     REQUEST_FILES,
     SAVED,
+    aiperf,
+    aiperf_csv,
     inferencex,
     only,
     prometheus,
@@ -554,6 +556,61 @@ def test_what_is_said_of_single_requests_is_no_count(column, value, tmp_path):
     found = only(read(tmp_path, {"log.csv": f"time_s,{column}\n{lines}"}))
     assert found.counts.sum() == 41
     assert any("if these are bins and no single requests" in note for note in found.notes)
+
+
+K6 = "metric_name,timestamp,metric_value,status\n" + "".join(
+    f"http_reqs,{1767225600 + k},1,{500 if k % 4 == 0 else 200}\nhttp_req_duration,{1767225600 + k},{100 + k},\n"
+    for k in range(200)
+)
+FAILURES = {
+    "status codes": (
+        "time_s,status\n",
+        lambda k: [200, 503, 301, 429][k % 4],
+        '100 of 200 requests failed, by "status"',
+    ),
+    "success": ("time_s,success\n", lambda k: k % 4 > 0, '50 of 200 requests failed, by "success"'),
+    "words": ("time_s,error\n", lambda k: "timed out" if k % 10 == 0 else "", '20 of 200 requests failed, by "error"'),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_requests_that_failed_are_demand_and_that_is_said(case, tmp_path):
+    header, cell, said = FAILURES[case]
+    lines = "".join(f"{k * 1.7 + (k % 3) / 7},{cell(k)}\n" for k in range(200))
+    found = only(read(tmp_path, {"log.csv": header + lines}, bin_s=1.7))
+    assert found.counts.sum() == 200
+    assert any(note.startswith(f"{said}; they came, so they are counted") for note in found.notes)
+
+
+def test_lines_of_other_metrics_are_no_requests(tmp_path):
+    found = only(read(tmp_path, {"k6.csv": K6}, bin_s=10.0))
+    assert found.counts.ravel().tolist() == [10] * 20
+    assert "200 of 400 lines are requests (metric_name http_reqs)" in found.notes
+    assert any('50 of 200 requests failed, by "status"' in note for note in found.notes)
+
+
+def test_load_tests_say_which_requests_failed(tmp_path):
+    """AIPerf counts them in JSON and in CSV; two files with as many failures have twice as many together."""
+    errors = {"request_count": {"avg": 90.0}, "error_request_count": {"avg": 10.0}}
+    runs = {f"{c}.json": json.dumps(aiperf(c, r) | errors) for c, r in RATES.items()}
+    (curve,) = read(tmp_path / "a", runs)[0]
+    assert (curve.name, curve.notes[0]) == ("aiperf", "30 of 300 requests failed; they are not counted")
+    texts = {f"{c}.csv": aiperf_csv(c, r) + "Request Count,90\r\nError Request Count,10\r\n" for c, r in RATES.items()}
+    assert only(read(tmp_path / "b", texts)).notes[0] == curve.notes[0]
+    vllms = {f"{c}.json": json.dumps(vllm(c, r, failed=3)) for c, r in RATES.items()}
+    assert "9 of 309 requests failed; they are not counted" in only(read(tmp_path / "c", vllms)).notes
+    table = "users,requests/s,failures/s,errors\n1,1,0,0\n8,5,0.1,4\n"
+    found = only(read(tmp_path / "d", {"a.csv": table}))
+    assert [point.throughput for point in found.points] == [1, 5]
+    assert "requests failed (failures/s, errors); the throughput should be that of the others" in found.notes
+
+
+def test_a_single_ratio_is_no_range(tmp_path):
+    text = "concurrency,rps,latency_s\n1,0.5,1.2\n2,1,1.2\n"
+    assert any(
+        "is 0.6 times the concurrency that was allowed: they differ" in note
+        for note in only(read(tmp_path, {"a.csv": text})).notes
+    )
 
 
 def test_requests_can_be_selected(tmp_path):

@@ -70,6 +70,7 @@ class Point(NamedTuple):
     - `tokens`: mean number of tokens that a request generated, where known.
     - `setting`: what was set in this run; runs with equal settings are repetitions of one measurement.
     - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several.
+    - `completed`, `failed`: how many requests succeeded and failed, where known.
     """
 
     throughput: float
@@ -81,6 +82,8 @@ class Point(NamedTuple):
     low: float | None = None
     high: float | None = None
     samples: int = 1
+    completed: float = 0.0
+    failed: float = 0.0
 
 
 class Curve(NamedTuple):

@@ -43,7 +43,13 @@ def settled(curve: Curve) -> Curve:
         raise InputError(
             f"{curve.origin}: one point is no curve, which takes at least two points: give runs at several concurrencies or rates together."
         )
-    notes = (*curve.notes, *_repeated(len(merged), len(curve.points)), *_unlike(merged), *_compared(merged))
+    notes = (
+        *curve.notes,
+        *_failed(curve.points),
+        *_repeated(len(merged), len(curve.points)),
+        *_unlike(merged),
+        *_compared(merged),
+    )
     return Curve(curve.name, tuple(sorted(merged, key=lambda point: workload(point) or 0.0)), curve.origin, notes)
 
 
@@ -73,6 +79,12 @@ def _median(points: Sequence[Point]) -> Point:
         high=rates[-1],
         samples=len(points),
     )
+
+
+def _failed(points: Sequence[Point]) -> tuple[str, ...]:
+    """How many requests failed, where some did: they are in no throughput, although they held a place in the server."""
+    completed, failed = sum(point.completed for point in points), sum(point.failed for point in points)
+    return (f"{failed:g} of {failed + completed:g} requests failed; they are not counted",) if failed else ()
 
 
 def _repeated(kept: int, given: int) -> tuple[str, ...]:
@@ -114,8 +126,10 @@ def _compared(points: Sequence[Point]) -> tuple[str, ...]:
     worst = max(ratios, key=lambda ratio: abs(ratio - 1), default=1.0)
     if abs(worst - 1) > _DIFFERENT:
         what = "the concurrency that was allowed" if by_law else "the workload that is stated"
+        low, high = f"{min(ratios):.3g}", f"{max(ratios):.3g}"
+        factor = low if low == high else f"between {low} and {high}"
+        mean = "" if low == high else f" ({fmean(ratios):.3g} on average)"
         notes.append(
-            f"throughput times end-to-end time is between {min(ratios):.3g} and {max(ratios):.3g} times {what} "
-            f"({fmean(ratios):.3g} on average): they differ by more than {_DIFFERENT:.0%}, look at the runs"
+            f"throughput times end-to-end time is {factor} times {what}{mean}: they differ by more than {_DIFFERENT:.0%}, look at the runs"
         )
     return tuple(notes)

@@ -15,6 +15,7 @@ import numpy as np
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
 from dgdlb_jax.fleets.importers.bins import UNEVEN, only_figures
+from dgdlb_jax.fleets.importers.failures import failed_requests
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
@@ -41,6 +42,7 @@ def read_requests(table: Table, options: Options) -> Demand:
     """
     column = time_column(table)
     table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
+    table, told = _without_other_metrics(table)
     if column is None:
         hint = (
             nearest("time_s", table.columns)
@@ -55,7 +57,8 @@ def read_requests(table: Table, options: Options) -> Demand:
     times = read_times(table, column, options)
     by = _place_column(table, column, options)
     last, length = float(times.seconds.max()), _length(times.seconds)
-    width, rule = (told, "") if (told := options.use("bin_s")) else _width(len(table.rows), length)
+    wanted = options.use("bin_s")
+    width, rule = (wanted, "") if wanted else _width(len(table.rows), length)
     # No bin begins after the last request, although the trace may last longer where requests are rare.
     bins = math.floor(min(length / width * (1 + 1e-12), last / width + 1, 2 * _MOST_BINS)) if last else 0
     if bins < 2:
@@ -76,6 +79,7 @@ def read_requests(table: Table, options: Options) -> Demand:
         f"{counted(len(table.rows), 'request', 'requests')}, {times.written}",
         f"{counted(bins, 'bin', 'bins')} of {width:.6g} s" + (f" ({rule})" if rule else ""),
     ]
+    notes += [*told, *failed_requests(table)]
     steps = np.diff(np.sort(times.seconds))
     even = len(steps) > 1 and np.ptp(steps) <= UNEVEN * steps.max()
     if even or only_figures(table):
@@ -93,6 +97,16 @@ def read_requests(table: Table, options: Options) -> Demand:
     if by is not None:
         notes.append(f'"{clipped(by)}" says where they enter: {listed(names)}')
     return Demand(names, float(width), counts[:bins], table.name, tuple(notes))
+
+
+def _without_other_metrics(table: Table) -> tuple[Table, tuple[str, ...]]:
+    """The lines of requests in the CSV file of k6, which has one for every sample of every metric; any other table as it is."""
+    if not {"metric_name", "metric_value"} <= set(table.columns):
+        return table, ()
+    rows = [row for row in table.rows if row.cells["metric_name"] == "http_reqs"]
+    if not rows:
+        raise InputError(f"{table.name}: no line has the metric_name http_reqs: give a file of k6 with its requests.")
+    return table.only(rows), (f"{len(rows)} of {len(table.rows)} lines are requests (metric_name http_reqs)",)
 
 
 def _check_no_rate(table: Table) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
+from dgdlb_jax.fleets.importers.failures import failures_beside
 from dgdlb_jax.fleets.importers.fields import telling
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, statistic_rank, unit_of, words
@@ -14,7 +15,10 @@ from dgdlb_jax.numerics.results import InputError
 
 HELD = ("workload", "in_flight", "inflight", "batch_size", "batch", "batchsize", "num_running", "running", "n")
 """Columns that say how many requests were in the server."""
-CAPS = ("concurrency", "max_concurrency", "conc", "num_concurrent", "concurrent_requests", "users", "clients")
+CAPS = (
+    "concurrency", "max_concurrency", "conc", "num_concurrent", "concurrent_requests", "users", "user_count", "clients", "connections",
+    "vus",
+)  # fmt: skip
 """Columns that say how many there could be at most."""
 LAYOUT = (
     "a table of throughput has a column workload, batch_size or concurrency, and one called throughput (requests/s), "
@@ -34,7 +38,9 @@ _PERIOD = re.compile(
 )
 _PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 _MOMENTS = {"timestamp", "start", "end", "arrival", "arrived", "gap"}
-_NO_RATE = {"latency", "time", "duration", "gpu", "chip", "user", "low", "high"}
+_NO_RATE = {
+    "latency", "time", "duration", "gpu", "chip", "user", "low", "high", "error", "errors", "failed", "failure", "failures", "timeouts",
+}  # fmt: skip
 _ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
 _INPUT = ("input_tokens", "input_len", "isl", "prompt_tokens", "input_length")
@@ -98,7 +104,7 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     for row in rows:
         name = "-".join(_told(table, column, row.cells[column]) for column in differing)
         groups.setdefault(name, []).append(row)
-    notes = _notes(table, found)
+    notes = (*_notes(table, found), *failures_beside(table))
     if differing:
         names = " and ".join(f'"{clipped(column)}"' for column in differing)
         notes += (f"{names} tell{'s' if len(differing) == 1 else ''} servers apart: {listed(list(groups))}",)
