@@ -224,7 +224,7 @@ WRONG = {
     "a name that no fleet has": (["odd.latency.csv", "runs", *TO], "frontends.names contains"),
     "unknown unit": (["rtt.csv", "--latency", "ms"], '"ms" is no latency: it is one of one_way_s'),
     "a column of no file": (["requests.csv", "--select", "regoin=us"], 'the column "regoin", which is not there: did you mean "region"?'),
-    "a column of a matrix": (["rtt.csv", "--select", "us=68"], 'the column "us", which is not there: no file has rows'),
+    "a column of a matrix": (["rtt.csv", "--select", "us=68"], 'the column "us", which is not there: no file here has lines'),
     "an answer to nothing": (["runs", "--latency", "rtt_ms"], "--latency changes nothing: it tells what latencies are"),
     "bins of nothing": (["rtt.csv", "--bin", "60"], "--bin changes nothing: it tells how wide bins"),
     "bins that do not fit": (["day.csv", "--bin", "5000"], "bins of 5000 s cannot be made of its 24 bins of 3600 s"),

@@ -374,6 +374,22 @@ def test_bins_with_a_cell_that_is_no_number_are_no_single_requests(cell, tmp_pat
         read(tmp_path, {"a.csv": f"time_s,eu,us\n0,5,7\n60,7,{cell}\n120,8,9\n"})
 
 
+TIMES = {
+    "hours": ("hour", [0, 1, 2], 3600),
+    "minutes": ("Minute", [5, 6, 7], 60),
+    "minutes by their beginning": ("minute", [f"2026-01-31 00:0{k}:00 UTC" for k in range(3)], 60),
+    "times of day": ("time", ["9:00", "09:30", "10:00"], 1800),
+    "German dates": ("timestamp", ["31.01.2026 23:00", "31.01.2026 23:30", "01.02.2026 00:00"], 1800),
+}
+
+
+@pytest.mark.parametrize("case", TIMES)
+def test_bins_begin_at_times_of_many_kinds(case, tmp_path):
+    column, times, width = TIMES[case]
+    found = only(read(tmp_path, {"a.csv": f"{column},requests\n" + "".join(f"{time},7\n" for time in times)}))
+    assert (found.width, found.counts.ravel().tolist()) == (width, [7] * 3)
+
+
 def test_figures_at_even_times_are_bins(tmp_path):
     """As a dashboard exports them: whole numbers are counts, and of others nobody knows whether they are rates."""
     text = "Time,paris,tokyo\n" + "".join(f"2026-01-01 00:0{m}:00,{5 + m},{m}\n" for m in range(4))
@@ -399,6 +415,19 @@ REFUSED_DEMAND = {
     "no time": ("2023-11-16 18:15:46,x\n2023-11-16 18:15:47,x\n", "none of the layouts"),
     "broken time": ("timestamp,x\n2023-11-16 18:15:46,1\nnoon,1\n", r'a\.csv:3:1: timestamp "noon" is no time'),
     "no place": ("time_s,region\n0,paris\n9,\n90,paris\n", r'a\.csv:3:2: region "" names no place'),
+    "numbers of bins": (
+        "bin,requests\n0,4\n1,5\n",
+        '"bin" numbers bins and does not say how wide they are: call it time_s',
+    ),
+    "a day that is passed": (
+        "time,requests\n23:00,4\n00:00,5\n",
+        r'a\.csv:3:1: time "00:00" is before the line above: write dates',
+    ),
+    "no times": ("label,requests\na,4\nb,5\n", '"requests" counts requests, and no column says when'),
+    "places nobody knows": (
+        "time_s,city,requests\n0,a,4\n0,b,5\n60,a,5\n",
+        "is that of the line above: say which column names places",
+    ),
     "uneven counts": ("timestamp_s,requests\n0,1\n9,1\n20,1\n", "breaks the even spacing"),
     "all at once": ("time_s,user\n5,x\n5,y\n", "less than two bins"),
 }
@@ -463,12 +492,12 @@ def test_samples_that_are_no_numbers_are_counted(tmp_path):
     for k in (10, 40):
         done["data"]["result"][0]["values"][k][1] = "NaN" if k == 10 else "+Inf"
     for curve in read(tmp_path / "a", files | {"done.json": json.dumps(done)})[0]:
-        assert "2 of 200 samples are no numbers (NaN or Inf) and left out" in curve.notes
+        assert "throughput: 2 of 200 samples are no numbers (NaN or Inf) and left out" in curve.notes
     series = {"eu": ["NaN", *[2.0] * 99], "us": [1.0] * 98 + ["NaN"] * 2}
     found = only(read(tmp_path / "b", {"a.json": query_range("", "region", series)}, role="arrivals"))
     assert found.counts.shape == (97, 2)
     assert found.notes[1:] == (
-        "3 of 200 samples are no numbers (NaN or Inf) and left out",
+        "arrivals: 3 of 200 samples are no numbers (NaN or Inf) and left out",
         "97 samples every 15 s, where all have one; the longest has 99",
     )
     series["us"][50] = "NaN"

@@ -30,6 +30,7 @@ from dgdlb_jax.fleets.importers.base import (
     Series,
     check_selected,
 )
+from dgdlb_jax.fleets.importers.bins import requests_column
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.plausible import doubted
 from dgdlb_jax.fleets.importers.source import Source
@@ -59,6 +60,8 @@ def find_importer(source: Source, options: Options) -> Importer:
     for importer in IMPORTERS:
         if importer.recognises(source, options):
             return importer
+    if source.table is not None:
+        _complain_about(source.table)
     columns = [] if source.table is None else source.table.columns
     has = f", and has the columns {listed(columns)}" if columns else ""
     known = ", ".join(one.name for one in IMPORTERS)
@@ -67,6 +70,18 @@ def find_importer(source: Source, options: Options) -> Importer:
         f"{', '.join(LATENCIES)}; throughput needs workload,throughput or concurrency,throughput; demand needs a column of times such as "
         "timestamp_s."
     )
+
+
+def _complain_about(table: Table) -> None:
+    """Raise the complaint of the layout that a table nearly has, if it nearly has one."""
+    if latency_pairs.ends_of(table) is not None:
+        latency_pairs.read_pairs(table)
+    if any(map(throughput_table.period, table.columns)):
+        throughput_table.layout(table)
+    if (every := requests_column(table)) is not None:
+        raise InputError(
+            f'{table.name}: "{clipped(every)}" counts requests, and no column says when: add a column of times such as time_s.'
+        )
 
 
 def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:

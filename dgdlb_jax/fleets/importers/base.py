@@ -164,5 +164,5 @@ def check_selected(place: str, options: Options) -> None:
     """Raise `InputError` for a column of `select` that nothing could be selected by, once all files are read."""
     for column in options.select:
         if column not in options.seen:
-            hint = nearest(column, options.seen) if options.seen else "no file has rows to select."
+            hint = nearest(column, options.seen) if options.seen else "no file here has lines that can be selected."
             raise InputError(f'{place} names the column "{clipped(column)}", which is not there: {hint}')

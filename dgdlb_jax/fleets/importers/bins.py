@@ -96,8 +96,11 @@ def bin_width(table: Table, options: Options) -> float:
     if len(times) < 2:
         raise table.error(table.rows[0], column, "is the only line", "give at least two bins, or bin_width_s.")
     width = times[1] - times[0]
-    for k, row in enumerate(table.rows):
-        if not width > 0 or abs(times[k] - times[0] - k * width) > UNEVEN * width * max(k, 1):
+    for k, row in list(enumerate(table.rows))[1:]:
+        if times[k] == times[k - 1]:
+            remedy = "say which column names places with by (dgdlb import: --by), or give one line per bin."
+            raise table.error(row, column, "is that of the line above", remedy)
+        if not width > 0 or abs(times[k] - times[0] - k * width) > UNEVEN * width * k:
             raise table.error(row, column, "breaks the even spacing of the bins", "give one line per bin, in order.")
     return float(width)
 

@@ -48,7 +48,9 @@ def read_counts(table: Table, options: Options) -> Demand:
         raise InputError(f'{table.name}: column "{clipped(rates[0])}" is a rate: give the requests in every bin.')
     counts = np.array([table.numbers(column) for column in columns]).T
     names = () if rates or (columns == (every,) and every not in options.names) else columns
-    what = "requests" if not names else f"a column for each of {', '.join(map(clipped, names))}"
+    what = (
+        f"requests ({clipped(columns[0])})" if not names else f"a column for each of {', '.join(map(clipped, names))}"
+    )
     if rates:
         counts, what = (
             counts * (width / (period(rates[0]) or 1.0)),

@@ -22,6 +22,7 @@ ENDS = (
     ("source", "target"),
     ("src", "dst"),
     ("origin", "destination"),
+    ("sending_region", "receiving_region"),
     ("frontend", "backend"),
     ("client", "server"),
 )
@@ -91,11 +92,18 @@ def _named(table: Table, row: Row, column: str) -> str:
     return name
 
 
-def _ends(table: Table) -> tuple[str, str]:
+def ends_of(table: Table) -> tuple[str, str] | None:
+    """The columns of the two regions, if a table has both."""
     for spellings in ENDS:
         found = [first_of(table.columns, [name]) for name in spellings]
         if found[0] is not None and found[1] is not None:
             return found[0], found[1]
+    return None
+
+
+def _ends(table: Table) -> tuple[str, str]:
+    if (found := ends_of(table)) is not None:
+        return found
     missing = "from" if first_of(table.columns, [names[0] for names in ENDS]) is None else "to"
     hint = nearest(missing, table.columns).replace("did you mean", "is it").replace("known here", "it has the columns")
     raise InputError(f'{table.name}: column "{missing}" is missing ({hint.rstrip(".")}): {LAYOUTS}.')
@@ -190,10 +198,8 @@ def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:
 
 def _recognises(source: Source, options: Options) -> bool:
     del options
-    if source.table is None:
-        return False
-    columns = source.table.columns
-    return any(all(first_of(columns, [name]) for name in names) for names in ENDS) and any(map(is_latency, columns))
+    table = source.table
+    return table is not None and ends_of(table) is not None and any(map(is_latency, table.columns))
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:

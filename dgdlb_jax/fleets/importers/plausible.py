@@ -13,6 +13,7 @@ _BETWEEN = (
     1e-6,
     2.0,
 )  # s one way between regions: 200 m of fibre, seven times as long as light takes through fibre around the world
+_UNEVEN = 2  # times as long in one direction as in the other; cables are the same
 _THROUGHPUT = 1e-4, 1e5  # requests/s of one server
 _RESPONSE = 1e-4, 86400.0  # s in a server
 _WIDTH = 0.5, 31 * 86400.0  # s of a bin
@@ -48,12 +49,12 @@ def _latencies(found: Latencies) -> tuple[str, ...]:
     low, high = _BETWEEN
     odd = [pair for pair, value in found.seconds.items() if pair[0] != pair[1] and not low <= value <= high]
     odd += [pair for pair, value in found.seconds.items() if pair[0] == pair[1] and value > high]
-    if not odd:
-        return ()
+    uneven = [pair for pair, value in found.seconds.items() if value > _UNEVEN * found.seconds.get(pair[::-1], value)]
     values = [1e3 * found.seconds[pair] for pair in odd]
-    return (
-        f"unlikely: {_range(values)} ms one way for {arrows(odd)}, where {1e3 * low:g} to {1e3 * high:g} ms are expected; check the unit",
-    )
+    expected = f"where {1e3 * low:g} to {1e3 * high:g} ms are expected; check the unit"
+    notes = (f"unlikely: {_range(values)} ms one way for {arrows(odd)}, {expected}",) if odd else ()
+    factor = f"unlikely: more than {_UNEVEN} times as long one way as back"
+    return (*notes, f"{factor}: {arrows(uneven)}") if uneven else notes
 
 
 def _outside(what: str, values: Iterable[float], expected: tuple[float, float], unit: str) -> tuple[str, ...]:

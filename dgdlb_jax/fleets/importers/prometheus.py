@@ -72,7 +72,11 @@ def series(source: Source, options: Options) -> tuple[Series, ...]:
         series_by_name = {key: _summed(source, key, parts) for key, parts in values.items()}
         notes = [f"{role} from {name or 'a result without a name'}" + (f", by {label}" if label else "")]
         notes += [f"{name} is a counter: its increase over each step is taken"] if counter else []
-        notes += [f"{every - kept} of {every} samples are no numbers (NaN or Inf) and left out"] if kept < every else []
+        notes += (
+            [f"{role}: {every - kept} of {every} samples are no numbers (NaN or Inf) and left out"]
+            if kept < every
+            else []
+        )
         notes += _left_out(values, series_by_name)
         found.append(Series(role, series_by_name, source.name, tuple(notes), every - kept))
     return tuple(found)

@@ -104,7 +104,7 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     for row in rows:
         name = "-".join(_told(table, column, row.cells[column]) for column in differing)
         groups.setdefault(name, []).append(row)
-    notes = (*_notes(table, found), *failures_beside(table))
+    notes = (*_notes(table, found, options), *failures_beside(table))
     if differing:
         names = " and ".join(f'"{clipped(column)}"' for column in differing)
         notes += (f"{names} tell{'s' if len(differing) == 1 else ''} servers apart: {listed(list(groups))}",)
@@ -158,10 +158,11 @@ def _tokens_per_request(table: Table, row: Row, found: Layout, options: Options)
     return sum(table.number(row, column, above=True) for column in known)
 
 
-def _notes(table: Table, found: Layout) -> tuple[str, ...]:
+def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
     notes = []
     if found.tokens is not None:
-        notes.append(f'"{clipped(found.throughput)}" divided by the tokens of a request')
+        told = "" if options.tokens_per_request is None else f", {options.tokens_per_request:g} as told"
+        notes.append(f'"{clipped(found.throughput)}" divided by the tokens of a request{told}')
     if period(found.throughput) != 1.0:
         notes.append(f'"{clipped(found.throughput)}" divided by {period(found.throughput):g} s')
     unclear = [column for column in table.columns if _is_latency(column) and unit_of(column) is None]
@@ -219,6 +220,7 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         column
         for column in table.columns
         if column not in found
+        and not _is_latency(column)
         and not _NO_NAME & set(words(column))
         and (
             normal(column) in _SETTINGS
