@@ -140,6 +140,17 @@ def test_every_notation_of_a_number_is_read_as_its_figure(power):
                 assert float(numerals_of(cells, separator).plain(cells[0])) == float(f"{value}{power}")
 
 
+def test_a_list_of_one_direction_is_completed(tmp_path):
+    """Of four regions, as six lines in any order; of frontends and backends that have all their pairs nothing is missing."""
+    pairs = ["ba", "ca", "cb", "da", "db", "cd"]
+    found = only(
+        read(tmp_path, {"a.csv": "from,to,rtt_ms\n" + "".join(f"{i},{j},{9 + k}\n" for k, (i, j) in enumerate(pairs))})
+    )
+    assert len(found.seconds) == 12
+    assert all(found.seconds[i, j] == found.seconds[j, i] == pytest.approx((9 + k) / 2000) for k, (i, j) in enumerate(pairs))
+    assert found.notes == ("one direction of every pair is given: it takes the same time both ways",)
+
+
 def test_a_line_for_excel_is_no_header(tmp_path):
     found = only(read(tmp_path, {"a.csv": "sep=;\r\nfrom;to;rtt_ms\r\neu;us;80,5\r\n"}))
     assert found.seconds == {("eu", "us"): 0.04025}
@@ -192,7 +203,7 @@ def test_settings_of_a_sweep_tell_servers_apart(tmp_path):
 def test_a_workload_that_was_measured_twice_has_the_median(tmp_path):
     found = only(read(tmp_path, {"a.csv": "workload,rps\n1,0.5\n8,3\n8,3.2\n8,9\n"}))
     assert [(workload(point), point.throughput) for point in found.points] == [(1, 0.5), (8, 3.2)]
-    assert "4 runs of 2 settings: medians" in found.notes
+    assert "4 runs of 2 settings: medians; repetitions differ by up to a factor of 3, look at them" in found.notes
 
 
 def test_a_log_with_the_durations_of_its_requests_is_no_load_test(tmp_path):
@@ -351,7 +362,7 @@ def test_bins_are_joined_into_wider_ones(tmp_path):
 @pytest.mark.parametrize("more", ["errors", "p99_ms", "success", "cpu %", "hour"])
 def test_a_column_that_is_no_place_is_asked_about(more, tmp_path):
     files = {"a.csv": f"time_s,eu,us,{more}\n" + "".join(f"{60 * k},100,{200 + k},{k % 3}\n" for k in range(4))}
-    with pytest.raises(InputError, match=f"{more} by its name counts no requests of a place: remove"):
+    with pytest.raises(InputError, match=f"{more} counts no requests of a place, by name or cells: remove"):
         read(tmp_path, files)
     told = only(read(tmp_path, files, names=("eu", "us")))
     assert (told.names, told.notes[-1]) == (("eu", "us"), f"not used, as they name no frontend: {more}")
@@ -703,9 +714,22 @@ def test_what_is_no_place_and_no_request_is_refused(tmp_path, text, sentence):
         read(tmp_path, {"a.csv": text})
 
 
-def test_figures_without_a_name_are_asked_about(tmp_path):
-    found = only(read(tmp_path, {"a.csv": "time,eu,us\n2025-03-30 00:00,600,300\n2025-03-30 01:00,500,200\n"}))
-    assert any("if these are bins and no single requests" in note for note in found.notes)
+def test_figures_at_whole_minutes_are_bins(tmp_path):
+    """No requests come so evenly; a line that lacks is asked for, and so are columns that are neither."""
+    text = "time,eu,us\n2025-03-30 00:00,600,300\n2025-03-30 01:00,500,200\n"
+    assert only(read(tmp_path, {"a.csv": text})).counts.tolist() == [[600, 300], [500, 200]]
+    with pytest.raises(InputError, match=r"a\.csv:4:1: .*breaks the even spacing"):
+        read(tmp_path, {"a.csv": f"{text}2025-03-30 03:00,1,2\n"})
+    with pytest.raises(InputError, match="note counts no requests of a place, by name or cells"):
+        read(tmp_path, {"a.csv": text.replace(",us", ",note").replace("300", "maintenance")})
+
+
+def test_counts_have_no_decimals(tmp_path):
+    """1.200 is written as nobody writes 1.2 who counts."""
+    with pytest.raises(InputError, match=r'a\.csv:2:2: eu "1\.200" could be 1200 or 1\.2'):
+        read(tmp_path, {"a.csv": "time_s,eu,us\n0,1.200,900\n60,1.250,950\n120,1.300,980\n"})
+    found = only(read(tmp_path, {"a.csv": "time_s,requests\n0,0.5\n60,0.75\n"}))
+    assert found.notes[-1] == "requests: no whole numbers; if they are requests/s, call a single column rps"
 
 
 def test_a_log_may_hold_the_speed_of_each_request(tmp_path):

@@ -141,7 +141,7 @@ def import_files(options: argparse.Namespace) -> None:
     findings = [finding for name in options.files for finding in _read(name, answers)]
     check_selected("--select", answers)
     found = [rebinned(one, answers.use("bin_s")) if isinstance(one, Demand) else one for one in gathered(findings)]
-    _check_used(answers, options)
+    _check_used(found, answers, options)
     _say(found)
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
@@ -162,13 +162,17 @@ _ABOUT_FILES = {
 """What the answers about files are called, and what they tell."""
 
 
-def _check_used(answers: "Options", options: argparse.Namespace) -> None:
+def _check_used(found: "Sequence[Finding]", answers: "Options", options: argparse.Namespace) -> None:
     """Raise `InputError` for an option that nothing was read or is written by: whoever gave it expected something of it."""
     from dgdlb_jax.numerics.results import InputError
 
     for name in ("curves", "replicas", "load", "weights", "shift_s", "inside_ms"):
         if options.fleet is None and getattr(options, name):
             raise InputError(f"--{name.replace('_', '-')} is about a fleet: give --fleet as well.")
+    if options.sparse and options.fleet is None and not any(getattr(one, "holes", ()) for one in found):
+        raise InputError(
+            "--sparse changes nothing: no matrix here lacks a figure: leave it out, or give --fleet as well."
+        )
     for name in answers.unused:
         if name in _ABOUT_FILES and (options.fleet is None or name not in ("names", "backends")):
             flag, tells = _ABOUT_FILES[name]
@@ -186,11 +190,12 @@ def _say(found: "Sequence[Finding]") -> None:
     """Print what was understood: each sentence once, after all files that it is about."""
     from dgdlb_jax.fleets.tidy import summary
 
-    said: dict[str, list[str]] = {}
+    said: dict[tuple[str, str], list[str]] = {}
     for finding in found:
-        for note in (*finding.notes, summary(finding)):
-            said.setdefault(note, []).extend(finding.origin.split(", "))
-    for note, origins in said.items():
+        for note in finding.notes:
+            said.setdefault((note, ""), []).extend(finding.origin.split(", "))
+        said[summary(finding), finding.origin] = finding.origin.split(", ")
+    for (note, _), origins in said.items():
         files = list(dict.fromkeys(origins))
         more = f" and {len(files) - _MOST_FILES} more" if len(files) > _MOST_FILES else ""
         print(f"  {', '.join(files[:_MOST_FILES])}{more}: {note}")

@@ -66,6 +66,8 @@ def left_out(
 ) -> list[str]:
     """Which regions of the latencies have no part, or only one, in a fleet, and which frontends send nothing, in sentences."""
     senders, answerers = ({pair[k]: None for pair in latencies.seconds} for k in (0, 1))
+    if senders.keys() & answerers.keys():  # regions with each other: each may be both
+        senders = answerers = senders | answerers
     silent = [] if demand is None else [name for name in frontends if _is_silent(name, demand)]
     lists = {
         f"not in the fleet, although {latencies.origin} has them": [

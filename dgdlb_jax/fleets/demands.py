@@ -15,6 +15,7 @@ from dgdlb_jax.fleets.importers.counts import counted_columns, is_counts
 from dgdlb_jax.fleets.importers.long_counts import widened
 from dgdlb_jax.fleets.importers.plausible import doubts
 from dgdlb_jax.fleets.importers.requests import read_requests
+from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.demand_kinds import DEMANDS, DemandKind
@@ -142,7 +143,9 @@ def _counts(
     )
     columns = counted_columns(table, base.names) if scaled else tuple(table.column(name) for name in base.names)
     columns = columns * len(base.names) if len(columns) == 1 and columns[0] not in base.names else columns
-    values = {column: table.numbers(column) for column in dict.fromkeys(columns)}
+    values = {
+        column: table.numbers(column, counts=period(column) is None and scaled) for column in dict.fromkeys(columns)
+    }
     counts = np.array([values[column] for column in columns]).T
     if not given:
         found = Demand((), float(width), counts, table.name)

@@ -77,9 +77,11 @@ def is_unclear(cell: str) -> bool:
     return _UNCLEAR.fullmatch(cell) is not None
 
 
-def mixes_notations(cells: Iterable[str]) -> bool:
+def mixes_notations(cells: Iterable[str], counts: bool) -> bool:
     """Whether a column of numbers with points is written as no program writes decimals, but people write thousands: `1.200` beside `980`.
-    A fixed number of decimals makes 980.000 of the latter, and the shortest text 1.2 of the former."""
+    A fixed number of decimals makes 980.000 of the latter, and the shortest text 1.2 of the former. Counts have no decimals at all, so of
+    them `1.200` is enough.
+    """
     pointed = whole = zero = False
     for cell in cells:
         if "." not in cell:
@@ -88,7 +90,7 @@ def mixes_notations(cells: Iterable[str]) -> bool:
             pointed, zero = True, zero or cell.endswith("0")
         elif _DECIMAL["."].fullmatch(cell):
             return False
-    return pointed and whole and zero
+    return pointed and zero and (whole or counts)
 
 
 def _says_groups(cell: str, decimal: str) -> bool:

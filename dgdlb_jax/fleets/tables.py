@@ -123,11 +123,13 @@ class Table:
         )
         raise InputError(f'{self.name}: column "{known[0]}" is missing ({hint.rstrip(".")}): add or rename it.')
 
-    def number(self, row: Row, column: str, *, minimum: float = 0.0, above: bool = False) -> float:
-        """A cell as a finite number of at least (or above) `minimum`."""
+    def number(
+        self, row: Row, column: str, *, minimum: float = 0.0, above: bool = False, counts: bool = False
+    ) -> float:
+        """A cell as a finite number of at least (or above) `minimum`; `counts`: the column counts things."""
         if self.numerals.contradicts(row.cells[column]):
             raise self.error(row, column, "has a point, other numbers have decimal commas", "write all in one way.")
-        plain = self._plain(row, column)
+        plain = self._plain(row, column, counts)
         try:
             value = float(plain)
         except ValueError as error:
@@ -136,19 +138,19 @@ class Table:
             raise self.error(row, column, "is out of range", f"give {rule_for(minimum, above)}.")
         return value
 
-    def _plain(self, row: Row, column: str) -> str:
+    def _plain(self, row: Row, column: str, counts: bool = False) -> str:
         """A cell as Python reads it, where it is clear which number it is."""
         cell = row.cells[column]
-        if is_unclear(cell) and (not self.numerals.known or self._is_mixed(column)):
+        if is_unclear(cell) and (not self.numerals.known or self._is_mixed(column, counts)):
             whole, decimals = cell.replace(".", "").replace(",", ""), cell.replace(",", ".")
             what = f"could be {whole} or {float(decimals):g}, and no other figure tells which"
             raise self.error(row, column, what, "write it without separated thousands, or all with other decimals.")
         return self.numerals.plain(cell)
 
-    def _is_mixed(self, column: str) -> bool:
+    def _is_mixed(self, column: str, counts: bool) -> bool:
         """Whether the points of a column are decimal ones in some cells and cannot be in others; looked at once, logs are long."""
         if column not in self._mixed:
-            pointed = self.numerals.decimal == "." and mixes_notations(row.cells[column] for row in self.rows)
+            pointed = self.numerals.decimal == "." and mixes_notations((row.cells[column] for row in self.rows), counts)
             self._mixed[column] = pointed
         return self._mixed[column]
 
@@ -159,9 +161,9 @@ class Table:
         except ValueError:
             return False
 
-    def numbers(self, column: str, *, minimum: float = 0.0, above: bool = False) -> list[float]:
+    def numbers(self, column: str, *, minimum: float = 0.0, above: bool = False, counts: bool = False) -> list[float]:
         """A whole column."""
-        return [self.number(row, column, minimum=minimum, above=above) for row in self.rows]
+        return [self.number(row, column, minimum=minimum, above=above, counts=counts) for row in self.rows]
 
     def error(self, row: Row, column: str, problem: str, remedy: str) -> InputError:
         """The exception to raise about a cell: `latency.csv:7:3: rtt_ms "x" <problem>: <remedy>`."""

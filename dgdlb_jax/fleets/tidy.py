@@ -16,9 +16,11 @@ def summary(found: Latencies | Curve | Demand) -> str:
     if isinstance(found, Curve):
         first, last = (workload(found.points[k]) or 0.0 for k in (0, -1))
         rates = [point.throughput for point in found.points]
+        best = rates.index(max(rates))
+        falls = f", falling beyond {workload(found.points[best]):.4g}" if best < len(rates) - 1 else ""
         return (
             f"{clipped(found.name)}: {counted(len(rates), 'point', 'points')}, {first:.4g} to {last:.4g} requests in the server, "
-            f"{min(rates):.4g} to {max(rates):.4g} requests/s"
+            f"{min(rates):.4g} to {max(rates):.4g} requests/s{falls}"
         )
     total, busiest = float(found.counts.sum()), float(found.counts.sum(axis=1).max()) / found.width
     peak = float(Trace.from_counts(found.width, found.counts).knots.sum(axis=1).max())

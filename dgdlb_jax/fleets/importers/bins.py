@@ -5,9 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from dgdlb_jax.fleets.importers.base import Demand, Options
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import NOTHING, first_of, words
+from dgdlb_jax.fleets.importers.words import NOTHING, PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -29,6 +31,8 @@ _NO_PLACE = {
     "minute", "weekday", "week", "month", "year", "date",
 }  # fmt: skip
 _PERCENTILE = re.compile(r"p\d+")
+# Requests do not come at multiples of this many seconds by chance.
+_NO_CHANCE = 60.0
 # A figure with its unit or a suffix, as dashboards write: `1.2 req/s`, `3K`.
 _WITH_UNIT = re.compile(r"[\d.,]+ ?(?:[kKMG]|(?:[kKMG]? ?(?:req|reqs|requests|ops|rps|rpm|c)?(?:/s|/min|ps)?))")
 
@@ -42,10 +46,10 @@ class Columns(NamedTuple):
 
 
 def columns_of(table: Table) -> Columns:
-    """What the columns beside that of the times may be, by their names."""
+    """What the columns beside that of the times may be, by their names and cells."""
     beside = [column for column in table.columns if column != time_column(table)]
     index = tuple(column for column in beside if _is_index(table, column))
-    others = tuple(column for column in beside if column not in index and _is_no_place(column))
+    others = tuple(c for c in beside if c not in index and (_is_no_place(c) or not _holds_figures(table, c)))
     return Columns(tuple(c for c in beside if c not in index and c not in others), others, index)
 
 
@@ -65,18 +69,27 @@ def _is_index(table: Table, column: str) -> bool:
 def only_figures(table: Table) -> bool:
     """Whether all columns besides that of times hold figures, none of which is said of a single request."""
     found = columns_of(table)
-    return bool(found.counts) and not found.others and all(_holds_figures(table, column) for column in found.counts)
+    return bool(found.counts) and not found.others
 
 
-def hold_figures(table: Table) -> bool:
-    """Whether all columns besides that of times hold figures and some may count requests; a cell may be empty or have its unit."""
+def look_like_bins(table: Table, options: Options) -> bool:
+    """Whether lines without a column that counts are bins all the same: they hold figures that no single request has, at times so even
+    that no requests would come at them. Such times may lack a line, which is then asked for; two times are always even."""
+    times = np.sort(_times(table, time_column(table) or "time_s", options))
+    steps = np.diff(times)
+    if not (len(steps) and steps.min() > 0 and np.allclose(steps / steps.min() % 1, 0, atol=len(steps) * UNEVEN)):
+        return False
+    even = bool(np.ptp(steps) <= UNEVEN * steps.max())
+    wide = steps.min() >= _NO_CHANCE and first_of(table.columns, PLACES) is None
+    if not wide and not (even and (len(steps) > 1 or "time_s" in table.columns)):
+        return False
     found = columns_of(table)
-    return bool(found.counts) and all(_holds_figures(table, column) for column in (*found.counts, *found.others))
+    return bool(found.counts) and (wide or all(_holds_figures(table, column) for column in found.others))
 
 
 def _holds_figures(table: Table, column: str) -> bool:
     cells = [row.cells[column] for row in table.rows]
-    return any(c[:1].isdigit() for c in cells) and all(
+    return any(cell[:1].isdigit() for cell in cells) and all(
         table.is_number(cell) or cell.lower() in NOTHING or _WITH_UNIT.fullmatch(cell) for cell in cells
     )
 

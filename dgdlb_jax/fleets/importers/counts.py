@@ -4,7 +4,7 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
-from dgdlb_jax.fleets.importers.bins import bin_width, columns_of, hold_figures, requests_column
+from dgdlb_jax.fleets.importers.bins import bin_width, columns_of, look_like_bins, requests_column
 from dgdlb_jax.fleets.importers.long_counts import widened
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period
@@ -46,7 +46,7 @@ def read_counts(table: Table, options: Options) -> Demand:
     rates = [column for column in columns if period(column) and column not in options.names]
     if rates and len(columns) > 1:
         raise InputError(f'{table.name}: column "{clipped(rates[0])}" is a rate: give the requests in every bin.')
-    counts = np.array([table.numbers(column) for column in columns]).T
+    counts = np.array([table.numbers(column, counts=not rates) for column in columns]).T
     names = () if rates or (columns == (every,) and every not in options.names) else columns
     what = (
         f"requests ({clipped(columns[0])})" if not names else f"a column for each of {', '.join(map(clipped, names))}"
@@ -62,6 +62,8 @@ def read_counts(table: Table, options: Options) -> Demand:
             "the column of times time_s where they are requests per bin, or a single column rps."
         )
     notes = (f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {what}", *_left_out(table, columns))
+    if not rates and (counts % 1).any():
+        notes += (f"{listed(columns)}: no whole numbers; if they are requests/s, call a single column rps",)
     return Demand(names, width, counts, table.name, notes)
 
 
@@ -74,8 +76,8 @@ def _columns(table: Table, every: str | None) -> tuple[str, ...]:
     further = [column for column in found.counts if column != every]
     if every is None and found.others:
         raise InputError(
-            f"{table.name}: {listed(found.others)} by {'its name counts' if len(found.others) == 1 else 'their names count'} no requests "
-            "of a place: remove what is no frontend, or name the frontends (dgdlb import: --frontends); where every line is one request, "
+            f"{table.name}: {listed(found.others)} {'counts' if len(found.others) == 1 else 'count'} no requests of a place, by name or "
+            "cells: remove what is no frontend, or name the frontends (dgdlb import: --frontends); where every line is one request, "
             "keep the column of times only."
         )
     if every is not None and further:
@@ -94,18 +96,16 @@ def _left_out(table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def is_counts(table: Table, options: Options) -> bool:
-    """Whether a table counts requests per bin: a column says so, or times are even and all else are figures, some of which may be
-    counts: a log of single requests has none."""
+    """Whether a table counts requests per bin: a column says so, or its lines look like bins."""
     column = time_column(table)
     if column is None or len(table.columns) < 2:
         return False
     if requests_column(table) is not None or set(options.names) & set(table.columns):
         return True
     try:
-        bin_width(table, options)
+        return look_like_bins(table, options)
     except InputError:
         return False
-    return hold_figures(table) and (column == "time_s" or len(table.rows) > 2)  # two times are always even
 
 
 def _says_counts(table: Table) -> bool:

@@ -1,11 +1,11 @@
 """Latencies as a matrix: who sends in the first column, who answers in the first row; all regions with each other, or frontends down
 the side and backends across."""
 
-from collections.abc import Collection, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 
 from dgdlb_jax.fleets.document import counted
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows
+from dgdlb_jax.fleets.importers.halves import completed, holes_in
 from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
@@ -90,10 +90,9 @@ def read_matrix(table: Table, options: Options) -> Latencies:
     zeros = [pair for pair, value in seconds.items() if value == 0 and seconds.get(pair[::-1])]
     for pair in zeros:
         del seconds[pair]
-    holes = tuple((i, j) for i in rows for j in columns if i != j and i and j and (i, j) not in seconds)
+    holes = holes_in(seconds, rows, columns)
     size = f"a matrix of {len(rows)} x {counted(len({*columns} - {''}), 'region', 'regions')} in {unit}"
-    if holes and set(rows) & set(columns) and _is_half({*rows, *columns} - {""}, seconds):
-        both = seconds | {(j, i): value for (i, j), value in seconds.items()}
+    if (both := completed(seconds, rows, columns)) is not None:
         note = f"{size}, half of it given and completed: a pair takes the same time both ways"
         return Latencies(both, table.name, (note,))
     if set(rows) != set(columns):  # else frontends and backends make no difference
@@ -143,11 +142,6 @@ def _figures(table: Table, scale: float) -> dict[Pair, float]:
     if not seconds:
         raise InputError(f"{table.name}: no cell of the matrix holds a figure: fill in what was measured.")
     return seconds
-
-
-def _is_half(names: Collection[str], seconds: Mapping[Pair, float]) -> bool:
-    """Whether every two regions have one figure, in either order."""
-    return all(((a, b) in seconds) != ((b, a) in seconds) for a, b in combinations(names, 2))
 
 
 def _recognises(source: Source, options: Options) -> bool:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, counted, nearest
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, selected
+from dgdlb_jax.fleets.importers.halves import completed
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, statistic_rank, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Row, Table
@@ -82,7 +83,13 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
     seconds = {pair: median(found) for pair, found in values.items()}
-    return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values)))
+    notes = (*_read_as(chosen), *_notes(values))
+    both = completed(seconds, *(dict.fromkeys(pair[k] for pair in seconds) for k in (0, 1)))
+    if both is None:
+        return Latencies(seconds, table.name, notes)
+    return Latencies(
+        both, table.name, (*notes, "one direction of every pair is given: it takes the same time both ways")
+    )
 
 
 def _named(table: Table, row: Row, column: str) -> str:
@@ -180,7 +187,8 @@ def _decimals(number: str) -> int:
 
 def _read_as(figure: Figure) -> tuple[str, ...]:
     """How a header was understood, where it is not one of the plain words itself."""
-    return () if figure.column == figure.unit else (f'"{clipped(figure.column)}" is read as {figure.unit}',)
+    odd = "" if statistic_rank(figure.column) <= 1 else ", although it is an extreme and no typical latency"
+    return () if figure.column == figure.unit else (f'"{clipped(figure.column)}" is read as {figure.unit}{odd}',)
 
 
 def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:

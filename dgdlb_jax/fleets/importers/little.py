@@ -1,5 +1,6 @@
 """From runs of a load test to a curve: how many requests were in the server, by Little's law where that was not measured."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
@@ -13,6 +14,8 @@ _DIFFERENT = 0.1
 _IMPOSSIBLE = 2.0
 # Requests whose numbers of tokens differ by more than this factor are of different kinds; sampled lengths differ by less.
 _UNLIKE = 1.5
+# Repetitions of one measurement lie closer together than this factor.
+_APART = 2.0
 
 
 def workload(point: Point) -> float | None:
@@ -46,7 +49,7 @@ def settled(curve: Curve) -> Curve:
     notes = (
         *curve.notes,
         *_failed(curve.points),
-        *_repeated(len(merged), len(curve.points)),
+        *_repeated(merged, len(curve.points)),
         *_unlike(merged),
         *_compared(merged),
     )
@@ -87,10 +90,13 @@ def _failed(points: Sequence[Point]) -> tuple[str, ...]:
     return (f"{failed:g} of {failed + completed:g} requests failed; they are not counted",) if failed else ()
 
 
-def _repeated(kept: int, given: int) -> tuple[str, ...]:
-    return (
-        (f"{counted(given, 'run', 'runs')} of {counted(kept, 'setting', 'settings')}: medians",) if given > kept else ()
-    )
+def _repeated(kept: Sequence[Point], given: int) -> tuple[str, ...]:
+    """That medians were taken, and how far repetitions lie apart where that is far."""
+    if given == len(kept):
+        return ()
+    widest = max((point.high or 0.0) / (point.low or math.inf) for point in kept)
+    apart = f"; repetitions differ by up to a factor of {widest:.3g}, look at them" if widest > _APART else ""
+    return (f"{counted(given, 'run', 'runs')} of {counted(len(kept), 'setting', 'settings')}: medians{apart}",)
 
 
 def _unlike(points: Sequence[Point]) -> tuple[str, ...]:

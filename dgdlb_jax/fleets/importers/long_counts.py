@@ -52,7 +52,7 @@ def _add(table: Table, row: Row, place: str, every: str, found: dict[str, float]
         raise table.error(row, place, "names no place", "complete or remove the line.")
     if name in found:
         raise table.error(row, place, "has a second line in this bin", "keep one of the two, or add them up.")
-    found[name] = table.number(row, every)
+    found[name] = table.number(row, every, counts=True)
 
 
 def _notes(

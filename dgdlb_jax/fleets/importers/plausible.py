@@ -16,6 +16,7 @@ _BETWEEN = (
 _UNEVEN = 2  # times as long in one direction as in the other; cables are the same
 _THROUGHPUT = 1e-4, 1e5  # requests/s of one server
 _RESPONSE = 1e-4, 86400.0  # s in a server
+_HELD = 0.1, 1e6  # requests in a server, when it holds most
 _WIDTH = 0.5, 31 * 86400.0  # s of a bin
 _RATE = 0.0, 1e7  # requests/s in all
 
@@ -34,7 +35,12 @@ def doubts(found: Latencies | Curve | Demand | Series) -> tuple[str, ...]:
     if isinstance(found, Curve):
         rates = [point.throughput for point in found.points]
         times = [(workload(point) or 0.0) / point.throughput for point in found.points if point.throughput]
-        return (*_outside("a server", rates, _THROUGHPUT, "requests/s"), *_outside("a request", times, _RESPONSE, "s"))
+        most = max((workload(point) or 0.0 for point in found.points), default=0.0)
+        return (
+            *_outside("a server", rates, _THROUGHPUT, "requests/s"),
+            *_outside("a request", times, _RESPONSE, "s"),
+            *_outside("the largest workload", [most], _HELD, "requests"),
+        )
     if isinstance(found, Demand):
         rate = float(found.counts.sum()) / (len(found.counts) * found.width)
         widths, rates = (

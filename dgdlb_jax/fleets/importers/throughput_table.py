@@ -17,7 +17,7 @@ HELD = ("workload", "in_flight", "inflight", "batch_size", "batch", "batchsize",
 """Columns that say how many requests were in the server."""
 CAPS = (
     "concurrency", "max_concurrency", "conc", "num_concurrent", "concurrent_requests", "users", "user_count", "clients", "connections",
-    "vus",
+    "vus", "num_concurrent_requests",
 )  # fmt: skip
 """Columns that say how many there could be at most."""
 LAYOUT = (
@@ -40,6 +40,7 @@ _PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 _MOMENTS = {"timestamp", "start", "end", "arrival", "arrived", "gap"}
 _NO_RATE = {
     "latency", "time", "duration", "gpu", "chip", "user", "low", "high", "error", "errors", "failed", "failure", "failures", "timeouts",
+    "mbps", "gbps", "kbps", "mb", "gb", "kb", "mib", "bytes", "bits",
 }  # fmt: skip
 _ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
@@ -163,6 +164,8 @@ def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
     if found.tokens is not None:
         told = "" if options.tokens_per_request is None else f", {options.tokens_per_request:g} as told"
         notes.append(f'"{clipped(found.throughput)}" divided by the tokens of a request{told}')
+    if words(found.throughput) in (("throughput",), ("tput",)) and first_of(table.columns, ["workload"]) is None:
+        notes.append(f'"{clipped(found.throughput)}" is taken for requests/s, as it does not say')
     if period(found.throughput) != 1.0:
         notes.append(f'"{clipped(found.throughput)}" divided by {period(found.throughput):g} s')
     unclear = [column for column in table.columns if _is_latency(column) and unit_of(column) is None]

@@ -16,7 +16,8 @@ from dgdlb_jax.numerics.results import InputError
 
 SPELLINGS = (
     "timestamp", "time", "arrival_time", "arrival_timestamp", "arrived_at", "arrival", "request_time", "start_time", "created_at",
-    "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime", "time_stamp",
+    "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime", "time_stamp", "event_time",
+    "time_iso_8601",
 )  # fmt: skip
 """What a column of times may be called, besides any of these with a unit."""
 
