@@ -147,7 +147,9 @@ def test_a_list_of_one_direction_is_completed(tmp_path):
         read(tmp_path, {"a.csv": "from,to,rtt_ms\n" + "".join(f"{i},{j},{9 + k}\n" for k, (i, j) in enumerate(pairs))})
     )
     assert len(found.seconds) == 12
-    assert all(found.seconds[i, j] == found.seconds[j, i] == pytest.approx((9 + k) / 2000) for k, (i, j) in enumerate(pairs))
+    assert all(
+        found.seconds[i, j] == found.seconds[j, i] == pytest.approx((9 + k) / 2000) for k, (i, j) in enumerate(pairs)
+    )
     assert found.notes == ("one direction of every pair is given: it takes the same time both ways",)
 
 

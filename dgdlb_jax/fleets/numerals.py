@@ -52,8 +52,8 @@ def numerals_of(cells: Iterable[str], separator: str) -> Numerals:
     """
     tells, groups, unclear = (dict.fromkeys(_MARKS, False) for _ in range(3))
     for cell in cells:
-        if "," not in cell and "." not in cell:
-            continue
+        if "," not in cell and (tells["."] or "." not in cell):
+            continue  # most cells of a long log
         if _SPACED.fullmatch(cell):
             cell = cell.translate(_SPACES)
         if _UNCLEAR.fullmatch(cell):

@@ -1,6 +1,7 @@
 """Demand as counts: a line for every bin of time with a column of requests or one for each frontend, or a line for every bin and place."""
 
 import numpy as np
+from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
@@ -46,25 +47,36 @@ def read_counts(table: Table, options: Options) -> Demand:
     rates = [column for column in columns if period(column) and column not in options.names]
     if rates and len(columns) > 1:
         raise InputError(f'{table.name}: column "{clipped(rates[0])}" is a rate: give the requests in every bin.')
-    counts = np.array([table.numbers(column, counts=not rates) for column in columns]).T
     names = () if rates or (columns == (every,) and every not in options.names) else columns
-    what = (
-        f"requests ({clipped(columns[0])})" if not names else f"a column for each of {', '.join(map(clipped, names))}"
-    )
+    counts = np.array([table.numbers(column, counts=not rates) for column in columns]).T
+    notes = (*_left_out(table, columns), *_fractions(table, columns, counts, options))
     if rates:
-        counts, what = (
-            counts * (width / (period(rates[0]) or 1.0)),
-            f'requests, "{clipped(rates[0])}" times their width',
-        )
-    elif not options.names and not _says_counts(table) and (counts % 1).any():
+        counts *= width / (period(rates[0]) or 1.0)
+    what = f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {_said(columns, names, bool(rates))}"
+    return Demand(names, width, counts, table.name, (what, *notes))
+
+
+def _said(columns: tuple[str, ...], names: tuple[str, ...], is_rate: bool) -> str:
+    """What is in the bins, in words."""
+    if names:
+        return f"a column for each of {', '.join(map(clipped, names))}"
+    if is_rate:
+        return f'requests, "{clipped(columns[0])}" times their width'
+    return "requests" if columns[0] == "requests" else f'requests in "{clipped(columns[0])}"'
+
+
+def _fractions(
+    table: Table, columns: tuple[str, ...], counts: Float[np.ndarray, "bins columns"], options: Options
+) -> tuple[str, ...]:
+    """That counts are no whole numbers, where they are called counts; elsewhere it is asked what they are."""
+    if any(period(column) and column not in options.names for column in columns) or not (counts % 1).any():
+        return ()
+    if not options.names and time_column(table) != "time_s" and requests_column(table) is None:
         raise InputError(
             f"{table.name}: the figures of {listed(columns)} stand at even times and are no whole numbers, of a bin or of a second: call "
             "the column of times time_s where they are requests per bin, or a single column rps."
         )
-    notes = (f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {what}", *_left_out(table, columns))
-    if not rates and (counts % 1).any():
-        notes += (f"{listed(columns)}: no whole numbers; if they are requests/s, call a single column rps",)
-    return Demand(names, width, counts, table.name, notes)
+    return (f"{listed(columns)}: no whole numbers; if they are requests/s, call a single column rps",)
 
 
 def _columns(table: Table, every: str | None) -> tuple[str, ...]:
@@ -106,10 +118,6 @@ def is_counts(table: Table, options: Options) -> bool:
         return look_like_bins(table, options)
     except InputError:
         return False
-
-
-def _says_counts(table: Table) -> bool:
-    return time_column(table) == "time_s" or requests_column(table) is not None
 
 
 def _recognises(source: Source, options: Options) -> bool:
