@@ -85,6 +85,10 @@ def _formula(section: Section, folder: Folder) -> tuple[AbstractService, None]:
 
 def _measured(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit]:
     section.only("kind", "table", "workload", "throughput", "rate_scale", "capacity", "tokens_per_request", "select")
+    for key in ("workload", "throughput") if "table" in section else ("tokens_per_request", "select"):
+        if key in section:
+            what = "stands beside table" if "table" in section else "is about a table, and there is none"
+            raise section.error(key, what, "remove it.")
     if "table" in section:
         name, held, throughput = _from_table(section, folder)
     else:

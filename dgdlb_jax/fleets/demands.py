@@ -141,6 +141,9 @@ def _counts(
     width = np.array(
         section.numbers("bin_width_s", len(base.names), above=True) if given else bin_width(table, options)
     )
+    if given and "time_s" in table.columns and (width != bin_width(table, options)).any():
+        at = f"is {width[0]:g}, and the lines of {clipped(table.name)} are {bin_width(table, options):g} s apart"
+        raise section.error("bin_width_s", at, "remove it, or the column time_s.")
     columns = counted_columns(table, base.names) if scaled else tuple(table.column(name) for name in base.names)
     columns = columns * len(base.names) if len(columns) == 1 and columns[0] not in base.names else columns
     values = {

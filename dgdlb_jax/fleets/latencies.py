@@ -10,6 +10,7 @@ from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
 from dgdlb_jax.fleets.importers import LATENCIES as UNITS  # keys of matrices, and seconds one way in one of each
 from dgdlb_jax.fleets.importers import Options, read_latency
 from dgdlb_jax.fleets.importers.base import Latencies as Listed
+from dgdlb_jax.fleets.importers.plausible import doubts
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -61,6 +62,9 @@ def _forward(section: Section, places: Places, mask: np.ndarray, folder: Folder)
         return _from_table(section, "table", places, mask, folder)
     shape = (len(places.frontends), len(places.backends))
     matrix = np.array(section.matrix(given[0], *shape), float)
+    if given[0] != "one_way_s":  # which networks are written in, and those need not be real
+        seconds = dict(zip(_used(places, mask), matrix[mask] * UNITS[given[0]], strict=True))
+        section.notes.extend(f"{section.place}: {doubt}." for doubt in doubts(Listed(seconds, section.place)))
     for key in ("unit", "symmetric", "inside_ms"):
         if key in section and not any(section.text_of(name, "").endswith(".csv") for name in ("feedback", "cost")):
             raise section.error(key, f"is about tables, and {given[0]} is none", "remove it.")

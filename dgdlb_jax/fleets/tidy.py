@@ -12,7 +12,7 @@ def summary(found: Latencies | Curve | Demand) -> str:
     """How much was found, and between which figures it lies: what shows at a glance that a unit was mistaken."""
     if isinstance(found, Latencies):
         low, high = (1e3 * bound(found.seconds.values()) for bound in (min, max))
-        return f"{counted(len(found.seconds), 'pair', 'pairs')} of regions, {low:.4g} to {high:.4g} ms one way"
+        return f"{counted(len(found.seconds), 'pair', 'pairs')} of regions, {low:.5g} to {high:.5g} ms one way"
     if isinstance(found, Curve):
         first, last = (workload(found.points[k]) or 0.0 for k in (0, -1))
         rates = [point.throughput for point in found.points]

@@ -35,7 +35,9 @@ def failed_requests(table: Table) -> tuple[str, ...]:
         if not bad:
             continue
         good = Counter({cell: count for cell, count in cells.items() if not is_failed(cell)}).most_common(1)
-        without = f"; --select {column}={clipped(good[0][0])} leaves them out" if good and good[0][0] else ""
+        without = (
+            f"; dgdlb import --select {column}={clipped(good[0][0])} leaves them out" if good and good[0][0] else ""
+        )
         return (f'{bad} of {len(table.rows)} requests failed, by "{column}"; they came, so they are counted{without}',)
     return ()
 

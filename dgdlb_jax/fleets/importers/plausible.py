@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from typing import TypeVar
 
-import numpy as np
-
 from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Curve, Demand, Latencies, Series, arrows
 from dgdlb_jax.fleets.importers.little import workload
@@ -74,7 +72,7 @@ def _outside(what: str, values: Iterable[float], expected: tuple[float, float], 
 
 
 def _range(values: list[float]) -> str:
-    low, high = f"{np.min(values):.4g}", f"{np.max(values):.4g}"
+    low, high = f"{min(values):.6g}", f"{max(values):.6g}"
     return low if low == high else f"{low} to {high}"
 
 
