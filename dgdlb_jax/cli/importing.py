@@ -25,12 +25,15 @@ _EXAMPLES = """examples:
 
 read by content:
   latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
-              matrices: regions with each other, or frontends down the side and backends across; commas,
-              semicolons or tabs between cells; decimal commas
+              matrices: regions with each other (half is enough), or frontends down the side and backends across;
+              commas, semicolons or tabs between cells; decimal commas, separated thousands
   throughput  vLLM and SGLang benchmark JSON, sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
               tables in requests/s or tokens/s against workload, batch_size or concurrency
-  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, any CSV or JSON lines), counts per
-              bin (a column for each frontend, or a line for each), Prometheus query_range results"""
+  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, k6, any CSV or JSON lines), counts
+              per bin (a column for each frontend, or a line for each), Prometheus query_range results; requests that
+              failed are counted, and their number is said
+
+Figures that are unlikely are called so; what is ambiguous is asked; an option that changes nothing is refused."""
 
 
 _MOST_FILES = 3  # named in front of a note
@@ -96,7 +99,7 @@ def _add_choices(add) -> None:
         "the first one; --shift-s=-3600,0 where the first one is negative",
     )
     add("--load", metavar="X", type=positive, help="total rate over capacity (default: 0.7)")
-    add("--sparse", action="store_true", help="pairs without a latency are not used (default: they are refused)")
+    add("--sparse", action="store_true", help="pairs without a latency are left out (default: they are refused)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
 
 

@@ -333,10 +333,11 @@ def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends:
     page.section("demand.trace", "dgdlb run FLEET --demand trace; without it the mean rates")
     page.put("kind", "trace", _said(demand))
     page.put("table", table, "requests per bin, scaled to the mean rates")
-    if isinstance(choices.use("shift_s"), str):
+    shifts = choices.use("shift_s")
+    if isinstance(shifts, str):
         page.put("shift_s", sun_shifts(frontends, demand.width), _SUN.format(frontends[0]))
-    elif choices.shift_s:
-        shifts = list(_for_each(choices.shift_s, frontends, "--shift-s"))
+    elif shifts:
+        shifts = list(_for_each(shifts, frontends, "--shift-s"))
         check_shifts(shifts, demand.width, demand.origin)
         page.put("shift_s", shifts, "how much later each frontend sees the day, as told: a modelling choice")
 

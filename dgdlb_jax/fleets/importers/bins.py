@@ -42,7 +42,7 @@ class Columns(NamedTuple):
 
     counts: tuple[str, ...]
     others: tuple[str, ...]
-    index: tuple[str, ...]
+    numbering: tuple[str, ...]
 
 
 def columns_of(table: Table) -> Columns:

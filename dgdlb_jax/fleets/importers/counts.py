@@ -104,7 +104,7 @@ def _left_out(table: Table, columns: tuple[str, ...]) -> tuple[str, ...]:
     found = columns_of(table)
     unused = [column for column in (*found.counts, *found.others) if column not in columns]
     notes = (f"not used, as they name no frontend: {listed(unused)}",) if unused else ()
-    return (*notes, *(f'not used, as it numbers the lines: "{clipped(column)}"' for column in found.index))
+    return (*notes, *(f'not used, as it numbers the lines: "{clipped(column)}"' for column in found.numbering))
 
 
 def is_counts(table: Table, options: Options) -> bool:

@@ -87,7 +87,7 @@ def read_matrix(table: Table, options: Options) -> Latencies:
     seconds = _figures(table, LATENCIES[unit])
     rows, columns = list(dict.fromkeys(row.cells[table.columns[0]] for row in table.rows)), table.columns[1:]
     check_no_summary(table.name, (*rows, *columns), {*options.names, *options.backends})
-    zeros = [pair for pair, value in seconds.items() if value == 0 and seconds.get(pair[::-1])]
+    zeros = [(i, j) for (i, j), value in seconds.items() if value == 0 and seconds.get((j, i))]
     for pair in zeros:
         del seconds[pair]
     holes = holes_in(seconds, rows, columns)

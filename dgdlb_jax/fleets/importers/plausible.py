@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from dgdlb_jax.fleets.document import clipped, counted, listed
-from dgdlb_jax.fleets.importers.base import Curve, Demand, Latencies, Series, arrows
+from dgdlb_jax.fleets.importers.base import Curve, Demand, Latencies, arrows
 from dgdlb_jax.fleets.importers.little import workload
 
 _BETWEEN = (
@@ -18,7 +18,7 @@ _HELD = 0.1, 1e6  # requests in a server, when it holds most
 _WIDTH = 0.5, 31 * 86400.0  # s of a bin
 _RATE = 0.0, 1e7  # requests/s in all
 
-F = TypeVar("F", Latencies, Demand, Curve, Series)
+F = TypeVar("F", bound=Latencies | Curve | Demand)
 
 
 def doubted(found: F) -> F:
@@ -26,7 +26,7 @@ def doubted(found: F) -> F:
     return found._replace(notes=(*found.notes, *doubts(found)))
 
 
-def doubts(found: Latencies | Curve | Demand | Series) -> tuple[str, ...]:
+def doubts(found: Latencies | Curve | Demand) -> tuple[str, ...]:
     """What is unlikely in a finding, a sentence for each kind of figure."""
     if isinstance(found, Latencies):
         return (*_latencies(found), *_names(region for pair in found.seconds for region in pair))
@@ -39,21 +39,19 @@ def doubts(found: Latencies | Curve | Demand | Series) -> tuple[str, ...]:
             *_outside("a request", times, _RESPONSE, "s"),
             *_outside("the largest workload", [most], _HELD, "requests"),
         )
-    if isinstance(found, Demand):
-        rate = float(found.counts.sum()) / (len(found.counts) * found.width)
-        widths, rates = (
-            _outside("a bin", [found.width], _WIDTH, "s"),
-            _outside("the demand", [rate], _RATE, "requests/s"),
-        )
-        return (*widths, *rates, *_names(found.names))
-    return ()
+    rate = float(found.counts.sum()) / (len(found.counts) * found.width)
+    return (
+        *_outside("a bin", [found.width], _WIDTH, "s"),
+        *_outside("the demand", [rate], _RATE, "requests/s"),
+        *_names(found.names),
+    )
 
 
 def _latencies(found: Latencies) -> tuple[str, ...]:
     low, high = _BETWEEN
     odd = [pair for pair, value in found.seconds.items() if pair[0] != pair[1] and not low <= value <= high]
     odd += [pair for pair, value in found.seconds.items() if pair[0] == pair[1] and value > high]
-    uneven = [pair for pair, value in found.seconds.items() if value > _UNEVEN * found.seconds.get(pair[::-1], value)]
+    uneven = [(i, j) for (i, j), value in found.seconds.items() if value > _UNEVEN * found.seconds.get((j, i), value)]
     values = [1e3 * found.seconds[pair] for pair in odd]
     expected = f"where {1e3 * low:g} to {1e3 * high:g} ms are expected; check the unit"
     notes = (f"unlikely: {_range(values)} ms one way for {arrows(odd)}, {expected}",) if odd else ()

@@ -136,10 +136,10 @@ def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Option
         key: {str(r["metric"].get(key)) for r in results} for r in results for key in r["metric"] if key != "__name__"
     }
     differing = sorted(key for key, values in labels.items() if len(values) > 1 and key not in _PARTS)
-    if options.use("by") is not None:
-        if options.by in labels:
-            return options.by
-        raise InputError(f'{source.name}: there is no label "{clipped(options.by)}": {nearest(options.by, labels)}')
+    if (told := options.use("by")) is not None:
+        if told in labels:
+            return told
+        raise InputError(f'{source.name}: there is no label "{clipped(told)}": {nearest(told, labels)}')
     if len(differing) > 1:
         raise InputError(
             f"{source.name}: the labels {listed(differing)} all differ: say which one names places with --by."

@@ -138,12 +138,10 @@ def _width(requests: int, length: float) -> tuple[float, str]:
 
 def _place_column(table: Table, times: str, options: Options) -> str | None:
     """The column that says where requests enter: as told, by its values where frontends are known, or by its name."""
-    if options.use("by") is not None:
-        if options.by not in table.columns:
-            raise InputError(
-                f'{table.name}: there is no column "{clipped(options.by)}": {nearest(options.by, table.columns)}'
-            )
-        found = options.by
+    if (told := options.use("by")) is not None:
+        if told not in table.columns:
+            raise InputError(f'{table.name}: there is no column "{clipped(told)}": {nearest(told, table.columns)}')
+        found = told
     elif options.names:
         naming = [c for c in table.columns if c != times and _values(table, c) & set(options.names)]
         if len(naming) > 1:
