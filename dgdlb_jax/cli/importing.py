@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dgdlb_jax.cli.common import names, positive, set_up_jax
 
 if TYPE_CHECKING:
-    from dgdlb_jax.fleets.importers import Finding, Latencies, Options
+    from dgdlb_jax.fleets.importers import Curve, Demand, Finding, Latencies, Options
 
 _ABOUT = """Read files as they are, say what they were understood as, and write tidy CSV tables that a fleet file can name;
 with --fleet a whole fleet that runs, with the origin of every figure beside it."""
@@ -189,7 +189,7 @@ def _check_used(found: "Sequence[Finding]", answers: "Options", options: argpars
         )
 
 
-def _say(found: "Sequence[Finding]") -> None:
+def _say(found: "Sequence[Latencies | Curve | Demand]") -> None:
     """Print what was understood: each sentence once, after all files that it is about."""
     from dgdlb_jax.fleets.tidy import summary
 

@@ -86,7 +86,7 @@ def _complain_about(table: Table) -> None:
 
 def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
     """What several files say together: runs of one kind of server make one curve, and results of Prometheus demand and curves."""
-    found: list[Latencies | Curve | Demand] = []
+    found: list[Latencies | Demand] = []
     curves: dict[str, Curve] = {}
     series: list[Series] = []
     for finding in findings:
@@ -97,12 +97,12 @@ def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
             _check_once(finding, series)
             series.append(finding)
         else:
-            found.append(finding)
-    found += [settled(curve) for curve in _without_single_points(list(curves.values()))]
-    found += [prometheus.demand(one) for one in series if one.role == "arrivals"]
+            found.append(doubted(finding))
+    made = _without_single_points(list(curves.values()))
     rest = [one for one in series if one.role != "arrivals"]
-    found += [settled(curve) for curve in prometheus.curves(rest)] if rest else []
-    return [doubted(one) for one in found]
+    made += prometheus.curves(rest) if rest else ()
+    found += [doubted(prometheus.demand(one)) for one in series if one.role == "arrivals"]
+    return [*found, *(doubted(settled(curve)) for curve in made)]
 
 
 def _without_single_points(curves: list[Curve]) -> list[Curve]:
