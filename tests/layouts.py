@@ -72,6 +72,10 @@ LATENCY_FILES = {
         json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "microseconds"},
                     "data": {"us": {"in": 191e3}, "eu": {"us": 68e3, "in": 122.6e3}}}), {}, PAIRS
     ),
+    "CloudPing, half": (
+        json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "milliseconds"},
+                    "data": {"us": {"in": 191, "eu": 68}, "eu": {"in": 122.6}, "in": {}}}), {}, SQUARE
+    ),
     "CloudPing": (
         json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "milliseconds"},
                     "data": {"us": {"in": 191}, "eu": {"us": 68.0, "in": 122.6}}}), {}, PAIRS

@@ -236,6 +236,7 @@ WRONG = {
     "a column of places that is not there": (["long.csv", "--by", "regoin"], 'there is no column "regoin": did you mean "region"?'),
     "a column of places of none": (["day.csv", "--by", "region"], "--by changes nothing: it tells which column"),
     "a unit of times that say it": (["day.csv", "--time-unit", "ms"], "--time-unit changes nothing"),
+    "two values of a column": (["long.csv", *("--select", "region=eu") * 2], "--select names region twice"),
     "tokens of requests/s": (["runs", "--tokens-per-request", "9"], "--tokens-per-request changes nothing"),
     "frontends of nothing": (["rtt.csv", "--frontends", "us"], "asks for it: leave it out, or give --fleet as well"),
     "a latency that was measured": (["full.csv", "runs", *TO, "--inside-ms", "3"], "--inside-ms changes nothing in this fleet"),

@@ -256,6 +256,8 @@ IMPLAUSIBLE = {
     "one place in two ways": ("from,to,rtt_ms\neu-west,us,80\nEU West,us,82\n", "1 name is written in several ways: eu-west and EU West"),
     "a server": ("workload,rps\n1,1e9\n2,2e9\n", "unlikely: 1e+09 to 2e+09 requests/s for a server"),
     "a request": ("workload,rps\n1,0.000001\n2,0.000005\n", "unlikely: 400000 to 1e+06 s for a request"),
+    "a counter": ("time_s,requests_total\n" + "".join(f"{60 * k},{99 + k * k}\n" for k in range(1, 9)), "unlikely: there are more"),
+    "nothing inside a region": ("from,to,rtt_ms\neu,eu,0\neu,us,80\n", "unlikely: 0 ms one way for eu -> eu"),
     "a bin": ("time,requests\n1767225600,5\n1767225660,7\n", "unlikely: 0.06 s for a bin"),
 }  # fmt: skip
 

@@ -185,6 +185,15 @@ REFUSED_DEMAND = {
         "timestamp,input_length,output_length\n0,9,5\n1.5,9,5\n",
         "does not say its unit",
     ),
+    "a rate of no unit": (
+        "time_s,request_rate\n0,1.5\n9,1\n20,1\n",
+        '"request_rate" is a rate, so its lines are no single requests',
+    ),
+    "shares": ("time_s,eu,us\n0,50%,50%\n60,40%,60%\n", r'a\.csv:2:2: eu "50%" is not a number'),
+    "rates of several places": (
+        "time_s,avg_rps,max_rps\n0,1,2\n60,2,3\n",
+        'column "avg_rps" is a rate: give the requests in every bin',
+    ),
     "unit": ("time,x\n0,1\n9,1\n", "does not say its unit.*time_s, time_ms.*--time-unit"),
     "no time": ("2023-11-16 18:15:46,x\n2023-11-16 18:15:47,x\n", "none of the layouts"),
     "broken time": ("timestamp,x\n2023-11-16 18:15:46,1\nnoon,1\n", r'a\.csv:3:1: timestamp "noon" is no time'),
@@ -249,6 +258,11 @@ def test_requests_that_failed_are_demand_and_that_is_said(case, tmp_path):
     found = only(read(tmp_path, {"log.csv": header + lines}, bin_s=1.7))
     assert found.counts.sum() == 200
     assert any(note.startswith(f"{said}; they came, so they are counted") for note in found.notes)
+
+
+def test_requests_of_a_minute_are_a_rate(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "time_s,requests/min\n0,60\n300,120\n"}))
+    assert found.counts.ravel().tolist() == [300, 600]
 
 
 def test_lines_of_other_metrics_are_no_requests(tmp_path):

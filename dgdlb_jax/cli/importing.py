@@ -137,7 +137,7 @@ def import_files(options: argparse.Namespace) -> None:
         bin_s=options.bin,
         by=options.by,
         tokens_per_request=options.tokens_per_request,
-        select=dict(options.select),
+        select=_selection(options.select),
         names=tuple(options.frontends),
         backends=tuple(options.backends),
     )
@@ -148,6 +148,17 @@ def import_files(options: argparse.Namespace) -> None:
     _say(found)
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
+
+
+def _selection(pairs: "Sequence[tuple[str, str]]") -> dict[str, str]:
+    """Values by column, one for each."""
+    from dgdlb_jax.numerics.results import InputError
+
+    columns = [column for column, _ in pairs]
+    for k, column in enumerate(columns):
+        if column in columns[:k]:
+            raise InputError(f"--select names {column} twice: keep one of the two, rows have one value each.")
+    return dict(pairs)
 
 
 _ABOUT_FILES = {

@@ -18,13 +18,14 @@ UNEVEN = 1e-6
 
 # What the column of all requests may be called besides "requests".
 _COUNTS = (
-    "num_requests", "request_count", "requests_count", "count", "counts", "arrivals", "n", "queries", "hits", "calls",
+    "num_requests", "total_requests", "requests_total",
+    "request_count", "requests_count", "count", "counts", "arrivals", "n", "queries", "hits", "calls",
 )  # fmt: skip
 # Words of columns that say something else of a bin or of a single request than how many came from a place.
 _NO_PLACE = {
     "error", "errors", "fail", "failed", "failure", "failures", "success", "successes", "successful", "ok", "timeout", "timeouts",
     "retries", "status", "code", "latency", "duration", "elapsed", "time", "ms", "ttft", "tpot", "itl", "std", "stddev",
-    "percent", "pct", "ratio",
+    "percent", "pct", "ratio", "rate",
     "fraction", "share", "usage", "util", "utilization", "utilisation", "cpu", "memory", "mem", "temperature", "replicas", "pods",
     "instances", "nodes", "queue", "queued", "waiting", "running", "active", "concurrency", "user", "users", "session", "sessions",
     "connections", "token", "tokens", "length", "len", "bytes", "size", "coverage", "cost", "price", "loss", "version", "day", "hour",
@@ -34,7 +35,7 @@ _PERCENTILE = re.compile(r"p\d+")
 # Requests do not come at multiples of this many seconds by chance.
 _NO_CHANCE = 60.0
 # A figure with its unit or a suffix, as dashboards write: `1.2 req/s`, `3K`.
-_WITH_UNIT = re.compile(r"[\d.,]+ ?(?:[kKMG]|(?:[kKMG]? ?(?:req|reqs|requests|ops|rps|rpm|c)?(?:/s|/min|ps)?))")
+_WITH_UNIT = re.compile(r"[\d.,]+ ?(?:[kKMG%]|(?:[kKMG]? ?(?:req|reqs|requests|ops|rps|rpm|c)?(?:/s|/min|ps)?))")
 
 
 class Columns(NamedTuple):

@@ -42,11 +42,11 @@ def read_counts(table: Table, options: Options) -> Demand:
         options.use("names")
     if len(columns) == 1 and set(words(columns[0])) in _NAMELESS:
         every = columns[0]
-    if columns != (every,):
-        check_no_summary(table.name, columns, options.names)
     rates = [column for column in columns if period(column) and column not in options.names]
     if rates and len(columns) > 1:
         raise InputError(f'{table.name}: column "{clipped(rates[0])}" is a rate: give the requests in every bin.')
+    if not rates and columns != (every,):
+        check_no_summary(table.name, columns, options.names)
     names = () if rates or (columns == (every,) and every not in options.names) else columns
     counts = np.array([table.numbers(column, counts=not rates) for column in columns]).T
     notes = (*_left_out(table, columns), *_fractions(table, columns, counts, options))

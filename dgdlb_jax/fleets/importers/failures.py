@@ -13,7 +13,8 @@ _STATUS = (
 )  # fmt: skip
 _SUCCESS = ("success", "succeeded", "successful", "ok", "is_success")
 _ERROR = ("error", "errors", "failed", "failure", "is_error", "error_message", "error_code", "exception")
-_FALSE = {"false", "0", "0.0", "no", "f"}
+_FALSE = {"false", "0", "0.0", "no", "f", "0%"}
+_WHOLE = {"1", "1.0", "1.00", "100", "100.0", "100%"}
 _BAD = {"error", "failed", "failure", "fail", "ko", "timeout", "aborted", "rejected"}
 # Words of columns that count failures beside a throughput.
 _FAILURES = {"error", "errors", "failed", "failure", "failures", "fail", "timeouts"}
@@ -42,8 +43,14 @@ def failed_requests(table: Table) -> tuple[str, ...]:
     return ()
 
 
+def _all(table: Table, column: str, cells: set[str]) -> bool:
+    """Whether a column has nothing but some cells, and empty ones."""
+    return all(row.cells[column].lower() in (*cells, *NOTHING) for row in table.rows)
+
+
 def failures_beside(table: Table) -> tuple[str, ...]:
     """That requests failed in a load test, where a column of its table says so: whether its throughput counts them nobody knows."""
-    named = [c for c in table.columns if _FAILURES & set(words(c))]
-    counting = [c for c in named if any(row.cells[c].lower() not in (*_FALSE, *NOTHING) for row in table.rows)]
+    columns = {c: set(words(c)) for c in table.columns}
+    counting = [c for c, found in columns.items() if found & _FAILURES and not _all(table, c, _FALSE)]
+    counting += [c for c, found in columns.items() if {"success", "rate"} <= found and not _all(table, c, _WHOLE)]
     return (f"requests failed ({listed(counting)}); the throughput should be that of the others",) if counting else ()

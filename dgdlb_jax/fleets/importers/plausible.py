@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import TypeVar
 
+import numpy as np
+
 from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Curve, Demand, Latencies, arrows
 from dgdlb_jax.fleets.importers.little import workload
@@ -16,6 +18,7 @@ _THROUGHPUT = 1e-4, 1e5  # requests/s of one server
 _RESPONSE = 1e-4, 86400.0  # s in a server
 _HELD = 0.1, 1e6  # requests in a server, when it holds most
 _WIDTH = 0.5, 31 * 86400.0  # s of a bin
+_RISES = 7  # times in a row that demand rises by chance once in 5000
 _RATE = 0.0, 1e7  # requests/s in all
 
 F = TypeVar("F", bound=Latencies | Curve | Demand)
@@ -43,6 +46,7 @@ def doubts(found: Latencies | Curve | Demand) -> tuple[str, ...]:
     return (
         *_outside("a bin", [found.width], _WIDTH, "s"),
         *_outside("the demand", [rate], _RATE, "requests/s"),
+        *_counters(found),
         *_names(found.names),
     )
 
@@ -50,7 +54,7 @@ def doubts(found: Latencies | Curve | Demand) -> tuple[str, ...]:
 def _latencies(found: Latencies) -> tuple[str, ...]:
     low, high = _BETWEEN
     odd = [pair for pair, value in found.seconds.items() if pair[0] != pair[1] and not low <= value <= high]
-    odd += [pair for pair, value in found.seconds.items() if pair[0] == pair[1] and value > high]
+    odd += [pair for pair, value in found.seconds.items() if pair[0] == pair[1] and not 0 < value <= high]
     uneven = [(i, j) for (i, j), value in found.seconds.items() if value > _UNEVEN * found.seconds.get((j, i), value)]
     values = [1e3 * found.seconds[pair] for pair in odd]
     expected = f"where {1e3 * low:g} to {1e3 * high:g} ms are expected; check the unit"
@@ -66,6 +70,17 @@ def _outside(what: str, values: Iterable[float], expected: tuple[float, float], 
         return ()
     return (
         f"unlikely: {_range(odd)} {unit} for {what}, where {low:g} to {high:g} {unit} are expected; check the units",
+    )
+
+
+def _counters(found: Demand) -> tuple[str, ...]:
+    """Counts that never fall, as those of a counter that is not set back."""
+    steps = np.diff(found.counts.sum(axis=1))
+    rises = len(steps) >= _RISES and bool((steps > 0).all())
+    return (
+        ("unlikely: there are more requests in every bin than in the one before; are they those of a counter?",)
+        if rises
+        else ()
     )
 
 

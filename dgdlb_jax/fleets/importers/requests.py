@@ -19,7 +19,7 @@ from dgdlb_jax.fleets.importers.failures import failed_requests
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import PLACES, first_of
+from dgdlb_jax.fleets.importers.words import PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -27,6 +27,7 @@ WIDTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600,
 """Round bin widths, seconds."""
 _MOST_BINS = 1_000_000
 _IN_A_BIN = 20  # the count of a bin is then known to 22 % or so
+_OF_REQUESTS = {"request", "requests", "req", "arrival", "query"}
 _FEW = 10  # fewer bins than these of a round width might leave out more than a tenth of the trace at its end
 
 
@@ -86,7 +87,7 @@ def read_requests(table: Table, options: Options) -> Demand:
         why = (
             "its times are evenly spaced"
             if even
-            else f"{listed([c for c in table.columns if c != column])} hold figures only"
+            else f"there are figures only, in {listed([c for c in table.columns if c != column])}"
         )
         notes.append(f"{why}: if these are bins and no single requests, call the column that counts them requests")
     if left:
@@ -112,7 +113,8 @@ def _without_other_metrics(table: Table) -> tuple[Table, tuple[str, ...]]:
 def _check_no_rate(table: Table) -> None:
     """Lines with a rate are bins, and counting them would give a wrong demand; tokens/s may be those of one request."""
     for column in table.columns:
-        if period(column) and not tokens_of(column):
+        found = set(words(column))
+        if (period(column) and not tokens_of(column)) or ("rate" in found and found & _OF_REQUESTS):
             raise InputError(
                 f'{table.name}: "{clipped(column)}" is a rate, so its lines are no single requests: give the requests in every bin, in a '
                 'column "requests", beside the time and, where there are several, the place.'
