@@ -260,9 +260,10 @@ def test_requests_that_failed_are_demand_and_that_is_said(case, tmp_path):
     assert any(note.startswith(f"{said}; they came, so they are counted") for note in found.notes)
 
 
-def test_requests_of_a_minute_are_a_rate(tmp_path):
-    found = only(read(tmp_path, {"a.csv": "time_s,requests/min\n0,60\n300,120\n"}))
-    assert found.counts.ravel().tolist() == [300, 600]
+@pytest.mark.parametrize(("column", "per_second"), [("requests/min", 1 / 60), ("Request rate (req/s)", 1), ("rps", 1)])
+def test_a_rate_is_counted_by_its_unit(column, per_second, tmp_path):
+    found = only(read(tmp_path, {"a.csv": f"time_s,{column}\n0,60\n300,120\n"}))
+    np.testing.assert_allclose(found.counts.ravel(), [18000 * per_second, 36000 * per_second], rtol=1e-12)
 
 
 def test_lines_of_other_metrics_are_no_requests(tmp_path):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dgdlb_jax.fleets.importers.base import Demand, Options
+from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
 from dgdlb_jax.fleets.importers.words import NOTHING, PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Table
@@ -18,16 +19,15 @@ UNEVEN = 1e-6
 
 # What the column of all requests may be called besides "requests".
 _COUNTS = (
-    "num_requests", "total_requests", "requests_total",
-    "request_count", "requests_count", "count", "counts", "arrivals", "n", "queries", "hits", "calls",
+    "num_requests", "total_requests", "requests_total", "request_count", "requests_count", "count", "counts", "arrivals", "n", "queries",
+    "hits", "calls",
 )  # fmt: skip
 # Words of columns that say something else of a bin or of a single request than how many came from a place.
 _NO_PLACE = {
     "error", "errors", "fail", "failed", "failure", "failures", "success", "successes", "successful", "ok", "timeout", "timeouts",
-    "retries", "status", "code", "latency", "duration", "elapsed", "time", "ms", "ttft", "tpot", "itl", "std", "stddev",
-    "percent", "pct", "ratio", "rate",
-    "fraction", "share", "usage", "util", "utilization", "utilisation", "cpu", "memory", "mem", "temperature", "replicas", "pods",
-    "instances", "nodes", "queue", "queued", "waiting", "running", "active", "concurrency", "user", "users", "session", "sessions",
+    "retries", "status", "code", "latency", "duration", "elapsed", "time", "ms", "ttft", "tpot", "itl", "std", "stddev", "percent", "pct",
+    "ratio", "rate", "fraction", "share", "usage", "util", "utilization", "utilisation", "cpu", "memory", "mem", "temperature", "replicas",
+    "pods", "instances", "nodes", "queue", "queued", "waiting", "running", "active", "concurrency", "user", "users", "session", "sessions",
     "connections", "token", "tokens", "length", "len", "bytes", "size", "coverage", "cost", "price", "loss", "version", "day", "hour",
     "minute", "weekday", "week", "month", "year", "date",
 }  # fmt: skip
@@ -55,6 +55,8 @@ def columns_of(table: Table) -> Columns:
 
 
 def _is_no_place(column: str) -> bool:
+    if period(column) and not tokens_of(column):
+        return False
     found = words(column)
     return "%" in column or bool(_NO_PLACE & set(found)) or any(map(_PERCENTILE.fullmatch, found))
 
