@@ -57,7 +57,7 @@ def test_from_raw_files_to_envoy(raw, capsys):
     assert main(["import", "rtt.csv", "runs", "requests.csv", "--fleet", "my-fleet.toml", "--bin", "60"]) == 0
     said = capsys.readouterr().out
     for part in ("rtt.csv: matrix of latencies", "runs: vLLM or SGLang", "requests.csv: table of requests", "Little's law",
-                 "10 bins of 60 s", "my-fleet.toml: inside_ms = 0.5: assumed", "enter at: in", "written: my-fleet.toml"):  # fmt: skip
+                 "10 bins of 60 s", "toml: latency.inside_ms = 0.5: assumed", "enter at: in", "written: my-fleet.toml"):  # fmt: skip
         assert part in said
     network = quietly("my-fleet.toml")
     assert (network.frontend_names, network.backend_names) == (("eu", "us"), ("eu", "in", "us"))
@@ -207,7 +207,8 @@ WRONG = {
     "no range query": (["arrivals=rtt.csv"], "arrivals= is for a Prometheus range query"),
     "no latencies": (["runs", "--fleet", "f.toml"], "No file says how far apart the regions are"),
     "no curve": (["rtt.csv", "--fleet", "f.toml"], "No file says how fast the servers are"),
-    "two demands": (["rtt.csv", "runs", "requests.csv", "requests.csv", "--fleet", "f.toml"], "2 files give a demand"),
+    "two demands": (["rtt.csv", "runs", "requests.csv", "day.csv", "--fleet", "f.toml"], "2 files give a demand"),
+    "a file twice": (["rtt.csv", "runs", "runs"], "runs is named twice"),
     "no requests": (["rtt.csv", "runs", "none.csv", "--fleet", "f.toml"], "none.csv has no request"),
     "no TOML": (["rtt.csv", "runs", "--fleet", "f.csv"], "give a path that ends in .toml"),
     "too few weights": (["rtt.csv", "runs", "--fleet", "f.toml", "--weights", "1,2"], "--weights has 2 entries for 3 places"),

@@ -141,6 +141,7 @@ def import_files(options: argparse.Namespace) -> None:
         names=tuple(options.frontends),
         backends=tuple(options.backends),
     )
+    _check_once(options.files)
     findings = [finding for name in options.files for finding in _read(name, answers)]
     check_selected("--select", answers)
     found = [rebinned(one, answers.use("bin_s")) if isinstance(one, Demand) else one for one in gathered(findings)]
@@ -148,6 +149,15 @@ def import_files(options: argparse.Namespace) -> None:
     _say(found)
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
+
+
+def _check_once(files: "Sequence[str]") -> None:
+    """Raise `InputError` for a file that is named twice: its measurements would count as repetitions."""
+    from dgdlb_jax.numerics.results import InputError
+
+    for k, name in enumerate(files):
+        if name in files[:k]:
+            raise InputError(f"{name} is named twice: name every file once.")
 
 
 def _selection(pairs: "Sequence[tuple[str, str]]") -> dict[str, str]:

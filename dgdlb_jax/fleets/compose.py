@@ -79,15 +79,17 @@ class _Page:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.assumed: list[str] = []
+        self._section = ""
 
     def section(self, name: str, comment: str = "") -> None:
+        self._section = f"{name}."
         self.lines += ["", f"[{name}]" + (f"  # {_plain(comment)}" if comment else "")]
 
     def put(self, key: str, value: Any, comment: str) -> None:
         wrapped = textwrap.wrap(_plain(comment), 118, break_long_words=False)
         self.lines += [*(f"# {line}" for line in wrapped), f"{key} = {toml_value(value)}"]
         if "assumed" in comment:
-            self.assumed.append(f"{key} = {clipped(toml_value(value))}: {_plain(comment)}")
+            self.assumed.append(f"{self._section}{key} = {clipped(toml_value(value))}: {_plain(comment)}")
 
     @property
     def text(self) -> str:
