@@ -35,11 +35,17 @@ from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
 from dgdlb_jax.stability.loop_transfer import LoopTransfer
 
-_POINTS = (512, 4096, 65_536)  # frequencies, evenly in the logarithm; the more where the fewer do not resolve a resonance
+_POINTS = (
+    512,
+    4096,
+    65_536,
+)  # frequencies, evenly in the logarithm; the more where the fewer do not resolve a resonance
 _TRACED = 4096  # inside a transformation, where nobody can look whether they did
 _PER_ENTRY = 2e-9  # seconds: of products of matrices, measured at 1 x 200, 32 x 32 and 64 x 64 on one core
 _BLOCK = 64  # of them side by side
-_TURN = 0.5  # radians by which the turn from one frequency to the next changes: a resonance that is passed adds half a turn
+_TURN = (
+    0.5  # radians by which the turn from one frequency to the next changes: a resonance that is passed adds half a turn
+)
 _SLOWER, _FASTER = 1e-5, 3e3  # than the slowest and fastest motion: where the integral over frequencies begins and ends
 _NEUTRAL = 1e-9  # of the fastest routing mode: slower ones are rounding of those that do not move
 _ACCURACY = 1e-3  # of a variance; coarser integrals are not handed out
@@ -109,7 +115,8 @@ def noise(
     arcs within reach of the noise add to the cost, shares that are clipped at 0 take from it.
 
     **Raises:** `InputError` in single precision, for a policy that is unstable, jumps or has memory, a scale that is not positive,
-    demand above capacity, or a network that would take above a quarter of an hour (200 x 200); `ConvergenceError` so close to the limit of stability that the integral over frequencies is not resolved.
+    demand above capacity, or a network that would take above a quarter of an hour (200 x 200); `ConvergenceError` so close to the limit of
+    stability that the integral over frequencies is not resolved.
 
     **Source:** own derivation; held against whole requests and closed forms in the tests.
     """

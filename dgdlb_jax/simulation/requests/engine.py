@@ -24,6 +24,7 @@ from dgdlb_jax.policies.base import AbstractInstantPolicy, AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
+from dgdlb_jax.simulation.memory import Memory
 from dgdlb_jax.simulation.own import OwnState, reads_outstanding
 from dgdlb_jax.simulation.requests.blocks import Blocks, part_edges
 from dgdlb_jax.simulation.requests.cohorts import COHORTS, PHASES, Cohorts, Following
@@ -170,6 +171,8 @@ def simulate_requests_batch(
     kept = _Kept(grid.rows + 1, instants, save.fields, discipline == "fcfs", counting, follow)
     parts = parts_for(len(words), inputs, threads)
     lanes = min(lanes or _LANES, math.ceil(len(words) / parts))
+    size = len(words), networks.frontends, networks.backends
+    Memory(size, parts * lanes, kept.rows, instants, save.fields, False, dtype.itemsize, counting.own).check()
     sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
     runs = or_without(
         lambda native: in_threads(
