@@ -161,6 +161,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.studies.claims import read_claims as read_claims
     from dgdlb_jax.studies.compare import Comparison as Comparison
     from dgdlb_jax.studies.compare import compare as compare
+    from dgdlb_jax.studies.noise import stationary_latency as stationary_latency
     from dgdlb_jax.studies.stability import study_networks as study_networks
     from dgdlb_jax.studies.stability import tightness as tightness
     from dgdlb_jax.studies.sweep import open_sweep as open_sweep
@@ -183,6 +184,7 @@ _HOME = {
     "stability.defaults": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "gradients.tuning": ("Tuned", "transient_latency", "tune"),
     "studies.compare": ("Comparison", "compare"),
+    "studies.noise": ("stationary_latency",),
     "studies.sweep": ("open_sweep", "sweep"),
     "studies.sweep.measures": ("register_measure",),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
