@@ -128,7 +128,9 @@ def _edges(limit: Limit, form) -> str:
     for edge, period, simulated in zip(limit.edges, limit.periods, limit.simulated, strict=True):
         swing = f"swings with a period of {seconds(period)}" if math.isfinite(period) else "drifts away"
         seen = (
-            f"simulated edge {ranging(*simulated, form)}" if math.isfinite(simulated[0]) else "not seen in simulation"
+            f"simulated edge {ranging(*simulated, form)}"
+            if math.isfinite(simulated[0])
+            else "no edge found by simulation"
         )
         side = "below" if any(edge == low for low, _ in limit.ranges) else "above"
         parts.append(f"{side} {form(edge)} it {swing} ({seen})")

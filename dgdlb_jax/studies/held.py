@@ -135,7 +135,7 @@ def _swing(at: Callable[[float], HeldLoop], value: float) -> float:
 def simulated_edge(
     network: Network, policy: AbstractHeldPolicy, setting: str, edge: float, tried: Sequence[float] = TRIED
 ) -> tuple[float, float]:
-    """Between which of the values tried a simulation turns from decay to growth, or back; NaN if it does not, or more than once."""
+    """Between which of the values tried a simulation turns from decay to growth, or back, nearest to the edge; NaN if it does not."""
     values = [part * edge for part in tried if setting != LOAD or part * edge < 1]
     networks, policies = together([case_at(network, policy, setting, value) for value in values])
     steps = steps_in_a_period(networks, policies)
@@ -143,7 +143,11 @@ def simulated_edge(
         return math.nan, math.nan
     grows = deviations_grow(networks, policies)
     turns = np.flatnonzero(grows[1:] != grows[:-1])
-    return (values[turns[0]], values[turns[0] + 1]) if turns.size == 1 else (math.nan, math.nan)
+    if not turns.size:
+        return math.nan, math.nan
+    middle = np.sqrt(np.array(values[1:]) * np.array(values[:-1]))[turns]
+    nearest = turns[np.argmin(np.abs(np.log(middle / edge)))]
+    return values[nearest], values[nearest + 1]
 
 
 def together(cases: list[tuple[Network, AbstractHeldPolicy]]) -> tuple[Network, AbstractHeldPolicy]:
