@@ -25,7 +25,7 @@ SECTIONS = {  # from the quickest to those that take hours
         "bench_simulate.py --cores 2 --picture benchmarks/time-per-arc.png",
     ],
     "rivals": ["bench_rivals.py", "bench_dde.py"],
-    "requests": ["bench_requests.py"],
+    "requests": ["bench_requests.py", "study_fluid_gradient.py --seeds 1024"],
     "estimates": [
         "study_estimates.py --picture notebooks/figures/estimates.png",
         "study_lead.py --picture notebooks/figures/lead.png",

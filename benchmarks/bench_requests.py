@@ -1,8 +1,10 @@
-"""Whole requests against the fluid run: time per arc and step, and requests per second.
+"""Whole requests against the fluid run: time per arc and step; and against exact events in C: time per request.
 
-    python benchmarks/bench_requests.py [--networks 64] [--size 10] [--steps 4000] [--scale 1 100] [--double]
+    python benchmarks/bench_requests.py [--networks 64] [--size 10] [--steps 4000] [--scale 1 100] [--double] [--each 0.02 0.06 0.2 1 3]
 
-Each row is the fastest of several calls that take turns with the fluid run of the same networks, on one thread.
+Each row is the fastest of several calls that take turns with the fluid run of the same networks, on one thread. The events (`events.c`,
+compiled here when a compiler is there) serve the same networks for the same time under the same fixed routing, so that their means have
+the same error; `--each`: at how many requests per arc and step.
 """
 
 import argparse
@@ -14,12 +16,21 @@ parser.add_argument("--size", type=int, default=10, help="frontends and backends
 parser.add_argument("--steps", type=int, default=4000)
 parser.add_argument("--scale", type=float, nargs="+", default=[1.0, 100.0])
 parser.add_argument("--double", action="store_true", help="double precision")
+parser.add_argument(
+    "--each", type=float, nargs="*", default=[0.02, 0.06, 0.2, 1.0, 3.0], help="requests per arc and step"
+)
 options = parser.parse_args()
 os.environ["DGDLB_THREADS"] = "1"
 
+import ctypes
+import shutil
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import jax
+import numpy as np
 
 import dgdlb_jax as dgd
 from common import machine
@@ -63,6 +74,68 @@ def main() -> None:
         print(
             f"| {name} | {first[name]:.1f} | {1e9 * best[name] / work:.2f} | {best[name] / best['fluid']:.2f} | {counted} |"
         )
+
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        print("\nNo C compiler was found: no events.")
+        return
+    against_events(compiler, networks, keys)
+
+
+def against_events(compiler: str, networks: dgd.Network, keys) -> None:
+    """The second table: processor time per request, and how far mean workloads of all networks together are apart."""
+    library = str(Path(tempfile.mkdtemp()) / "events.so")
+    flags = ["-O3", "-march=native", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, str(Path(__file__).with_name("events.c")), "-o", library, "-lm"], check=True)
+    routing = networks.nominal_capacity[:, None] / networks.nominal_capacity.sum(-1)[:, None, None]
+    routing = np.asarray(routing * np.ones(networks.latency.shape), float)
+    policy, duration = dgd.FixedRouting(routing), options.steps * DT
+    mean_rate = float(networks.arrival_rate.sum()) / (options.networks * options.size**2)
+    grid = {"duration": duration, "dt": DT, "max_latency": MAX_LATENCY, "follow": False, "after": duration / 5}
+    empty = {"initial": (routing, np.zeros((options.networks, options.size)))}
+    print(
+        "\n| requests per arc and step | events in C, ns each | counted at backends | over C | on arcs | over C | apart | error of one |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for each in options.each:
+        scale = each / (mean_rate * DT)
+        quickest = dict.fromkeys(("C", "backend", "arc"), float("inf"))
+        for turn in range(4):
+            began = time.process_time()
+            sent, exact = events(library, networks, routing, scale, duration, seed=turn)
+            quickest["C"] = min(quickest["C"], (time.process_time() - began) / sent)
+            for count in ("backend", "arc"):
+                began = time.process_time()
+                run = dgd.simulate_requests_batch(networks, policy, keys, scale=scale, count=count, **grid, **empty)
+                ours = np.asarray(run.statistics.mean_workload, float).sum(-1)
+                quickest[count] = min(quickest[count], (time.process_time() - began) / sent)
+        c, backend, arc = (1e9 * quickest[name] for name in ("C", "backend", "arc"))
+        ratio = ours / exact
+        print(
+            f"| {each:g} | {c:.0f} | {backend:.0f} | {backend / c:.2f} | {arc:.0f} | {arc / c:.2f} | {ratio.mean() - 1:+.4f} "
+            f"| {ratio.std(ddof=1) / len(ratio) ** 0.5:.4f} |",
+            flush=True,
+        )
+
+
+def events(
+    library: str, networks: dgd.Network, routing, scale: float, duration: float, seed: int
+) -> tuple[int, np.ndarray]:
+    """Requests sent, and the mean number of requests at the backends of each network."""
+    run = ctypes.CDLL(library).events
+    run.restype = ctypes.c_long
+    number, doubles = ctypes.c_double, lambda values: np.ascontiguousarray(values, float)
+    pointer = lambda values: values.ctypes.data_as(ctypes.POINTER(number))
+    sent, found = 0, np.zeros((options.networks, options.size))
+    service = networks.service
+    for k in range(options.networks):
+        inputs = [
+            doubles(networks.arrival_rate[k]) * scale, doubles(np.cumsum(routing[k], -1)), doubles(networks.latency[k]),
+            doubles(service.max_rate[k]) * scale, doubles(service.half_load[k]) * scale,
+        ]  # fmt: skip
+        size, first = options.size, ctypes.c_uint64(1 + 1_000_003 * seed + k)
+        sent += run(size, size, number(duration), number(duration / 5), first, *map(pointer, (*inputs, found[k])))
+    return sent, found.sum(-1)
 
 
 if __name__ == "__main__":

@@ -71,20 +71,26 @@ if TYPE_CHECKING:
     from dgdlb_jax.numerics.simplex import project_tangent_cone as project_tangent_cone
     from dgdlb_jax.policies import DGDLB as DGDLB
     from dgdlb_jax.policies import AbstractFlowPolicy as AbstractFlowPolicy
+    from dgdlb_jax.policies import AbstractHeldPolicy as AbstractHeldPolicy
     from dgdlb_jax.policies import AbstractInstantPolicy as AbstractInstantPolicy
     from dgdlb_jax.policies import CappedDGDLB as CappedDGDLB
     from dgdlb_jax.policies import CurvatureDGDLB as CurvatureDGDLB
+    from dgdlb_jax.policies import DnsLatency as DnsLatency
+    from dgdlb_jax.policies import EnvoyLoadAwareLocality as EnvoyLoadAwareLocality
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
     from dgdlb_jax.policies import HotCold as HotCold
+    from dgdlb_jax.policies import LatencyScorer as LatencyScorer
     from dgdlb_jax.policies import LeastLatency as LeastLatency
     from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
     from dgdlb_jax.policies import LeastRequest as LeastRequest
     from dgdlb_jax.policies import LeastWorkload as LeastWorkload
+    from dgdlb_jax.policies import LocalityFailover as LocalityFailover
     from dgdlb_jax.policies import LogDGDLB as LogDGDLB
     from dgdlb_jax.policies import MirrorDescent as MirrorDescent
     from dgdlb_jax.policies import Nearest as Nearest
     from dgdlb_jax.policies import Observation as Observation
+    from dgdlb_jax.policies import OrcaWeights as OrcaWeights
     from dgdlb_jax.policies import PeakEWMA as PeakEWMA
     from dgdlb_jax.policies import PowerOfChoices as PowerOfChoices
     from dgdlb_jax.policies import ProportionalToCapacity as ProportionalToCapacity
@@ -139,11 +145,15 @@ if TYPE_CHECKING:
     from dgdlb_jax.stability.defaults import slowest_decay_rate as slowest_decay_rate
     from dgdlb_jax.stability.defaults import suggest_dt as suggest_dt
     from dgdlb_jax.stability.defaults import suggest_duration as suggest_duration
+    from dgdlb_jax.stability.held import HeldLoop as HeldLoop
+    from dgdlb_jax.stability.held import held_loop as held_loop
     from dgdlb_jax.stability.linearise import Linearisation as Linearisation
     from dgdlb_jax.stability.linearise import linearise as linearise
     from dgdlb_jax.stability.noise import Noise as Noise
     from dgdlb_jax.stability.noise import noise as noise
     from dgdlb_jax.stability.noise_step_size import suggest_step_size as suggest_step_size
+    from dgdlb_jax.stability.rest_point import RestPoint as RestPoint
+    from dgdlb_jax.stability.rest_point import rest_point as rest_point
     from dgdlb_jax.stability.roots import Spectrum as Spectrum
     from dgdlb_jax.stability.roots import characteristic_roots as characteristic_roots
     from dgdlb_jax.stability.sufficient import sufficient_step_size as sufficient_step_size
@@ -153,6 +163,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.studies.claims import read_claims as read_claims
     from dgdlb_jax.studies.compare import Comparison as Comparison
     from dgdlb_jax.studies.compare import compare as compare
+    from dgdlb_jax.studies.noise import stationary_latency as stationary_latency
     from dgdlb_jax.studies.stability import study_networks as study_networks
     from dgdlb_jax.studies.stability import tightness as tightness
     from dgdlb_jax.studies.sweep import open_sweep as open_sweep
@@ -164,15 +175,18 @@ _HOME = {
     "stability.sufficient": ("sufficient_step_size",),
     "stability.critical": ("CriticalMode", "count_unstable_roots", "critical_mode", "critical_step_size"),
     "gradients.marginal": ("MarginalLatency", "marginal_latency"),
+    "stability.held": ("HeldLoop", "held_loop"),
     "stability.linearise": ("Linearisation", "linearise"),
     "equilibrium.optimum": ("Optimum", "solve_optimum"),
     "stability.noise": ("Noise", "noise"),
     "stability.noise_step_size": ("suggest_step_size",),
+    "stability.rest_point": ("RestPoint", "rest_point"),
     "stability.roots": ("Spectrum", "characteristic_roots"),
     "equilibrium.prices": ("ShadowPrices", "shadow_prices"),
     "stability.defaults": ("default_step_size", "drain_time", "slowest_decay_rate", "suggest_dt", "suggest_duration"),
     "gradients.tuning": ("Tuned", "transient_latency", "tune"),
     "studies.compare": ("Comparison", "compare"),
+    "studies.noise": ("stationary_latency",),
     "studies.sweep": ("open_sweep", "sweep"),
     "studies.sweep.measures": ("register_measure",),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
@@ -188,11 +202,12 @@ _HOME = {
     "numerics.results": ("ConvergenceError", "InputError", "Result"),
     "numerics.simplex": ("project_simplex", "project_tangent_cone"),
     "policies": (
-        "AbstractFlowPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB", "DGDLB", "FixedRouting",
-        "GreatestMarginalRate", "HotCold", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
-        "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity",
-        "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest",
-        "register_policy", "spillover",
+        "AbstractFlowPolicy", "AbstractHeldPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB",
+        "DGDLB", "DnsLatency", "EnvoyLoadAwareLocality", "FixedRouting", "GreatestMarginalRate", "HotCold",
+        "LatencyScorer", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
+        "LocalityFailover", "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "OrcaWeights", "PeakEWMA",
+        "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay",
+        "Softmin", "Uniform", "WeightedLeastRequest", "register_policy", "spillover",
     ),
     "equilibrium.at_rest": ("latency_at_rest",),
     "policies.base": ("least",),

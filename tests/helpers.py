@@ -14,10 +14,15 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.policies import (
     CappedDGDLB,
     CurvatureDGDLB,
+    DnsLatency,
+    EnvoyLoadAwareLocality,
     FixedRouting,
     HotCold,
+    LatencyScorer,
     LeastRequest,
+    LocalityFailover,
     MirrorDescent,
+    OrcaWeights,
     PeakEWMA,
     PowerOfChoices,
     SampledDGDLB,
@@ -64,6 +69,11 @@ def routing_table(network) -> np.ndarray:
     return weight / weight.sum(1, keepdims=True)
 
 
+def _per_arc(network, low, high) -> np.ndarray:
+    """Numbers that differ between backends, the same for every frontend."""
+    return np.broadcast_to(np.linspace(low, high, network.backends), network.latency.shape)
+
+
 # class name -> policy for a network; parameters differ between frontends where they may
 _WITH_PARAMETERS = {
     "FixedRouting": lambda network: FixedRouting(routing_table(network)),
@@ -79,6 +89,19 @@ _WITH_PARAMETERS = {
     "CurvatureDGDLB": lambda network: CurvatureDGDLB(0.05, 2.0 * (1 + np.arange(network.frontends) / 4)),
     "CappedDGDLB": lambda network: CappedDGDLB(0.2, 0.1 * (1 + np.arange(network.frontends) / 4)),
     "Softmin": lambda network: Softmin(0.3 + 0.1 * np.arange(network.frontends), 2.0),
+    "EnvoyLoadAwareLocality": lambda network: EnvoyLoadAwareLocality(
+        0.3, 0.5 * (1 + np.arange(network.frontends)), 0.05, 0.1, host_capacity=_per_arc(network, 2.0, 3.0)
+    ),
+    "OrcaWeights": lambda network: OrcaWeights(
+        0.3,
+        0.1 * (1 + np.arange(network.frontends)),
+        report="concurrency",
+        host_capacity=_per_arc(network, 2.0, 3.0),
+        max_concurrency=_per_arc(network, 5.0, 9.0),
+    ),
+    "LocalityFailover": lambda network: LocalityFailover(1.4),
+    "DnsLatency": lambda network: DnsLatency(0.5 * (1 + np.arange(network.frontends))),
+    "LatencyScorer": lambda network: LatencyScorer(0.9 + 0.2 * np.arange(network.frontends)),
 }
 
 

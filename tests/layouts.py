@@ -43,6 +43,10 @@ LATENCY_FILES = {
     "thousands with commas": (
         'from,to,rtt_us\nus,in,"191,000.0"\neu,us,"68,000"\neu,in,122600\n', {}, PAIRS
     ),
+    "thousands with points, by other commas": ("from;to;rtt_us;loss\nus;in;191.000;0,5\neu;us;68.000;0\neu;in;122.600;0\n", {}, PAIRS),
+    "thousands with apostrophes": ("from;to;rtt_us\nus;in;191'000\neu;us;68’000.0\neu;in;122'600\n", {}, PAIRS),
+    "thousands with spaces": ("from;to;rtt_us\nus;in;191 000\neu;us;68\u202f000,0\neu;in;122\u00a0600\n", {}, PAIRS),
+    "what a spreadsheet leaves at the edges": ("from;to;rtt_ms;;\nus;in;191;;\neu;us;68;;\neu;in;122,6;;\n;;;;\n", {}, PAIRS),
     "tabs": ("from\tto\trtt_ms\nus\tin\t191\neu\tus\t68\neu\tin\t122.6\n", {}, PAIRS),
     "microseconds": ("from,to,rtt_us\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),
     "micro sign": ("from,to,RTT (µs)\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),
@@ -59,11 +63,18 @@ LATENCY_FILES = {
     "square matrix": ("rtt_ms,us,eu,in\nus,,68,191\neu,68,0,122.6\nin,191,122.6,-\n", {}, SQUARE),
     "square matrix, told": ("Region;us;eu;in\nus;;68;191\neu;68;;122,6\nin;191;122,6;0\n", {"latency": "rtt_ms"}, SQUARE),
     "frontends and backends": ("from \\ to (rtt ms),in,us\nus,191,\neu,122.6,68\n", {}, PAIRS),
+    "upper triangle": ("rtt_ms,us,eu,in\nus,0,68,191\neu,,0,122.6\nin,,,0\n", {}, SQUARE),
+    "lower triangle, zeros above": ("rtt_ms,in,eu,us\nin,0,0,0\neu,122.6,0,0\nus,191,68,0\n", {}, SQUARE),
+    "half of a matrix in no order": ("rtt_ms,us,eu,in\nus,-,68,-\neu,-,-,122.6\nin,191,-,-\n", {}, SQUARE),
     "two ways": ("from,to,two_way_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, PAIRS),
     "half of them, told": ("from,to,half_rtt_ms\nus,in,95.5\neu,us,34\neu,in,61.3\n", {"latency": "one_way_ms"}, PAIRS),
     "CloudPing in us": (
         json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "microseconds"},
                     "data": {"us": {"in": 191e3}, "eu": {"us": 68e3, "in": 122.6e3}}}), {}, PAIRS
+    ),
+    "CloudPing, half": (
+        json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "milliseconds"},
+                    "data": {"us": {"in": 191, "eu": 68}, "eu": {"in": 122.6}, "in": {}}}), {}, SQUARE
     ),
     "CloudPing": (
         json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "milliseconds"},

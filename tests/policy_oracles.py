@@ -87,6 +87,100 @@ INSTANT = {
 }
 
 
+def _failover(policy, i, seen):
+    """Everything is healthy: all to the level that is nearest."""
+    return _shares(np.where(_to_least(seen.cost_latency, seen.mask) > 0, seen.nominal_capacity, 0), seen.mask)
+
+
+def _scorer(policy, i, seen):
+    headroom = _own(policy.slo, i) - _latency_as_seen(seen)
+    scored = [j for j in range(len(seen.mask)) if seen.mask[j]]
+    if any(headroom[j] >= 0 for j in scored):
+        scored = [j for j in scored if headroom[j] >= 0]
+    wanted = {j: -abs(headroom[j]) for j in scored}
+    low, high = min(wanted.values()), max(wanted.values())
+    score = np.zeros(len(seen.mask))
+    for j in scored:
+        score[j] = 1.0 if high == low else (wanted[j] - low) / (high - low)
+    return score / score.sum()
+
+
+INSTANT |= {
+    "LocalityFailover": _failover,
+    "LatencyScorer": _scorer,
+    "DnsLatency": lambda policy, i, seen: _to_least(seen.cost_latency, seen.mask),
+}
+
+
+class _Held:
+    """Reads every period, averages, and holds what it decided; the first report counts as it is."""
+
+    def __init__(self, policy, i, seen):
+        self.policy, self.i, self.waited, self.t = policy, i, 0.0, 0.0
+        self.report = self.read(seen)
+        self.routing = self.decide(seen)
+
+    def route(self, seen):
+        self.t += seen.dt
+        self.waited += seen.dt
+        period = float(_own(self.policy.weight_update_period, self.i))
+        if self.waited >= period - seen.dt / 2:
+            self.waited -= period
+            self.report = self.averaged(self.read(seen), period)
+            self.routing = self.decide(seen)
+        return self.routing
+
+    def hosts(self, seen):
+        return np.where(seen.mask, seen.nominal_capacity / _own(self.policy.host_capacity, self.i), 0)
+
+
+class _Envoy(_Held):
+    """Headroom of throughput over capacity, nearest first."""
+
+    def read(self, seen):
+        return seen.rate / seen.nominal_capacity
+
+    def averaged(self, new, period):
+        alpha = 1 - np.exp(-period / _own(self.policy.smoothing_time_constant, self.i))
+        return alpha * new + (1 - alpha) * self.report
+
+    def decide(self, seen):
+        hosts, used = self.hosts(seen), self.report
+        weight = hosts * np.maximum(0, 1 - used)
+        near = int(np.argmin(np.where(seen.mask, seen.cost_latency, np.inf)))
+        remotes = [j for j in range(len(hosts)) if j != near and seen.mask[j]]
+        elsewhere = sum(hosts[j] * used[j] for j in remotes) / sum(hosts[j] for j in remotes) if remotes else 0.0
+        if weight[near] > 0 and used[near] <= elsewhere + _own(self.policy.utilization_variance_threshold, self.i):
+            weight = np.where(np.arange(len(hosts)) == near, 1.0, 0.0)
+        wanted = weight.sum() * _own(self.policy.remote_probe_fraction, self.i)
+        missing = min(max(wanted - sum(weight[j] for j in remotes), 0), weight[near])
+        for j in remotes:
+            weight[j] += missing * hosts[j] / sum(hosts[k] for k in remotes)
+        if remotes:
+            weight[near] -= missing
+        return _shares(weight if weight.sum() > 0 else hosts, seen.mask)
+
+
+class _Orca(_Held):
+    """Requests/s of a host over its part of slots in use."""
+
+    def read(self, seen):
+        hosts = seen.nominal_capacity / _own(self.policy.host_capacity, self.i)
+        used = seen.workload / (hosts * _own(self.policy.max_concurrency, self.i))
+        return np.array([r / h / u if r > 0 and u > 0 else 0.0 for r, h, u in zip(seen.rate, hosts, used, strict=True)])
+
+    def averaged(self, new, period):
+        return new
+
+    def decide(self, seen):
+        hosts, blackout = self.hosts(seen), _own(self.policy.blackout_period, self.i)
+        usable = [j for j in np.flatnonzero(seen.mask) if self.report[j] > 0 and self.t >= blackout - 1e-12]
+        if not usable:
+            return _shares(hosts, seen.mask)
+        mean = sum(hosts[j] * self.report[j] for j in usable) / sum(hosts[j] for j in usable)
+        return _shares(hosts * [self.report[j] if j in usable else mean for j in range(len(hosts))], seen.mask)
+
+
 class _PeakEWMA:
     """An average that jumps to every peak, times the own requests and one more."""
 
@@ -101,7 +195,7 @@ class _PeakEWMA:
         return _best_of_draws(self.average * (seen.outstanding + 1), seen.mask, _different_pairs(seen.mask))
 
 
-MEMORY = {"PeakEWMA": _PeakEWMA}
+MEMORY = {"PeakEWMA": _PeakEWMA, "EnvoyLoadAwareLocality": _Envoy, "OrcaWeights": _Orca}
 COUNTING = {"LeastRequest", "WeightedLeastRequest", "PeakEWMA"}
 """Rules that look at their own requests."""
 

@@ -125,6 +125,31 @@ TOML = {
         ["fleet.toml:17: latency.rtt_ms has row 1 = [3]", "give 2 numbers"],
     ),
     "matrix of wrong height": ('table = "latency.csv"', "rtt_ms = [[1, 2]]", ["latency.rtt_ms has 1 row", "give 2"]),
+    "tokens of requests/s": (
+        '"gpu.csv"',
+        '"gpu.csv"\ntokens_per_request = 9',
+        ["fleet.toml:12: curves.big.tokens_per_request changes"],
+    ),
+    "figures beside a table": (
+        '"gpu.csv"',
+        '"gpu.csv"\nworkload = [1]',
+        ["fleet.toml:12: curves.big.workload stands beside table"],
+    ),
+    "places of a demand without": (
+        '"day.csv"',
+        '"day.csv"\nby = "region"',
+        ["fleet.toml:21: demand.trace.by changes nothing"],
+    ),
+    "two widths": (
+        '"day.csv"',
+        '"day.csv"\nbin_width_s = 60',
+        ["demand.trace.bin_width_s is 60", "day.csv are 10 s apart"],
+    ),
+    "a rule for tables": (
+        'table = "latency.csv"',
+        "rtt_ms = [[1, 2], [3, 4]]\nsymmetric = true",
+        ["latency.symmetric is about tables"],
+    ),
     "unknown cost": ("[latency]", '[latency]\ncost = "roundtrip"', ['latency.cost is "roundtrip"', '"round trip"']),
     "no arc": (
         "[latency]",

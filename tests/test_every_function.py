@@ -67,6 +67,37 @@ def curve(case, workload):
     return mu * k / (k + workload) ** 2, 2 * (k + workload) / (mu * k)
 
 
+RESOLVED = [
+    name for name in NAMES if name != "saturated"
+]  # its resonance takes 65 536 frequencies, and more: see test_noise
+
+
+def test_randomness_costs_what_is_proven(found):
+    """A fixed routing costs half of gain times rate; at the default step size following the noise adds at most a third of that. Both are
+    there in units of any size."""
+    keep = np.array([NAMES.index(name) for name in RESOLVED])
+    batch = dgd.stack([ALL[name][0] for name in RESOLVED])
+    optimum, step, mode = jax.tree.map(lambda leaf: leaf[keep], (found["optimum"], found["step"], found["critical"]))
+    noise = dgd.noise(batch, dgd.DGDLB(step), optimum, scale=4.0, throw=False)
+    suggested = dgd.suggest_step_size(batch, optimum, horizon=100.0)
+    optimum, mode, noise, suggested = jax.tree.map(np.asarray, (optimum, mode, noise, suggested))
+    assert (noise.result == Result.successful).all()
+    for k, name in enumerate(RESOLVED):
+        case = ALL[name][0]
+        slope, gain = curve(case, optimum.workload[k])
+        served = np.asarray(case.arrival_rate) @ optimum.routing[k]
+        total = max(float(case.arrival_rate.sum()), 1e-300)
+        assert noise.static[k] == pytest.approx(gain @ served / (2 * 4 * total), rel=1e-9), name
+        assert -1e-9 <= noise.jitter[k] / max(noise.static[k], 1e-300) <= 1 / 3, name
+        spread = noise.workload_variance[k] - 4 * np.where(served > 0, served / slope, 0)
+        assert noise.jitter[k] == pytest.approx(
+            (slope * gain) @ spread / (2 * 16 * total), rel=1e-6, abs=1e-9 * float(noise.static[k])
+        ), name
+        most = mode.step_size[k]
+        assert (suggested[k] >= 0).all(), name
+        assert (suggested[k] <= most / 2 * (1 + 1e-9)).all(), name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_nan_and_nothing_fails(found, name):
     _, here, *_ = of(found, name)

@@ -57,7 +57,7 @@ def test_from_raw_files_to_envoy(raw, capsys):
     assert main(["import", "rtt.csv", "runs", "requests.csv", "--fleet", "my-fleet.toml", "--bin", "60"]) == 0
     said = capsys.readouterr().out
     for part in ("rtt.csv: matrix of latencies", "runs: vLLM or SGLang", "requests.csv: table of requests", "Little's law",
-                 "10 bins of 60 s", "written: my-fleet.toml"):  # fmt: skip
+                 "10 bins of 60 s", "toml: latency.inside_ms = 0.5: assumed", "enter at: in", "written: my-fleet.toml"):  # fmt: skip
         assert part in said
     network = quietly("my-fleet.toml")
     assert (network.frontend_names, network.backend_names) == (("eu", "us"), ("eu", "in", "us"))
@@ -207,7 +207,8 @@ WRONG = {
     "no range query": (["arrivals=rtt.csv"], "arrivals= is for a Prometheus range query"),
     "no latencies": (["runs", "--fleet", "f.toml"], "No file says how far apart the regions are"),
     "no curve": (["rtt.csv", "--fleet", "f.toml"], "No file says how fast the servers are"),
-    "two demands": (["rtt.csv", "runs", "requests.csv", "requests.csv", "--fleet", "f.toml"], "2 files give a demand"),
+    "two demands": (["rtt.csv", "runs", "requests.csv", "day.csv", "--fleet", "f.toml"], "2 files give a demand"),
+    "a file twice": (["rtt.csv", "runs", "runs"], "runs is named twice"),
     "no requests": (["rtt.csv", "runs", "none.csv", "--fleet", "f.toml"], "none.csv has no request"),
     "no TOML": (["rtt.csv", "runs", "--fleet", "f.csv"], "give a path that ends in .toml"),
     "too few weights": (["rtt.csv", "runs", "--fleet", "f.toml", "--weights", "1,2"], "--weights has 2 entries for 3 places"),
@@ -224,15 +225,24 @@ WRONG = {
     "a name that no fleet has": (["odd.latency.csv", "runs", *TO], "frontends.names contains"),
     "unknown unit": (["rtt.csv", "--latency", "ms"], '"ms" is no latency: it is one of one_way_s'),
     "a column of no file": (["requests.csv", "--select", "regoin=us"], 'the column "regoin", which is not there: did you mean "region"?'),
-    "a column of a matrix": (["rtt.csv", "--select", "us=68"], 'the column "us", which is not there: no file has rows'),
-    "an answer to nothing": (["runs", "--latency", "rtt_ms"], "--latency is about latencies, of which no file has any"),
-    "bins of nothing": (["rtt.csv", "--bin", "60"], "--bin is about demand, of which no file has any"),
-    "bins that do not fit": (["day.csv", "--bin", "5000"], "its 24 bins of 3600 s make no two or more of 5000 s"),
+    "a column of a matrix": (["rtt.csv", "--select", "us=68"], 'the column "us", which is not there: no file here has lines'),
+    "an answer to nothing": (["runs", "--latency", "rtt_ms"], "--latency changes nothing: it tells what latencies are"),
+    "bins of nothing": (["rtt.csv", "--bin", "60"], "--bin changes nothing: it tells how wide bins"),
+    "bins that do not fit": (["day.csv", "--bin", "5000"], "bins of 5000 s cannot be made of its 24 bins of 3600 s"),
     "a choice without a fleet": (["rtt.csv", "--replicas", "3"], "--replicas is about a fleet: give --fleet as well"),
     "a load without a fleet": (["rtt.csv", "--load", "0.5"], "--load is about a fleet: give --fleet as well"),
     "a load of nothing": (["rtt.csv", "runs", "day.csv", *TO, "--replicas", "40", "--load", "0.5"], "--load has nothing to say"),
     "a folder beside a fleet": (["rtt.csv", "runs", *TO, "--output", "x"], "keep one of --fleet and --output"),
     "a shift of nothing": (["rtt.csv", "runs", *TO, "--shift-s", "0,60,0"], "no file has a demand"),
+    "a column of places that is not there": (["long.csv", "--by", "regoin"], 'there is no column "regoin": did you mean "region"?'),
+    "a column of places of none": (["day.csv", "--by", "region"], "--by changes nothing: it tells which column"),
+    "a unit of times that say it": (["day.csv", "--time-unit", "ms"], "--time-unit changes nothing"),
+    "two values of a column": (["long.csv", *("--select", "region=eu") * 2], "--select names region twice"),
+    "tokens of requests/s": (["runs", "--tokens-per-request", "9"], "--tokens-per-request changes nothing"),
+    "frontends of nothing": (["rtt.csv", "--frontends", "us"], "asks for it: leave it out, or give --fleet as well"),
+    "a latency that was measured": (["full.csv", "runs", *TO, "--inside-ms", "3"], "--inside-ms changes nothing in this fleet"),
+    "a matrix with a hole": (["hole.csv"], "hole.csv has no latency for us -> in: fill in"),
+    "a matrix with a hole, in a fleet": (["hole.csv", "runs", *TO], "hole.csv has no latency for us -> in: fill in"),
     "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),
 }  # fmt: skip
 
@@ -246,6 +256,9 @@ def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     (raw / "day.csv").write_text("time_s,requests\n" + "".join(f"{3600 * k},{36000 * (k + 1)}\n" for k in range(24)))
     (raw / "none.csv").write_text("time_s,us\n0,0\n60,0\n")
     (raw / "holes.csv").write_text("from,to,rtt_ms\neu,us,68\nus,jp,150\n")
+    (raw / "long.csv").write_text("time_s,region,requests\n0,eu,5\n0,us,6\n60,eu,7\n60,us,8\n")
+    (raw / "full.csv").write_text("rtt_ms,us,eu\nus,1,68\neu,68,1\n")
+    (raw / "hole.csv").write_text("rtt_ms,us,eu,in\nus,,68,\neu,68,,90\nin,150,90,\n")
     before = {path.name for path in raw.iterdir()}
     assert main(["import", *WRONG[case][0]]) == 2
     message = capsys.readouterr().err

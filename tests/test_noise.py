@@ -20,8 +20,10 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 RATE, MAX, HALF = 2.0, 3.0, 2.0  # one frontend, two equal backends: each serves 1 request/s of at most 3
 
 
-def group(latency=0.5):
-    return dgd.Network([RATE], jnp.full((1, 2), latency), dgd.Hyperbolic([MAX] * 2, [HALF] * 2))
+def group(latency=0.5, backends=2):
+    return dgd.Network(
+        [RATE * backends / 2], jnp.full((1, backends), latency), dgd.Hyperbolic([MAX] * backends, [HALF] * backends)
+    )
 
 
 def slope_and_gain():
@@ -55,6 +57,19 @@ def test_two_equal_backends_against_the_closed_form(part):
     assert float(found.jitter) == pytest.approx(jitter / (10 * RATE), rel=1e-3)
     assert float(found.static) == pytest.approx(c * (RATE / 2) / (10 * RATE), rel=1e-9)
     assert float(found.excess) == pytest.approx(float(found.static + found.jitter))
+
+
+def test_many_equal_backends_against_the_closed_form():
+    """Each with the demand of one of two; their difference modes move at a step size that is smaller by as much as there is more demand."""
+    many, part = 24, 0.5
+    a, c = slope_and_gain()
+    step = part * critical_gain(a, 1.0) / (c * RATE)
+    two, *_ = closed_form(step, 0.5)
+    still = RATE / 2 / a
+    found = dgd.noise(group(backends=many), dgd.DGDLB(step * 2 / many), scale=10.0)
+    np.testing.assert_allclose(
+        found.workload_variance, 10 * (still / many + (1 - 1 / many) * (2 * two - still)), rtol=1e-5
+    )
 
 
 def test_without_latency_jitter_is_free():
@@ -155,6 +170,8 @@ def test_what_cannot_be_answered_is_said():
         dgd.noise(group(), dgd.LeastLatency())
     with pytest.raises(InputError, match="horizon is 0"):
         dgd.suggest_step_size(group(), horizon=0)
+    with pytest.raises(InputError, match=r"200 frontends and 200 backends .* minutes on one core"):
+        dgd.noise(dgd.Network(np.ones(200), np.ones((200, 200)), dgd.Hyperbolic([MAX] * 200, [HALF] * 200)))
     with single_precision(), pytest.raises(InputError, match="needs double precision"):
         dgd.noise(group())
 

@@ -150,9 +150,11 @@ def many_runs(policy, network=NETWORK, duration=150.0, dt=0.05, after=50.0, keys
     )
 
 
-def test_counts_under_a_fixed_routing_are_negative_binomial():
-    """Independent backends with Poisson arrivals of rate r: N + 1 of them has odds r/c of growing. Within 4 standard errors of 32 runs."""
-    run = many_runs(dgd.FixedRouting(SHARES), save=dgd.SaveAt(200))
+@pytest.mark.parametrize("count", ["backend", pytest.param("own", marks=pytest.mark.full)])
+def test_counts_under_a_fixed_routing_are_negative_binomial(count):
+    """Independent backends with Poisson arrivals of rate r: N + 1 of them has odds r/c of growing. Within 4 standard errors of 32 runs.
+    Own requests arrive and leave arc by arc with the chances of one step of the same chain."""
+    run = many_runs(dgd.FixedRouting(SHARES), save=dgd.SaveAt(200), count=count)
     load = RATES @ SHARES / SERVICE
     law = stats.nbinom(HALF + 1, 1 - load)
     counts = np.asarray(run.workload[:, 5:])
@@ -358,14 +360,18 @@ def test_requests_are_conserved_and_runs_depend_on_their_keys_alone():
 
 
 def test_whole_numbers_have_no_gradient():
-    def latency(step_size):
+    def latency(step_size=0.02, slower=1.0):
+        network = NETWORK.with_latency(NETWORK.latency * slower)
         run = dgd.simulate_requests(
-            NETWORK, dgd.DGDLB(step_size), KEYS[0], duration=5.0, dt=0.05, initial=START, throw=False
+            network, dgd.DGDLB(step_size), KEYS[0], duration=5.0, dt=0.05, max_latency=1.0, throw=False
         )
         return run.statistics.mean_latency
 
-    with pytest.raises(dgd.InputError, match="no gradient"):
-        jax.grad(latency)(0.02)
+    for argument in ("step_size", "slower"):
+        with pytest.raises(dgd.InputError, match="no gradient"):
+            jax.grad(lambda value, argument=argument: latency(**{argument: value}))(0.02)
+    with pytest.raises(dgd.InputError, match="Inside a transformation longest_stay"):
+        jax.jit(lambda slower: latency(slower=slower))(1.1)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dgdlb_jax.cli.common import names, positive, set_up_jax
 
 if TYPE_CHECKING:
-    from dgdlb_jax.fleets.importers import Finding, Options
+    from dgdlb_jax.fleets.importers import Curve, Demand, Finding, Latencies, Options
 
 _ABOUT = """Read files as they are, say what they were understood as, and write tidy CSV tables that a fleet file can name;
 with --fleet a whole fleet that runs, with the origin of every figure beside it."""
@@ -25,12 +25,18 @@ _EXAMPLES = """examples:
 
 read by content:
   latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
-              matrices: regions with each other, or frontends down the side and backends across; commas,
-              semicolons or tabs between cells; decimal commas
+              matrices: regions with each other (half is enough), or frontends down the side and backends across;
+              commas, semicolons or tabs between cells; decimal commas, separated thousands
   throughput  vLLM and SGLang benchmark JSON, sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
               tables in requests/s or tokens/s against workload, batch_size or concurrency
-  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, any CSV or JSON lines), counts per
-              bin (a column for each frontend, or a line for each), Prometheus query_range results"""
+  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, k6, any CSV or JSON lines), counts
+              per bin (a column for each frontend, or a line for each), Prometheus query_range results; requests that
+              failed are counted, and their number is said
+
+Figures that are unlikely are called so; what is ambiguous is asked; an option that changes nothing is refused."""
+
+
+_MOST_FILES = 3  # named in front of a note
 
 
 def add(commands) -> None:
@@ -93,7 +99,7 @@ def _add_choices(add) -> None:
         "the first one; --shift-s=-3600,0 where the first one is negative",
     )
     add("--load", metavar="X", type=positive, help="total rate over capacity (default: 0.7)")
-    add("--sparse", action="store_true", help="pairs without a latency are not used (default: they are refused)")
+    add("--sparse", action="store_true", help="pairs without a latency are left out (default: they are refused)")
     add("--inside-ms", metavar="MS", type=positive, help="one way inside a region (default: 0.5)")
 
 
@@ -123,8 +129,7 @@ def _shifts(text: str) -> tuple[float, ...] | str:
 def import_files(options: argparse.Namespace) -> None:
     """Read, say what was understood, write."""
     from dgdlb_jax.fleets.importers import Demand, Options, check_selected, gathered
-    from dgdlb_jax.fleets.importers.counts import rebinned
-    from dgdlb_jax.fleets.tidy import summary
+    from dgdlb_jax.fleets.importers.bins import rebinned
 
     answers = Options(
         latency=options.latency,
@@ -132,45 +137,92 @@ def import_files(options: argparse.Namespace) -> None:
         bin_s=options.bin,
         by=options.by,
         tokens_per_request=options.tokens_per_request,
-        select=dict(options.select),
+        select=_selection(options.select),
         names=tuple(options.frontends),
         backends=tuple(options.backends),
     )
+    _check_once(options.files)
     findings = [finding for name in options.files for finding in _read(name, answers)]
     check_selected("--select", answers)
-    found = [rebinned(one, options.bin) if isinstance(one, Demand) else one for one in gathered(findings)]
-    _check_used(found, options)
-    said = [(finding.origin, note) for finding in found for note in (*finding.notes, summary(finding))]
-    for origin, note in dict.fromkeys(said):
-        print(f"  {origin}: {note}")
+    found = [rebinned(one, answers.use("bin_s")) if isinstance(one, Demand) else one for one in gathered(findings)]
+    _check_used(found, answers, options)
+    _say(found)
     written = _tables(found, options) if options.fleet is None else _fleet(found, options)
     print("\n".join(f"written: {path}" for path in written))
 
 
-def _check_used(found: "Sequence[Finding]", options: argparse.Namespace) -> None:
-    """Raise `InputError` for an option that nothing was read or is written by: whoever gave it expected something of it."""
-    from dgdlb_jax.fleets.importers import Curve, Demand, Latencies
+def _check_once(files: "Sequence[str]") -> None:
+    """Raise `InputError` for a file that is named twice: its measurements would count as repetitions."""
     from dgdlb_jax.numerics.results import InputError
 
-    about = {
-        "latency": (Latencies,),
-        "time_unit": (Demand,),
-        "bin": (Demand,),
-        "by": (Demand, Curve),
-        "tokens_per_request": (Curve,),
-    }
-    named = {Latencies: "latencies", Demand: "demand", Curve: "throughput"}
-    for name, kinds in about.items():
-        if getattr(options, name) is not None and not any(isinstance(one, kinds) for one in found):
-            what = " or ".join(named[kind] for kind in kinds)
-            raise InputError(f"--{name.replace('_', '-')} is about {what}, of which no file has any: leave it out.")
-    for name in ("curves", "replicas", "load", "weights", "shift_s", "inside_ms", "sparse"):
+    for k, name in enumerate(files):
+        if name in files[:k]:
+            raise InputError(f"{name} is named twice: name every file once.")
+
+
+def _selection(pairs: "Sequence[tuple[str, str]]") -> dict[str, str]:
+    """Values by column, one for each."""
+    from dgdlb_jax.numerics.results import InputError
+
+    columns = [column for column, _ in pairs]
+    for k, column in enumerate(columns):
+        if column in columns[:k]:
+            raise InputError(f"--select names {column} twice: keep one of the two, rows have one value each.")
+    return dict(pairs)
+
+
+_ABOUT_FILES = {
+    "latency": ("--latency", "what latencies are"),
+    "time_unit": ("--time-unit", "the unit of times in figures"),
+    "bin_s": ("--bin", "how wide bins of demand are"),
+    "by": ("--by", "which column of demand, or label of Prometheus, names places"),
+    "tokens_per_request": (
+        "--tokens-per-request",
+        "how many of the tokens that a throughput counts belong to one request",
+    ),
+    "names": ("--frontends", "which places of a demand are frontends"),
+    "backends": ("--backends", "which names of a matrix are backends"),
+}
+"""What the answers about files are called, and what they tell."""
+
+
+def _check_used(found: "Sequence[Finding]", answers: "Options", options: argparse.Namespace) -> None:
+    """Raise `InputError` for an option that nothing was read or is written by: whoever gave it expected something of it."""
+    from dgdlb_jax.numerics.results import InputError
+
+    for name in ("curves", "replicas", "load", "weights", "shift_s", "inside_ms"):
         if options.fleet is None and getattr(options, name):
             raise InputError(f"--{name.replace('_', '-')} is about a fleet: give --fleet as well.")
+    if options.sparse and options.fleet is None and not any(getattr(one, "holes", ()) for one in found):
+        raise InputError(
+            "--sparse changes nothing: no matrix here lacks a figure: leave it out, or give --fleet as well."
+        )
+    for name in answers.unused:
+        if name in _ABOUT_FILES and (options.fleet is None or name not in ("names", "backends")):
+            flag, tells = _ABOUT_FILES[name]
+            more = ", or give --fleet as well" if name in ("names", "backends") else ""
+            raise InputError(
+                f"{flag} changes nothing: it tells {tells}, and no file here asks for it: leave it out{more}."
+            )
     if options.fleet is not None and options.output is not None:
         raise InputError(
             "--output is for tidy tables, and those of a fleet lie beside it: keep one of --fleet and --output."
         )
+
+
+def _say(found: "Sequence[Latencies | Curve | Demand]") -> None:
+    """Print what was understood: each sentence once, after all files that it is about."""
+    from dgdlb_jax.fleets.tidy import summary
+
+    said: dict[tuple[str, str], list[str]] = {}
+    for finding in found:
+        for note in finding.notes:
+            said.setdefault((note, ""), []).extend(finding.origin.split(", "))
+        said[summary(finding), finding.origin] = finding.origin.split(", ")
+    for (note, _), origins in said.items():
+        files = list(dict.fromkeys(origins))
+        more = f" and {len(files) - _MOST_FILES} more" if len(files) > _MOST_FILES else ""
+        print(f"  {', '.join(files[:_MOST_FILES])}{more}: {note}")
 
 
 def _read(name: str, answers: "Options") -> "tuple[Finding, ...]":
@@ -212,6 +264,7 @@ def _tables(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Pat
         stem = Path(finding.origin.split(", ")[0]).stem
         name, text = "", ""
         if isinstance(finding, Latencies):
+            _check_holes(finding, options)
             name, text = f"{stem}.latency.csv", latency_csv(finding)
         elif isinstance(finding, Curve):
             name, text = f"{_file_name(finding.name)}.curve.csv", curve_csv(finding)
@@ -224,6 +277,14 @@ def _tables(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Pat
     _check_not_inputs([folder / name for name in files], options.files)
     write_all(folder, files)
     return [folder / name for name in files]
+
+
+def _check_holes(found: "Latencies", options: argparse.Namespace) -> None:
+    """A table of latencies is complete unless the user knows better."""
+    from dgdlb_jax.fleets.compose_checks import check_complete
+
+    if not options.sparse:
+        check_complete(found.holes, found)
 
 
 def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:
@@ -241,7 +302,11 @@ def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path
         inside_ms=options.inside_ms,
         sparse=options.sparse,
     )
-    return compose_fleet(found, options.fleet, choices, keep=[Path(name.rpartition("=")[2]) for name in options.files])
+    keep = [Path(name.rpartition("=")[2]) for name in options.files]
+    composed = compose_fleet(found, options.fleet, choices, keep=keep)
+    for note in composed.notes:
+        print(f"  {options.fleet.name}: {note}")
+    return composed.paths
 
 
 def _check_not_inputs(outputs: list[Path], inputs: list[str]) -> None:

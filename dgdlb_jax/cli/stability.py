@@ -6,13 +6,20 @@ from pathlib import Path
 
 from dgdlb_jax.cli.common import notes, require_extra, set_up_jax
 
+DGD = "dgd-lb"
+
 _ABOUT = """How fast may the frontends of a fleet adapt before the network latencies make them oscillate? Prints per frontend
 the recommended, the guaranteed and the critical step size of DGD-LB, which link and backend set the limit, the
 oscillation one would see beyond it, how long small deviations last, and the largest step size that settled from
-the run's own start. Writes a picture of the characteristic roots and one of the eigenvalues of the loop."""
+the run's own start. Writes a picture of the characteristic roots and one of the eigenvalues of the loop.
+
+With --policy the limit of another balancer, in its own settings: between which values of each of them it is stable,
+the period of the swings beyond, and the same edges by simulation. Writes a picture of the stable region."""
 
 _EXAMPLES = """examples:
   dgdlb stability two-by-two
+  dgdlb stability small-models --policy envoy-load-aware --set local=none
+  dgdlb stability my-fleet.toml --policy orca-weights --set weight_update_period=10
   dgdlb stability my-fleet.toml --start nearest --output results
   dgdlb stability global-llm --json --no-files | jq .limit_over_recommended
 
@@ -42,6 +49,19 @@ def add(commands) -> None:
         default="proportional",
         help="routing from which larger and larger step sizes are tried (default: proportional to capacity)",
     )
+    parser.add_argument(
+        "--policy",
+        metavar="NAME",
+        default=DGD,
+        help=f"whose limit: {DGD} (default), or another balancer of dgdlb run --policies",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a setting of that balancer, by its own name; may be repeated",
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures (default: ./dgdlb-FLEET)")
     parser.add_argument("--no-files", action="store_true", help="write nothing")
     parser.add_argument("--quiet", action="store_true", help="say nothing on standard error while it computes")
@@ -53,28 +73,50 @@ def assess(options: argparse.Namespace) -> None:
     require_extra(options)
     set_up_jax(host=True)
     from dgdlb_jax.fleets import load_fleet
+    from dgdlb_jax.numerics.results import InputError
+    from dgdlb_jax.reports import policy_limits, stability_text
     from dgdlb_jax.reports.fleet_run import folders
-    from dgdlb_jax.reports.stability_text import stability_report
     from dgdlb_jax.reports.status import status
     from dgdlb_jax.studies.results import check_folder, whole_folder
 
+    if options.set and options.policy == DGD:
+        raise InputError(
+            f"--set gives settings of another balancer: name it with --policy (its step sizes are what is looked for with {DGD})"
+        )
     folder = None if options.no_files else folders([options.fleet], options.output)[options.fleet]
+    settings = _settings(options.set)
     with notes():
         network = load_fleet(options.fleet, demand="constant")
     if folder is not None:
         check_folder(folder)
     with status(options.quiet) as told:
-        told.phase(f"{network.name or 'fleet'}: stability of DGD-LB")
-        report = stability_report(network, start=options.start)
+        told.phase(f"{network.name or 'fleet'}: stability of {options.policy}")
+        if options.policy == DGD:
+            report = stability_text.stability_report(network, start=options.start)
+        else:
+            report = policy_limits.policy_report(network, options.policy, settings)
         if not options.json:
             told.show(report.text())
-        if folder is not None:
+        written = []
+        if folder is not None and policy_limits.drawable(report):
             told.phase("writing pictures")
-            from dgdlb_jax.reports.stability_plots import save_stability_pictures
-
             with whole_folder(folder) as draft:
-                save_stability_pictures(report, draft)
+                written = policy_limits.save_pictures(report, draft)
     if options.json:
-        print(json.dumps(report.document() | {"output": folder and str(folder)}, indent=2, allow_nan=False))
-    elif folder is not None:
-        print(f"\nwritten: {folder} with roots.png and locus.png")
+        output = str(folder) if written else None
+        print(json.dumps(report.document() | {"output": output}, indent=2, allow_nan=False))
+    elif written:
+        print(f"\nwritten: {folder} with {' and '.join(path.name for path in written)}")
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    """Name -> value of `--set NAME=VALUE`."""
+    from dgdlb_jax.numerics.results import InputError
+
+    settings = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals or not name or not value:
+            raise InputError(f"--set {each}: give NAME=VALUE, such as weight_update_period=10")
+        settings[name] = value
+    return settings

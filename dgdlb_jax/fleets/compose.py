@@ -7,17 +7,20 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from dgdlb_jax.fleets.answers import Answers
 from dgdlb_jax.fleets.compose_checks import (
     check_complete,
     check_known,
     check_replicas,
     check_served,
     check_shifts,
+    check_used,
     in_own_words,
+    left_out,
     missing_arcs,
 )
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
@@ -29,13 +32,14 @@ from dgdlb_jax.model.document import check_not_inputs, toml_value, write_all
 from dgdlb_jax.numerics.results import InputError
 
 _SUN = "how much later the sun is than over {}, by longitude and in whole bins: a modelling choice, everybody has the same day"
+_INSIDE_MS = 0.5  # one way between a frontend and a backend of one region, where nobody says it
 _LOAD = 0.7  # of the highest measured throughput, where nobody says how many servers there are
 
 F = TypeVar("F", Latencies, Demand, Curve)
 
 
 @dataclass(frozen=True)
-class Choices:
+class Choices(Answers):
     """What files do not say of a fleet; what is left out is assumed, and a comment says so.
 
     - `frontends`, `backends`: names; by default those of the demand, and every region that latencies lead to.
@@ -59,36 +63,46 @@ class Choices:
     @property
     def wanted_load(self) -> float:
         """The load, or what is assumed for it."""
-        return _LOAD if self.load is None else self.load
+        return self.use("load") or _LOAD
+
+
+class Composed(NamedTuple):
+    """The files of a fleet that was written, and what its user should know: what was assumed and what was left out, in sentences."""
+
+    paths: list[Path]
+    notes: list[str]
 
 
 class _Page:
-    """A fleet file in the making: lines `key = value`, the comments in one column."""
+    """A fleet file in the making: lines `key = value`, each with its origin above; `assumed`: those whose origin is no file."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.assumed: list[str] = []
+        self._section = ""
 
     def section(self, name: str, comment: str = "") -> None:
+        self._section = f"{name}."
         self.lines += ["", f"[{name}]" + (f"  # {_plain(comment)}" if comment else "")]
 
     def put(self, key: str, value: Any, comment: str) -> None:
         wrapped = textwrap.wrap(_plain(comment), 118, break_long_words=False)
         self.lines += [*(f"# {line}" for line in wrapped), f"{key} = {toml_value(value)}"]
+        if "assumed" in comment:
+            self.assumed.append(f"{self._section}{key} = {clipped(toml_value(value))}: {_plain(comment)}")
 
     @property
     def text(self) -> str:
         return "\n".join(self.lines).lstrip("\n") + "\n"
 
 
-def compose_fleet(
-    findings: Sequence[Finding], path: Path, choices: Choices, *, keep: Sequence[Path] = ()
-) -> list[Path]:
+def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, keep: Sequence[Path] = ()) -> Composed:
     """Write a fleet file and its tables beside it. It is loaded on trial first, so that only a fleet that loads is written.
 
     **Arguments:** `findings`: latencies, at least one curve, and a demand or none; `path`: of the `.toml` file, replaced if there;
     `keep`: files that must not be replaced, those that were read.
 
-    **Returns:** the paths.
+    **Returns:** the paths, and what was assumed.
 
     **Raises:** `InputError` where something is missing, is there twice, or does not fit together.
     """
@@ -130,6 +144,7 @@ def compose_fleet(
         files[table], origins[table] = demand_csv(demand), demand.origin
         _trace(page, choices, demand, table, frontends)
     _sources(page, [latencies, *curves.values(), *([] if demand is None else [demand])])
+    check_used(choices)
     files[path.name] = page.text
     try:
         _try(path.name, files, demand is not None)
@@ -137,7 +152,8 @@ def compose_fleet(
         raise in_own_words(error, path.name, origins) from error
     check_not_inputs([path.parent / name for name in files], keep)
     write_all(path.parent, files)
-    return [path.parent / name for name in files]
+    notes = [*page.assumed, *left_out(frontends, backends, latencies, demand)]
+    return Composed([path.parent / name for name in files], notes)
 
 
 def _only(found: Sequence[F], what: str) -> F | None:
@@ -159,7 +175,8 @@ def _merged(found: Sequence[Latencies]) -> Latencies:
                     f"{one.origin} contradicts another file for {' -> '.join(map(clipped, pair))}: keep one of the two."
                 )
     notes = tuple(note for one in found for note in one.notes)
-    return Latencies(seconds, ", ".join(dict.fromkeys(one.origin for one in found)), notes)
+    holes = tuple(pair for one in found for pair in one.holes if pair not in seconds)
+    return Latencies(seconds, ", ".join(dict.fromkeys(one.origin for one in found)), notes, holes)
 
 
 def _by_slug(found: Sequence[Curve]) -> dict[str, Curve]:
@@ -174,7 +191,7 @@ def _by_slug(found: Sequence[Curve]) -> dict[str, Curve]:
 
 def _frontends(page: _Page, choices: Choices, latencies: Latencies, demand: Demand | None) -> tuple[str, ...]:
     page.section("frontends")
-    if choices.frontends:
+    if choices.use("frontends"):
         names, why = choices.frontends, "as told"
     elif demand is not None and demand.names:
         names, why = demand.names, f"from {demand.origin}"
@@ -198,9 +215,9 @@ def _backends(
     """Names, and the curve of each."""
     regions = tuple(dict.fromkeys(pair[1] for pair in latencies.seconds))
     own = tuple(name for name in regions if slug(name) in curves)
-    names = choices.backends or (own if len(own) == len(curves) else regions)
+    names = choices.use("backends") or (own if len(own) == len(curves) else regions)
     check_known(names, "--backends", latencies)
-    if choices.curves:
+    if choices.use("curves"):
         chosen = [slug(name) for name in _for_each(choices.curves, names, "--curves")]
     elif len(curves) == 1:
         chosen = [*curves] * len(names)
@@ -225,7 +242,7 @@ def _for_each(given: tuple[Any, ...], names: tuple[str, ...], option: str) -> tu
 
 def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: Demand | None) -> float | None:
     """Write the rates, or weights and a load; the total rate in requests/s where it is known."""
-    equal = not choices.weights
+    equal = not choices.use("weights")
     weights = np.array(_for_each(choices.weights or (1.0,), frontends, "--weights"), float)
     if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
         raise InputError(
@@ -274,7 +291,7 @@ def _servers(
         chosen,
         "as told" if choices.curves else every if len(curves) == 1 else "servers by the name of the place",
     )
-    if choices.replicas:
+    if choices.use("replicas"):
         check_replicas(choices.replicas)
         replicas, why = list(_for_each(choices.replicas, backends, "--replicas")), "as told"
     elif rate is None:
@@ -297,12 +314,16 @@ def _latency(
     both = set(frontends) & set(backends)
     pairs = latencies.seconds
     missing = missing_arcs(list(frontends), list(backends), latencies)
-    if not choices.sparse:
+    if not choices.use("sparse"):
         check_complete(missing, latencies)
-    if choices.inside_ms is not None:
-        page.put("inside_ms", choices.inside_ms, "one way inside a region, as told")
-    elif any((name, name) not in pairs for name in both):
-        page.put("inside_ms", 0.5, "assumed: one way inside a region, which was not measured")
+    if any((name, name) not in pairs for name in both):
+        told = choices.use("inside_ms")
+        why = (
+            "assumed: one way inside a region, which was not measured"
+            if told is None
+            else "as told: one way inside a region"
+        )
+        page.put("inside_ms", _INSIDE_MS if told is None else told, why)
     if any((i, j) not in pairs and (j, i) in pairs for i in frontends for j in backends):
         page.put("symmetric", True, "assumed: pairs that are listed one way round only take the same time in both")
     if missing:
@@ -314,10 +335,11 @@ def _trace(page: _Page, choices: Choices, demand: Demand, table: str, frontends:
     page.section("demand.trace", "dgdlb run FLEET --demand trace; without it the mean rates")
     page.put("kind", "trace", _said(demand))
     page.put("table", table, "requests per bin, scaled to the mean rates")
-    if isinstance(choices.shift_s, str):
+    shifts = choices.use("shift_s")
+    if isinstance(shifts, str):
         page.put("shift_s", sun_shifts(frontends, demand.width), _SUN.format(frontends[0]))
-    elif choices.shift_s:
-        shifts = list(_for_each(choices.shift_s, frontends, "--shift-s"))
+    elif shifts:
+        shifts = list(_for_each(shifts, frontends, "--shift-s"))
         check_shifts(shifts, demand.width, demand.origin)
         page.put("shift_s", shifts, "how much later each frontend sees the day, as told: a modelling choice")
 

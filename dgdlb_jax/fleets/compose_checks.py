@@ -6,9 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from dgdlb_jax.fleets.answers import Answers
 from dgdlb_jax.fleets.document import clipped, listed, nearest
-from dgdlb_jax.fleets.importers import Curve, Latencies, workload
-from dgdlb_jax.fleets.importers.counts import UNEVEN
+from dgdlb_jax.fleets.importers import Curve, Demand, Latencies, workload
+from dgdlb_jax.fleets.importers.base import arrows
+from dgdlb_jax.fleets.importers.bins import UNEVEN
 from dgdlb_jax.model.service import ServiceFit, fit_service
 from dgdlb_jax.numerics.results import InputError
 
@@ -35,19 +37,54 @@ def check_known(names: Sequence[str], said_by: str, latencies: Latencies) -> Non
 
 
 def missing_arcs(frontends: Collection[str], backends: Collection[str], latencies: Latencies) -> list[tuple[str, str]]:
-    """The pairs of different regions that no file has a latency for, neither one way round nor the other."""
+    """The pairs of different regions that no file has a latency for: neither one way round nor the other in a list, in a matrix that very
+    pair."""
     pairs = latencies.seconds
-    return [(i, j) for i in frontends for j in backends if i != j and (i, j) not in pairs and (j, i) not in pairs]
+    unlisted = ((i, j) for i in frontends for j in backends if i != j and (i, j) not in pairs)
+    return [(i, j) for i, j in unlisted if (j, i) not in pairs or (i, j) in latencies.holes]
 
 
 def check_complete(missing: Sequence[tuple[str, str]], latencies: Latencies) -> None:
     """Raise `InputError` where latencies are missing: large tables have holes, and which regions matter is for the user to say."""
     if missing:
-        arrows = listed([" -> ".join(map(clipped, pair)) for pair in missing])
         raise InputError(
-            f"{latencies.origin} has no latency for {arrows}: fill in what was not measured, choose regions that have all of them with "
-            "--frontends and --backends, or say --sparse if nothing goes that way."
+            f"{latencies.origin} has no latency for {arrows(missing)}: fill in what was not measured, choose regions that have all of them "
+            "with --frontends and --backends (of a fleet), or say --sparse if nothing goes that way."
         )
+
+
+def check_used(choices: Answers) -> None:
+    """Raise `InputError` for a choice that the fleet does not depend on: whoever made it expected something of it."""
+    for name in choices.unused:
+        raise InputError(
+            f"--{name.replace('_', '-')} changes nothing in this fleet, whose files say it all: leave it out."
+        )
+
+
+def left_out(
+    frontends: Collection[str], backends: Collection[str], latencies: Latencies, demand: Demand | None
+) -> list[str]:
+    """Which regions of the latencies have no part, or only one, in a fleet, and which frontends send nothing, in sentences."""
+    senders, answerers = ({pair[k]: None for pair in latencies.seconds} for k in (0, 1))
+    if senders.keys() & answerers.keys():  # regions with each other: each may be both
+        senders = answerers = senders | answerers
+    silent = [] if demand is None else [name for name in frontends if _is_silent(name, demand)]
+    lists = {
+        f"not in the fleet, although {latencies.origin} has them": [
+            name for name in senders | answerers if name not in frontends and name not in backends
+        ],
+        "no requests enter at": [name for name in senders if name not in frontends and name in backends],
+        "no servers stand at": [name for name in answerers if name not in backends and name in frontends],
+        "frontends without a request in the demand": silent,
+    }
+    return [f"{what}: {listed(names)}" for what, names in lists.items() if names]
+
+
+def _is_silent(name: str, demand: Demand) -> bool:
+    """Whether a demand that names places has no request from this one."""
+    if not demand.names:
+        return False
+    return name not in demand.names or not demand.counts[:, demand.names.index(name)].any()
 
 
 def check_replicas(replicas: Sequence[float]) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dgdlb_jax.fleets.document import Folder, Section, nearest
+from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
 from dgdlb_jax.fleets.importers import Options, read_curve, workload
 from dgdlb_jax.model.service import (
     CURVES,
@@ -85,6 +85,10 @@ def _formula(section: Section, folder: Folder) -> tuple[AbstractService, None]:
 
 def _measured(section: Section, folder: Folder) -> tuple[AbstractService, ServiceFit]:
     section.only("kind", "table", "workload", "throughput", "rate_scale", "capacity", "tokens_per_request", "select")
+    for key in ("workload", "throughput") if "table" in section else ("tokens_per_request", "select"):
+        if key in section:
+            what = "stands beside table" if "table" in section else "is about a table, and there is none"
+            raise section.error(key, what, "remove it.")
     if "table" in section:
         name, held, throughput = _from_table(section, folder)
     else:
@@ -111,6 +115,8 @@ def _from_table(section: Section, folder: Folder) -> tuple[str, list[float], lis
         select={key: select.text_of(key) for key in select.content},
     )
     curve = read_curve(folder, name, section.place, options)
+    if "tokens_per_request" in options.unused:
+        raise section.error("tokens_per_request", f"changes nothing in how {clipped(name)} is read", "remove it.")
     section.notes.extend(f"{name}: {note}." for note in curve.notes)
     return name, [workload(point) or 0.0 for point in curve.points], [point.throughput for point in curve.points]
 

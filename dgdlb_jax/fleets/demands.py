@@ -10,8 +10,12 @@ from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
 from dgdlb_jax.fleets.importers import Demand, Options, Source, prometheus
-from dgdlb_jax.fleets.importers.counts import UNEVEN, bin_width, counted_columns, is_counts, only_figures, widened
+from dgdlb_jax.fleets.importers.bins import UNEVEN, bin_width, only_figures, rebinned
+from dgdlb_jax.fleets.importers.counts import counted_columns, is_counts
+from dgdlb_jax.fleets.importers.long_counts import widened
+from dgdlb_jax.fleets.importers.plausible import doubts
 from dgdlb_jax.fleets.importers.requests import read_requests
+from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.demand_kinds import DEMANDS, DemandKind
@@ -109,34 +113,52 @@ def _bins(section: Section, base: Base, folder: Folder, scaled: bool) -> tuple[n
         by=section.text_of("by", None),
         names=base.names,
     )
+    found = _read_bins(section, base, folder, source, options, scaled)
+    for key in ("bin_s", "time_unit", "by"):
+        if key in options.unused:
+            raise section.error(key, f"changes nothing in how {clipped(name)} is read", "remove it.")
+    return found
+
+
+def _read_bins(
+    section: Section, base: Base, folder: Folder, source: Source, options: Options, scaled: bool
+) -> tuple[np.ndarray, np.ndarray]:
     if prometheus.IMPORTER.recognises(source, options):
         arrivals = prometheus.series(source, dataclasses.replace(options, role="arrivals"))[0]
-        return _columns(section, base, prometheus.demand(arrivals), scaled)
-    plain = source.table or Table.read(folder, name, section.place)
-    table = widened(plain, options)
+        return _columns(section, base, rebinned(prometheus.demand(arrivals), options.use("bin_s")), scaled)
+    table, notes = widened(source.table or Table.read(folder, source.name, section.place), options)
     named_bins = "time_s" in table.columns and only_figures(table)
     if "bin_width_s" in section or named_bins or is_counts(table, options):
-        for key in ("bin_s", "by") if table is plain else ("bin_s",):
-            if key in section:
-                what = "is for tables of single requests"
-                raise section.error(key, what, "remove it: this table has its bins already.")
-        return _counts(section, base, table, scaled)
+        section.notes.extend(f"{source.name}: {note}." for note in notes)
+        return _counts(section, base, table, options, scaled)
     return _columns(section, base, read_requests(table, options), scaled)
 
 
-def _counts(section: Section, base: Base, table: Table, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+def _counts(
+    section: Section, base: Base, table: Table, options: Options, scaled: bool
+) -> tuple[np.ndarray, np.ndarray]:
     given = "bin_width_s" in section
-    unit = section.text_of("time_unit", None)
-    width = np.array(section.numbers("bin_width_s", len(base.names), above=True) if given else bin_width(table, unit))
+    width = np.array(
+        section.numbers("bin_width_s", len(base.names), above=True) if given else bin_width(table, options)
+    )
+    if given and "time_s" in table.columns and (width != bin_width(table, options)).any():
+        at = f"is {width[0]:g}, and the lines of {clipped(table.name)} are {bin_width(table, options):g} s apart"
+        raise section.error("bin_width_s", at, "remove it, or the column time_s.")
     columns = counted_columns(table, base.names) if scaled else tuple(table.column(name) for name in base.names)
     columns = columns * len(base.names) if len(columns) == 1 and columns[0] not in base.names else columns
-    values = {column: table.numbers(column) for column in dict.fromkeys(columns)}
-    return width, np.array([values[column] for column in columns]).T
+    values = {
+        column: table.numbers(column, counts=period(column) is None and scaled) for column in dict.fromkeys(columns)
+    }
+    counts = np.array([values[column] for column in columns]).T
+    if not given:
+        found = Demand((), float(width), counts, table.name)
+        section.notes.extend(f"{table.name}: {doubt}." for doubt in doubts(found))
+    return width, counts
 
 
 def _columns(section: Section, base: Base, found: Demand, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
     """The columns of all names in their order, from a demand that was read; requests/s where it is not scaled."""
-    section.notes.extend(f"{found.origin}: {note}." for note in found.notes)
+    section.notes.extend(f"{found.origin}: {note}." for note in (*found.notes, *doubts(found)))
     if not found.names and not scaled and len(base.names) > 1:
         raise section.error(
             "scaled", "is false, but the table names no frontends", "say by which column, or leave it out."

@@ -20,6 +20,7 @@ LARGEST_FILE = 256_000_000
 """Bytes of a text file that is read as a whole."""
 LONGEST_NAME = 200
 """Letters of a name of a fleet, a frontend or a backend."""
+_PACKED = ("PK\x03\x04", "PAR1")  # how Excel's workbooks, zip archives and Parquet files begin
 _MOST_NAMES = 8
 _LONGEST_PATH = 300
 
@@ -48,7 +49,12 @@ def read_text(file: Folder, wanted_by: str = "") -> str:
     name = str(file) if len(str(file)) <= _LONGEST_PATH else clipped(file.name)
     try:
         _check_readable(file)
-        return file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
+        if text.startswith(_PACKED):
+            raise InputError(f"{name} is a workbook or an archive and no text: save what is in it as CSV.")
+        return text
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not a text file in UTF-8 (byte {error.start}): save it as UTF-8.") from error
     except FileNotFoundError as error:

@@ -10,6 +10,7 @@ from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
 from dgdlb_jax.fleets.importers import LATENCIES as UNITS  # keys of matrices, and seconds one way in one of each
 from dgdlb_jax.fleets.importers import Options, read_latency
 from dgdlb_jax.fleets.importers.base import Latencies as Listed
+from dgdlb_jax.fleets.importers.plausible import doubts
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -61,6 +62,12 @@ def _forward(section: Section, places: Places, mask: np.ndarray, folder: Folder)
         return _from_table(section, "table", places, mask, folder)
     shape = (len(places.frontends), len(places.backends))
     matrix = np.array(section.matrix(given[0], *shape), float)
+    if given[0] != "one_way_s":  # which networks are written in, and those need not be real
+        seconds = dict(zip(_used(places, mask), matrix[mask] * UNITS[given[0]], strict=True))
+        section.notes.extend(f"{section.place}: {doubt}." for doubt in doubts(Listed(seconds, section.place)))
+    for key in ("unit", "symmetric", "inside_ms"):
+        if key in section and not any(section.text_of(name, "").endswith(".csv") for name in ("feedback", "cost")):
+            raise section.error(key, f"is about tables, and {given[0]} is none", "remove it.")
     return np.where(mask, matrix * UNITS[given[0]], 0.0)
 
 
@@ -106,7 +113,11 @@ def _from_table(section: Section, key: str, places: Places, mask: np.ndarray, fo
             return listed[target, origin]
         return inside if origin == target else None
 
-    return _matrix(places, mask, look_up, lambda pairs: _missing(found, section, pairs))
+    made = _matrix(places, mask, look_up, lambda pairs: _missing(found, section, pairs))
+    own = [pair for pair in _used(places, mask) if pair[0] == pair[1]]
+    if inside is not None and own and all(pair in listed for pair in own):
+        section.notes.append(f"{section.place}: inside_ms is not used, as {found.origin} has latencies inside regions.")
+    return made
 
 
 def _matrix(
@@ -117,8 +128,7 @@ def _matrix(
 ) -> np.ndarray:
     matrix = np.zeros(mask.shape)
     missing = []
-    for i, j in np.argwhere(mask):
-        pair = places.frontend_regions[i], places.backend_regions[j]
+    for (i, j), pair in zip(np.argwhere(mask), _used(places, mask), strict=True):
         value = look_up(*pair)
         if value is None:
             missing.append(pair)
@@ -127,6 +137,11 @@ def _matrix(
     if missing:
         raise complain(missing)
     return matrix
+
+
+def _used(places: Places, mask: np.ndarray) -> list[tuple[str, str]]:
+    """The regions of all arcs, row by row."""
+    return [(places.frontend_regions[i], places.backend_regions[j]) for i, j in np.argwhere(mask)]
 
 
 def _missing(found: Listed, section: Section, pairs: list[tuple[str, str]]) -> InputError:

@@ -4,13 +4,17 @@ import copy
 import csv
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dgdlb_jax.fleets.document import Folder, clipped, counted, nearest, read_text, rule_for, shown
-from dgdlb_jax.fleets.numerals import Numerals, numerals_of
+from dgdlb_jax.fleets.numerals import Numerals, is_unclear, mixes_notations, numerals_of
 from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError
+
+# The first line of files for Excel, which then knows what separates the cells.
+_TELLS_SEPARATOR = re.compile(r"\"?sep=.\"?", re.IGNORECASE)
 
 
 class Cells(Mapping[str, str]):
@@ -47,6 +51,7 @@ class Table:
 
     def __init__(self, name: str, text: str):
         self.name = clipped(name)
+        self._mixed: dict[str, bool] = {}
         lines, cells = self._cells(text.removeprefix("\ufeff"))
         self.columns = cells[0]
         self._check_header(lines[0])
@@ -70,7 +75,7 @@ class Table:
     def of_records(cls, name: str, records: Sequence[Mapping[str, Any]]) -> "Table":
         """Records with the same kind of fields as a table; a field that a record lacks is an empty cell."""
         table = cls.__new__(cls)
-        table.name, table.separator, table.numerals = clipped(name), ",", Numerals()
+        table.name, table.separator, table.numerals, table._mixed = clipped(name), ",", Numerals(), {}
         table.columns = list(dict.fromkeys(str(key) for record in records for key in record))
         text = [{column: _cell(record.get(column)) for column in table.columns} for record in records]
         table.rows = [Row(number, cells) for number, cells in enumerate(text, start=1)]
@@ -79,7 +84,9 @@ class Table:
     def _cells(self, text: str) -> tuple[list[int], list[list[str]]]:
         """The line numbers and cells of everything that is neither blank nor a comment."""
         numbered = enumerate(text.splitlines(), start=1)
-        kept = {k: line for k, line in numbered if line.strip() and not line.lstrip().startswith("#")}
+        kept = {k: line for k, line in numbered if line.strip(' \t,;"') and not line.lstrip().startswith("#")}
+        if _TELLS_SEPARATOR.fullmatch(next(iter(kept.values()), "").strip()):
+            kept.pop(next(iter(kept)))
         self.separator = max(",;\t", key=next(iter(kept.values()), "").count)
         try:
             rows = list(csv.reader(io.StringIO("\n".join(kept.values())), delimiter=self.separator))
@@ -89,7 +96,7 @@ class Table:
             raise InputError(f"{self.name} has a quoted cell that runs over several lines: close the quotes in each.")
         if len(rows) < 2:
             raise InputError(f"{self.name} has no rows: write a line of column names and at least one line of values.")
-        return list(kept), [[cell.strip() for cell in row] for row in rows]
+        return list(kept), _without_empty_columns([[cell.strip() for cell in row] for row in rows])
 
     def _check_header(self, line: int) -> None:
         for k, column in enumerate(self.columns):
@@ -116,18 +123,36 @@ class Table:
         )
         raise InputError(f'{self.name}: column "{known[0]}" is missing ({hint.rstrip(".")}): add or rename it.')
 
-    def number(self, row: Row, column: str, *, minimum: float = 0.0, above: bool = False) -> float:
-        """A cell as a finite number of at least (or above) `minimum`."""
-        cell = row.cells[column]
-        if self.numerals.contradicts(cell):
+    def number(
+        self, row: Row, column: str, *, minimum: float = 0.0, above: bool = False, counts: bool = False
+    ) -> float:
+        """A cell as a finite number of at least (or above) `minimum`; `counts`: the column counts things."""
+        if self.numerals.contradicts(row.cells[column]):
             raise self.error(row, column, "has a point, other numbers have decimal commas", "write all in one way.")
+        plain = self._plain(row, column, counts)
         try:
-            value = float(self.numerals.plain(cell))
+            value = float(plain)
         except ValueError as error:
             raise self.error(row, column, "is not a number", "correct the cell.") from error
         if not in_range(value, minimum, above):
             raise self.error(row, column, "is out of range", f"give {rule_for(minimum, above)}.")
         return value
+
+    def _plain(self, row: Row, column: str, counts: bool = False) -> str:
+        """A cell as Python reads it, where it is clear which number it is."""
+        cell = row.cells[column]
+        if is_unclear(cell) and (not self.numerals.known or self._is_mixed(column, counts)):
+            whole, decimals = cell.replace(".", "").replace(",", ""), cell.replace(",", ".")
+            what = f"could be {whole} or {float(decimals):g}, and no other figure tells which"
+            raise self.error(row, column, what, "write it without separated thousands, or all with other decimals.")
+        return self.numerals.plain(cell)
+
+    def _is_mixed(self, column: str, counts: bool) -> bool:
+        """Whether the points of a column are decimal ones in some cells and cannot be in others; looked at once, logs are long."""
+        if column not in self._mixed:
+            pointed = self.numerals.decimal == "." and mixes_notations((row.cells[column] for row in self.rows), counts)
+            self._mixed[column] = pointed
+        return self._mixed[column]
 
     def is_number(self, cell: str) -> bool:
         """Whether a cell is a finite number as this table writes them."""
@@ -136,9 +161,9 @@ class Table:
         except ValueError:
             return False
 
-    def numbers(self, column: str, *, minimum: float = 0.0, above: bool = False) -> list[float]:
+    def numbers(self, column: str, *, minimum: float = 0.0, above: bool = False, counts: bool = False) -> list[float]:
         """A whole column."""
-        return [self.number(row, column, minimum=minimum, above=above) for row in self.rows]
+        return [self.number(row, column, minimum=minimum, above=above, counts=counts) for row in self.rows]
 
     def error(self, row: Row, column: str, problem: str, remedy: str) -> InputError:
         """The exception to raise about a cell: `latency.csv:7:3: rtt_ms "x" <problem>: <remedy>`."""
@@ -147,7 +172,16 @@ class Table:
 
     def records(self) -> list[dict[str, str]]:
         """The rows by column, their numbers as Python reads them."""
-        return [{column: self.numerals.plain(cell) for column, cell in row.cells.items()} for row in self.rows]
+        return [{column: self._plain(row, column) for column in row.cells} for row in self.rows]
+
+
+def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:
+    """The lines without the columns that have neither a name nor a cell, which spreadsheets leave beside others."""
+    width = len(rows[0])
+    if all(rows[0]) or any(len(row) != width for row in rows):
+        return rows
+    kept = [k for k in range(width) if any(row[k] for row in rows)]
+    return [[row[k] for k in kept] for row in rows]
 
 
 def _cell(value: Any) -> str:

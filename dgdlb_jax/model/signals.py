@@ -132,19 +132,19 @@ class _Tables:
         if not any(isinstance(event, needs or chosen) for event, *_ in changes):
             return None
         times = [[] for _ in range(columns)]
-        values: list[list] = [[1.0] for _ in range(columns)]
-        for event, where, value in changes:
+        numbers = [[0] for _ in range(columns)]  # of changes, from 1 on: which one a column has its value from
+        for number, (event, where, _) in enumerate(changes, start=1):
             for column in where:
                 if times[column][-1:] == [event.at]:
-                    values[column][-1] = value
+                    numbers[column][-1] = number
                     continue
                 times[column].append(event.at)
-                values[column].append(value)
+                numbers[column].append(number)
         jumps = max(map(len, times))
-        filled = [own + [NEVER] * (jumps - len(own)) for own in times]
-        held = [own + own[-1:] * (jumps + 1 - len(own)) for own in values]
-        table = jnp.stack([jnp.stack([jnp.asarray(value, self.dtype) for value in own]) for own in held], axis=-1)
-        return Steps(jnp.asarray(np.array(filled).T, self.dtype), table)
+        filled = np.array([own + [NEVER] * (jumps - len(own)) for own in times])
+        held = np.array([own + own[-1:] * (jumps + 1 - len(own)) for own in numbers])
+        values = jnp.stack([jnp.asarray(value, self.dtype) for value in (1.0, *(value for *_, value in changes))])
+        return Steps(jnp.asarray(filled.T, self.dtype), values[held.T])
 
     def _change(self, event: Event) -> Change:
         network = self.network

@@ -63,9 +63,14 @@ def check_positive(name: str, value: Matrices, remedy: str = "give a positive fi
 _PATIENCE = 900  # seconds
 
 
+def within_patience(seconds: float) -> bool:
+    """Whether a computation of which nobody asked how long it is takes at most a quarter of an hour on one core."""
+    return seconds <= _PATIENCE
+
+
 def require_patience(what: str, seconds: float, remedy: str) -> None:
-    """Raise `InputError` for a computation of which nobody asked how long it is, and that takes above a quarter of an hour on one core."""
-    if seconds > _PATIENCE:
+    """Raise `InputError` for a computation that is not `within_patience`."""
+    if not within_patience(seconds):
         raise InputError(f"{what}, about {seconds / 60:,.0f} minutes on one core: {remedy}.")
 
 

@@ -320,3 +320,12 @@ def _nullify(entry: dict[str, Any], prefix: str = "") -> list[str]:
             entry[key] = None
             places.append(f"{prefix}{key}")
     return places
+
+
+def nullified(value: Any) -> Any:
+    """The same document with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: nullified(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [nullified(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

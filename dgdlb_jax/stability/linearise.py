@@ -209,7 +209,7 @@ def _near_rest(
     network: Network, policy: AbstractPolicy, optimum: Optimum
 ) -> tuple[Callable[..., tuple[Array, State]], State]:
     """The raw velocity and the new memory, `(change, moved, state, step)`, and the memory at rest; windows apart."""
-    field = _field(network, policy.without_windows)
+    field = field_at_rest(network, policy.without_windows)
     x, n = optimum.routing.T, optimum.workload
     t, nothing = jnp.zeros(network.frontends, n.dtype), jnp.zeros_like(x)
     seen = jnp.broadcast_to(n[:, None], x.shape)
@@ -252,7 +252,7 @@ def _per_arc(
     )
 
 
-def _field(network: Network, policy: AbstractPolicy) -> Field:
+def field_at_rest(network: Network, policy: AbstractPolicy) -> Field:
     """The vector field of one network at rest: demand and capacity at their means."""
     still = network.with_arrival_rate(network.arrival_rate)
     if network.capacity is not None:

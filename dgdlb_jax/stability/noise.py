@@ -26,7 +26,7 @@ from dgdlb_jax.equilibrium.operating_point import OperatingPoint
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_frontend, each_network, require_double
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import check_positive
+from dgdlb_jax.numerics.checks import check_positive, require_patience, within_patience
 from dgdlb_jax.numerics.results import Result, code, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
@@ -35,9 +35,17 @@ from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
 from dgdlb_jax.stability.loop_transfer import LoopTransfer
 
-_POINTS = (4096, 65_536)  # frequencies, evenly in the logarithm; the more where the fewer do not resolve a resonance
+_POINTS = (
+    512,
+    4096,
+    65_536,
+)  # frequencies, evenly in the logarithm; the more where the fewer do not resolve a resonance
+_TRACED = 4096  # inside a transformation, where nobody can look whether they did
+_PER_ENTRY = 2e-9  # seconds: of products of matrices, measured at 1 x 200, 32 x 32 and 64 x 64 on one core
 _BLOCK = 64  # of them side by side
-_TURN = 0.5  # radians from one frequency to the next: a resonance that is passed turns the determinant by half a turn
+_TURN = (
+    0.5  # radians by which the turn from one frequency to the next changes: a resonance that is passed adds half a turn
+)
 _SLOWER, _FASTER = 1e-5, 3e3  # than the slowest and fastest motion: where the integral over frequencies begins and ends
 _NEUTRAL = 1e-9  # of the fastest routing mode: slower ones are rounding of those that do not move
 _ACCURACY = 1e-3  # of a variance; coarser integrals are not handed out
@@ -106,14 +114,19 @@ def noise(
     **Returns:** a `Noise`, differentiable while the arcs in use do not change. Where `holds` is false the figures are only a guide: idle
     arcs within reach of the noise add to the cost, shares that are clipped at 0 take from it.
 
-    **Raises:** `InputError` in single precision, for a policy that is unstable or jumps, or whose memory does not rest, a scale that
-    is not positive, or demand above capacity; `ConvergenceError` so close to the limit of stability that the integral over frequencies
-    is not resolved.
+    **Raises:** `InputError` in single precision, for a policy that is unstable or jumps, or whose memory does not rest, a scale that is not
+    positive, demand above capacity, or a network that would take above a quarter of an hour (200 x 200); `ConvergenceError` so close to the
+    limit of stability that the integral over frequencies is not resolved.
 
     **Source:** own derivation; held against whole requests and closed forms in the tests.
     """
     require_double(network, "noise")
     check_positive("scale", scale)
+    require_patience(
+        f"noise of {network.frontends} frontends and {network.backends} backends takes the spectrum of all routings",
+        _seconds(network, _POINTS[0]),
+        "frontends that are alike, and backends that are, may be summed into one",
+    )
     rule, best = policy_and_optimum("noise", network, policy, optimum)
     rule = DGDLB(default_step_size(network, best)) if rule is None else rule
     rule = each_frontend(network, rule, type(rule).__name__)
@@ -121,12 +134,28 @@ def noise(
     check_smooth(network, rule, best)
     limit = critical_step_size(network, rule, best, throw=throw)
     factor = jnp.asarray(scale, limit.dtype)
-    found = each_network(_coarse, network, rule, best, limit, factor)
-    if is_concrete(found) and np.any(np.asarray(found.result) == Result.not_converged):
-        found = each_network(_fine, network, rule, best, limit, factor)
+    arguments = network, rule, best, limit, factor
+    found = _resolved(*arguments) if is_concrete(arguments) else each_network(_WITH[_TRACED], *arguments)
     if throw:
         raise_on_failure(found.result, "noise")
     return found
+
+
+def _resolved(network: Network, *arguments) -> Noise:
+    """With as many frequencies as it takes, and as patience has: a resonance may need more than that."""
+    found = each_network(_WITH[_POINTS[0]], network, *arguments)
+    for points in _POINTS[1:]:
+        unresolved = np.any(np.asarray(found.result) == Result.not_converged)
+        if not unresolved or not within_patience(_seconds(network, points)):
+            break
+        found = each_network(_WITH[points], network, *arguments)
+    return found
+
+
+def _seconds(network: Network, points: int) -> float:
+    """About, on one core: a factorisation and a product of matrices per frontend, at every frequency."""
+    networks = 1 if network.batch is None else network.batch
+    return _PER_ENTRY * networks * points * (network.frontends + 4) * network.backends**3
 
 
 def _noise(network: Network, policy: AbstractPolicy, optimum: Optimum, limit, scale, *, points: int) -> Noise:
@@ -153,14 +182,14 @@ def _noise(network: Network, policy: AbstractPolicy, optimum: Optimum, limit, sc
     )
 
 
-_coarse, _fine = (partial(_noise, points=points) for points in _POINTS)
+_WITH = {points: partial(_noise, points=points) for points in _POINTS}
 
 
 def _variances(
     linear: Linearisation, rate: Float[Array, " backends"], points: int
 ) -> tuple[Array, Array, Array, Float[Array, ""]]:
-    r"""At scale 1: $\mathrm{Var} N - r/a$, $\mathrm{Var} x$, the first again from half of the frequencies; and the largest turn of
-    $\det (I + L)$ from one frequency to the next.
+    r"""At scale 1: $\mathrm{Var} N - r/a$, $\mathrm{Var} x$, the first again from half of the frequencies; and by how much the turn of
+    $\det (I + L)$ from one frequency to the next changes at most (the turn itself is the sum of those of all modes).
 
     The integrand less that of a routing that never changes falls like $w^{-4}$; it has finite limits at 0. In $u = \log w$ the
     trapezoidal rule converges geometrically once the spacing is below the relative width of the sharpest resonance.
@@ -183,7 +212,8 @@ def _variances(
     below = lambda values: values[0] / jnp.pi  # the spectrum is flat between 0 and the first frequency
     whole = lambda values: spacing * (values.sum(0) - (values[0] + values[-1]) / 2) + below(values)
     every_other = 2 * spacing * (power[::2].sum(0) - power[0] / 2) + below(power)
-    turn = jnp.abs(jnp.angle(turned[1:] * turned[:-1].conj())).max()
+    step = turned[1:] * turned[:-1].conj()
+    turn = jnp.abs(jnp.angle(step[1:] * step[:-1].conj())).max()
     return tuple(jnp.where(moving, values, 0) for values in (whole(power), whole(shares), every_other, turn))  # pyright: ignore[reportReturnType]
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.service import replicas
 from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.registry import View
 from dgdlb_jax.numerics.results import InputError
@@ -72,6 +73,27 @@ def cap_speed(network: Network, optimum: Optimum, step_size: StepSize) -> Capped
     return CappedDGDLB(step_size, 0.1 / jnp.maximum(longest, 1e-9))
 
 
+_FULL = 0.9  # of nominal capacity: where a server counts as having all its slots in use
+
+
+def by_hosts(policy: Callable[..., AbstractPolicy], network: Network, **options: Any) -> AbstractPolicy:
+    """A rule that counts hosts and their slots, in units of the network: a replica is one host, with as many slots as keep it nine
+    tenths busy, or as it was measured with."""
+    capacity, slots = over_networks(_per_host, network)
+    return policy(host_capacity=capacity, max_concurrency=slots, **options)
+
+
+def _per_host(network: Network) -> tuple[Float[Array, "frontends backends"], Float[Array, "frontends backends"]]:
+    """What one host of each backend serves, and how many requests it holds; 1 where nothing is served."""
+    service, there = network.mean_service, network.backend_mask
+    capacity, count = service.nominal_capacity, replicas(service)
+    measured = service.measured_workload
+    slots = jnp.where(jnp.isfinite(measured), measured, service.inverse(_FULL * capacity))
+    usable = there & (capacity > 0) & jnp.isfinite(slots) & (slots > 0)
+    spread = lambda each: jnp.broadcast_to(jnp.where(usable, each / count, 1), network.latency.shape)
+    return spread(capacity), spread(slots)
+
+
 _RECIPES: dict[str, Callable[[Any, Network, Optimum, StepSize], AbstractPolicy]] = {
     "no parameters": lambda policy, network, optimum, step: policy(),
     "step size": lambda policy, network, optimum, step: policy(step),
@@ -80,6 +102,8 @@ _RECIPES: dict[str, Callable[[Any, Network, Optimum, StepSize], AbstractPolicy]]
     "curvature": lambda policy, network, optimum, step: follow_curvature(network, optimum, step),
     "capped speed": lambda policy, network, optimum, step: cap_speed(network, optimum, step),
     "softmin": lambda policy, network, optimum, step: calm_softmin(network),
+    "hosts": lambda policy, network, optimum, step: by_hosts(policy, network),
+    "slots": lambda policy, network, optimum, step: by_hosts(policy, network, report="concurrency"),
     "spillover": lambda policy, network, optimum, step: spillover(network),
     "optimum": lambda policy, network, optimum, step: policy(optimum.routing),
 }

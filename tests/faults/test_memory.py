@@ -35,6 +35,15 @@ def test_saved_instants(little, rng):
         dgd.simulate(small_network(rng), dgd.DGDLB(0.05), duration=1e8 * DT, dt=DT)
 
 
+def test_whole_requests(little, rng):
+    network, key = small_network(rng), jax.random.key(0)
+    with pytest.raises(InputError, match=r"saves 100,000,001 instants takes about .* GB .* use SaveAt\(every=\.\.\.\)"):
+        dgd.simulate_requests(network, dgd.Uniform(), key, duration=1e8 * DT, dt=DT, save=dgd.SaveAt(every=1))
+    dt = float(network.latency.max()) / 1e8
+    with pytest.raises(InputError, match=r"with 100,000,00\d delay rows .* has 8 GB: raise dt$|raise dt\."):
+        dgd.simulate_requests(network, dgd.Uniform(), key, duration=10 * dt, dt=dt)
+
+
 def test_a_batch_counts_as_a_whole(little, rng):
     network = small_network(rng)
     many = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (3000, *leaf.shape)), network)

@@ -1,12 +1,14 @@
 """Legal extremes of size: the optimum against the optimality conditions worked out in NumPy from the curve's own formula, limits of
 stability against closed forms."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
+from dgdlb_jax import events
 from dgdlb_jax.numerics.results import InputError
 from oracles import critical_gain, rightmost_root
 
@@ -54,6 +56,54 @@ def test_the_optimum_of_all_sizes(shape, kind):
     network = network_of(*shape, identical=kind == "identical", lonely=kind == "lonely")
     optimum = dgd.solve_optimum(network, throw=False)
     check_optimal(network, optimum)
+
+
+@pytest.mark.parametrize("shape", [(1, 12), *(pytest.param(one, marks=pytest.mark.full) for one in LARGE)])
+def test_events_of_all_sizes_conserve_requests(shape):
+    """A failure, a slower link and more demand: what was sent is at the backends, on the way, served or lost. Nothing is served here."""
+    network = network_of(*shape, identical=True)
+    bottomless = eqx.tree_at(lambda each: each.service.max_rate, network, jnp.full(shape[1], 1e-15))
+    rate = 7.0 * shape[1] / shape[0]
+    happens = [events.Latency(0.3, 2.0, 0), events.Demand(0.4, 1.3, 0)]
+    if shape[1] > 1:
+        happens += [events.Fails(0.2, 0), events.Recovers(1.0, 0)]
+    routing, workload = np.full(shape, 1 / shape[1]), np.zeros(shape[1])
+    run = dgd.simulate(
+        bottomless,
+        dgd.FixedRouting(routing),
+        duration=2.0,
+        dt=0.05,
+        initial=(routing, workload),
+        events=happens,
+        save=dgd.SaveAt(every=10, fields=("workload", "in_flight", "routing")),
+    )
+    time = np.asarray(run.time)
+    sent = rate * shape[0] * (0.1 + time) + 0.3 * rate * np.maximum(time - 0.4, 0)
+    held = np.asarray(run.workload).sum(-1) + np.asarray(run.lost).sum(-1) + np.asarray(run.in_flight)
+    np.testing.assert_allclose(held, sent, rtol=1e-9)
+    # The first backend loses what was on the way to it, and what is sent there until the news of the failure is in.
+    expected = rate * shape[0] / shape[1] * (0.1 + 0.2 + 0.1) if shape[1] > 1 else 0
+    np.testing.assert_allclose(np.asarray(run.lost).sum(-1)[-1], expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(np.asarray(run.routing).sum(-1), 1, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 12), *(pytest.param(one, marks=pytest.mark.full) for one in LARGE)])
+def test_own_requests_of_all_sizes_obey_littles_law(shape):
+    """Identical backends at rest under equal shares: every frontend counts its flow times the time until the answer is back."""
+    network = network_of(*shape, identical=True)
+    rest = 5.0 * 0.7 / 0.3
+    routing = np.full(shape, 1 / shape[1])
+    run = dgd.simulate(
+        network,
+        dgd.WeightedLeastRequest(),
+        duration=1.0,
+        dt=0.05,
+        initial=(routing, np.full(shape[1], rest)),
+        save=dgd.SaveAt.final(),
+    )
+    each = 7.0 / shape[0]
+    np.testing.assert_allclose(run.final.own.count, np.full(shape, each * (0.1 + rest / 7.0 + 0.1)), rtol=1e-9)
+    np.testing.assert_allclose(run.final.routing, routing, atol=1e-9)
 
 
 @pytest.mark.full

@@ -30,7 +30,9 @@ from dgdlb_jax.fleets.importers.base import (
     Series,
     check_selected,
 )
+from dgdlb_jax.fleets.importers.bins import requests_column
 from dgdlb_jax.fleets.importers.little import settled, workload
+from dgdlb_jax.fleets.importers.plausible import doubted
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES
 from dgdlb_jax.fleets.tables import Table
@@ -58,6 +60,8 @@ def find_importer(source: Source, options: Options) -> Importer:
     for importer in IMPORTERS:
         if importer.recognises(source, options):
             return importer
+    if source.table is not None:
+        _complain_about(source.table)
     columns = [] if source.table is None else source.table.columns
     has = f", and has the columns {listed(columns)}" if columns else ""
     known = ", ".join(one.name for one in IMPORTERS)
@@ -68,9 +72,21 @@ def find_importer(source: Source, options: Options) -> Importer:
     )
 
 
+def _complain_about(table: Table) -> None:
+    """Raise the complaint of the layout that a table nearly has, if it nearly has one."""
+    if latency_pairs.ends_of(table) is not None:
+        latency_pairs.read_pairs(table)
+    if any(map(throughput_table.period, table.columns)):
+        throughput_table.layout(table)
+    if (every := requests_column(table)) is not None:
+        raise InputError(
+            f'{table.name}: "{clipped(every)}" counts requests, and no column says when: add a column of times such as time_s.'
+        )
+
+
 def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
     """What several files say together: runs of one kind of server make one curve, and results of Prometheus demand and curves."""
-    found: list[Latencies | Curve | Demand] = []
+    found: list[Latencies | Demand] = []
     curves: dict[str, Curve] = {}
     series: list[Series] = []
     for finding in findings:
@@ -81,12 +97,12 @@ def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
             _check_once(finding, series)
             series.append(finding)
         else:
-            found.append(finding)
-    found += [settled(curve) for curve in _without_single_points(list(curves.values()))]
-    found += [prometheus.demand(one) for one in series if one.role == "arrivals"]
+            found.append(doubted(finding))
+    made = _without_single_points(list(curves.values()))
     rest = [one for one in series if one.role != "arrivals"]
-    found += [settled(curve) for curve in prometheus.curves(rest)] if rest else []
-    return found
+    made += prometheus.curves(rest) if rest else ()
+    found += [doubted(prometheus.demand(one)) for one in series if one.role == "arrivals"]
+    return [*found, *(doubted(settled(curve)) for curve in made)]
 
 
 def _without_single_points(curves: list[Curve]) -> list[Curve]:
@@ -121,8 +137,13 @@ def read_latency(folder: Folder, name: str, wanted_by: str, options: Options) ->
         if importer.section == "latency" and importer.recognises(source, options):
             found = importer.read(source, options)[0]
             assert isinstance(found, Latencies)
-            return found
-    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.latency)
+            return found if _is_own(source) else doubted(found)
+    return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.use("latency"))
+
+
+def _is_own(source: Source) -> bool:
+    """Whether a table of latencies is one that this package writes, of a network that need not be real: nobody mistakes its unit."""
+    return source.table is not None and source.table.columns == ["from", "to", "one_way_s"]
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:

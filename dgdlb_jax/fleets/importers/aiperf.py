@@ -77,6 +77,7 @@ def _point(file: Source, metrics: Metrics) -> Point:
     throughput = needed(file.name, {"request_throughput": metrics["request_throughput"][0]}, "request_throughput")
     held, tokens = (metrics.get(name, (0.0, ""))[0] for name in ("effective_concurrency", "output_sequence_length"))
     cap, rate = (_setting(file.document, *names) for names in (("concurrency",), ("request_rate", "rate")))
+    completed, failed = (metrics.get(name, (0.0, ""))[0] for name in ("request_count", "error_request_count"))
     known = cap is not None or rate is not None
     setting = f"{cap} at once, {rate} requests/s" if known else ""
     return Point(
@@ -86,6 +87,8 @@ def _point(file: Source, metrics: Metrics) -> Point:
         latency=_latency(file.name, metrics),
         tokens=tokens or None,
         setting=setting,
+        completed=completed,
+        failed=failed,
     )
 
 
@@ -126,6 +129,13 @@ def _model(document: Any) -> str:
     return next(filter(None, map(_model, document.values())), "")
 
 
+def _tool(file: Source, metrics: Metrics) -> str:
+    """Which of the two wrote a file: GenAI-Perf says "per sec" in CSV, and no version in JSON."""
+    if isinstance(file.document, dict):
+        return "aiperf" if {"schema_version", "aiperf_version"} & file.document.keys() else "genai-perf"
+    return "genai-perf" if metrics["request_throughput"][1] == "per sec" else "aiperf"
+
+
 def _files(source: Source) -> list[tuple[Source, Metrics]]:
     """The runs. Where one lies there as JSON and as CSV, the JSON, which says more; where its phases lie below it, these."""
     runs = [(file, metrics) for file in source.files if (metrics := _metrics(file))]
@@ -149,7 +159,7 @@ def _read(source: Source, options: Options) -> tuple[Curve, ...]:
     points: dict[str, list[Point]] = {}
     for file, metrics in _files(source):
         model = clipped(_model(file.document.get("input_config")) if isinstance(file.document, dict) else "")
-        points.setdefault(model or "aiperf", []).append(_point(file, metrics))
+        points.setdefault(model or _tool(file, metrics), []).append(_point(file, metrics))
     return tuple(Curve(name, tuple(found), source.name) for name, found in points.items())
 
 

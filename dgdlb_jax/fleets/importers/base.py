@@ -1,13 +1,14 @@
 """What an importer is, what it may be told, and what it finds."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-from dgdlb_jax.fleets.document import clipped, nearest
+from dgdlb_jax.fleets.answers import Answers
+from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, UNITS
 from dgdlb_jax.fleets.tables import Table
@@ -18,7 +19,7 @@ _Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Answers):
     """What a file cannot say of itself; each answers one question that an importer asks.
 
     - `latency`: what latencies are, a word of `words.LATENCIES`.
@@ -48,11 +49,17 @@ class Options:
 
 
 class Latencies(NamedTuple):
-    """Seconds one way by pair of regions (from, to), and what was understood in sentences."""
+    """Seconds one way by pair of regions (from, to), and what was understood in sentences; `holes`: pairs of a matrix without a figure."""
 
     seconds: dict[Pair, float]
     origin: str
     notes: tuple[str, ...] = ()
+    holes: tuple[Pair, ...] = ()
+
+
+def arrows(pairs: Iterable[Pair]) -> str:
+    """`a -> b, c -> d`, and how many more there are."""
+    return listed([" -> ".join(map(clipped, pair)) for pair in pairs])
 
 
 class Point(NamedTuple):
@@ -63,6 +70,7 @@ class Point(NamedTuple):
     - `tokens`: mean number of tokens that a request generated, where known.
     - `setting`: what was set in this run; runs with equal settings are repetitions of one measurement.
     - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several.
+    - `completed`, `failed`: how many requests succeeded and failed, where known.
     """
 
     throughput: float
@@ -74,6 +82,8 @@ class Point(NamedTuple):
     low: float | None = None
     high: float | None = None
     samples: int = 1
+    completed: float = 0.0
+    failed: float = 0.0
 
 
 class Curve(NamedTuple):
@@ -96,12 +106,14 @@ class Demand(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A measured quantity over time, by name: seconds and values. `role` says which quantity it is."""
+    """A measured quantity over time, by name: seconds and values. `role` says which quantity it is, `lost` how many samples are no
+    numbers."""
 
     role: str
     by_name: dict[str, tuple[Float[np.ndarray, " times"], Float[np.ndarray, " times"]]]
     origin: str
     notes: tuple[str, ...] = ()
+    lost: int = 0
 
 
 Finding = Latencies | Curve | Demand | Series
@@ -152,5 +164,5 @@ def check_selected(place: str, options: Options) -> None:
     """Raise `InputError` for a column of `select` that nothing could be selected by, once all files are read."""
     for column in options.select:
         if column not in options.seen:
-            hint = nearest(column, options.seen) if options.seen else "no file has rows to select."
+            hint = nearest(column, options.seen) if options.seen else "no file here has lines that can be selected."
             raise InputError(f'{place} names the column "{clipped(column)}", which is not there: {hint}')

@@ -7,6 +7,7 @@ Read from `cloudping-api/app.py` of mda590/cloudping.co at commit d8f77c87 (2026
 from dgdlb_jax.fleets.document import clipped, counted
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
 from dgdlb_jax.fleets.importers.fields import needed
+from dgdlb_jax.fleets.importers.halves import completed
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import UNITS, unit_of
 from dgdlb_jax.numerics.results import InputError
@@ -27,16 +28,20 @@ def _read(source: Source, options: Options) -> tuple[Latencies]:
     unit = unit_of(str(metadata["unit"]))
     if unit is None:
         raise InputError(f'{source.name}: metadata.unit is "{clipped(str(metadata["unit"]))}": give s, ms, us or ns.')
-    if options.latency not in (None, f"rtt_{unit}"):
+    if options.use("latency") not in (None, f"rtt_{unit}"):
         raise InputError(f'{source.name} holds round trips in {unit}, unit = "{options.latency}": keep one of the two.')
     for origin, row in source.document["data"].items():
         for target in row:
             seconds[origin, target] = 0.5 * UNITS[unit] * needed(f"{source.name}: {clipped(origin)}", row, target)
     if not seconds:
         raise InputError(f"{source.name}: data holds no latency: ask for other regions or another time frame.")
+    data = source.document["data"]
+    both = completed(seconds, data, dict.fromkeys(target for row in data.values() for target in row))
+    half = () if both is None else ("one direction of every pair is given: it takes the same time both ways",)
     what = clipped(f"{metadata['percentile']} over {metadata['timeframe']}")
-    regions = counted(len(source.document["data"]), "region", "regions")
-    return (Latencies(seconds, source.name, (f"{regions}, {what}, round trips in {metadata['unit']}",)),)
+    regions = counted(len(data), "region", "regions")
+    notes = (f"{regions}, {what}, round trips in {metadata['unit']}", *half)
+    return (Latencies(both or seconds, source.name, notes),)
 
 
 IMPORTER = Importer("CloudPing latencies", "latency", _recognises, _read)

@@ -4,18 +4,24 @@ the side and backends across."""
 from collections.abc import Sequence
 
 from dgdlb_jax.fleets.document import counted
-from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair
+from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows
+from dgdlb_jax.fleets.importers.halves import completed, holes_in
 from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
 from dgdlb_jax.fleets.importers.times import time_column
-from dgdlb_jax.fleets.importers.words import LATENCIES, check_no_summary, first_of, normal, unit_of, way_of, words
+from dgdlb_jax.fleets.importers.words import (
+    LATENCIES,
+    NOTHING,
+    check_no_summary,
+    first_of,
+    normal,
+    unit_of,
+    way_of,
+    words,
+)
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
-
-# What stands in a cell where nothing was measured.
-_NOTHING = ("", "-", "--", "x", "n/a", "na", "nan", "none", "null")
-
 
 # Words of columns that say something of a place by itself.
 _NO_LATENCY = {
@@ -57,7 +63,7 @@ def _is_rectangle(table: Table, options: Options) -> bool:
 
 def _holds_figures(table: Table, columns: Sequence[str]) -> bool:
     cells = (row.cells[column] for row in table.rows for column in columns)
-    return all(table.is_number(cell) or cell.lower() in _NOTHING for cell in cells)
+    return all(table.is_number(cell) or cell.lower() in NOTHING for cell in cells)
 
 
 def _is_transposed(table: Table, options: Options) -> bool:
@@ -71,19 +77,53 @@ def _is_transposed(table: Table, options: Options) -> bool:
 def read_matrix(table: Table, options: Options) -> Latencies:
     """Seconds one way by pair: rows send and columns answer, or the other way round by the names of frontends and backends.
 
-    A cell that is empty or a dash was not measured, nor was 0 on the diagonal. The figures are what the first cell says, such as
-    `rtt_ms`, or what `options.latency` says.
+    A cell that is empty or a dash was not measured, nor was 0 on the diagonal, or where the other way round is above 0. A matrix of all
+    regions with each other of which half is given is completed; else cells that are empty are its `holes`. The figures are what the
+    first cell says, such as `rtt_ms`, or what `options.latency` says.
 
     **Raises:** `InputError` where nothing says what the figures are, and for other cells that are no latencies.
     """
-    unit = options.latency
+    unit = _unit(table, options)
+    seconds = _figures(table, LATENCIES[unit])
+    rows, columns = list(dict.fromkeys(row.cells[table.columns[0]] for row in table.rows)), table.columns[1:]
+    check_no_summary(table.name, (*rows, *columns), {*options.names, *options.backends})
+    zeros = [(i, j) for (i, j), value in seconds.items() if value == 0 and seconds.get((j, i))]
+    for pair in zeros:
+        del seconds[pair]
+    holes = holes_in(seconds, rows, columns)
+    size = f"a matrix of {len(rows)} x {counted(len({*columns} - {''}), 'region', 'regions')} in {unit}"
+    if (both := completed(seconds, rows, columns)) is not None:
+        note = f"{size}, half of it given and completed: a pair takes the same time both ways"
+        return Latencies(both, table.name, (note,))
+    if set(rows) != set(columns):  # else frontends and backends make no difference
+        options.use("names")
+        options.use("backends")
+    if _is_transposed(table, options):
+        seconds = {(frontend, backend): value for (backend, frontend), value in seconds.items()}
+        holes = tuple((frontend, backend) for backend, frontend in holes)
+        note = f"{size}: columns send, rows answer, by the names of frontends and backends"
+    else:
+        note = f"{size}: rows send, columns answer"
+    notes = (note, *((f"no figure for {arrows(holes)}",) if holes else ()))
+    return Latencies(seconds, table.name, notes, holes)
+
+
+def _unit(table: Table, options: Options) -> str:
+    """The word that says what the figures are: that of the first cell, or as told."""
     corner = table.columns[0]
-    stated = f"{way_of(corner)}_{unit_of(corner)}"
-    unit, stated = unit or (stated if stated in LATENCIES else None), stated if stated in LATENCIES else None
-    if unit is None:
-        raise ask(table.name, "the matrix", "does not say what its figures are", "write into its first cell")
-    if stated is not None and stated != unit:
-        raise InputError(f'{table.name}: the first cell says {stated}, unit = "{unit}": keep one of the two.')
+    stated, told = f"{way_of(corner)}_{unit_of(corner)}", options.use("latency")
+    if stated not in LATENCIES:
+        if told is None:
+            raise ask(table.name, "the matrix", "does not say what its figures are", "write into its first cell")
+        return told
+    if told not in (None, stated):
+        raise InputError(f'{table.name}: the first cell says {stated}, unit = "{told}": keep one of the two.')
+    return stated
+
+
+def _figures(table: Table, scale: float) -> dict[Pair, float]:
+    """Seconds one way in the cells that were measured."""
+    corner = table.columns[0]
     seconds: dict[Pair, float] = {}
     origins: set[str] = set()
     for row in table.rows:
@@ -92,22 +132,16 @@ def read_matrix(table: Table, options: Options) -> Latencies:
             raise table.error(row, corner, "names a second row", "keep one of the two.")
         origins.add(origin)
         for target in table.columns[1:]:
-            if row.cells[target].lower() in _NOTHING or (origin == target and table.number(row, target) == 0):
+            if row.cells[target].lower() in NOTHING or (origin == target and table.number(row, target) == 0):
                 continue
             if not (origin and target):
                 raise table.error(
                     row, target, "has no region in its first row or column", "name it, or remove the cell."
                 )
-            seconds[origin, target] = table.number(row, target) * LATENCIES[unit]
+            seconds[origin, target] = table.number(row, target) * scale
     if not seconds:
         raise InputError(f"{table.name}: no cell of the matrix holds a figure: fill in what was measured.")
-    check_no_summary(table.name, (*origins, *table.columns[1:]), {*options.names, *options.backends})
-    size = f"{len(origins)} x {counted(len(set(table.columns[1:]) - {''}), 'region', 'regions')}"
-    if _is_transposed(table, options):
-        turned = {(frontend, backend): value for (backend, frontend), value in seconds.items()}
-        note = "columns send, rows answer, by the names of frontends and backends"
-        return Latencies(turned, table.name, (f"a matrix of {size} in {unit}: {note}",))
-    return Latencies(seconds, table.name, (f"a matrix of {size} in {unit}: rows send, columns answer",))
+    return seconds
 
 
 def _recognises(source: Source, options: Options) -> bool:

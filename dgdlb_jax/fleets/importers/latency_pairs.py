@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, counted, nearest
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, selected
+from dgdlb_jax.fleets.importers.halves import completed
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, statistic_rank, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Row, Table
@@ -22,6 +23,7 @@ ENDS = (
     ("source", "target"),
     ("src", "dst"),
     ("origin", "destination"),
+    ("sending_region", "receiving_region"),
     ("frontend", "backend"),
     ("client", "server"),
 )
@@ -81,7 +83,13 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
     seconds = {pair: median(found) for pair, found in values.items()}
-    return Latencies(seconds, table.name, (*_read_as(chosen), *_notes(values)))
+    notes = (*_read_as(chosen), *_notes(values))
+    both = completed(seconds, *(dict.fromkeys(pair[k] for pair in seconds) for k in (0, 1)))
+    if both is None:
+        return Latencies(seconds, table.name, notes)
+    return Latencies(
+        both, table.name, (*notes, "one direction of every pair is given: it takes the same time both ways")
+    )
 
 
 def _named(table: Table, row: Row, column: str) -> str:
@@ -91,11 +99,18 @@ def _named(table: Table, row: Row, column: str) -> str:
     return name
 
 
-def _ends(table: Table) -> tuple[str, str]:
+def ends_of(table: Table) -> tuple[str, str] | None:
+    """The columns of the two regions, if a table has both."""
     for spellings in ENDS:
         found = [first_of(table.columns, [name]) for name in spellings]
         if found[0] is not None and found[1] is not None:
             return found[0], found[1]
+    return None
+
+
+def _ends(table: Table) -> tuple[str, str]:
+    if (found := ends_of(table)) is not None:
+        return found
     missing = "from" if first_of(table.columns, [names[0] for names in ENDS]) is None else "to"
     hint = nearest(missing, table.columns).replace("did you mean", "is it").replace("known here", "it has the columns")
     raise InputError(f'{table.name}: column "{missing}" is missing ({hint.rstrip(".")}): {LAYOUTS}.')
@@ -172,7 +187,8 @@ def _decimals(number: str) -> int:
 
 def _read_as(figure: Figure) -> tuple[str, ...]:
     """How a header was understood, where it is not one of the plain words itself."""
-    return () if figure.column == figure.unit else (f'"{clipped(figure.column)}" is read as {figure.unit}',)
+    odd = "" if statistic_rank(figure.column) <= 1 else ", although it is an extreme and no typical latency"
+    return () if figure.column == figure.unit else (f'"{clipped(figure.column)}" is read as {figure.unit}{odd}',)
 
 
 def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:
@@ -190,16 +206,14 @@ def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:
 
 def _recognises(source: Source, options: Options) -> bool:
     del options
-    if source.table is None:
-        return False
-    columns = source.table.columns
-    return any(all(first_of(columns, [name]) for name in names) for names in ENDS) and any(map(is_latency, columns))
+    table = source.table
+    return table is not None and ends_of(table) is not None and any(map(is_latency, table.columns))
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
     table = source.table.only(selected(source.name, source.table.rows, lambda row: row.cells, options))
-    return (read_pairs(table, options.latency),)
+    return (read_pairs(table, options.use("latency")),)
 
 
 IMPORTER = Importer("table of pairs of regions", "latency", _recognises, _read)

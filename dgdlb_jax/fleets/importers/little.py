@@ -1,5 +1,6 @@
 """From runs of a load test to a curve: how many requests were in the server, by Little's law where that was not measured."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean, median
 
@@ -13,6 +14,8 @@ _DIFFERENT = 0.1
 _IMPOSSIBLE = 2.0
 # Requests whose numbers of tokens differ by more than this factor are of different kinds; sampled lengths differ by less.
 _UNLIKE = 1.5
+# Repetitions of one measurement lie closer together than this factor.
+_APART = 2.0
 
 
 def workload(point: Point) -> float | None:
@@ -43,7 +46,13 @@ def settled(curve: Curve) -> Curve:
         raise InputError(
             f"{curve.origin}: one point is no curve, which takes at least two points: give runs at several concurrencies or rates together."
         )
-    notes = (*curve.notes, *_repeated(len(merged), len(curve.points)), *_unlike(merged), *_compared(merged))
+    notes = (
+        *curve.notes,
+        *_failed(curve.points),
+        *_repeated(merged, len(curve.points)),
+        *_unlike(merged),
+        *_compared(merged),
+    )
     return Curve(curve.name, tuple(sorted(merged, key=lambda point: workload(point) or 0.0)), curve.origin, notes)
 
 
@@ -75,10 +84,19 @@ def _median(points: Sequence[Point]) -> Point:
     )
 
 
-def _repeated(kept: int, given: int) -> tuple[str, ...]:
-    return (
-        (f"{counted(given, 'run', 'runs')} of {counted(kept, 'setting', 'settings')}: medians",) if given > kept else ()
-    )
+def _failed(points: Sequence[Point]) -> tuple[str, ...]:
+    """How many requests failed, where some did: they are in no throughput, although they held a place in the server."""
+    completed, failed = sum(point.completed for point in points), sum(point.failed for point in points)
+    return (f"{failed:g} of {failed + completed:g} requests failed; they are not counted",) if failed else ()
+
+
+def _repeated(kept: Sequence[Point], given: int) -> tuple[str, ...]:
+    """That medians were taken, and how far repetitions lie apart where that is far."""
+    if given == len(kept):
+        return ()
+    widest = max((point.high or 0.0) / (point.low or math.inf) for point in kept)
+    apart = f"; repetitions differ by up to a factor of {widest:.3g}, look at them" if widest > _APART else ""
+    return (f"{counted(given, 'run', 'runs')} of {counted(len(kept), 'setting', 'settings')}: medians{apart}",)
 
 
 def _unlike(points: Sequence[Point]) -> tuple[str, ...]:
@@ -114,8 +132,10 @@ def _compared(points: Sequence[Point]) -> tuple[str, ...]:
     worst = max(ratios, key=lambda ratio: abs(ratio - 1), default=1.0)
     if abs(worst - 1) > _DIFFERENT:
         what = "the concurrency that was allowed" if by_law else "the workload that is stated"
+        low, high = f"{min(ratios):.3g}", f"{max(ratios):.3g}"
+        factor = low if low == high else f"between {low} and {high}"
+        mean = "" if low == high else f" ({fmean(ratios):.3g} on average)"
         notes.append(
-            f"throughput times end-to-end time is between {min(ratios):.3g} and {max(ratios):.3g} times {what} "
-            f"({fmean(ratios):.3g} on average): they differ by more than {_DIFFERENT:.0%}, look at the runs"
+            f"throughput times end-to-end time is {factor} times {what}{mean}: they differ by more than {_DIFFERENT:.0%}, look at the runs"
         )
     return tuple(notes)

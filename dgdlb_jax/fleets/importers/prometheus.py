@@ -62,14 +62,23 @@ def series(source: Source, options: Options) -> tuple[Series, ...]:
         label, name = _label(source, results, options), _name(source, role, results)
         counter = role in ("arrivals", "throughput") and name.endswith(("_total", "_count", *_ENDINGS[role]))
         values: dict[str, list[Samples]] = {}
+        kept = 0
         for result in results:
             key = "" if label is None else str(result["metric"].get(label, ""))
             samples = _samples(source, result)
+            kept += len(samples[0])
             values.setdefault(key, []).append(_rate(*samples) if counter else samples)
+        every = sum(len(result["values"]) for result in results)
         series_by_name = {key: _summed(source, key, parts) for key, parts in values.items()}
         notes = [f"{role} from {name or 'a result without a name'}" + (f", by {label}" if label else "")]
         notes += [f"{name} is a counter: its increase over each step is taken"] if counter else []
-        found.append(Series(role, series_by_name, source.name, (*notes, *_left_out(values, series_by_name))))
+        notes += (
+            [f"{role}: {every - kept} of {every} samples are no numbers (NaN or Inf) and left out"]
+            if kept < every
+            else []
+        )
+        notes += _left_out(values, series_by_name)
+        found.append(Series(role, series_by_name, source.name, tuple(notes), every - kept))
     return tuple(found)
 
 
@@ -127,10 +136,10 @@ def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Option
         key: {str(r["metric"].get(key)) for r in results} for r in results for key in r["metric"] if key != "__name__"
     }
     differing = sorted(key for key, values in labels.items() if len(values) > 1 and key not in _PARTS)
-    if options.by is not None:
-        if options.by in labels:
-            return options.by
-        raise InputError(f'{source.name}: there is no label "{clipped(options.by)}": {nearest(options.by, labels)}')
+    if (told := options.use("by")) is not None:
+        if told in labels:
+            return told
+        raise InputError(f'{source.name}: there is no label "{clipped(told)}": {nearest(told, labels)}')
     if len(differing) > 1:
         raise InputError(
             f"{source.name}: the labels {listed(differing)} all differ: say which one names places with --by."
@@ -147,9 +156,9 @@ def _samples(source: Source, result: Mapping[str, Any]) -> Samples:
         ) from error
     kept = np.isfinite(values) & np.isfinite(times)  # Prometheus writes NaN where a quotient has none
     if not kept.any() or (values[kept] < 0).any():
+        none = f"no number in {counted(len(values), 'sample', 'samples')}"
         raise InputError(
-            f"{source.name}: {clipped(str(dict(result['metric'])))} has {'a negative value' if kept.any() else 'no values'}: "
-            "correct the query."
+            f"{source.name}: {clipped(str(dict(result['metric'])))} has {'a negative value' if kept.any() else none}: correct the query."
         )
     order = np.argsort(times[kept], kind="stable")
     times, values = times[kept][order], values[kept][order]
@@ -196,11 +205,13 @@ def demand(arrivals: Series) -> Demand:
     grid = times[0][(times[0] >= begin) & (times[0] <= end)]
     steps = np.diff(grid)
     if grid.size < 2 or {len(rate) for rate in rates} != {grid.size} or np.ptp(steps) > 1e-6 * steps[0]:
+        lost = f" ({arrivals.lost} samples are NaN or Inf)" if arrivals.lost else ""
         raise InputError(
-            f"{arrivals.origin}: arrivals have gaps, or fewer than two samples in common: query a range without gaps."
+            f"{arrivals.origin}: arrivals have gaps, or fewer than two samples in common{lost}: query a range without gaps."
         )
-    width = float(steps[0])
+    width, longest = float(steps[0]), max(len(found) for found in times)
     note = f"{counted(grid.size, 'sample', 'samples')} every {width:g} s"
+    note += f", where all have one; the longest has {longest}" if longest > grid.size else ""
     counts = np.stack(rates, axis=1) * width
     return Demand(() if names == ("",) else names, width, counts, arrivals.origin, (*arrivals.notes, note))
 
@@ -233,14 +244,27 @@ def curves(found: Sequence[Series]) -> tuple[Curve, ...]:
         held = [one.by_name[name] for one in (running, waiting) if one is not None and name in one.by_name]
         if not held or (waiting is not None and len(held) < 2):
             raise InputError(
-                f'{origin}: "{clipped(name)}" has throughput, but not running and waiting: {nearest(name, running.by_name)}'
+                f"{origin}: {_called(name)} has throughput, but not running and waiting: {nearest(name, running.by_name)}"
             )
-        points = _grouped(origin, name, served.by_name[name], held)
-        made.append(Curve(name or "backend", points, origin, (*notes, _scatter(name, points))))
+        points, left = _grouped(origin, name, served.by_name[name], held)
+        lost = (
+            (
+                f"{left} of {len(served.by_name[name][0])} samples are left out, as nothing was held or a figure is missing",
+            )
+            if left
+            else ()
+        )
+        made.append(Curve(name or "backend", points, origin, (*notes, *lost, _scatter(name, points))))
     return tuple(made)
 
 
-def _grouped(origin: str, name: str, served: Samples, held: list[Samples]) -> tuple[Point, ...]:
+def _called(name: str) -> str:
+    """A backend in messages; the only one has no name."""
+    return f'"{clipped(name)}"' if name else "the backend"
+
+
+def _grouped(origin: str, name: str, served: Samples, held: list[Samples]) -> tuple[tuple[Point, ...], int]:
+    """The points, and how many samples of the throughput are in none."""
     times = served[0]
     for found, _ in held:
         times = np.intersect1d(times, found)
@@ -256,10 +280,10 @@ def _grouped(origin: str, name: str, served: Samples, held: list[Samples]) -> tu
     distinct = {point.held: point for point in points if point.throughput > 0}
     if groups < 2 or len(distinct) < 2:
         raise InputError(
-            f'{origin}: "{clipped(name)}" has {number.size} samples with requests, at {len(distinct)} workloads: query a longer range '
-            "in which the load varies."
+            f"{origin}: {_called(name)} has {counted(number.size, 'sample', 'samples')} with requests, too few for two points with "
+            f"{_LEAST} samples each, or all at one workload: query a longer range in which the load varies."
         )
-    return tuple(distinct.values())
+    return tuple(distinct.values()), len(served[0]) - number.size
 
 
 def _scatter(name: str, points: Sequence[Point]) -> str:

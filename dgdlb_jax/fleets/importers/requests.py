@@ -14,11 +14,12 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
-from dgdlb_jax.fleets.importers.counts import UNEVEN, only_figures
+from dgdlb_jax.fleets.importers.bins import UNEVEN, only_figures
+from dgdlb_jax.fleets.importers.failures import failed_requests
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import PLACES, first_of
+from dgdlb_jax.fleets.importers.words import PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -26,6 +27,7 @@ WIDTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600,
 """Round bin widths, seconds."""
 _MOST_BINS = 1_000_000
 _IN_A_BIN = 20  # the count of a bin is then known to 22 % or so
+_OF_REQUESTS = {"request", "requests", "req", "arrival", "query"}
 _FEW = 10  # fewer bins than these of a round width might leave out more than a tenth of the trace at its end
 
 
@@ -41,6 +43,7 @@ def read_requests(table: Table, options: Options) -> Demand:
     """
     column = time_column(table)
     table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
+    table, told = _without_other_metrics(table)
     if column is None:
         hint = (
             nearest("time_s", table.columns)
@@ -52,10 +55,11 @@ def read_requests(table: Table, options: Options) -> Demand:
             "per frontend, or a line per request with a column of times such as timestamp_ms."
         )
     _check_no_rate(table)
-    times = read_times(table, column, options.time_unit)
+    times = read_times(table, column, options)
     by = _place_column(table, column, options)
     last, length = float(times.seconds.max()), _length(times.seconds)
-    width, rule = _width(len(table.rows), length) if options.bin_s is None else (options.bin_s, "")
+    wanted = options.use("bin_s")
+    width, rule = (wanted, "") if wanted else _width(len(table.rows), length)
     # No bin begins after the last request, although the trace may last longer where requests are rare.
     bins = math.floor(min(length / width * (1 + 1e-12), last / width + 1, 2 * _MOST_BINS)) if last else 0
     if bins < 2:
@@ -76,13 +80,14 @@ def read_requests(table: Table, options: Options) -> Demand:
         f"{counted(len(table.rows), 'request', 'requests')}, {times.written}",
         f"{counted(bins, 'bin', 'bins')} of {width:.6g} s" + (f" ({rule})" if rule else ""),
     ]
+    notes += [*told, *failed_requests(table)]
     steps = np.diff(np.sort(times.seconds))
     even = len(steps) > 1 and np.ptp(steps) <= UNEVEN * steps.max()
     if even or only_figures(table):
         why = (
             "its times are evenly spaced"
             if even
-            else f"{listed([c for c in table.columns if c != column])} hold figures only"
+            else f"there are figures only, in {listed([c for c in table.columns if c != column])}"
         )
         notes.append(f"{why}: if these are bins and no single requests, call the column that counts them requests")
     if left:
@@ -95,10 +100,21 @@ def read_requests(table: Table, options: Options) -> Demand:
     return Demand(names, float(width), counts[:bins], table.name, tuple(notes))
 
 
+def _without_other_metrics(table: Table) -> tuple[Table, tuple[str, ...]]:
+    """The lines of requests in the CSV file of k6, which has one for every sample of every metric; any other table as it is."""
+    if not {"metric_name", "metric_value"} <= set(table.columns):
+        return table, ()
+    rows = [row for row in table.rows if row.cells["metric_name"] == "http_reqs"]
+    if not rows:
+        raise InputError(f"{table.name}: no line has the metric_name http_reqs: give a file of k6 with its requests.")
+    return table.only(rows), (f"{len(rows)} of {len(table.rows)} lines are requests (metric_name http_reqs)",)
+
+
 def _check_no_rate(table: Table) -> None:
     """Lines with a rate are bins, and counting them would give a wrong demand; tokens/s may be those of one request."""
     for column in table.columns:
-        if period(column) and not tokens_of(column):
+        found = set(words(column))
+        if (period(column) and not tokens_of(column)) or ("rate" in found and found & _OF_REQUESTS):
             raise InputError(
                 f'{table.name}: "{clipped(column)}" is a rate, so its lines are no single requests: give the requests in every bin, in a '
                 'column "requests", beside the time and, where there are several, the place.'
@@ -124,12 +140,10 @@ def _width(requests: int, length: float) -> tuple[float, str]:
 
 def _place_column(table: Table, times: str, options: Options) -> str | None:
     """The column that says where requests enter: as told, by its values where frontends are known, or by its name."""
-    if options.by is not None:
-        if options.by not in table.columns:
-            raise InputError(
-                f'{table.name}: there is no column "{clipped(options.by)}": {nearest(options.by, table.columns)}'
-            )
-        found = options.by
+    if (told := options.use("by")) is not None:
+        if told not in table.columns:
+            raise InputError(f'{table.name}: there is no column "{clipped(told)}": {nearest(told, table.columns)}')
+        found = told
     elif options.names:
         naming = [c for c in table.columns if c != times and _values(table, c) & set(options.names)]
         if len(naming) > 1:
@@ -140,7 +154,7 @@ def _place_column(table: Table, times: str, options: Options) -> str | None:
     else:
         found = first_of(table.columns, PLACES)
     if found is not None and options.names:
-        check_names(table, found, options.names)
+        check_names(table, found, options.use("names"))
     return found
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
+from dgdlb_jax.fleets.importers.failures import failures_beside
 from dgdlb_jax.fleets.importers.fields import telling
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, statistic_rank, unit_of, words
@@ -14,7 +15,10 @@ from dgdlb_jax.numerics.results import InputError
 
 HELD = ("workload", "in_flight", "inflight", "batch_size", "batch", "batchsize", "num_running", "running", "n")
 """Columns that say how many requests were in the server."""
-CAPS = ("concurrency", "max_concurrency", "conc", "num_concurrent", "concurrent_requests", "users", "clients")
+CAPS = (
+    "concurrency", "max_concurrency", "conc", "num_concurrent", "concurrent_requests", "users", "user_count", "clients", "connections",
+    "vus", "num_concurrent_requests",
+)  # fmt: skip
 """Columns that say how many there could be at most."""
 LAYOUT = (
     "a table of throughput has a column workload, batch_size or concurrency, and one called throughput (requests/s), "
@@ -34,7 +38,10 @@ _PERIOD = re.compile(
 )
 _PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
 _MOMENTS = {"timestamp", "start", "end", "arrival", "arrived", "gap"}
-_NO_RATE = {"latency", "time", "duration", "gpu", "chip", "user", "low", "high"}
+_NO_RATE = {
+    "latency", "time", "duration", "gpu", "chip", "user", "low", "high", "error", "errors", "failed", "failure", "failures", "timeouts",
+    "mbps", "gbps", "kbps", "mb", "gb", "kb", "mib", "bytes", "bits",
+}  # fmt: skip
 _ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
 _INPUT = ("input_tokens", "input_len", "isl", "prompt_tokens", "input_length")
@@ -98,7 +105,7 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     for row in rows:
         name = "-".join(_told(table, column, row.cells[column]) for column in differing)
         groups.setdefault(name, []).append(row)
-    notes = _notes(table, found)
+    notes = (*_notes(table, found, options), *failures_beside(table))
     if differing:
         names = " and ".join(f'"{clipped(column)}"' for column in differing)
         notes += (f"{names} tell{'s' if len(differing) == 1 else ''} servers apart: {listed(list(groups))}",)
@@ -138,8 +145,8 @@ def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:
 def _tokens_per_request(table: Table, row: Row, found: Layout, options: Options) -> float:
     if found.tokens is None:
         return 1.0
-    if options.tokens_per_request is not None:
-        return options.tokens_per_request
+    if (told := options.use("tokens_per_request")) is not None:
+        return told
     wanted = {"output": (_OUTPUT,), "input": (_INPUT,), "total": (_INPUT, _OUTPUT)}.get(found.tokens, ())
     columns = [first_of(table.columns, spellings) for spellings in wanted]
     known = [column for column in columns if column is not None]
@@ -152,10 +159,13 @@ def _tokens_per_request(table: Table, row: Row, found: Layout, options: Options)
     return sum(table.number(row, column, above=True) for column in known)
 
 
-def _notes(table: Table, found: Layout) -> tuple[str, ...]:
+def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
     notes = []
     if found.tokens is not None:
-        notes.append(f'"{clipped(found.throughput)}" divided by the tokens of a request')
+        told = "" if options.tokens_per_request is None else f", {options.tokens_per_request:g} as told"
+        notes.append(f'"{clipped(found.throughput)}" divided by the tokens of a request{told}')
+    if words(found.throughput) in (("throughput",), ("tput",)) and first_of(table.columns, ["workload"]) is None:
+        notes.append(f'"{clipped(found.throughput)}" is taken for requests/s, as it does not say')
     if period(found.throughput) != 1.0:
         notes.append(f'"{clipped(found.throughput)}" divided by {period(found.throughput):g} s')
     unclear = [column for column in table.columns if _is_latency(column) and unit_of(column) is None]
@@ -213,6 +223,7 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         column
         for column in table.columns
         if column not in found
+        and not _is_latency(column)
         and not _NO_NAME & set(words(column))
         and (
             normal(column) in _SETTINGS

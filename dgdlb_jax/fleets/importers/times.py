@@ -9,17 +9,27 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import clipped
-from dgdlb_jax.fleets.importers.words import UNITS, first_of, unit_of, words
+from dgdlb_jax.fleets.importers.base import Options
+from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 SPELLINGS = (
     "timestamp", "time", "arrival_time", "arrival_timestamp", "arrived_at", "arrival", "request_time", "start_time", "created_at",
-    "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime",
+    "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime", "time_stamp", "event_time",
+    "time_iso_8601",
 )  # fmt: skip
 """What a column of times may be called, besides any of these with a unit."""
 
-_PLAIN_DATE = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)(Z|\+00:00)?")
+_CALENDAR = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
+"""Seconds in what columns of dashboards number, or in what they name the beginning of."""
+_SLOTS = ("bin", "interval", "slot", "bucket", "window", "period")
+"""Columns that number bins without saying how wide they are."""
+
+_PLAIN_DATE = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)(Z|\+00:00| UTC)?")
+_TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d(?:\.\d{1,9})?))?")
+# Day, month and year with points between them, as German and its neighbours write dates.
+_POINTED_DATE = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:,? (\d{1,2}):(\d\d)(?::(\d\d))?)?")
 
 # Seconds since 1970 lie here between the years 2001 and 2128; figures in smaller units lie in ranges of their own.
 _EPOCH = (1e9, 5e9)
@@ -40,25 +50,28 @@ def time_column(table: Table) -> str | None:
     bare = {
         column: "_".join(words(column)[:-1]) for column in table.columns if unit_of(column) and len(words(column)) > 1
     }
-    return next((column for column, name in bare.items() if name in SPELLINGS), None)
+    found = next((column for column, name in bare.items() if name in SPELLINGS), None)
+    return found or first_of(table.columns, (*_CALENDAR, *_SLOTS))
 
 
-def read_times(table: Table, column: str, unit: str | None) -> Times:
+def read_times(table: Table, column: str, options: Options) -> Times:
     """A column of times.
 
-    **Arguments:** `unit` of the figures; None: what the header says, or the one in which they are times since 1970.
+    Figures are in the unit that the header says, or `options.time_unit`, or in the one in which they are times since 1970.
 
     **Raises:** `InputError` for cells that are no times, and for figures whose unit nothing says.
     """
     if table.is_number(table.rows[0].cells[column]):
         values = np.array([table.number(row, column, minimum=-math.inf) for row in table.rows])
-        said = unit_of(column)
+        epoch = _epoch_unit(values)
+        if epoch is None and normal(column) in (*_CALENDAR, *_SLOTS):
+            return _numbered(table, column, values)
+        unit, said = options.use("time_unit"), unit_of(column)
         if unit and said and unit != said:
             raise InputError(
                 f'{table.name}: column "{clipped(column)}" is in {said} by its name, but time_unit is {unit}: keep one of the two.'
             )
         unit = unit or said or _layout_unit(table, column, values)
-        epoch = _epoch_unit(values)
         if unit is None and epoch is None:
             raise InputError(
                 f'{table.name}: column "{clipped(column)}" does not say its unit: call it {column}_s, {column}_ms, {column}_us or '
@@ -67,10 +80,38 @@ def read_times(table: Table, column: str, unit: str | None) -> Times:
         since = " since 1970" if epoch is not None and epoch == (unit or epoch) else ""
         unit = unit or epoch or "s"
         return Times((values - values.min()) * UNITS[unit], f'"{clipped(column)}" in {unit}{since}')
-    dates = _plain_dates(table, column)
+    dates = _times_of_day(table, column)
+    if dates is None:
+        dates = _plain_dates(table, column)
     if dates is None:
         dates = np.array([_date(table, row, column) for row in table.rows])
     return Times(dates - dates.min(), f'"{clipped(column)}" as dates')
+
+
+def _numbered(table: Table, column: str, values: Float[np.ndarray, " rows"]) -> Times:
+    """Hours, minutes or days that are numbered."""
+    seconds = _CALENDAR.get(normal(column))
+    if seconds is None:
+        raise InputError(
+            f'{table.name}: column "{clipped(column)}" numbers bins and does not say how wide they are: call it time_s, and give the '
+            "seconds at which each begins."
+        )
+    return Times((values - values.min()) * seconds, f'"{clipped(column)}" in {normal(column)}s')
+
+
+def _times_of_day(table: Table, column: str) -> Float[np.ndarray, " rows"] | None:
+    """Seconds since midnight of times such as 18:15, of one day; None for others.
+
+    **Raises:** `InputError` for a time that is earlier than the one before.
+    """
+    found = [_TIME_OF_DAY.fullmatch(row.cells[column]) for row in table.rows]
+    times = [3600.0 * int(match[1]) + 60 * int(match[2]) + float(match[3] or 0) for match in found if match]
+    if len(times) < len(found):
+        return None
+    for row, before, time in zip(table.rows[1:], times, times[1:], strict=False):
+        if time < before:
+            raise table.error(row, column, "is before the line above", "write dates where a day is passed, or sort.")
+    return np.array(times)
 
 
 def _layout_unit(table: Table, column: str, values: Float[np.ndarray, " rows"]) -> str | None:
@@ -103,7 +144,11 @@ def _plain_dates(table: Table, column: str) -> Float[np.ndarray, " rows"] | None
 
 def _date(table: Table, row: Row, column: str) -> float:
     try:
-        found = datetime.fromisoformat(row.cells[column].strip())
+        text = row.cells[column].removesuffix(" UTC")
+        if pointed := _POINTED_DATE.fullmatch(text):
+            day, month, year, hour, minute, second = (int(part or 0) for part in pointed.groups())
+            text = f"{year:04d}-{month:02d}-{day:02d} {hour:02d}:{minute:02d}:{second:02d}"
+        found = datetime.fromisoformat(text)
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError, OSError) as error:
         raise table.error(

@@ -8,7 +8,7 @@ at 24d6ea8a (2026; documented as 0.11.2 to 0.32), and from results of 2026-03: a
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import repeat
 from statistics import fmean
 from typing import Any
@@ -87,6 +87,8 @@ def _point(place: str, run: Run) -> tuple[Point, str]:
         latency=latency,
         tokens=generated / requests if generated and requests else None,
         setting=_load(run),
+        completed=requests or 0.0,
+        failed=figure(place, run, "failed") or 0.0,
     ), origin
 
 
@@ -118,13 +120,6 @@ def _request_times(run: Run) -> list[float]:
         return []
 
 
-def _failed(runs: Iterable[tuple[str, Run]]) -> tuple[str, ...]:
-    """How many requests failed, where some did: they are in no throughput, although they held a place in the server."""
-    counts = [(figure(place, run, "failed"), figure(place, run, "completed")) for place, run in runs]
-    failed, completed = (sum(count or 0 for count in column) for column in zip(*counts, strict=True))
-    return (f"{failed:g} of {failed + completed:g} requests failed; they are not counted",) if failed else ()
-
-
 def _recognises(source: Source, options: Options) -> bool:
     del options
     return bool(_runs(source))
@@ -146,7 +141,7 @@ def _read(source: Source, options: Options) -> tuple[Curve, ...]:
 def _curve(source: Source, name: str, runs: Sequence[tuple[str, Run]]) -> Curve:
     points, origins = zip(*(_point(place, run) for place, run in runs), strict=True)
     notes = [f"end-to-end time from {origin}, as the runs report none" for origin in sorted(set(origins)) if origin]
-    return Curve(clipped(name), points, source.name, (*notes, *_failed(runs)))
+    return Curve(clipped(name), points, source.name, tuple(notes))
 
 
 IMPORTER = Importer("vLLM or SGLang serving benchmark", "curves", _recognises, _read)

@@ -21,6 +21,9 @@ LATENCIES = {
 }
 """What a latency may be called, and the seconds one way in one of it: a round trip counts half."""
 
+NOTHING = ("", "-", "--", "x", "n/a", "na", "nan", "none", "null")
+"""What stands in a cell where nothing was measured."""
+
 PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster")
 """Columns that say where requests enter."""
 

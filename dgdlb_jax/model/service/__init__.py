@@ -11,6 +11,7 @@ from dgdlb_jax.model.service.composed import Replicas as Replicas
 from dgdlb_jax.model.service.composed import Scaled as Scaled
 from dgdlb_jax.model.service.composed import align as align
 from dgdlb_jax.model.service.composed import concatenate as concatenate
+from dgdlb_jax.model.service.composed import replicas as replicas
 from dgdlb_jax.model.service.fit import ServiceFit as ServiceFit
 from dgdlb_jax.model.service.fit import fit_service as fit_service
 from dgdlb_jax.model.service.fit import redrawn as redrawn

@@ -194,6 +194,17 @@ class PerBackend(AbstractService):
         return self._select([curve.measured_workload for curve in self.curves])
 
 
+def replicas(service: AbstractService) -> Float[Array, "..."]:
+    """How many copies of one server each backend is, `(backends,)`; 1 where its curve is that of a single one, or of nobody knows what."""
+    if isinstance(service, Replicas):
+        return service.count * replicas(service.curve)
+    if isinstance(service, Scaled):
+        return replicas(service.curve)
+    if isinstance(service, PerBackend):
+        return service._select([replicas(curve) for curve in service.curves])
+    return jnp.ones_like(service.nominal_capacity)
+
+
 def concatenate(curves: Sequence[AbstractService]) -> AbstractService:
     """One curve over all the backends of the given curves, in their order.
 

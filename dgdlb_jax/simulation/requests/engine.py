@@ -24,6 +24,7 @@ from dgdlb_jax.policies.base import AbstractInstantPolicy, AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
+from dgdlb_jax.simulation.memory import Memory
 from dgdlb_jax.simulation.own import OwnState, reads_outstanding
 from dgdlb_jax.simulation.requests.blocks import Blocks, part_edges
 from dgdlb_jax.simulation.requests.cohorts import COHORTS, PHASES, Cohorts, Following
@@ -142,6 +143,7 @@ def simulate_requests_batch(
         initial = None if initial is None else repeat(initial)
         policy = as_batch(policy, shared_scalars=True)
     _check(networks, len(words), discipline)
+    networks, policy, initial = _refuse_derivatives((networks, policy, initial))
     networks = networks.in_one_type().with_scale(scale)
     save = SaveAt.statistics() if save is None else _checked(save)
     grid = checks.grid(networks, duration, dt, max_latency)
@@ -162,13 +164,15 @@ def simulate_requests_batch(
         dt=jnp.asarray(grid.dt, dtype),
         steps=jnp.int32(steps),
         first=jnp.int32(min(max(first, 0), steps - 1)),
-        spacing=jnp.int32(_spacing(networks, start[1], grid.dt, longest_stay)),
+        spacing=jnp.int32(_spacing(networks, start[1], grid.dt, longest_stay) if follow else 1),
         every=None if save.every is None else jnp.int32(save.every),
     )
     instants = 1 if save.every is None else count_frames(steps, save.every) + 1
     kept = _Kept(grid.rows + 1, instants, save.fields, discipline == "fcfs", counting, follow)
     parts = parts_for(len(words), inputs, threads)
     lanes = min(lanes or _LANES, math.ceil(len(words) / parts))
+    size = len(words), networks.frontends, networks.backends
+    Memory(size, parts * lanes, kept.rows, instants, save.fields, False, dtype.itemsize, counting.own).check()
     sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
     runs = or_without(
         lambda native: in_threads(
@@ -274,6 +278,10 @@ def _spacing(networks: Network, workload: Array, dt: Float[np.ndarray, " batch"]
     """Steps between two looks at the requests that are followed: such that the oldest are `longest_stay` seconds old."""
     if longest_stay is None:
         stay = jax.vmap(lambda network, n: network.service_at(0.0).average_latency(n))(networks, workload)
+        if not is_concrete(stay):
+            raise InputError(
+                "Inside a transformation longest_stay has to be given, in seconds; or follow=False, which needs none."
+            )
         used = np.asarray(networks.backend_mask) & np.isfinite(np.asarray(stay))
         longest_stay = _LONGEST_STAY * float(np.max(np.asarray(stay), initial=0.0, where=used))
     elif not (math.isfinite(longest_stay) and longest_stay > 0):
@@ -283,7 +291,6 @@ def _spacing(networks: Network, workload: Array, dt: Float[np.ndarray, " batch"]
 
 @eqx.filter_jit
 def _run(inputs: _Inputs, kept: _Kept, lanes: int) -> RequestTrajectory:
-    inputs = _refuse_derivatives(inputs)
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
     tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared), kept)
     return map_tiles(tile, batched, shared, lanes=lanes, devices=1)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.simulation.requests.engine import simulate_requests_batch
 from dgdlb_jax.simulation.trajectory import Trajectory
@@ -55,7 +56,11 @@ def run_requests(
 
 def predicted_noise(networks: Network, policy: AbstractPolicy, optimum: Optimum) -> Float[Array, " cases"]:
     """What linear theory says that noise costs, over the optimal latency; NaN where it says nothing."""
+    nothing = jnp.full(optimum.mean_latency.shape, jnp.nan)
     if not isinstance(policy, AbstractFlowPolicy):
-        return jnp.full(optimum.mean_latency.shape, jnp.nan)
-    found = noise(networks, policy, optimum, throw=False)
+        return nothing
+    try:
+        found = noise(networks, policy, optimum, throw=False)
+    except InputError:  # a rule with memory, or networks for which it would take hours
+        return nothing
     return found.excess / optimum.mean_latency

@@ -1,0 +1,69 @@
+"""Counts with a line for every bin and place, as a database groups them."""
+
+from dgdlb_jax.fleets.document import clipped, listed, nearest
+from dgdlb_jax.fleets.importers.base import Options, check_names, selected
+from dgdlb_jax.fleets.importers.bins import requests_column
+from dgdlb_jax.fleets.importers.times import read_times, time_column
+from dgdlb_jax.fleets.importers.words import PLACES, first_of
+from dgdlb_jax.fleets.tables import Row, Table
+from dgdlb_jax.numerics.results import InputError
+
+
+def widened(table: Table, options: Options) -> tuple[Table, tuple[str, ...]]:
+    """A table with a line for every bin and place as one with a column for every place, and what there is to say of it; any other
+    table as it is.
+
+    A place without a line in a bin has no requests in it: databases leave empty groups out.
+
+    **Raises:** `InputError` for a place that is no frontend where these are known, and for two lines of one bin and place.
+    """
+    time, every, place = time_column(table), requests_column(table), _place(table, options)
+    if time is None or every is None or place is None:
+        return table, ()
+    table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
+    if options.names:
+        check_names(table, place, options.use("names"))
+    names = dict.fromkeys((*(row.cells[place] for row in table.rows), *options.names))
+    bins: dict[float, dict[str, float]] = {}
+    for row, seconds in zip(table.rows, read_times(table, time, options).seconds.tolist(), strict=True):
+        _add(table, row, place, every, bins.setdefault(seconds, {}))
+    wide = [{"time_s": at} | {name: found.get(name, 0) for name in names} for at, found in sorted(bins.items())]
+    return Table.of_records(table.name, wide), _notes(table, {time, every, place}, names, bins)
+
+
+def _place(table: Table, options: Options) -> str | None:
+    """The column that says where requests enter: as told, or by its name; None where figures stand in it, or other places."""
+    if options.by in table.columns:
+        return options.use("by")
+    place = first_of(table.columns, PLACES)
+    if place is None or table.is_number(table.rows[0].cells[place]):
+        return None
+    if options.by is not None:
+        raise InputError(
+            f'{table.name}: there is no column "{clipped(options.by)}": {nearest(options.by, table.columns)}'
+        )
+    known = not options.names or set(options.names) & {row.cells[place] for row in table.rows}
+    return place if known else None
+
+
+def _add(table: Table, row: Row, place: str, every: str, found: dict[str, float]) -> None:
+    name = row.cells[place]
+    if not name:
+        raise table.error(row, place, "names no place", "complete or remove the line.")
+    if name in found:
+        raise table.error(row, place, "has a second line in this bin", "keep one of the two, or add them up.")
+    found[name] = table.number(row, every, counts=True)
+
+
+def _notes(
+    table: Table, used: set[str], names: dict[str, None], bins: dict[float, dict[str, float]]
+) -> tuple[str, ...]:
+    """What is not used, and where a place has no line."""
+    notes = []
+    if unused := [column for column in table.columns if column not in used]:
+        notes.append(f"not used: {listed(unused)}")
+    missing = {name: sum(name not in found for found in bins.values()) for name in names}
+    if lacking := [name for name, count in missing.items() if count]:
+        total = sum(missing.values())
+        notes.append(f"{total} of {len(names) * len(bins)} bins have no line ({listed(lacking)}): no requests in them")
+    return tuple(notes)

@@ -1,0 +1,83 @@
+"""llm-d's scorers: every candidate gets a score between 0 and 1, and a picker chooses by it."""
+
+from typing import ClassVar, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dgdlb_jax.numerics.checks import not_negative
+from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least
+from dgdlb_jax.policies.held import one_of
+from dgdlb_jax.policies.latency import latency_as_seen
+from dgdlb_jax.policies.static import proportional
+
+Strategy = Literal["least", "most"]
+Picker = Literal["weighted-random", "max-score"]
+
+
+class LatencyScorer(AbstractInstantPolicy):
+    r"""llm-d's `latency-scorer`: a score by headroom, the objective minus the latency predicted, and a picker.
+
+    With headroom $h_j = \text{slo} - R_j$, $R_j$ the latency as seen: where some have headroom, only those are scored, by default the less
+    the better (they are packed: what is left stays free for bursts); where none has, the nearer to the objective the better. Scores run
+    from 0 for the worst to 1 for the best of those scored. Without an objective (0) the least latency has the best score.
+
+    Scores are relative: **the worst gets 0, whatever the distance.** Of two backends one gets everything, also with a picker that draws
+    by scores, and packing fills a backend until its latency is at the objective. The rule jumps, so it has no limit of its own kind.
+
+    **Arguments:**
+
+    - `slo`: seconds from request to answer, a scalar or `(frontends,)`; 0 for no objective.
+    - `headroom_selection_strategy`: `"least"` as in llm-d, or `"most"` headroom, where there is some.
+    - `picker`: `"weighted-random"`, in proportion to scores, as in llm-d's guides, or `"max-score"`, ties shared equally.
+
+    **Raises:** `InputError` for an objective that is negative or not finite, or an unknown strategy or picker.
+
+    **Source:** llm-d-inference-scheduler, README of the latency scorer and of the pickers, 2026-11. Kept are tiers, strategies and
+    normalisation. Times to the first and per further token (weights 0.8 and 0.2 there) are one latency here, their predictor is exact
+    for the news it has, and as fluid nobody is ever idle.
+    """
+
+    takes_lanes: ClassVar[bool] = True
+
+    slo: Float[Array, "*frontends"]
+    headroom_selection_strategy: Strategy = eqx.field(static=True)
+    picker: Picker = eqx.field(static=True)
+
+    def __init__(
+        self,
+        slo: Numbers = 0.0,
+        headroom_selection_strategy: str = "least",
+        picker: str = "weighted-random",
+    ):
+        self.slo = checked("LatencyScorer.slo", slo, not_negative, "finite and not negative, seconds (0 for none)")
+        self.headroom_selection_strategy = one_of(
+            "LatencyScorer.headroom_selection_strategy", headroom_selection_strategy, Strategy
+        )
+        self.picker = one_of("LatencyScorer.picker", picker, Picker)
+
+    def route(self, t, observation: Observation, state):
+        """By score."""
+        del t
+        headroom, mask = self.slo - latency_as_seen(observation), observation.mask
+        meets = mask & (headroom >= 0)
+        some = meets.any(0)
+        scored = jnp.where(some, meets, mask)
+        # How far from what is wanted; seconds.
+        off = jnp.where(some & (self.headroom_selection_strategy == "least"), headroom, -headroom)
+        if self.picker == "max-score":
+            return least(off, scored), state
+        return proportional(relative_score(off, scored), scored), state
+
+
+def relative_score(
+    off: Float[Array, "backends *lanes"], scored: Bool[Array, "backends *lanes"]
+) -> Float[Array, "backends *lanes"]:
+    """1 for the least, 0 for the largest, on a straight line between; 1 for all where they are equal, 0 for those not scored."""
+    low = jnp.min(jnp.where(scored, off, jnp.inf), axis=0)
+    high = jnp.max(jnp.where(scored, off, -jnp.inf), axis=0)
+    equal = at_most(high, low)
+    score = jnp.where(equal, 1, (high - off) / jnp.where(equal, 1, high - low))
+    return jnp.where(scored, score, 0)

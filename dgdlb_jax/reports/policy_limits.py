@@ -1,0 +1,128 @@
+"""The limit of any balancer by its name, as far as there is one: which analysis it takes, and a sentence where there is none."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from dgdlb_jax.equilibrium.feasibility import require_traffic
+from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
+from dgdlb_jax.model.batch import require_single
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.formatting import number, ranging, seconds
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
+from dgdlb_jax.policies.held import AbstractHeldPolicy
+from dgdlb_jax.policies.registry import POLICIES
+from dgdlb_jax.reports.held_text import HeldReport, held_report
+from dgdlb_jax.reports.stability_text import StabilityReport, nullified
+from dgdlb_jax.stability.critical import CriticalMode, critical_mode
+from dgdlb_jax.stability.defaults import default_step_size
+from dgdlb_jax.studies.balancers import BALANCERS, check_keys
+from dgdlb_jax.studies.settings import with_settings
+
+
+@runtime_checkable
+class Report(Protocol):
+    """What the command line prints and writes."""
+
+    def text(self) -> str:
+        """What a person reads."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """What a script reads."""
+        ...
+
+
+@dataclass(frozen=True)
+class FactorReport:
+    """How many times faster than in `dgdlb run` a rule that follows the gradient may be: exact, near the optimum."""
+
+    network: Network
+    label: str
+    policy: AbstractPolicy
+    mode: CriticalMode
+
+    def text(self) -> str:
+        """One sentence."""
+        begin = f"{self.network.name or 'network'}: {self.label}"
+        factor = float(self.mode.step_size)
+        if not math.isfinite(factor):
+            return f"{begin}: no limit: nothing in the network delays a loop"
+        sizes = np.asarray(getattr(self.policy, "step_size", np.nan))
+        now = f" (now {ranging(float(sizes.min()), float(sizes.max()))} 1/s^2)" if np.isfinite(sizes).all() else ""
+        beyond = f"beyond it swings with a period of {seconds(float(self.mode.period))}"
+        return f"{begin}, limit of step_size{now}: {number(factor)} times that; {beyond}"
+
+    def document(self) -> dict[str, Any]:
+        """Null where there is no limit."""
+        found = {"fleet": self.network.name, "policy": self.label, "limit_over_now": float(self.mode.step_size)}
+        return nullified(found | {"period": float(self.mode.period), "units": {"time": "s"}})
+
+
+@dataclass(frozen=True)
+class NoLimit:
+    """A rule without a loop."""
+
+    network: Network
+    label: str
+
+    def text(self) -> str:
+        """One sentence."""
+        return f"{self.network.name or 'network'}: {self.label} looks at no load: there is no loop, hence no limit, and nothing swings"
+
+    def document(self) -> dict[str, Any]:
+        """Null, with the reason."""
+        reason = {"limit_over_now": "looks at no load"}
+        return {"fleet": self.network.name, "policy": self.label, "limit_over_now": None, "null_because": reason}
+
+
+def policy_report(network: Network, key: str, settings: Mapping[str, str]) -> Report:
+    """The limit of a balancer with the parameters of `dgdlb run`, but for the settings given.
+
+    **Arguments:** a single `network`; `key` of `BALANCERS`; `settings`: name -> value as text.
+
+    **Raises:** `InputError` for an unknown key or setting, and for a rule that jumps or rests away from the optimum: simulate it.
+    """
+    require_single(network, "policy_report")
+    check_keys([key])
+    require_traffic(network)
+    optimum = solve_optimum(network)
+    label = BALANCERS[key].label
+    policy = BALANCERS[key].make(network, optimum, default_step_size(network, optimum))
+    policy = with_settings(policy, settings) if settings else policy
+    if isinstance(policy, AbstractHeldPolicy):
+        return held_report(network, policy, label)
+    if POLICIES[key].kind in ("static", "reference"):
+        return NoLimit(network, label)
+    return _factor(network, optimum, label, policy, key)
+
+
+def _factor(network: Network, optimum: Optimum, label: str, policy: AbstractPolicy, key: str) -> FactorReport:
+    simulate = f"dgdlb run {network.name or 'FLEET'} --policies {key} shows what it does."
+    if not isinstance(policy, AbstractFlowPolicy):
+        raise InputError(
+            f"{label} jumps from one routing to another, so it has no limit that could be computed: {simulate}"
+        )
+    if POLICIES[key].kind != "gradient":
+        raise InputError(f"{label} does not rest at the optimum, which its limit would be computed at: {simulate}")
+    return FactorReport(network, label, policy, critical_mode(network, policy, optimum))
+
+
+def drawable(report: Report) -> bool:
+    """Whether there is a picture of it."""
+    return isinstance(report, StabilityReport) or (isinstance(report, HeldReport) and bool(report.found.limits))
+
+
+def save_pictures(report: Report, folder: Path) -> list[Path]:
+    """What there is to draw of a report, written into a folder. **Returns:** the paths."""
+    from dgdlb_jax.reports.held_plots import save_stable_region  # late: they load matplotlib
+    from dgdlb_jax.reports.stability_plots import save_stability_pictures
+
+    if isinstance(report, StabilityReport):
+        return save_stability_pictures(report, folder)
+    return save_stable_region(report, folder) if isinstance(report, HeldReport) else []

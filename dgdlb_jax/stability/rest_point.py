@@ -1,0 +1,147 @@
+"""Where a policy that holds its weights comes to rest, which need not be the optimum, and how it answers small changes there."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from dgdlb_jax.model.batch import each_frontend, each_network
+from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.service import AbstractService
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.held import AbstractHeldPolicy
+from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.stability.linearise import field_at_rest
+
+Backends = Float[Array, " backends"]
+
+_STEPS = 400
+_LONGEST = 1e9  # implicit step
+_EXACT = 1e-11  # residual over all arrivals that counts as none
+
+
+class RestPoint(eqx.Module):
+    r"""Where the flows that a rule sends by its reports are those that backends serve. In a batch every array has a leading axis.
+
+    $$ \sum_i \lambda_i R_{ij}(u_i(N)) = \ell_j(N_j) $$
+
+    - `routing` `(frontends, backends)`, `workload` `(backends,)`: at rest; where none was found, the last ones tried.
+    - `found`: whether it is one. A rule that jumps may have none: it is a relay, and swings for ever.
+    - `overloaded` `(backends,)`: which backends are sent more than they can ever serve there.
+    - `slope` $a = \ell'$ `(backends,)`, 1/s.
+    - `reading` $\partial u_{ij} / \partial N_k$ `(frontends, backends, backends)`: of what frontend i reads of j, per request at k.
+    - `answer` $\partial x_{ij} / \partial u_{ik}$ `(frontends, backends, backends)`: of frontend i's shares, per unit of its report of k.
+    """
+
+    routing: Float[Array, "*batch frontends backends"]
+    workload: Float[Array, "*batch backends"]
+    found: Bool[Array, "*batch"]
+    overloaded: Bool[Array, "*batch backends"]
+    slope: Float[Array, "*batch backends"]
+    reading: Float[Array, "*batch frontends backends backends"]
+    answer: Float[Array, "*batch frontends backends backends"]
+
+
+def rest_point(network: Network, policy: AbstractPolicy) -> RestPoint:
+    """Find where a policy that holds its weights comes to rest, at constant mean rates and long after the start.
+
+    Flows follow what the rule would make of them, without delays and holds, by implicit steps that grow as they come to rest; derivatives
+    are those of the very rule and of the very report, by forward-mode autodiff.
+
+    **Arguments:** one `network` or a batch; `policy`: an `AbstractHeldPolicy`, parameters as for `simulate`.
+
+    **Returns:** a `RestPoint`. Where a rule jumps, it may have several; this is the one nearest to routing by capacity, in time.
+
+    **Raises:** `InputError` for another policy.
+
+    **Source:** own; pseudo-transient continuation, Kelley and Keyes (1998).
+    """
+    check_held(policy)
+    rule = each_frontend(network, policy, type(policy).__name__)
+    return each_network(_rest_point, network, rule)
+
+
+def check_held(policy: AbstractPolicy) -> None:
+    """Raise `InputError` for a policy that reads no reports."""
+    if not isinstance(policy, AbstractHeldPolicy):
+        raise InputError(
+            f"{type(policy).__name__} holds no weights between reports: rest points and multipliers are those of an AbstractHeldPolicy, "
+            "such as EnvoyLoadAwareLocality or OrcaWeights; critical_step_size knows policies that move with a velocity."
+        )
+
+
+def _rest_point(network: Network, policy: AbstractHeldPolicy) -> RestPoint:
+    field = field_at_rest(network, policy)
+    service, there = network.mean_service, network.backend_mask
+    rates = network.arrival_rate
+    start = jnp.zeros(network.frontends, network.latency.dtype)
+    late, nothing = start + jnp.inf, jnp.zeros_like(network.latency.T)
+
+    def sight(workload):
+        return field.observe(start, jnp.broadcast_to(workload[:, None], nothing.shape), nothing, start)
+
+    def read(workload):
+        return field.each_frontend(lambda rule, seen: rule.report(seen), sight(workload))
+
+    def decide(report, workload):
+        return field.each_frontend(lambda rule, *seen: rule.shares(*seen), late, report, sight(workload))
+
+    def gained(workload):
+        return jnp.where(there, decide(read(workload), workload) @ rates, 0)
+
+    capacity = jnp.where(there, service.nominal_capacity, 0)
+    share = jax.vmap(proportional, in_axes=(None, 0))(capacity, network.mask)
+    flow, worst = _at_rest(gained, service, jnp.minimum(rates @ share, 0.9 * capacity))
+    workload = service.inverse(flow)
+    report = read(workload)
+    still = jnp.zeros_like(workload)
+    reading = jax.jacfwd(lambda change: read(workload + change))(still)
+    answer = jax.jacfwd(lambda change: decide(report + change[:, None], workload))(still)
+    routing = decide(report, workload)
+    arrives = routing @ rates
+    return RestPoint(
+        routing=routing.T,
+        workload=workload,
+        found=worst <= _EXACT * jnp.sum(rates),
+        overloaded=there & (arrives >= service.supremum),
+        slope=service.slope(workload),
+        reading=jnp.swapaxes(reading, 0, 1),
+        answer=jnp.swapaxes(answer, 0, 1),
+    )
+
+
+def _at_rest(
+    gained: Callable[[Backends], Backends], service: AbstractService, start: Backends
+) -> tuple[Backends, Float[Array, ""]]:
+    """Flows that are answered by themselves, requests/s, and the largest difference left: implicit Euler on it, in steps that grow.
+
+    In flows, since they are what is shared: their sum is right after one step, and where backends are nearly full, workloads are not
+    remotely linear in anything.
+    """
+    size = lambda values: jnp.max(jnp.abs(values))
+    off = lambda flow: gained(service.inverse(flow)) - flow
+    scale = size(gained(service.inverse(start)))
+
+    def unfinished(state):
+        _, difference, _, k = state
+        return (k < _STEPS) & (size(difference) > 1e-3 * _EXACT * scale)  # as exact as it can be, once found
+
+    def advance(state):
+        flow, difference, h, k = state
+        workload = service.inverse(flow)
+        slope = service.slope(workload)
+        each = jax.jacfwd(gained)(workload) / jnp.where(slope > 0, slope, jnp.inf)
+        jacobian = jnp.where(jnp.isfinite(each), each, 0) - jnp.eye(flow.size)
+        change = jnp.linalg.solve(jnp.eye(flow.size) / h - jacobian, difference)
+        # Neither empty nor full at once.
+        moved = jnp.clip(flow + change, flow / 4, flow + 0.75 * (service.supremum - flow))
+        after = off(moved)
+        ratio = size(difference) / jnp.maximum(size(after), jnp.finfo(start.dtype).tiny)
+        longer = jnp.where(ratio >= 1, jnp.clip(ratio, 1.5, 4.0), jnp.clip(ratio, 0.1, 0.5))
+        return moved, after, jnp.minimum(h * longer, _LONGEST), k + 1
+
+    flow, difference, _, _ = jax.lax.while_loop(unfinished, advance, (start, off(start), jnp.ones((), start.dtype), 0))
+    return flow, size(difference)

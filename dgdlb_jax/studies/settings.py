@@ -1,0 +1,41 @@
+"""A policy's settings by their names, as on a command line."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from dgdlb_jax.numerics.checks import did_you_mean
+from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.base import AbstractPolicy
+
+_FIELD = {"report": "kind"}  # settings that a policy keeps under another name
+
+
+def with_settings(policy: AbstractPolicy, given: Mapping[str, str]) -> AbstractPolicy:
+    """The same kind of policy with some of its settings as given; the others stay.
+
+    **Arguments:** `given`: name -> number, word, `true` or `false`, as text.
+
+    **Raises:** `InputError` for an unknown setting, or a value that the policy does not allow.
+    """
+    name = type(policy).__name__
+    known = [key for key in inspect.signature(type(policy)).parameters if hasattr(policy, _FIELD.get(key, key))]
+    current = {key: getattr(policy, _FIELD.get(key, key)) for key in known}
+    for key, text in given.items():
+        if key not in current:
+            raise InputError(f"{name} has no setting {key!r}: it has {', '.join(known)}{did_you_mean(key, known, '.')}")
+        current[key] = _value(f"{name}.{key}", text, current[key])
+    return type(policy)(**current)
+
+
+def _value(name: str, text: str, old: Any) -> Any:
+    if isinstance(old, bool):
+        if text not in ("true", "false"):
+            raise InputError(f"{name} is {text!r}: give true or false.")
+        return text == "true"
+    if isinstance(old, str):
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{name} is {text!r}: give a number.") from None
