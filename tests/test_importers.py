@@ -134,7 +134,7 @@ def test_every_notation_of_a_number_is_read_as_its_figure(power):
 
 
 def test_a_list_of_one_direction_is_completed(tmp_path):
-    """Of four regions, as six lines in any order; of frontends and backends that have all their pairs nothing is missing."""
+    """Of four regions, as six lines in any order; of frontends and backends that share a place nothing is missing."""
     pairs = ["ba", "ca", "cb", "da", "db", "cd"]
     found = only(
         read(tmp_path, {"a.csv": "from,to,rtt_ms\n" + "".join(f"{i},{j},{9 + k}\n" for k, (i, j) in enumerate(pairs))})
@@ -144,6 +144,8 @@ def test_a_list_of_one_direction_is_completed(tmp_path):
         found.seconds[i, j] == found.seconds[j, i] == pytest.approx((9 + k) / 2000) for k, (i, j) in enumerate(pairs)
     )
     assert found.notes == ("one direction of every pair is given: it takes the same time both ways",)
+    part = only(read(tmp_path, {"b.csv": "from,to,rtt_ms\na,c,9\na,d,9\nb,c,9\nb,d,9\nc,d,9\n"}))
+    assert len(part.seconds) == 5
 
 
 def test_a_line_for_excel_is_no_header(tmp_path):
