@@ -152,7 +152,7 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         raise in_own_words(error, path.name, origins) from error
     check_not_inputs([path.parent / name for name in files], keep)
     write_all(path.parent, files)
-    notes = [*page.assumed, *left_out(frontends, backends, latencies, demand)]
+    notes = [*page.assumed, *_orders(choices, frontends, backends), *left_out(frontends, backends, latencies, demand)]
     return Composed([path.parent / name for name in files], notes)
 
 
@@ -176,7 +176,9 @@ def _merged(found: Sequence[Latencies]) -> Latencies:
                 )
     notes = tuple(note for one in found for note in one.notes)
     holes = tuple(pair for one in found for pair in one.holes if pair not in seconds)
-    return Latencies(seconds, ", ".join(dict.fromkeys(one.origin for one in found)), notes, holes)
+    senders, answerers = (tuple(name for one in found for name in one.ends(k)) for k in (0, 1))
+    origin = ", ".join(dict.fromkeys(one.origin for one in found))
+    return Latencies(seconds, origin, notes, holes, (senders, answerers))
 
 
 def _by_slug(found: Sequence[Curve]) -> dict[str, Curve]:
@@ -196,7 +198,7 @@ def _frontends(page: _Page, choices: Choices, latencies: Latencies, demand: Dema
     elif demand is not None and demand.names:
         names, why = demand.names, f"from {demand.origin}"
     else:
-        names = tuple(dict.fromkeys(pair[0] for pair in latencies.seconds))
+        names = latencies.ends(0)
         why = f"every region that {latencies.origin} has latencies from (assumed)"
     if demand is not None and demand.names:
         for name in demand.names:
@@ -213,7 +215,7 @@ def _backends(
     page: _Page, choices: Choices, latencies: Latencies, curves: dict[str, Curve]
 ) -> tuple[tuple[str, ...], list[str]]:
     """Names, and the curve of each."""
-    regions = tuple(dict.fromkeys(pair[1] for pair in latencies.seconds))
+    regions = latencies.ends(1)
     own = tuple(name for name in regions if slug(name) in curves)
     names = choices.use("backends") or (own if len(own) == len(curves) else regions)
     check_known(names, "--backends", latencies)
@@ -238,6 +240,21 @@ def _for_each(given: tuple[Any, ...], names: tuple[str, ...], option: str) -> tu
         entries, places = counted(len(given), "entry", "entries"), counted(len(names), "place", "places")
         raise InputError(f"{option} has {entries} for {places} ({listed(names)}): give one, or one for each.")
     return given * len(names) if len(given) == 1 else given
+
+
+def _orders(choices: Choices, frontends: tuple[str, ...], backends: tuple[str, ...]) -> list[str]:
+    """Which place has which entry of the options that give one for each."""
+    given = {
+        "--replicas": (choices.replicas, backends),
+        "--curves": (choices.curves, backends),
+        "--weights": (choices.weights, frontends),
+        "--shift-s": (() if isinstance(choices.shift_s, str) else choices.shift_s, frontends),
+    }
+    return [
+        f"{option} by place: {', '.join(f'{clipped(name)} {value}' for name, value in zip(names, values, strict=True))}"
+        for option, (values, names) in given.items()
+        if len(values) > 1
+    ]
 
 
 def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: Demand | None) -> float | None:

@@ -94,18 +94,27 @@ def read_matrix(table: Table, options: Options) -> Latencies:
     size = f"a matrix of {len(rows)} x {counted(len({*columns} - {''}), 'region', 'regions')} in {unit}"
     if (both := completed(seconds, rows, columns)) is not None:
         note = f"{size}, half of it given and completed: a pair takes the same time both ways"
-        return Latencies(both, table.name, (note,))
+        names = _in_one_order(rows, columns)
+        return Latencies(both, table.name, (note,), order=(names, names))
     if set(rows) != set(columns):  # else frontends and backends make no difference
         options.use("names")
         options.use("backends")
+    order = tuple(rows), tuple(columns)
     if _is_transposed(table, options):
+        order = order[::-1]
         seconds = {(frontend, backend): value for (backend, frontend), value in seconds.items()}
         holes = tuple((frontend, backend) for backend, frontend in holes)
         note = f"{size}: columns send, rows answer, by the names of frontends and backends"
     else:
         note = f"{size}: rows send, columns answer"
     notes = (note, *((f"no figure for {arrows(holes)}",) if holes else ()))
-    return Latencies(seconds, table.name, notes, holes)
+    return Latencies(seconds, table.name, notes, holes, order)
+
+
+def _in_one_order(rows: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
+    """All regions of half a matrix, whose first row or first column may be missing."""
+    first, second = (columns, rows) if rows[0] in columns else (rows, columns)
+    return tuple(dict.fromkeys((*first, *second)))
 
 
 def _unit(table: Table, options: Options) -> str:
