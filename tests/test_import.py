@@ -183,8 +183,8 @@ def test_places_stand_in_the_order_of_the_file(raw, capsys):
         told = ["--replicas", "4,3,2,1", "--weights", "1,2,3,4"]
         assert main(["import", file, "runs", *told, "--fleet", "f.toml"]) == 0
         said = capsys.readouterr().out
-        assert "--replicas by place: eu 4.0, us 3.0, in 2.0, jp 1.0" in said
-        assert "--weights by place: eu 1.0, us 2.0, in 3.0, jp 4.0" in said
+        assert "--replicas by place: eu 4, us 3, in 2, jp 1" in said
+        assert "--weights by place: eu 1, us 2, in 3, jp 4" in said
         document = tomllib.loads((raw / "f.toml").read_text())
         assert document["frontends"]["names"] == document["backends"]["names"] == ["eu", "us", "in", "jp"]
 

@@ -148,6 +148,20 @@ def test_a_list_of_one_direction_is_completed(tmp_path):
     assert len(part.seconds) == 5
 
 
+@pytest.mark.parametrize(
+    "corner", ["rtt_ms to/from", "to \\ from (rtt_ms)", "destination", "rtt_ms, backend / frontend"]
+)
+def test_a_matrix_says_who_stands_down_the_side(corner, tmp_path):
+    told = {} if "rtt" in corner else {"latency": "rtt_ms"}
+    lines = "gpu-eu;12;80\ngpu-us;90;6\n"
+    found = only(read(tmp_path, {"a.csv": f"{corner};paris;nyc\n{lines}"}, **told))
+    assert found.seconds["paris", "gpu-us"] == pytest.approx(0.045)
+    assert (found.ends(0), found.ends(1)) == (("paris", "nyc"), ("gpu-eu", "gpu-us"))
+    assert f'columns send, rows answer, by "{corner}" in the first cell' in found.notes[0]
+    straight = only(read(tmp_path, {"b.csv": f"from \\ to (rtt_ms);paris;nyc\n{lines}"}))
+    assert straight.seconds["gpu-us", "paris"] == pytest.approx(0.045)
+
+
 def test_a_line_for_excel_is_no_header(tmp_path):
     found = only(read(tmp_path, {"a.csv": "sep=;\r\nfrom;to;rtt_ms\r\neu;us;80,5\r\n"}))
     assert found.seconds == {("eu", "us"): 0.04025}

@@ -251,10 +251,14 @@ def _orders(choices: Choices, frontends: tuple[str, ...], backends: tuple[str, .
         "--shift-s": (() if isinstance(choices.shift_s, str) else choices.shift_s, frontends),
     }
     return [
-        f"{option} by place: {', '.join(f'{clipped(name)} {value}' for name, value in zip(names, values, strict=True))}"
+        f"{option} by place: {', '.join(f'{clipped(name)} {_short(value)}' for name, value in zip(names, values, strict=True))}"
         for option, (values, names) in given.items()
         if len(values) > 1
     ]
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.12g}"
 
 
 def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: Demand | None) -> float | None:
