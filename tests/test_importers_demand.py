@@ -79,7 +79,7 @@ def test_demand_is_split_by_a_column(tmp_path):
 
 def test_a_line_for_every_bin_and_place(tmp_path):
     """As a database groups by time and region: in any order, and without a line where there was nothing."""
-    text = "minute,region,count\n" + "".join(f"2026-01-01 00:0{m}:00,{r},{n}\n" for r, m, n in GROUPS)
+    text = "minute,region,reqs\n" + "".join(f"2026-01-01 00:0{m}:00,{r},{n}\n" for r, m, n in GROUPS)
     found = only(read(tmp_path, {"a.csv": text.replace("minute", "time")}))
     assert (found.names, found.width) == (("tokyo", "paris"), 60)
     assert found.counts.tolist() == [[2, 5], [3, 0], [1, 9]]
@@ -109,6 +109,13 @@ def test_a_line_for_every_bin_and_place(tmp_path):
 
 
 GROUPS = [("tokyo", 0, 2), ("tokyo", 1, 3), ("tokyo", 2, 1), ("paris", 0, 5), ("paris", 2, 9)]
+
+
+def test_figures_of_single_requests_at_any_times_are_no_bins(tmp_path):
+    """A log to the second has several requests of a place in one of them, or gaps that are multiples of a second."""
+    for at in (lambda k: k // 3, lambda k: 2 * k + k % 3):
+        lines = "".join(f"{at(k)},{'ab'[k % 2]},{k % 7}\n" for k in range(90))
+        assert only(read(tmp_path, {"a.csv": f"time_s,region,retry\n{lines}"}, bin_s=1.0)).counts.sum() >= 80
 
 
 def test_bins_are_joined_into_wider_ones(tmp_path):
@@ -212,6 +219,15 @@ REFUSED_DEMAND = {
         "is that of the line above: say which column names places",
     ),
     "uneven counts": ("timestamp_s,requests\n0,1\n9,1\n20,1\n", "breaks the even spacing"),
+    **{
+        f"places and {column}": (
+            f"hour,region,{column}\n"
+            + "".join(f"2026-01-01 0{k}:00,{place},{900 + k}\n" for k in range(3) for place in "ab"),
+            f"evenly spaced, .*nothing says whether {column} counts requests: call the column that does requests",
+        )
+        for column in ("events", "users", "Anfragen", "value")
+    },
+    "a rate or users": ("time_s,users\n0,40\n10,50\n20,45\n30,50\n", "nothing says whether users counts requests"),
     "all at once": ("time_s,user\n5,x\n5,y\n", "less than two bins"),
 }
 
