@@ -113,7 +113,7 @@ GROUPS = [("tokyo", 0, 2), ("tokyo", 1, 3), ("tokyo", 2, 1), ("paris", 0, 5), ("
 
 def test_figures_of_single_requests_at_any_times_are_no_bins(tmp_path):
     """A log to the second has several requests of a place in one of them, or gaps that are multiples of a second."""
-    for at in (lambda k: k // 3, lambda k: 2 * k + k % 3):
+    for at in (lambda k: k // 3, lambda k: 2 * k + (k % 5 == 0)):
         lines = "".join(f"{at(k)},{'ab'[k % 2]},{k % 7}\n" for k in range(90))
         assert only(read(tmp_path, {"a.csv": f"time_s,region,retry\n{lines}"}, bin_s=1.0)).counts.sum() >= 80
 
@@ -169,6 +169,31 @@ def test_bins_begin_at_times_of_many_kinds(case, tmp_path):
     column, times, width = TIMES[case]
     found = only(read(tmp_path, {"a.csv": f"{column},requests\n" + "".join(f"{time},7\n" for time in times)}))
     assert (found.width, found.counts.ravel().tolist()) == (width, [7] * 3)
+
+
+DATES_BESIDE = {
+    "hours": ("date,hour,eu,us\n", lambda k: f"2026-01-0{1 + k // 24},{k % 24},{k},7\n"),
+    "German dates, times of day": ("Datum;Uhrzeit;eu;us\n", lambda k: f"0{1 + k // 24}.01.2026;{k % 24}:00;{k};7\n"),
+    "a line for each place": ("date,time,region,requests\n", lambda k: "".join(
+        f"2026-01-0{1 + k // 24},{k % 24:02d}:00:00,{name},{count}\n" for name, count in (("eu", k), ("us", 7)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DATES_BESIDE)
+def test_a_date_and_an_hour_in_two_columns_are_one_time(case, tmp_path):
+    header, line = DATES_BESIDE[case]
+    found = only(read(tmp_path, {"a.csv": header + "".join(map(line, range(30)))}))
+    assert (found.names, found.width, found.counts.tolist()) == (("eu", "us"), 3600, [[k, 7] for k in range(30)])
+    assert any("are read as one time" in note for note in found.notes)
+
+
+def test_a_log_with_a_date_and_a_time(tmp_path):
+    text = "date,time,sc-status\n" + "".join(f"2026-01-0{1 + k},08:00:0{k}.5,200\n" for k in range(3))
+    found = only(read(tmp_path, {"a.csv": text}, bin_s=3600.0))
+    assert len(found.counts) > 48
+    assert '"date" and "time" are read as one time' in found.notes
+    with pytest.raises(InputError, match=r'a\.csv:4:1: date_time "2026-01-03 noon" is no time'):
+        read(tmp_path, {"a.csv": text.replace("08:00:02.5", "noon")})
 
 
 def test_figures_at_even_times_are_bins(tmp_path):

@@ -19,7 +19,7 @@ def widened(table: Table, options: Options) -> tuple[Table, tuple[str, ...]]:
     """
     time, every, place = time_column(table), requests_column(table), _place(table, options)
     if time is None or every is None or place is None:
-        return table, ()
+        return table, table.notes
     table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
     if options.names:
         check_names(table, place, options.use("names"))
@@ -59,7 +59,7 @@ def _notes(
     table: Table, used: set[str], names: dict[str, None], bins: dict[float, dict[str, float]]
 ) -> tuple[str, ...]:
     """What is not used, and where a place has no line."""
-    notes = []
+    notes = [*table.notes]
     if unused := [column for column in table.columns if column not in used]:
         notes.append(f"not used: {listed(unused)}")
     missing = {name: sum(name not in found for found in bins.values()) for name in names}

@@ -83,7 +83,7 @@ def read_requests(table: Table, options: Options) -> Demand:
         f"{counted(len(table.rows), 'request', 'requests')}, {times.written}",
         f"{counted(bins, 'bin', 'bins')} of {width:.6g} s" + (f" ({rule})" if rule else ""),
     ]
-    notes += [*told, *failed_requests(table)]
+    notes += [*table.notes, *told, *failed_requests(table)]
     steps = np.diff(np.sort(times.seconds))
     even = len(steps) > 1 and np.ptp(steps) <= UNEVEN * steps.max()
     if even or only_figures(table):

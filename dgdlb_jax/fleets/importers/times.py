@@ -10,12 +10,13 @@ from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.fleets.importers.base import Options
+from dgdlb_jax.fleets.importers.date_and_time import JOINED
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 SPELLINGS = (
-    "timestamp", "time", "arrival_time", "arrival_timestamp", "arrived_at", "arrival", "request_time", "start_time", "created_at",
+    JOINED, "timestamp", "time", "arrival_time", "arrival_timestamp", "arrived_at", "arrival", "request_time", "start_time", "created_at",
     "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime", "time_stamp", "event_time",
     "time_iso_8601",
 )  # fmt: skip
