@@ -194,6 +194,19 @@ def test_kinds_of_requests_are_told_apart(tmp_path):
     assert any("the latest is taken" in note for note in found[0].notes)
 
 
+def test_folders_of_one_model_on_several_servers_are_several_curves(tmp_path):
+    """What repeats a series of runs within its scatter belongs to it, and so do further loads."""
+
+    def runs(folder, factor, caps=RATES):
+        return {f"{folder}/{c}.json": json.dumps(vllm(c, RATES[c] * factor)) for c in caps}
+
+    found = read(tmp_path / "a", runs("old", 0.7) | runs("new", 1.0) | runs("again", 1.02))[0]
+    assert {curve.name: len(curve.points) for curve in found} == {"GLM-4.7-old": 3, "GLM-4.7-new": 3}
+    assert "two servers, told apart by their files" in " ".join(found[0].notes)
+    both = read(tmp_path / "b", runs("old", 0.7, [1, 8]) | runs("more", 1.0, [64]))
+    assert len(only(both).points) == 3
+
+
 def test_settings_of_a_sweep_tell_servers_apart(tmp_path):
     """Two servers in one summary are no repetitions; the number of a job, and a setting that follows the load, make no servers."""
     runs = [

@@ -14,8 +14,8 @@ _DIFFERENT = 0.1
 _IMPOSSIBLE = 2.0
 # Requests whose numbers of tokens differ by more than this factor are of different kinds; sampled lengths differ by less.
 _UNLIKE = 1.5
-# Repetitions of one measurement lie closer together than this factor.
-_APART = 2.0
+# Repetitions of one measurement lie closer together than this factor, or somebody should look.
+_APART = 1.25
 
 
 def workload(point: Point) -> float | None:
