@@ -315,6 +315,25 @@ def test_load_tests_say_which_requests_failed(tmp_path):
     assert "requests failed (failures/s, errors); the throughput should be that of the others" in found.notes
 
 
+@pytest.mark.parametrize(
+    "column", ["Average Response Time", "Average response time (ms)", "mean_response_time_ms", "avg_latency"]
+)
+def test_mean_response_times_are_end_to_end_times(column, tmp_path):
+    """Where they do not say their unit, throughput times it is the concurrency in one unit only."""
+    found = only(read(tmp_path, {"a.csv": f"concurrency,rps,{column}\n2,1.1,909\n8,3.9,1025\n"}))
+    assert [workload(point) for point in found.points] == pytest.approx([0.9999, 3.9975])
+
+
+def test_locust_has_lines_of_all_requests(tmp_path):
+    """Its total average is since the test began, so no time at the number of users of a line."""
+    header = "Timestamp,User Count,Type,Name,Requests/s,Total Average Response Time\n"
+    kinds = (("GET,/a", 1), (",Aggregated", 2))
+    lines = [f"{k},{users},{kind},{f * users},909\n" for k, users in enumerate((1, 4)) for kind, f in kinds]
+    found = read(tmp_path, {"a.csv": header + "".join(lines)})[0]
+    assert any("--select Name=Aggregated takes these" in note for note in found[0].notes)
+    assert [point.latency for point in found[0].points] == [None, None]
+
+
 def test_a_single_ratio_is_no_range(tmp_path):
     text = "concurrency,rps,latency_s\n1,0.5,1.2\n2,1,1.2\n"
     assert any(
