@@ -120,6 +120,9 @@ def test_one_day_for_all_cities_by_the_sun(raw, capsys):
     assert main(["import", *files, "--fleet", "sun.toml", "--shift-s", "longitude"]) == 0
     paris, toronto = np.asarray(quietly("sun.toml", demand="trace").demand.rates).T
     assert (np.argmax(toronto) - np.argmax(paris)) % 24 == round((2.37 + 79.38) / 15)
+    capsys.readouterr()
+    assert main(["import", *files, "--fleet", "far.toml", "--shift-s", "0,864000"]) == 0
+    assert "--shift-s has 864000, and day.csv lasts 86400 s and begins again" in capsys.readouterr().out
     (raw / "cities.csv").write_text((raw / "cities.csv").read_text().replace("Toronto", "Lutetia"))
     assert main(["import", *files, "--fleet", "x.toml", "--shift-s", "longitude"]) == 2
     assert 'Where "Lutetia" lies is not known' in capsys.readouterr().err
@@ -234,6 +237,7 @@ WRONG = {
     "too high a load": (["rtt.csv", "runs", *TO, "--load", "9"], "--load 9 makes 310.5 requests/s"),
     "no servers": (["rtt.csv", "runs", *TO, "--replicas", "1,0,2"], "--replicas has 0: give positive"),
     "a shift of no bins": (["rtt.csv", "runs", "day.csv", *TO, "--shift-s", "0,5,0"], "--shift-s has 5, and the bins of day.csv"),
+    "a shift of a trace for each place": (["rtt.csv", "runs", "requests.csv", *TO, "--shift-s", "0,60"], "requests.csv says itself when"),
     "too few servers": (["rtt.csv", "runs", "day.csv", *TO, "--replicas", "1"], "day.csv makes 125 requests/s"),
     "a curve that is none": (["rtt.csv", "falls.csv", *TO], "falls.csv is not a service curve"),
     "a name that no fleet has": (["odd.latency.csv", "runs", *TO], "frontends.names contains"),

@@ -13,6 +13,8 @@ import numpy as np
 
 from dgdlb_jax.fleets.answers import Answers
 from dgdlb_jax.fleets.compose_checks import (
+    by_place,
+    check_common,
     check_complete,
     check_known,
     check_replicas,
@@ -21,6 +23,7 @@ from dgdlb_jax.fleets.compose_checks import (
     check_used,
     in_own_words,
     left_out,
+    long_shifts,
     missing_arcs,
 )
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
@@ -115,10 +118,9 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         raise InputError(
             "No file says how fast the servers are: add results of a load test, or a table workload,throughput."
         )
-    if choices.shift_s and demand is None:
-        raise InputError("--shift-s moves one common trace, and no file has a demand: leave it out, or add one.")
     if choices.load is not None and demand is not None and choices.replicas:
         raise InputError("--load has nothing to say beside a demand and --replicas: leave it, or --replicas, out.")
+    check_common(choices.shift_s, demand)
     page, files = _Page(), {}
     page.put("name", path.stem, "made by dgdlb import; every figure has its origin in the comment above it")
     frontends = _frontends(page, choices, latencies, demand)
@@ -145,6 +147,12 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         _trace(page, choices, demand, table, frontends)
     _sources(page, [latencies, *curves.values(), *([] if demand is None else [demand])])
     check_used(choices)
+    options = {
+        "--replicas": (choices.replicas, backends),
+        "--curves": (choices.curves, backends),
+        "--weights": (choices.weights, frontends),
+        "--shift-s": (() if isinstance(choices.shift_s, str) else choices.shift_s, frontends),
+    }
     files[path.name] = page.text
     try:
         _try(path.name, files, demand is not None)
@@ -152,7 +160,12 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         raise in_own_words(error, path.name, origins) from error
     check_not_inputs([path.parent / name for name in files], keep)
     write_all(path.parent, files)
-    notes = [*page.assumed, *_orders(choices, frontends, backends), *left_out(frontends, backends, latencies, demand)]
+    notes = [
+        *page.assumed,
+        *by_place(options),
+        *long_shifts(choices.shift_s, demand),
+        *left_out(frontends, backends, latencies, demand),
+    ]
     return Composed([path.parent / name for name in files], notes)
 
 
@@ -240,25 +253,6 @@ def _for_each(given: tuple[Any, ...], names: tuple[str, ...], option: str) -> tu
         entries, places = counted(len(given), "entry", "entries"), counted(len(names), "place", "places")
         raise InputError(f"{option} has {entries} for {places} ({listed(names)}): give one, or one for each.")
     return given * len(names) if len(given) == 1 else given
-
-
-def _orders(choices: Choices, frontends: tuple[str, ...], backends: tuple[str, ...]) -> list[str]:
-    """Which place has which entry of the options that give one for each."""
-    given = {
-        "--replicas": (choices.replicas, backends),
-        "--curves": (choices.curves, backends),
-        "--weights": (choices.weights, frontends),
-        "--shift-s": (() if isinstance(choices.shift_s, str) else choices.shift_s, frontends),
-    }
-    return [
-        f"{option} by place: {', '.join(f'{clipped(name)} {_short(value)}' for name, value in zip(names, values, strict=True))}"
-        for option, (values, names) in given.items()
-        if len(values) > 1
-    ]
-
-
-def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.12g}"
 
 
 def _rates(page: _Page, choices: Choices, frontends: tuple[str, ...], demand: Demand | None) -> float | None:

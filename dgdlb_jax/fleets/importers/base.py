@@ -77,7 +77,7 @@ class Point(NamedTuple):
     - `held`: mean number of requests in the server, where measured; `cap`: the most that there could be.
     - `tokens`: mean number of tokens that a request generated, where known.
     - `setting`: what was set in this run; runs with equal settings are repetitions of one measurement.
-    - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several.
+    - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several, and never beyond the throughput.
     - `completed`, `failed`: how many requests succeeded and failed, where known.
     """
 
