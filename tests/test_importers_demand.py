@@ -160,6 +160,8 @@ TIMES = {
     "minutes": ("Minute", [5, 6, 7], 60),
     "minutes by their beginning": ("minute", [f"2026-01-31 00:0{k}:00 UTC" for k in range(3)], 60),
     "times of day": ("time", ["9:00", "09:30", "10:00"], 1800),
+    "beginnings and ends": ("start", [f"2026-01-31 00:0{k}:00" for k in range(3)], 60),
+    "dates in seconds by their name": ("time_s", [f"2026-01-31 00:0{k}:00" for k in range(3)], 60),
     "German dates": ("timestamp", ["31.01.2026 23:00", "31.01.2026 23:30", "01.02.2026 00:00"], 1800),
 }
 
@@ -362,6 +364,16 @@ def test_a_place_that_is_no_frontend_is_said(tmp_path):
 def test_what_is_no_place_and_no_request_is_refused(tmp_path, text, sentence):
     with pytest.raises(InputError, match=re.escape(sentence)):
         read(tmp_path, {"a.csv": text})
+
+
+def test_places_that_are_named_are_told_from_their_sums(tmp_path):
+    matrix = "rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n"
+    found = only(read(tmp_path, {"a.csv": matrix}, names=("paris", "tokyo")))
+    assert {pair[0] for pair in found.seconds} == {"paris", "tokyo"}
+    assert "left out, as they sum the others up: mean" in found.notes
+    lines = "".join(f"{60 * k},{name},{n}\n" for k in range(3) for name, n in (("eu", 5), ("us", 7), ("total", 12)))
+    counts = only(read(tmp_path, {"b.csv": f"time_s,region,requests\n{lines}"}, names=("eu", "us")))
+    assert (counts.names, counts.counts.tolist()) == (("eu", "us"), [[5, 7]] * 3)
 
 
 def test_figures_at_whole_minutes_are_bins(tmp_path):

@@ -131,7 +131,7 @@ def bin_width(table: Table, options: Options) -> float:
 
 
 def _times(table: Table, column: str, options: Options) -> Sequence[float]:
-    if column == "time_s":
+    if column == "time_s" and table.is_number(table.rows[0].cells[column]):
         return table.numbers(column, minimum=-math.inf)
     return read_times(table, column, options).seconds.tolist()
 

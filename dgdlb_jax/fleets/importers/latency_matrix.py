@@ -3,7 +3,7 @@ the side and backends across."""
 
 from collections.abc import Sequence
 
-from dgdlb_jax.fleets.document import clipped, counted
+from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows
 from dgdlb_jax.fleets.importers.halves import completed, holes_in
 from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
@@ -13,9 +13,9 @@ from dgdlb_jax.fleets.importers.times import time_column
 from dgdlb_jax.fleets.importers.words import (
     LATENCIES,
     NOTHING,
-    check_no_summary,
     first_of,
     normal,
+    summaries,
     unit_of,
     way_of,
     words,
@@ -97,7 +97,12 @@ def read_matrix(table: Table, options: Options) -> Latencies:
     unit = _unit(table, options)
     seconds = _figures(table, LATENCIES[unit])
     rows, columns = list(dict.fromkeys(row.cells[table.columns[0]] for row in table.rows)), table.columns[1:]
-    check_no_summary(table.name, (*rows, *columns), {*options.names, *options.backends})
+    sums = summaries(table.name, (*rows, *columns), {*options.names, *options.backends})
+    if sums:
+        options.use("names")
+        options.use("backends")
+        rows, columns = ([name for name in side if name not in sums] for side in (rows, columns))
+        seconds = {pair: value for pair, value in seconds.items() if not set(pair) & set(sums)}
     zeros = [(i, j) for (i, j), value in seconds.items() if value == 0 and seconds.get((j, i))]
     for pair in zeros:
         del seconds[pair]
@@ -118,7 +123,11 @@ def read_matrix(table: Table, options: Options) -> Latencies:
         note = f"{size}: columns send, rows answer, by {by}"
     else:
         note = f"{size}: rows send, columns answer"
-    notes = (note, *((f"no figure for {arrows(holes)}",) if holes else ()))
+    notes = (
+        note,
+        *((f"left out, as they sum the others up: {listed(sums)}",) if sums else ()),
+        *((f"no figure for {arrows(holes)}",) if holes else ()),
+    )
     return Latencies(seconds, table.name, notes, holes, order)
 
 

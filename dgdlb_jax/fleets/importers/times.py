@@ -18,7 +18,7 @@ from dgdlb_jax.numerics.results import InputError
 SPELLINGS = (
     JOINED, "timestamp", "time", "arrival_time", "arrival_timestamp", "arrived_at", "arrival", "request_time", "start_time", "created_at",
     "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime", "time_stamp", "event_time",
-    "time_iso_8601",
+    "time_iso_8601", "start", "begin", "window_start", "bin_start", "interval_start", "period_start",
 )  # fmt: skip
 """What a column of times may be called, besides any of these with a unit."""
 
