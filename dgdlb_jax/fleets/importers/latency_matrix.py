@@ -97,10 +97,12 @@ def read_matrix(table: Table, options: Options) -> Latencies:
     unit = _unit(table, options)
     seconds = _figures(table, LATENCIES[unit])
     rows, columns = list(dict.fromkeys(row.cells[table.columns[0]] for row in table.rows)), table.columns[1:]
+    left_out: tuple[str, ...] = ()
     sums = summaries(table.name, (*rows, *columns), {*options.names, *options.backends})
     if sums:
         options.use("names")
         options.use("backends")
+        left_out = (f"left out, as they sum the others up: {listed(sums)}",)
         rows, columns = ([name for name in side if name not in sums] for side in (rows, columns))
         seconds = {pair: value for pair, value in seconds.items() if not set(pair) & set(sums)}
     zeros = [(i, j) for (i, j), value in seconds.items() if value == 0 and seconds.get((j, i))]
@@ -111,23 +113,19 @@ def read_matrix(table: Table, options: Options) -> Latencies:
     if (both := completed(seconds, rows, columns)) is not None:
         note = f"{size}, half of it given and completed: a pair takes the same time both ways"
         names = _in_one_order(rows, columns)
-        return Latencies(both, table.name, (note,), order=(names, names))
+        return Latencies(both, table.name, (note, *left_out), order=(names, names))
     if set(rows) != set(columns):  # else frontends and backends make no difference
         options.use("names")
         options.use("backends")
     order = tuple(rows), tuple(columns)
     if by := _is_transposed(table, options):
-        order = order[::-1]
+        order = order[1], order[0]
         seconds = {(frontend, backend): value for (backend, frontend), value in seconds.items()}
         holes = tuple((frontend, backend) for backend, frontend in holes)
         note = f"{size}: columns send, rows answer, by {by}"
     else:
         note = f"{size}: rows send, columns answer"
-    notes = (
-        note,
-        *((f"left out, as they sum the others up: {listed(sums)}",) if sums else ()),
-        *((f"no figure for {arrows(holes)}",) if holes else ()),
-    )
+    notes = (note, *left_out, *((f"no figure for {arrows(holes)}",) if holes else ()))
     return Latencies(seconds, table.name, notes, holes, order)
 
 
