@@ -113,7 +113,8 @@ def test_a_curve_says_what_it_made_of_the_runs(tmp_path):
     assert "9 runs of 3 settings: medians" in " ".join(only(read(tmp_path / "c", sweep())).notes)
     capped = "concurrency,throughput_rps\n1,1\n8,5\n"
     assert (
-        "concurrency that was allowed; how much of it was used" in only(read(tmp_path / "d", {"a.csv": capped})).notes[0]
+        "concurrency that was allowed; how much of it was used"
+        in only(read(tmp_path / "d", {"a.csv": capped})).notes[0]
     )
 
 
