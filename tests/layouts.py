@@ -35,42 +35,42 @@ SQUARE = PAIRS | {(j, i): value for (i, j), value in PAIRS.items()}
 
 
 LATENCY_FILES = {
-    "round trips in ms": ("from,to,rtt_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, PAIRS),
-    "semicolons and decimal commas": ("from;to;rtt_ms\nus;in;191\neu;us;68\neu;in;122,6\n", {}, PAIRS),
+    "round trips in ms": ("from,to,rtt_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, SQUARE),
+    "semicolons and decimal commas": ("from;to;rtt_ms\nus;in;191\neu;us;68\neu;in;122,6\n", {}, SQUARE),
     "thousands with dots": (
-        "from;to;samples;rtt_us\nus;in;1.234;191.000,0\neu;us;2.000;68.000\neu;in;3;122.600\n", {}, PAIRS
+        "from;to;samples;rtt_us\nus;in;1.234;191.000,0\neu;us;2.000;68.000\neu;in;3;122.600\n", {}, SQUARE
     ),
     "thousands with commas": (
-        'from,to,rtt_us\nus,in,"191,000.0"\neu,us,"68,000"\neu,in,122600\n', {}, PAIRS
+        'from,to,rtt_us\nus,in,"191,000.0"\neu,us,"68,000"\neu,in,122600\n', {}, SQUARE
     ),
-    "thousands with points, by other commas": ("from;to;rtt_us;loss\nus;in;191.000;0,5\neu;us;68.000;0\neu;in;122.600;0\n", {}, PAIRS),
-    "thousands with apostrophes": ("from;to;rtt_us\nus;in;191'000\neu;us;68’000.0\neu;in;122'600\n", {}, PAIRS),
-    "thousands with spaces": ("from;to;rtt_us\nus;in;191 000\neu;us;68\u202f000,0\neu;in;122\u00a0600\n", {}, PAIRS),
-    "what a spreadsheet leaves at the edges": ("from;to;rtt_ms;;\nus;in;191;;\neu;us;68;;\neu;in;122,6;;\n;;;;\n", {}, PAIRS),
-    "tabs": ("from\tto\trtt_ms\nus\tin\t191\neu\tus\t68\neu\tin\t122.6\n", {}, PAIRS),
-    "microseconds": ("from,to,rtt_us\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),
-    "micro sign": ("from,to,RTT (µs)\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, PAIRS),
-    "seconds, one way": ("src,dst,one_way_s\nus,in,.0955\neu,us,.034\neu,in,.0613\n", {}, PAIRS),
-    "words": ("Source,Destination,Round-trip time [ms]\nus,in,191\neu,us,68\neu,in,122.6\n", {}, PAIRS),
-    "one way in words": ("origin,destination,One-way delay (ms)\nus,in,95.5\neu,us,34\neu,in,61.3\n", {}, PAIRS),
-    "both, which agree": ("from,to,rtt_ms,one_way_ms\nus,in,191,95.5\neu,us,68,34\neu,in,122.6,61.3\n", {}, PAIRS),
-    "both, rounded": ("from,to,one_way_ms,rtt_ms\nus,in,95.5,191\neu,us,34.0,68\neu,in,61.3,123\n", {}, PAIRS),
+    "thousands with points, by other commas": ("from;to;rtt_us;loss\nus;in;191.000;0,5\neu;us;68.000;0\neu;in;122.600;0\n", {}, SQUARE),
+    "thousands with apostrophes": ("from;to;rtt_us\nus;in;191'000\neu;us;68’000.0\neu;in;122'600\n", {}, SQUARE),
+    "thousands with spaces": ("from;to;rtt_us\nus;in;191 000\neu;us;68\u202f000,0\neu;in;122\u00a0600\n", {}, SQUARE),
+    "what a spreadsheet leaves at the edges": ("from;to;rtt_ms;;\nus;in;191;;\neu;us;68;;\neu;in;122,6;;\n;;;;\n", {}, SQUARE),
+    "tabs": ("from\tto\trtt_ms\nus\tin\t191\neu\tus\t68\neu\tin\t122.6\n", {}, SQUARE),
+    "microseconds": ("from,to,rtt_us\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, SQUARE),
+    "micro sign": ("from,to,RTT (µs)\nus,in,191000\neu,us,68000\neu,in,122600\n", {}, SQUARE),
+    "seconds, one way": ("src,dst,one_way_s\nus,in,.0955\neu,us,.034\neu,in,.0613\n", {}, SQUARE),
+    "words": ("Source,Destination,Round-trip time [ms]\nus,in,191\neu,us,68\neu,in,122.6\n", {}, SQUARE),
+    "one way in words": ("origin,destination,One-way delay (ms)\nus,in,95.5\neu,us,34\neu,in,61.3\n", {}, SQUARE),
+    "both, which agree": ("from,to,rtt_ms,one_way_ms\nus,in,191,95.5\neu,us,68,34\neu,in,122.6,61.3\n", {}, SQUARE),
+    "both, rounded": ("from,to,one_way_ms,rtt_ms\nus,in,95.5,191\neu,us,34.0,68\neu,in,61.3,123\n", {}, SQUARE),
     "median before mean": (
-        "from,to,avg_rtt_ms,p50_rtt_ms,p99_rtt_ms,loss_ms\nus,in,999,191,5e3,1\neu,us,999,68,5e3,1\neu,in,999,122.6,5e3,1\n", {}, PAIRS
+        "from,to,avg_rtt_ms,p50_rtt_ms,p99_rtt_ms,loss_ms\nus,in,999,191,5e3,1\neu,us,999,68,5e3,1\neu,in,999,122.6,5e3,1\n", {}, SQUARE
     ),
-    "told": ("from,to,latency_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {"latency": "rtt_ms"}, PAIRS),
-    "repeated": ("from,to,rtt_ms\nus,in,190\neu,us,68\neu,in,122.6\nus,in,500\nus,in,191\n", {}, PAIRS),
+    "told": ("from,to,latency_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {"latency": "rtt_ms"}, SQUARE),
+    "repeated": ("from,to,rtt_ms\nus,in,190\neu,us,68\neu,in,122.6\nus,in,500\nus,in,191\n", {}, SQUARE),
     "square matrix": ("rtt_ms,us,eu,in\nus,,68,191\neu,68,0,122.6\nin,191,122.6,-\n", {}, SQUARE),
     "square matrix, told": ("Region;us;eu;in\nus;;68;191\neu;68;;122,6\nin;191;122,6;0\n", {"latency": "rtt_ms"}, SQUARE),
-    "frontends and backends": ("from \\ to (rtt ms),in,us\nus,191,\neu,122.6,68\n", {}, PAIRS),
+    "frontends and backends": ("from \\ to (rtt ms),in,us\nus,191,\neu,122.6,68\n", {}, SQUARE),
     "upper triangle": ("rtt_ms,us,eu,in\nus,0,68,191\neu,,0,122.6\nin,,,0\n", {}, SQUARE),
     "lower triangle, zeros above": ("rtt_ms,in,eu,us\nin,0,0,0\neu,122.6,0,0\nus,191,68,0\n", {}, SQUARE),
     "half of a matrix in no order": ("rtt_ms,us,eu,in\nus,-,68,-\neu,-,-,122.6\nin,191,-,-\n", {}, SQUARE),
-    "two ways": ("from,to,two_way_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, PAIRS),
-    "half of them, told": ("from,to,half_rtt_ms\nus,in,95.5\neu,us,34\neu,in,61.3\n", {"latency": "one_way_ms"}, PAIRS),
+    "two ways": ("from,to,two_way_ms\nus,in,191\neu,us,68\neu,in,122.6\n", {}, SQUARE),
+    "half of them, told": ("from,to,half_rtt_ms\nus,in,95.5\neu,us,34\neu,in,61.3\n", {"latency": "one_way_ms"}, SQUARE),
     "CloudPing in us": (
         json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "microseconds"},
-                    "data": {"us": {"in": 191e3}, "eu": {"us": 68e3, "in": 122.6e3}}}), {}, PAIRS
+                    "data": {"us": {"in": 191e3}, "eu": {"us": 68e3, "in": 122.6e3}}}), {}, SQUARE
     ),
     "CloudPing, half": (
         json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "milliseconds"},
@@ -78,10 +78,10 @@ LATENCY_FILES = {
     ),
     "CloudPing": (
         json.dumps({"metadata": {"percentile": "p_50", "timeframe": "1Y", "unit": "milliseconds"},
-                    "data": {"us": {"in": 191}, "eu": {"us": 68.0, "in": 122.6}}}), {}, PAIRS
+                    "data": {"us": {"in": 191}, "eu": {"us": 68.0, "in": 122.6}}}), {}, SQUARE
     ),
     "records": (
-        json.dumps([{"from": i, "to": j, "one_way_ms": 1e3 * value} for (i, j), value in PAIRS.items()]), {}, PAIRS
+        json.dumps([{"from": i, "to": j, "one_way_ms": 1e3 * value} for (i, j), value in PAIRS.items()]), {}, SQUARE
     ),
 }  # fmt: skip
 

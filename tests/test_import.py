@@ -60,10 +60,10 @@ def test_from_raw_files_to_envoy(raw, capsys):
                  "10 bins of 60 s", "toml: latency.inside_ms = 0.5: assumed", "enter at: in", "written: my-fleet.toml"):  # fmt: skip
         assert part in said
     network = quietly("my-fleet.toml")
-    assert (network.frontend_names, network.backend_names) == (("eu", "us"), ("eu", "in", "us"))
+    assert (network.frontend_names, network.backend_names) == (("eu", "us"), ("us", "eu", "in"))
     # 10 minutes of 30 requests each, 10 of them from eu; after the last one the next would have come in the eleventh.
     np.testing.assert_allclose(network.arrival_rate, [10 / 60, 20 / 60], rtol=1e-12)
-    np.testing.assert_allclose(network.latency, [[0.0005, 0.0613, 0.034], [0.034, 0.0955, 0.0005]], rtol=1e-12)
+    np.testing.assert_allclose(network.latency, [[0.034, 0.0005, 0.0613], [0.0005, 0.034, 0.0955]], rtol=1e-12)
     assert float(network.nominal_capacity[0]) == pytest.approx(max(RATES.values()), rel=0.02)
     exporter = EXPORTERS["envoy"]
     from dgdlb_jax import solve_optimum
@@ -120,6 +120,9 @@ def test_one_day_for_all_cities_by_the_sun(raw, capsys):
     assert main(["import", *files, "--fleet", "sun.toml", "--shift-s", "longitude"]) == 0
     paris, toronto = np.asarray(quietly("sun.toml", demand="trace").demand.rates).T
     assert (np.argmax(toronto) - np.argmax(paris)) % 24 == round((2.37 + 79.38) / 15)
+    capsys.readouterr()
+    assert main(["import", *files, "--fleet", "far.toml", "--shift-s", "0,864000"]) == 0
+    assert "--shift-s has 864000, and day.csv lasts 86400 s and begins again" in capsys.readouterr().out
     (raw / "cities.csv").write_text((raw / "cities.csv").read_text().replace("Toronto", "Lutetia"))
     assert main(["import", *files, "--fleet", "x.toml", "--shift-s", "longitude"]) == 2
     assert 'Where "Lutetia" lies is not known' in capsys.readouterr().err
@@ -143,7 +146,7 @@ def test_prometheus_alone_beside_latencies(raw):
     files = ["arrivals=rate.json", "run.json", "throughput=done.json", "rtt.csv"]
     assert main(["import", *files, "--fleet", "p.toml"]) == 0
     network = quietly("p.toml")
-    assert (network.frontend_names, network.backend_names) == (("us", "eu"), ("in", "us"))
+    assert (network.frontend_names, network.backend_names) == (("us", "eu"), ("us", "in"))
     np.testing.assert_allclose(network.arrival_rate, [2, 3], rtol=1e-12)
     assert float(network.nominal_capacity[0]) == pytest.approx(8 * 31 / 51, rel=0.05)
 
@@ -170,9 +173,23 @@ def test_servers_that_were_measured_by_region_stand_in_their_regions(raw):
     (raw / "all.csv").write_text("region,workload,rps\n" + "".join(rows))
     assert main(["import", "rtt.csv", "all.csv", "--fleet", "f.toml"]) == 0
     network = quietly("f.toml")
-    assert network.backend_names == ("eu", "us")
-    np.testing.assert_allclose(network.nominal_capacity, [20 * 64 / 73, 8 * 64 / 73], rtol=0.02)
+    assert network.backend_names == ("us", "eu")
+    np.testing.assert_allclose(network.nominal_capacity, [8 * 64 / 73, 20 * 64 / 73], rtol=0.02)
     assert "# servers by the name of the place" in (raw / "f.toml").read_text()
+
+
+def test_places_stand_in_the_order_of_the_file(raw, capsys):
+    """A diagonal that was not measured, and a list of one direction, move nobody to the end."""
+    (raw / "list.csv").write_text("from,to,rtt_ms\neu,us,10\neu,in,20\neu,jp,30\nus,in,40\nus,jp,50\nin,jp,60\n")
+    (raw / "square.csv").write_text("rtt_ms,eu,us,in,jp\neu,,9,9,9\nus,9,,9,9\nin,9,9,,9\njp,9,9,9,\n")
+    for file in ("list.csv", "square.csv"):
+        told = ["--replicas", "4,3,2,1", "--weights", "1,2,3,4"]
+        assert main(["import", file, "runs", *told, "--fleet", "f.toml"]) == 0
+        said = capsys.readouterr().out
+        assert "--replicas by place: eu 4, us 3, in 2, jp 1" in said
+        assert "--weights by place: eu 1, us 2, in 3, jp 4" in said
+        document = tomllib.loads((raw / "f.toml").read_text())
+        assert document["frontends"]["names"] == document["backends"]["names"] == ["eu", "us", "in", "jp"]
 
 
 def test_frontends_down_the_side_and_backends_across(raw, capsys):
@@ -220,6 +237,7 @@ WRONG = {
     "too high a load": (["rtt.csv", "runs", *TO, "--load", "9"], "--load 9 makes 310.5 requests/s"),
     "no servers": (["rtt.csv", "runs", *TO, "--replicas", "1,0,2"], "--replicas has 0: give positive"),
     "a shift of no bins": (["rtt.csv", "runs", "day.csv", *TO, "--shift-s", "0,5,0"], "--shift-s has 5, and the bins of day.csv"),
+    "a shift of a trace for each place": (["rtt.csv", "runs", "requests.csv", *TO, "--shift-s", "0,60"], "requests.csv says itself when"),
     "too few servers": (["rtt.csv", "runs", "day.csv", *TO, "--replicas", "1"], "day.csv makes 125 requests/s"),
     "a curve that is none": (["rtt.csv", "falls.csv", *TO], "falls.csv is not a service curve"),
     "a name that no fleet has": (["odd.latency.csv", "runs", *TO], "frontends.names contains"),

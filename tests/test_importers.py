@@ -113,7 +113,8 @@ def test_a_curve_says_what_it_made_of_the_runs(tmp_path):
     assert "9 runs of 3 settings: medians" in " ".join(only(read(tmp_path / "c", sweep())).notes)
     capped = "concurrency,throughput_rps\n1,1\n8,5\n"
     assert (
-        "concurrency that was allowed, as no end-to-end time" in only(read(tmp_path / "d", {"a.csv": capped})).notes[0]
+        "concurrency that was allowed; how much of it was used"
+        in only(read(tmp_path / "d", {"a.csv": capped})).notes[0]
     )
 
 
@@ -134,7 +135,7 @@ def test_every_notation_of_a_number_is_read_as_its_figure(power):
 
 
 def test_a_list_of_one_direction_is_completed(tmp_path):
-    """Of four regions, as six lines in any order; of frontends and backends that have all their pairs nothing is missing."""
+    """Of four regions, as six lines in any order; of frontends and backends that share a place nothing is missing."""
     pairs = ["ba", "ca", "cb", "da", "db", "cd"]
     found = only(
         read(tmp_path, {"a.csv": "from,to,rtt_ms\n" + "".join(f"{i},{j},{9 + k}\n" for k, (i, j) in enumerate(pairs))})
@@ -144,6 +145,22 @@ def test_a_list_of_one_direction_is_completed(tmp_path):
         found.seconds[i, j] == found.seconds[j, i] == pytest.approx((9 + k) / 2000) for k, (i, j) in enumerate(pairs)
     )
     assert found.notes == ("one direction of every pair is given: it takes the same time both ways",)
+    part = only(read(tmp_path, {"b.csv": "from,to,rtt_ms\na,c,9\na,d,9\nb,c,9\nb,d,9\nc,d,9\n"}))
+    assert len(part.seconds) == 5
+
+
+@pytest.mark.parametrize(
+    "corner", ["rtt_ms to/from", "to \\ from (rtt_ms)", "destination", "rtt_ms, backend / frontend"]
+)
+def test_a_matrix_says_who_stands_down_the_side(corner, tmp_path):
+    told = {} if "rtt" in corner else {"latency": "rtt_ms"}
+    lines = "gpu-eu;12;80\ngpu-us;90;6\n"
+    found = only(read(tmp_path, {"a.csv": f"{corner};paris;nyc\n{lines}"}, **told))
+    assert found.seconds["paris", "gpu-us"] == pytest.approx(0.045)
+    assert (found.ends(0), found.ends(1)) == (("paris", "nyc"), ("gpu-eu", "gpu-us"))
+    assert f'columns send, rows answer, by "{corner}" in the first cell' in found.notes[0]
+    straight = only(read(tmp_path, {"b.csv": f"from \\ to (rtt_ms);paris;nyc\n{lines}"}))
+    assert straight.seconds["gpu-us", "paris"] == pytest.approx(0.045)
 
 
 def test_a_line_for_excel_is_no_header(tmp_path):
@@ -176,6 +193,19 @@ def test_kinds_of_requests_are_told_apart(tmp_path):
     ]
     assert any("left out, as one point is no curve: x" in note for note in found[0].notes)
     assert any("the latest is taken" in note for note in found[0].notes)
+
+
+def test_folders_of_one_model_on_several_servers_are_several_curves(tmp_path):
+    """What repeats a series of runs within its scatter belongs to it, and so do further loads."""
+
+    def runs(folder, factor, caps=RATES):
+        return {f"{folder}/{c}.json": json.dumps(vllm(c, RATES[c] * factor)) for c in caps}
+
+    found = read(tmp_path / "a", runs("old", 0.7) | runs("new", 1.0) | runs("again", 1.02))[0]
+    assert {curve.name: len(curve.points) for curve in found} == {"GLM-4.7-old": 3, "GLM-4.7-new": 3}
+    assert "two servers, told apart by their files" in " ".join(found[0].notes)
+    both = read(tmp_path / "b", runs("old", 0.7, [1, 8]) | runs("more", 1.0, [64]))
+    assert len(only(both).points) == 3
 
 
 def test_settings_of_a_sweep_tell_servers_apart(tmp_path):
@@ -284,6 +314,25 @@ def test_load_tests_say_which_requests_failed(tmp_path):
     found = only(read(tmp_path / "d", {"a.csv": table}))
     assert [point.throughput for point in found.points] == [1, 5]
     assert "requests failed (failures/s, errors); the throughput should be that of the others" in found.notes
+
+
+@pytest.mark.parametrize(
+    "column", ["Average Response Time", "Average response time (ms)", "mean_response_time_ms", "avg_latency"]
+)
+def test_mean_response_times_are_end_to_end_times(column, tmp_path):
+    """Where they do not say their unit, throughput times it is the concurrency in one unit only."""
+    found = only(read(tmp_path, {"a.csv": f"concurrency,rps,{column}\n2,1.1,909\n8,3.9,1025\n"}))
+    assert [workload(point) for point in found.points] == pytest.approx([0.9999, 3.9975])
+
+
+def test_locust_has_lines_of_all_requests(tmp_path):
+    """Its total average is since the test began, so no time at the number of users of a line."""
+    header = "Timestamp,User Count,Type,Name,Requests/s,Total Average Response Time\n"
+    kinds = (("GET,/a", 1), (",Aggregated", 2))
+    lines = [f"{k},{users},{kind},{f * users},909\n" for k, users in enumerate((1, 4)) for kind, f in kinds]
+    found = read(tmp_path, {"a.csv": header + "".join(lines)})[0]
+    assert any("--select Name=Aggregated takes these" in note for note in found[0].notes)
+    assert [point.latency for point in found[0].points] == [None, None]
 
 
 def test_a_single_ratio_is_no_range(tmp_path):

@@ -79,7 +79,7 @@ def test_demand_is_split_by_a_column(tmp_path):
 
 def test_a_line_for_every_bin_and_place(tmp_path):
     """As a database groups by time and region: in any order, and without a line where there was nothing."""
-    text = "minute,region,count\n" + "".join(f"2026-01-01 00:0{m}:00,{r},{n}\n" for r, m, n in GROUPS)
+    text = "minute,region,reqs\n" + "".join(f"2026-01-01 00:0{m}:00,{r},{n}\n" for r, m, n in GROUPS)
     found = only(read(tmp_path, {"a.csv": text.replace("minute", "time")}))
     assert (found.names, found.width) == (("tokyo", "paris"), 60)
     assert found.counts.tolist() == [[2, 5], [3, 0], [1, 9]]
@@ -109,6 +109,13 @@ def test_a_line_for_every_bin_and_place(tmp_path):
 
 
 GROUPS = [("tokyo", 0, 2), ("tokyo", 1, 3), ("tokyo", 2, 1), ("paris", 0, 5), ("paris", 2, 9)]
+
+
+def test_figures_of_single_requests_at_any_times_are_no_bins(tmp_path):
+    """A log to the second has several requests of a place in one of them, or gaps that are multiples of a second."""
+    for at in (lambda k: k // 3, lambda k: 2 * k + (k % 5 == 0)):
+        lines = "".join(f"{at(k)},{'ab'[k % 2]},{k % 7}\n" for k in range(90))
+        assert only(read(tmp_path, {"a.csv": f"time_s,region,retry\n{lines}"}, bin_s=1.0)).counts.sum() >= 80
 
 
 def test_bins_are_joined_into_wider_ones(tmp_path):
@@ -153,6 +160,8 @@ TIMES = {
     "minutes": ("Minute", [5, 6, 7], 60),
     "minutes by their beginning": ("minute", [f"2026-01-31 00:0{k}:00 UTC" for k in range(3)], 60),
     "times of day": ("time", ["9:00", "09:30", "10:00"], 1800),
+    "beginnings and ends": ("start", [f"2026-01-31 00:0{k}:00" for k in range(3)], 60),
+    "dates in seconds by their name": ("time_s", [f"2026-01-31 00:0{k}:00" for k in range(3)], 60),
     "German dates": ("timestamp", ["31.01.2026 23:00", "31.01.2026 23:30", "01.02.2026 00:00"], 1800),
 }
 
@@ -162,6 +171,31 @@ def test_bins_begin_at_times_of_many_kinds(case, tmp_path):
     column, times, width = TIMES[case]
     found = only(read(tmp_path, {"a.csv": f"{column},requests\n" + "".join(f"{time},7\n" for time in times)}))
     assert (found.width, found.counts.ravel().tolist()) == (width, [7] * 3)
+
+
+DATES_BESIDE = {
+    "hours": ("date,hour,eu,us\n", lambda k: f"2026-01-0{1 + k // 24},{k % 24},{k},7\n"),
+    "German dates, times of day": ("Datum;Uhrzeit;eu;us\n", lambda k: f"0{1 + k // 24}.01.2026;{k % 24}:00;{k};7\n"),
+    "a line for each place": ("date,time,region,requests\n", lambda k: "".join(
+        f"2026-01-0{1 + k // 24},{k % 24:02d}:00:00,{name},{count}\n" for name, count in (("eu", k), ("us", 7)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DATES_BESIDE)
+def test_a_date_and_an_hour_in_two_columns_are_one_time(case, tmp_path):
+    header, line = DATES_BESIDE[case]
+    found = only(read(tmp_path, {"a.csv": header + "".join(map(line, range(30)))}))
+    assert (found.names, found.width, found.counts.tolist()) == (("eu", "us"), 3600, [[k, 7] for k in range(30)])
+    assert any("are read as one time" in note for note in found.notes)
+
+
+def test_a_log_with_a_date_and_a_time(tmp_path):
+    text = "date,time,sc-status\n" + "".join(f"2026-01-0{1 + k},08:00:0{k}.5,200\n" for k in range(3))
+    found = only(read(tmp_path, {"a.csv": text}, bin_s=3600.0))
+    assert len(found.counts) > 48
+    assert '"date" and "time" are read as one time' in found.notes
+    with pytest.raises(InputError, match=r'a\.csv:4:1: date_time "2026-01-03 noon" is no time'):
+        read(tmp_path, {"a.csv": text.replace("08:00:02.5", "noon")})
 
 
 def test_figures_at_even_times_are_bins(tmp_path):
@@ -212,6 +246,15 @@ REFUSED_DEMAND = {
         "is that of the line above: say which column names places",
     ),
     "uneven counts": ("timestamp_s,requests\n0,1\n9,1\n20,1\n", "breaks the even spacing"),
+    **{
+        f"places and {column}": (
+            f"hour,region,{column}\n"
+            + "".join(f"2026-01-01 0{k}:00,{place},{900 + k}\n" for k in range(3) for place in "ab"),
+            f"evenly spaced, .*nothing says whether {column} counts requests: call the column that does requests",
+        )
+        for column in ("events", "users", "Anfragen", "value")
+    },
+    "a rate or users": ("time_s,users\n0,40\n10,50\n20,45\n30,50\n", "nothing says whether users counts requests"),
     "all at once": ("time_s,user\n5,x\n5,y\n", "less than two bins"),
 }
 
@@ -321,6 +364,16 @@ def test_a_place_that_is_no_frontend_is_said(tmp_path):
 def test_what_is_no_place_and_no_request_is_refused(tmp_path, text, sentence):
     with pytest.raises(InputError, match=re.escape(sentence)):
         read(tmp_path, {"a.csv": text})
+
+
+def test_places_that_are_named_are_told_from_their_sums(tmp_path):
+    matrix = "rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n"
+    found = only(read(tmp_path, {"a.csv": matrix}, names=("paris", "tokyo")))
+    assert {pair[0] for pair in found.seconds} == {"paris", "tokyo"}
+    assert "left out, as they sum the others up: mean" in found.notes
+    lines = "".join(f"{60 * k},{name},{n}\n" for k in range(3) for name, n in (("eu", 5), ("us", 7), ("total", 12)))
+    counts = only(read(tmp_path, {"b.csv": f"time_s,region,requests\n{lines}"}, names=("eu", "us")))
+    assert (counts.names, counts.counts.tolist()) == (("eu", "us"), [[5, 7]] * 3)
 
 
 def test_figures_at_whole_minutes_are_bins(tmp_path):

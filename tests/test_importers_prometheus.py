@@ -22,7 +22,7 @@ def test_prometheus_gives_curves_with_their_scatter(tmp_path):
     for curve, factor in zip(found, (1, 2), strict=True):
         held = np.array([workload(point) for point in curve.points])
         np.testing.assert_allclose([p.throughput for p in curve.points], factor * 8 * held / (20 + held), rtol=0.01)
-        assert all(0 < point.low <= point.high and point.samples >= 9 for point in curve.points)
+        assert all(0 < point.low <= point.throughput <= point.high and point.samples >= 9 for point in curve.points)
         assert "middle half of their throughputs" in curve.notes[-1]
         again = only(read(tmp_path / curve.name, {"a.csv": curve_csv(curve)}))
         np.testing.assert_allclose(
@@ -30,6 +30,18 @@ def test_prometheus_gives_curves_with_their_scatter(tmp_path):
         )
     with pytest.raises(InputError, match=r"^wait.json \(waiting\): .* add throughput=FILE and running=FILE\.$"):
         read(tmp_path / "x", {"wait.json": prometheus()["wait.json"]})
+
+
+def test_the_scatter_of_a_skewed_group_holds_its_mean(tmp_path):
+    """One sample of six is three times as large, so that the mean lies above the upper quartile."""
+    total = np.cumsum(15 * np.where(np.arange(100) % 6 == 0, 3.0, 1.0))
+    files = {
+        "run.json": query_range("vllm:num_requests_running", "pod", {"a": 1 + np.arange(100) // 10}),
+        "done.json": query_range("vllm:request_success_total", "pod", {"a": total}),
+    }
+    points = only(read(tmp_path, files)).points
+    assert any(point.high == point.throughput for point in points)
+    assert all(point.low <= point.throughput <= point.high for point in points)
 
 
 def test_what_one_server_did_is_added(tmp_path):
@@ -72,7 +84,8 @@ def test_samples_that_are_no_numbers_are_counted(tmp_path):
     series = {"eu": ["NaN", *[2.0] * 99], "us": [1.0] * 98 + ["NaN"] * 2}
     found = only(read(tmp_path / "b", {"a.json": query_range("", "region", series)}, role="arrivals"))
     assert found.counts.shape == (97, 2)
-    assert found.notes[1:] == (
+    assert found.notes[1].startswith("arrivals: its figures are taken as requests/s")
+    assert found.notes[2:] == (
         "arrivals: 3 of 200 samples are no numbers (NaN or Inf) and left out",
         "97 samples every 15 s, where all have one; the longest has 99",
     )

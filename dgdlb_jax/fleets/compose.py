@@ -13,6 +13,8 @@ import numpy as np
 
 from dgdlb_jax.fleets.answers import Answers
 from dgdlb_jax.fleets.compose_checks import (
+    by_place,
+    check_common,
     check_complete,
     check_known,
     check_replicas,
@@ -21,6 +23,7 @@ from dgdlb_jax.fleets.compose_checks import (
     check_used,
     in_own_words,
     left_out,
+    long_shifts,
     missing_arcs,
 )
 from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
@@ -115,10 +118,9 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         raise InputError(
             "No file says how fast the servers are: add results of a load test, or a table workload,throughput."
         )
-    if choices.shift_s and demand is None:
-        raise InputError("--shift-s moves one common trace, and no file has a demand: leave it out, or add one.")
     if choices.load is not None and demand is not None and choices.replicas:
         raise InputError("--load has nothing to say beside a demand and --replicas: leave it, or --replicas, out.")
+    check_common(choices.shift_s, demand)
     page, files = _Page(), {}
     page.put("name", path.stem, "made by dgdlb import; every figure has its origin in the comment above it")
     frontends = _frontends(page, choices, latencies, demand)
@@ -145,6 +147,12 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         _trace(page, choices, demand, table, frontends)
     _sources(page, [latencies, *curves.values(), *([] if demand is None else [demand])])
     check_used(choices)
+    options = {
+        "--replicas": (choices.replicas, backends),
+        "--curves": (choices.curves, backends),
+        "--weights": (choices.weights, frontends),
+        "--shift-s": (() if isinstance(choices.shift_s, str) else choices.shift_s, frontends),
+    }
     files[path.name] = page.text
     try:
         _try(path.name, files, demand is not None)
@@ -152,7 +160,12 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         raise in_own_words(error, path.name, origins) from error
     check_not_inputs([path.parent / name for name in files], keep)
     write_all(path.parent, files)
-    notes = [*page.assumed, *left_out(frontends, backends, latencies, demand)]
+    notes = [
+        *page.assumed,
+        *by_place(options),
+        *long_shifts(choices.shift_s, demand),
+        *left_out(frontends, backends, latencies, demand),
+    ]
     return Composed([path.parent / name for name in files], notes)
 
 
@@ -176,7 +189,9 @@ def _merged(found: Sequence[Latencies]) -> Latencies:
                 )
     notes = tuple(note for one in found for note in one.notes)
     holes = tuple(pair for one in found for pair in one.holes if pair not in seconds)
-    return Latencies(seconds, ", ".join(dict.fromkeys(one.origin for one in found)), notes, holes)
+    senders, answerers = (tuple(name for one in found for name in one.ends(k)) for k in (0, 1))
+    origin = ", ".join(dict.fromkeys(one.origin for one in found))
+    return Latencies(seconds, origin, notes, holes, (senders, answerers))
 
 
 def _by_slug(found: Sequence[Curve]) -> dict[str, Curve]:
@@ -196,7 +211,7 @@ def _frontends(page: _Page, choices: Choices, latencies: Latencies, demand: Dema
     elif demand is not None and demand.names:
         names, why = demand.names, f"from {demand.origin}"
     else:
-        names = tuple(dict.fromkeys(pair[0] for pair in latencies.seconds))
+        names = latencies.ends(0)
         why = f"every region that {latencies.origin} has latencies from (assumed)"
     if demand is not None and demand.names:
         for name in demand.names:
@@ -213,7 +228,7 @@ def _backends(
     page: _Page, choices: Choices, latencies: Latencies, curves: dict[str, Curve]
 ) -> tuple[tuple[str, ...], list[str]]:
     """Names, and the curve of each."""
-    regions = tuple(dict.fromkeys(pair[1] for pair in latencies.seconds))
+    regions = latencies.ends(1)
     own = tuple(name for name in regions if slug(name) in curves)
     names = choices.use("backends") or (own if len(own) == len(curves) else regions)
     check_known(names, "--backends", latencies)

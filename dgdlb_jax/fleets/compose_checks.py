@@ -104,6 +104,40 @@ def check_shifts(shifts: Sequence[float], width: float, origin: str) -> None:
             )
 
 
+def by_place(options: Mapping[str, tuple[Sequence[float | str], Sequence[str]]]) -> list[str]:
+    """Which place has which entry of the options that give one for each: their order is that of a file, which nobody may remember."""
+
+    def short(value: float | str) -> str:
+        return value if isinstance(value, str) else f"{value:.12g}"
+
+    return [
+        f"{option} by place: {', '.join(f'{clipped(name)} {short(value)}' for name, value in zip(names, values, strict=True))}"
+        for option, (values, names) in options.items()
+        if len(values) > 1
+    ]
+
+
+def check_common(shifts: Sequence[float] | str, demand: Demand | None) -> None:
+    """Raise `InputError` for shifts where there is no common trace that they could move."""
+    if shifts and demand is None:
+        raise InputError("--shift-s moves one common trace, and no file has a demand: leave it out, or add one.")
+    if shifts and demand is not None and demand.names:
+        raise InputError(
+            f"--shift-s moves one common trace, and {demand.origin} says itself when requests enter at {listed(demand.names)}: leave it "
+            "out."
+        )
+
+
+def long_shifts(shifts: Sequence[float] | str, demand: Demand | None) -> list[str]:
+    """That a shift is longer than the trace, which repeats: part of it then changes nothing."""
+    if isinstance(shifts, str) or demand is None:
+        return []
+    length = len(demand.counts) * demand.width
+    found = [f"{shift:g}" for shift in shifts if abs(shift) >= length]
+    what = f"{demand.origin} lasts {length:g} s and begins again"
+    return [f"unlikely: --shift-s has {listed(found)}, and {what}; check the unit, it is seconds"] if found else []
+
+
 def check_served(servers: Sequence[tuple[Curve, float]], rate: float | None, load: float, said_by: str) -> None:
     """Raise `InputError` where requests come faster than all servers together can ever serve them, and for a curve that is none.
 

@@ -51,11 +51,12 @@ class Table:
 
     def __init__(self, name: str, text: str):
         self.name = clipped(name)
+        self.notes: tuple[str, ...] = ()  # what became of its columns
         self._mixed: dict[str, bool] = {}
         lines, cells = self._cells(text.removeprefix("\ufeff"))
         self.columns = cells[0]
         self._check_header(lines[0])
-        self._places = {column: k for k, column in enumerate(self.columns)}
+        self.positions = {column: k for k, column in enumerate(self.columns)}  # in the file
         self.rows = [self._row(line, row) for line, row in zip(lines[1:], cells[1:], strict=True)]
         inside = self.separator != "," or '"' in text  # only then can a cell have a comma in it
         self.numerals = numerals_of((c for row in cells[1:] for c in row), self.separator) if inside else Numerals()
@@ -76,7 +77,8 @@ class Table:
         """Records with the same kind of fields as a table; a field that a record lacks is an empty cell."""
         table = cls.__new__(cls)
         table.name, table.separator, table.numerals, table._mixed = clipped(name), ",", Numerals(), {}
-        table.columns = list(dict.fromkeys(str(key) for record in records for key in record))
+        table.columns, table.notes = list(dict.fromkeys(str(key) for record in records for key in record)), ()
+        table.positions = {column: k for k, column in enumerate(table.columns)}
         text = [{column: _cell(record.get(column)) for column in table.columns} for record in records]
         table.rows = [Row(number, cells) for number, cells in enumerate(text, start=1)]
         return table
@@ -109,7 +111,7 @@ class Table:
                 f"{self.name}:{line}: the line has {counted(len(cells), 'cell', 'cells')}, but the table has "
                 f"{counted(len(self.columns), 'column', 'columns')}: complete or correct the line."
             )
-        return Row(line, Cells(self._places, cells))
+        return Row(line, Cells(self.positions, cells))
 
     def column(self, *known: str) -> str:
         """Whichever of the known spellings of a column the table has."""
@@ -167,7 +169,7 @@ class Table:
 
     def error(self, row: Row, column: str, problem: str, remedy: str) -> InputError:
         """The exception to raise about a cell: `latency.csv:7:3: rtt_ms "x" <problem>: <remedy>`."""
-        place = f"{self.name}:{row.line}:{self.columns.index(column) + 1}"
+        place = f"{self.name}:{row.line}:{self.positions[column] + 1}"
         return InputError(f"{place}: {column} {shown(row.cells[column])} {problem}: {remedy}")
 
     def records(self) -> list[dict[str, str]]:

@@ -163,8 +163,8 @@ def about_scatter(found: Scatter | None) -> str:
     errors = enumerated([f"{percent(error)} at {name}" for name, error in found.error.items()])
     latency, inflow = ranging(*found.latency, seconds), ranging(*found.inflow, percent)
     text = (
-        f"Measured throughputs scatter about their curves ({errors}): within that the optimum is {latency}, and {found.backend}, whose "
-        f"share moves most, gets {inflow} of all requests."
+        f"Measured throughputs scatter about the curves through their neighbours ({errors}): within that the optimum is {latency}, and "
+        f"{found.backend}, whose share moves most, gets {inflow} of all requests."
     )
     if found.unserved:
         text += f" {found.unserved} of {found.draws} sets of curves that fit as well could not carry the demand."

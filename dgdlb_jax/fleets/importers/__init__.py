@@ -33,6 +33,7 @@ from dgdlb_jax.fleets.importers.base import (
 from dgdlb_jax.fleets.importers.bins import requests_column
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.plausible import doubted
+from dgdlb_jax.fleets.importers.same_server import told_apart, with_runs
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES
 from dgdlb_jax.fleets.tables import Table
@@ -87,18 +88,17 @@ def _complain_about(table: Table) -> None:
 def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
     """What several files say together: runs of one kind of server make one curve, and results of Prometheus demand and curves."""
     found: list[Latencies | Demand] = []
-    curves: dict[str, Curve] = {}
+    curves: list[Curve] = []
     series: list[Series] = []
     for finding in findings:
         if isinstance(finding, Curve):
-            before = curves.get(finding.name)
-            curves[finding.name] = finding if before is None else _joined(before, finding)
+            curves = with_runs(curves, finding)
         elif isinstance(finding, Series):
             _check_once(finding, series)
             series.append(finding)
         else:
             found.append(doubted(finding))
-    made = _without_single_points(list(curves.values()))
+    made = _without_single_points(told_apart(curves))
     rest = [one for one in series if one.role != "arrivals"]
     made += prometheus.curves(rest) if rest else ()
     found += [doubted(prometheus.demand(one)) for one in series if one.role == "arrivals"]
@@ -120,11 +120,6 @@ def _check_once(new: Series, known: Iterable[Series]) -> None:
             raise InputError(
                 f"{new.origin} gives {new.role} once more, after {one.origin}: give each quantity once (role=FILE says what a file is)."
             )
-
-
-def _joined(one: Curve, other: Curve) -> Curve:
-    origin = one.origin if one.origin == other.origin else f"{one.origin}, {other.origin}"
-    return Curve(one.name, one.points + other.points, origin, tuple(dict.fromkeys(one.notes + other.notes)))
 
 
 def read_latency(folder: Folder, name: str, wanted_by: str, options: Options) -> Latencies:

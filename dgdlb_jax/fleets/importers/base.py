@@ -49,12 +49,20 @@ class Options(Answers):
 
 
 class Latencies(NamedTuple):
-    """Seconds one way by pair of regions (from, to), and what was understood in sentences; `holes`: pairs of a matrix without a figure."""
+    """Seconds one way by pair of regions (from, to), and what was understood in sentences; `holes`: pairs of a matrix without a figure;
+    `order`: of those who send and of those who answer, where the file has one besides that of its pairs."""
 
     seconds: dict[Pair, float]
     origin: str
     notes: tuple[str, ...] = ()
     holes: tuple[Pair, ...] = ()
+    order: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+
+    def ends(self, k: int) -> tuple[str, ...]:
+        """The regions that send (`k` = 0) or answer (1), in the order in which the file names them first, at whichever end."""
+        there = {pair[k] for pair in self.seconds}
+        named = (*self.order[k], *(name for pair in self.seconds for name in pair))
+        return tuple(dict.fromkeys(name for name in named if name in there))
 
 
 def arrows(pairs: Iterable[Pair]) -> str:
@@ -69,7 +77,7 @@ class Point(NamedTuple):
     - `held`: mean number of requests in the server, where measured; `cap`: the most that there could be.
     - `tokens`: mean number of tokens that a request generated, where known.
     - `setting`: what was set in this run; runs with equal settings are repetitions of one measurement.
-    - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several.
+    - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several, and never beyond the throughput.
     - `completed`, `failed`: how many requests succeeded and failed, where known.
     """
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from dgdlb_jax.fleets.importers.base import Demand, Options
 from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
@@ -20,7 +21,7 @@ UNEVEN = 1e-6
 # What the column of all requests may be called besides "requests".
 _COUNTS = (
     "num_requests", "total_requests", "requests_total", "request_count", "requests_count", "count", "counts", "arrivals", "n", "queries",
-    "hits", "calls",
+    "hits", "calls", "reqs", "num_reqs", "req_count", "reqs_count", "num_calls", "call_count", "num_hits", "hit_count", "invocations",
 )  # fmt: skip
 # Words of columns that say something else of a bin or of a single request than how many came from a place.
 _NO_PLACE = {
@@ -79,15 +80,23 @@ def look_like_bins(table: Table, options: Options) -> bool:
     """Whether lines without a column that counts are bins all the same: they hold figures that no single request has, at times so even
     that no requests would come at them. Such times may lack a line, which is then asked for; two times are always even."""
     times = np.sort(_times(table, time_column(table) or "time_s", options))
+    spacing = spacing_of(times)
+    wide = spacing == "wide" and first_of(table.columns, PLACES) is None
     steps = np.diff(times)
-    if not (len(steps) and steps.min() > 0 and np.allclose(steps / steps.min() % 1, 0, atol=len(steps) * UNEVEN)):
-        return False
-    even = bool(np.ptp(steps) <= UNEVEN * steps.max())
-    wide = steps.min() >= _NO_CHANCE and first_of(table.columns, PLACES) is None
-    if not wide and not (even and (len(steps) > 1 or "time_s" in table.columns)):
+    even = bool(spacing) and np.ptp(steps) <= UNEVEN * steps.max()
+    if not (wide or (even and (len(steps) > 1 or "time_s" in table.columns))):
         return False
     found = columns_of(table)
     return bool(found.counts) and (wide or all(_holds_figures(table, column) for column in found.others))
+
+
+def spacing_of(times: Float[np.ndarray, " times"]) -> str:
+    """`"even"` for sorted times that are one step apart, `"wide"` for those that are multiples of a step apart at which requests do not
+    come by chance, nothing for others."""
+    steps = np.diff(times)
+    if not (len(steps) and steps.min() > 0 and np.allclose(steps / steps.min() % 1, 0, atol=len(steps) * UNEVEN)):
+        return ""
+    return "wide" if steps.min() >= _NO_CHANCE else "even" if np.ptp(steps) <= UNEVEN * steps.max() else ""
 
 
 def _holds_figures(table: Table, column: str) -> bool:
@@ -122,7 +131,7 @@ def bin_width(table: Table, options: Options) -> float:
 
 
 def _times(table: Table, column: str, options: Options) -> Sequence[float]:
-    if column == "time_s":
+    if column == "time_s" and table.is_number(table.rows[0].cells[column]):
         return table.numbers(column, minimum=-math.inf)
     return read_times(table, column, options).seconds.tolist()
 

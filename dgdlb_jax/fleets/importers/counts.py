@@ -10,7 +10,7 @@ from dgdlb_jax.fleets.importers.long_counts import widened
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import time_column
-from dgdlb_jax.fleets.importers.words import check_no_summary, words
+from dgdlb_jax.fleets.importers.words import summaries, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -46,7 +46,7 @@ def read_counts(table: Table, options: Options) -> Demand:
     if rates and len(columns) > 1:
         raise InputError(f'{table.name}: column "{clipped(rates[0])}" is a rate: give the requests in every bin.')
     if not rates and columns != (every,):
-        check_no_summary(table.name, columns, options.names)
+        summaries(table.name, columns, options.names)
     names = () if rates or (columns == (every,) and every not in options.names) else columns
     counts = np.array([table.numbers(column, counts=not rates) for column in columns]).T
     notes = (*_left_out(table, columns), *_fractions(table, columns, counts, options))

@@ -3,7 +3,7 @@ the side and backends across."""
 
 from collections.abc import Sequence
 
-from dgdlb_jax.fleets.document import counted
+from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows
 from dgdlb_jax.fleets.importers.halves import completed, holes_in
 from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
@@ -13,9 +13,9 @@ from dgdlb_jax.fleets.importers.times import time_column
 from dgdlb_jax.fleets.importers.words import (
     LATENCIES,
     NOTHING,
-    check_no_summary,
     first_of,
     normal,
+    summaries,
     unit_of,
     way_of,
     words,
@@ -29,9 +29,14 @@ _NO_LATENCY = {
 }  # fmt: skip
 # What the first cell of a matrix may be called that does not say what its figures are.
 _PLACES = (
-    "", "from", "to", "from_to", "source", "src", "origin", "region", "regions", "frontend", "frontends", "backend", "backends",
-    "frontend_backend", "client", "site", "location", "datacenter", "dc", "pop", "zone", "city", "cluster", "name",
+    "", "from", "to", "from_to", "to_from", "destination", "dst", "target", "server", "backend_frontend", "source_destination",
+    "destination_source", "src_dst", "dst_src", "source_target", "target_source", "source", "src", "origin", "region", "regions",
+    "frontend", "frontends", "backend", "backends", "frontend_backend", "client", "site", "location", "datacenter", "dc", "pop", "zone",
+    "city", "cluster", "name",
 )  # fmt: skip
+# Who sends and who answers, in the first cell: what it names first is down the side.
+_SENDING = {"from", "source", "src", "origin", "frontend", "frontends", "client"}
+_ANSWERING = {"to", "destination", "dest", "dst", "target", "backend", "backends", "server"}
 
 
 def is_matrix(table: Table, options: Options) -> bool:
@@ -66,16 +71,22 @@ def _holds_figures(table: Table, columns: Sequence[str]) -> bool:
     return all(table.is_number(cell) or cell.lower() in NOTHING for cell in cells)
 
 
-def _is_transposed(table: Table, options: Options) -> bool:
-    """Whether more of the names that are known fit if columns send and rows answer, and the rows have not all of the frontends."""
+def _is_transposed(table: Table, options: Options) -> str:
+    """What tells that columns send and rows answer, or nothing: more of the names that are known fit then, and the rows have not all of the
+    frontends; or, where the names do not tell, the first cell."""
     rows, columns = _senders(table), set(table.columns[1:])
     frontends, backends = set(options.names), set(options.backends)
     straight, across = (len(a & frontends) + len(b & backends) for a, b in ((rows, columns), (columns, rows)))
-    return across > straight and not (frontends <= rows if frontends else backends <= columns)
+    if across != straight:
+        turned = across > straight and not (frontends <= rows if frontends else backends <= columns)
+        return "the names of frontends and backends" if turned else ""
+    ends = [word for word in words(table.columns[0]) if word in _SENDING | _ANSWERING]
+    return f'"{clipped(table.columns[0])}" in the first cell' if ends and ends[0] in _ANSWERING else ""
 
 
 def read_matrix(table: Table, options: Options) -> Latencies:
-    """Seconds one way by pair: rows send and columns answer, or the other way round by the names of frontends and backends.
+    """Seconds one way by pair: rows send and columns answer, or the other way round by the names of frontends and backends or by the first
+    cell, such as `to/from`.
 
     A cell that is empty or a dash was not measured, nor was 0 on the diagonal, or where the other way round is above 0. A matrix of all
     regions with each other of which half is given is completed; else cells that are empty are its `holes`. The figures are what the
@@ -86,7 +97,14 @@ def read_matrix(table: Table, options: Options) -> Latencies:
     unit = _unit(table, options)
     seconds = _figures(table, LATENCIES[unit])
     rows, columns = list(dict.fromkeys(row.cells[table.columns[0]] for row in table.rows)), table.columns[1:]
-    check_no_summary(table.name, (*rows, *columns), {*options.names, *options.backends})
+    left_out: tuple[str, ...] = ()
+    sums = summaries(table.name, (*rows, *columns), {*options.names, *options.backends})
+    if sums:
+        options.use("names")
+        options.use("backends")
+        left_out = (f"left out, as they sum the others up: {listed(sums)}",)
+        rows, columns = ([name for name in side if name not in sums] for side in (rows, columns))
+        seconds = {pair: value for pair, value in seconds.items() if not set(pair) & set(sums)}
     zeros = [(i, j) for (i, j), value in seconds.items() if value == 0 and seconds.get((j, i))]
     for pair in zeros:
         del seconds[pair]
@@ -94,18 +112,27 @@ def read_matrix(table: Table, options: Options) -> Latencies:
     size = f"a matrix of {len(rows)} x {counted(len({*columns} - {''}), 'region', 'regions')} in {unit}"
     if (both := completed(seconds, rows, columns)) is not None:
         note = f"{size}, half of it given and completed: a pair takes the same time both ways"
-        return Latencies(both, table.name, (note,))
+        names = _in_one_order(rows, columns)
+        return Latencies(both, table.name, (note, *left_out), order=(names, names))
     if set(rows) != set(columns):  # else frontends and backends make no difference
         options.use("names")
         options.use("backends")
-    if _is_transposed(table, options):
+    order = tuple(rows), tuple(columns)
+    if by := _is_transposed(table, options):
+        order = order[1], order[0]
         seconds = {(frontend, backend): value for (backend, frontend), value in seconds.items()}
         holes = tuple((frontend, backend) for backend, frontend in holes)
-        note = f"{size}: columns send, rows answer, by the names of frontends and backends"
+        note = f"{size}: columns send, rows answer, by {by}"
     else:
         note = f"{size}: rows send, columns answer"
-    notes = (note, *((f"no figure for {arrows(holes)}",) if holes else ()))
-    return Latencies(seconds, table.name, notes, holes)
+    notes = (note, *left_out, *((f"no figure for {arrows(holes)}",) if holes else ()))
+    return Latencies(seconds, table.name, notes, holes, order)
+
+
+def _in_one_order(rows: Sequence[str], columns: Sequence[str]) -> tuple[str, ...]:
+    """All regions of half a matrix, whose first row or first column may be missing."""
+    first, second = (columns, rows) if rows[0] in columns else (rows, columns)
+    return tuple(dict.fromkeys((*first, *second)))
 
 
 def _unit(table: Table, options: Options) -> str:

@@ -14,8 +14,8 @@ _DIFFERENT = 0.1
 _IMPOSSIBLE = 2.0
 # Requests whose numbers of tokens differ by more than this factor are of different kinds; sampled lengths differ by less.
 _UNLIKE = 1.5
-# Repetitions of one measurement lie closer together than this factor.
-_APART = 2.0
+# Repetitions of one measurement lie closer together than this factor, or somebody should look.
+_APART = 1.25
 
 
 def workload(point: Point) -> float | None:
@@ -112,9 +112,7 @@ def _unlike(points: Sequence[Point]) -> tuple[str, ...]:
 def _compared(points: Sequence[Point]) -> tuple[str, ...]:
     """Where the workload comes from, and how far it is from what else is known of it."""
     if all(point.held is None and point.latency is None for point in points):
-        return (
-            "the workload is the concurrency that was allowed, as no end-to-end time tells how much of it was used",
-        )
+        return ("the workload is the concurrency that was allowed; how much of it was used nothing here tells",)
     by_law = any(point.held is None and point.latency is not None for point in points)
     notes = ["the workload is throughput times mean end-to-end time (Little's law)"] if by_law else []
     capped = [f"{point.cap:g}" for point in points if point.held is None and point.latency is None]

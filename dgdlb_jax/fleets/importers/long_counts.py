@@ -4,7 +4,7 @@ from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Options, check_names, selected
 from dgdlb_jax.fleets.importers.bins import requests_column
 from dgdlb_jax.fleets.importers.times import read_times, time_column
-from dgdlb_jax.fleets.importers.words import PLACES, first_of
+from dgdlb_jax.fleets.importers.words import PLACES, first_of, summaries
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -19,8 +19,13 @@ def widened(table: Table, options: Options) -> tuple[Table, tuple[str, ...]]:
     """
     time, every, place = time_column(table), requests_column(table), _place(table, options)
     if time is None or every is None or place is None:
-        return table, ()
+        return table, table.notes
     table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
+    sums = summaries(table.name, (row.cells[place] for row in table.rows), options.names)
+    if sums:
+        options.use("names")
+        table = table.only([row for row in table.rows if row.cells[place] not in sums])
+        table.notes = (*table.notes, f"left out, as they sum the others up: {listed(sums)}")
     if options.names:
         check_names(table, place, options.use("names"))
     names = dict.fromkeys((*(row.cells[place] for row in table.rows), *options.names))
@@ -59,7 +64,7 @@ def _notes(
     table: Table, used: set[str], names: dict[str, None], bins: dict[float, dict[str, float]]
 ) -> tuple[str, ...]:
     """What is not used, and where a place has no line."""
-    notes = []
+    notes = [*table.notes]
     if unused := [column for column in table.columns if column not in used]:
         notes.append(f"not used: {listed(unused)}")
     missing = {name: sum(name not in found for found in bins.values()) for name in names}

@@ -71,7 +71,12 @@ def series(source: Source, options: Options) -> tuple[Series, ...]:
         every = sum(len(result["values"]) for result in results)
         series_by_name = {key: _summed(source, key, parts) for key, parts in values.items()}
         notes = [f"{role} from {name or 'a result without a name'}" + (f", by {label}" if label else "")]
-        notes += [f"{name} is a counter: its increase over each step is taken"] if counter else []
+        if counter:
+            notes.append(f"{name} is a counter: its increase over each step is taken")
+        elif role in ("arrivals", "throughput"):
+            notes.append(
+                f"{role}: its figures are taken as requests/s, as rate() gives them; those of increase() are none"
+            )
         notes += (
             [f"{role}: {every - kept} of {every} samples are no numbers (NaN or Inf) and left out"]
             if kept < every
@@ -303,8 +308,8 @@ def _point(number: np.ndarray, rate: np.ndarray) -> Point:
     return Point(
         mean,
         held=float(number.mean()) if number.size else 0.0,
-        low=float(low),
-        high=float(high),
+        low=min(float(low), mean),  # the mean of a skewed group may lie outside of its quartiles
+        high=max(float(high), mean),
         samples=int(rate.size),
     )
 

@@ -19,6 +19,7 @@ from dgdlb_jax.fleets.importers.failures import failed_requests
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
+from dgdlb_jax.fleets.importers.unnamed_counts import check_no_bins
 from dgdlb_jax.fleets.importers.words import PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
@@ -56,6 +57,8 @@ def read_requests(table: Table, options: Options) -> Demand:
         )
     _check_no_rate(table)
     times = read_times(table, column, options)
+    if not told:
+        check_no_bins(table, times.seconds, options)
     by = _place_column(table, column, options)
     last, length = float(times.seconds.max()), _length(times.seconds)
     wanted = options.use("bin_s")
@@ -80,7 +83,7 @@ def read_requests(table: Table, options: Options) -> Demand:
         f"{counted(len(table.rows), 'request', 'requests')}, {times.written}",
         f"{counted(bins, 'bin', 'bins')} of {width:.6g} s" + (f" ({rule})" if rule else ""),
     ]
-    notes += [*told, *failed_requests(table)]
+    notes += [*table.notes, *told, *failed_requests(table)]
     steps = np.diff(np.sort(times.seconds))
     even = len(steps) > 1 and np.ptp(steps) <= UNEVEN * steps.max()
     if even or only_figures(table):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.fleets.document import Folder, read_text
+from dgdlb_jax.fleets.importers.date_and_time import with_one_time
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.files import is_folder
 from dgdlb_jax.numerics.results import InputError
@@ -84,12 +85,12 @@ class Source:
 
     @cached_property
     def table(self) -> Table | None:
-        """The table in the file, or its JSON records as one; None for a folder and for any other JSON."""
+        """The table in the file, or its JSON records as one, with one column of times; None for a folder and for any other JSON."""
         if self.records is not None:
-            return Table.of_records(self.name, self.records)
+            return with_one_time(Table.of_records(self.name, self.records))
         if self.is_folder or self.document is not None:
             return None
-        return Table(self.name, self.text)
+        return with_one_time(Table(self.name, self.text))
 
 
 def _below(source: Source, depth: int = 0) -> Iterator[Source]:

@@ -50,17 +50,20 @@ _SETTINGS = {
     "tp", "pp", "ep", "dp", "gpus", "num_gpus", "n_gpus", "gpu_count", "chips", "num_chips", "nodes", "num_nodes", "instances", "replicas",
     "max_num_seqs", "max_batch_size", "isl", "osl", *_OUTPUT, *_INPUT,
 }  # fmt: skip
+_USED = 0.05  # of the concurrency that was allowed, at least: how much of it a load test keeps busy
 _NO_NAME = {"date", "time", "timestamp", "url", "run", "seed", "note", "notes", "comment"}
 
 
 class Layout(NamedTuple):
-    """The columns of a table of throughput that are used; `tokens` says which tokens a throughput in tokens/s counts."""
+    """The columns of a table of throughput that are used; `tokens` says which tokens a throughput in tokens/s counts, `unit`
+    that of the latency."""
 
     throughput: str
     tokens: str | None
     held: str | None
     cap: str | None
     latency: str | None
+    unit: str = ""
 
 
 def layout(table: Table) -> Layout:
@@ -77,9 +80,25 @@ def layout(table: Table) -> Layout:
     if held is None and cap is None and latency is None:
         raise _missing(table, "workload")
     if requests:
-        return Layout(_achieved(table, requests), None, held, cap, latency)
+        achieved = _achieved(table, requests)
+        if latency is None and cap is not None:
+            return Layout(achieved, None, held, cap, *_latency_by_law(table, achieved, cap))
+        return Layout(achieved, None, held, cap, latency, unit_of(latency or "") or "")
     tokens.sort(key=lambda column: tokens_of(column) != "output")
-    return Layout(tokens[0], tokens_of(tokens[0]), held, cap, latency)
+    return Layout(tokens[0], tokens_of(tokens[0]), held, cap, latency, unit_of(latency or "") or "")
+
+
+def _latency_by_law(table: Table, achieved: str, cap: str) -> tuple[str | None, str]:
+    """The column of mean end-to-end times that does not say its unit, and the unit in which throughput times it is about as many requests
+    as there could be: units are a factor of 1000 apart."""
+    column = next((c for c in table.columns if _is_latency(c) and unit_of(c) is None and statistic_rank(c) == 1), None)
+    if column is None or not all(table.is_number(row.cells[c]) for row in table.rows for c in (column, achieved, cap)):
+        return None, ""
+    scale = 1.0 / (period(achieved) or 1.0)
+    held = [table.number(row, achieved) * scale * table.number(row, column) for row in table.rows]
+    caps = table.numbers(cap, above=True)
+    fitting = [u for u, s in UNITS.items() if all(_USED < n * s / c <= 1.2 for n, c in zip(held, caps, strict=True))]
+    return (column, fitting[0]) if len(fitting) == 1 else (None, "")
 
 
 def _achieved(table: Table, columns: list[str]) -> str:
@@ -108,12 +127,19 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     notes = (*_notes(table, found, options), *failures_beside(table))
     if differing:
         names = " and ".join(f'"{clipped(column)}"' for column in differing)
+        if (every := _summary(rows)) is not None:
+            notes += (f"one line of several is that of all requests: --select {every} takes these",)
         notes += (f"{names} tell{'s' if len(differing) == 1 else ''} servers apart: {listed(list(groups))}",)
     stem = table.name.rpartition("/")[2].rpartition(".")[0] or table.name
     return tuple(
         Curve(name or stem, tuple(_point(table, row, found, options) for row in group), table.name, notes)
         for name, group in groups.items()
     )
+
+
+def _summary(rows: list[Row]) -> str | None:
+    """`Name=Aggregated` in a table of Locust, where the requests of all kinds have lines of their own."""
+    return next((f"{c}={cell}" for row in rows for c, cell in row.cells.items() if cell == "Aggregated"), None)
 
 
 def _told(table: Table, column: str, cell: str) -> str:
@@ -126,7 +152,7 @@ def _point(table: Table, row: Row, found: Layout, options: Options) -> Point:
         return None if column is None else table.number(row, column, above=True)
 
     per_request = _tokens_per_request(table, row, found, options) * (period(found.throughput) or 1.0)
-    scale = 1.0 if found.latency is None else UNITS[unit_of(found.latency) or "s"]
+    scale = UNITS[found.unit or "s"]
     held, cap, latency = figure(found.held), figure(found.cap), figure(found.latency)
     repeated = f"{held} held" if held is not None else f"{cap} at once" if cap is not None and latency is None else ""
     low, high = (figure(first_of(table.columns, [name])) for name in ("throughput_low", "throughput_high"))
@@ -168,6 +194,10 @@ def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
         notes.append(f'"{clipped(found.throughput)}" is taken for requests/s, as it does not say')
     if period(found.throughput) != 1.0:
         notes.append(f'"{clipped(found.throughput)}" divided by {period(found.throughput):g} s')
+    if found.latency is not None and unit_of(found.latency) is None:
+        notes.append(
+            f'"{clipped(found.latency)}" is taken in {found.unit}, as throughput times it is about the concurrency then'
+        )
     unclear = [column for column in table.columns if _is_latency(column) and unit_of(column) is None]
     if found.held is None and found.latency is None and unclear:
         notes.append(
@@ -214,6 +244,9 @@ def _latency(table: Table) -> str | None:
 def _is_latency(column: str) -> bool:
     found = set(words(column))
     whole = bool({"latency", "e2el", "duration"} & found) or "e2e" in column.lower()
+    whole = whole or (
+        {"response", "time"} <= found and "total" not in found
+    )  # Locust's total is the mean since the test began
     return whole and not {"first", "token", "ttft", "tpot", "itl", "inter", "std"} & found
 
 

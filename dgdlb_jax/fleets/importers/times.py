@@ -10,14 +10,15 @@ from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.fleets.importers.base import Options
+from dgdlb_jax.fleets.importers.date_and_time import JOINED
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 SPELLINGS = (
-    "timestamp", "time", "arrival_time", "arrival_timestamp", "arrived_at", "arrival", "request_time", "start_time", "created_at",
+    JOINED, "timestamp", "time", "arrival_time", "arrival_timestamp", "arrived_at", "arrival", "request_time", "start_time", "created_at",
     "received_at", "datetime", "date", "ts", "t", "starttime", "arrivaltime", "time_stamp", "event_time",
-    "time_iso_8601",
+    "time_iso_8601", "start", "begin", "window_start", "bin_start", "interval_start", "period_start",
 )  # fmt: skip
 """What a column of times may be called, besides any of these with a unit."""
 

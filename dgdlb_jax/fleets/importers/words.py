@@ -98,11 +98,15 @@ _SUMMARIES = {
 }
 
 
-def check_no_summary(file: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raise `InputError` for a name in a row or a column of places that sums the others up, unless it is one that was told."""
-    for name in names:
-        if name not in known and set(words(name)) & _SUMMARIES:
-            raise InputError(
-                f'{file}: "{clipped(name)}" sums the others up and is no place: remove it, or name the places (dgdlb import: --frontends, '
-                "--backends)."
-            )
+def summaries(file: str, names: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
+    """The names in a row or a column of places that sum the others up, apart from those that were told.
+
+    **Raises:** `InputError` for such a name where no places were told: it could be one.
+    """
+    found = tuple(name for name in dict.fromkeys(names) if name not in known and set(words(name)) & _SUMMARIES)
+    if found and not known:
+        raise InputError(
+            f'{file}: "{clipped(found[0])}" sums the others up and is no place: remove it, or name the places (dgdlb import: --frontends, '
+            "--backends)."
+        )
+    return found
