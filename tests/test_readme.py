@@ -79,8 +79,7 @@ def test_measurements_are_short_and_each_script_has_its_section():
     ).stdout
     scripts = {path.name for pattern in ("bench_*.py", "study_*.py") for path in (ROOT / "benchmarks").glob(pattern)}
     assert set(re.findall(r"benchmarks/(\w+\.py)", listed)) == scripts
-    # Those whose figures have not been taken yet.
-    assert {name for name in scripts if name not in text} == {"bench_requests.py"}
+    assert {name for name in scripts if name not in text} == set()
 
 
 def test_commands_are_known_to_the_command_line():
