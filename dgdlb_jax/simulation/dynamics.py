@@ -3,8 +3,6 @@
 Everything here works on lanes (see `lanes`): arcs are `(backends, frontends * lanes)`.
 """
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -161,18 +159,18 @@ class Field(eqx.Module):
 
     def init(self, observation: Observation) -> State:
         """The memory of every frontend's policy."""
-        return self.each_frontend(lambda policy, seen: policy.init(seen), observation)
+        return for_each_frontend(self.policy, lambda policy, seen: policy.init(seen), observation)
 
     def velocity(self, t: Frontends, routing: Arcs, observation: Observation, state: State) -> tuple[Arcs, State]:
         """The raw velocity of the routing, before any projection (1/s)."""
-        velocity, state = self.each_frontend(
-            lambda policy, *seen: policy.velocity(*seen), t, routing, observation, state
-        )
+        rule = lambda policy, *seen: policy.velocity(*seen)
+        velocity, state = for_each_frontend(self.policy, rule, t, routing, observation, state)
         return self._checked(velocity, "velocity"), state
 
     def route(self, t: Frontends, observation: Observation, state: State) -> tuple[Arcs, State]:
         """Where an instant policy sends the traffic."""
-        routing, state = self.each_frontend(lambda policy, *seen: policy.route(*seen), t, observation, state)
+        rule = lambda policy, *seen: policy.route(*seen)
+        routing, state = for_each_frontend(self.policy, rule, t, observation, state)
         return self._checked(routing, "route"), state
 
     def _checked(self, arcs: Arcs, what: str) -> Arcs:
@@ -192,7 +190,3 @@ class Field(eqx.Module):
     def flows(self) -> bool:
         """Whether the routing moves with a velocity (and does not jump)."""
         return isinstance(self.policy, AbstractFlowPolicy)
-
-    def each_frontend(self, rule, *arguments) -> Any:
-        """`rule(policy, *arguments)` for every frontend: at once where the policy takes lanes, else mapped over them."""
-        return for_each_frontend(self.policy, rule, *arguments)

@@ -17,6 +17,7 @@ eigenvalues of the map, its multipliers $z$, lie within the unit circle; just ou
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Complex, Float
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
@@ -24,7 +25,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 from dgdlb_jax.model.batch import each_frontend, require_double, require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies.held import AbstractHeldPolicy
+from dgdlb_jax.policies.held import AbstractHeldPolicy, kept_of_average
 from dgdlb_jax.stability.rest_point import RestPoint, check_held, rest_point
 
 _DENSE = 150  # unknowns up to which all multipliers are computed, above it the largest few
@@ -148,8 +149,7 @@ class _Update:
         self.fill = np.where(slope > 0, (1 - self.fade) * inverse, rest) * rate[None]
         self.decay = np.exp(-slope * loop.period)
         self.gain = np.where(slope > 0, (1 - self.decay) * inverse, loop.period) * rate
-        some = loop.smoothing > 0
-        self.kept = np.where(some, np.exp(-loop.period / np.where(some, loop.smoothing, 1)), 0)[:, None, None]
+        self.kept = np.asarray(kept_of_average(jnp.asarray(loop.period), jnp.asarray(loop.smoothing)))[:, None, None]
         self.reading, self.answer = loop.reading, loop.answer
         frontends, backends = self.arcs
         # What each reader takes from which period: arcs of senders, flat over (age, sender, backend).

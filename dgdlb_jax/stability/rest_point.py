@@ -11,7 +11,7 @@ from dgdlb_jax.model.batch import each_frontend, each_network
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.base import AbstractPolicy, for_each_frontend
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.stability.linearise import field_at_rest
@@ -84,10 +84,10 @@ def _rest_point(network: Network, policy: AbstractHeldPolicy) -> RestPoint:
         return field.observe(start, jnp.broadcast_to(workload[:, None], nothing.shape), nothing, start)
 
     def read(workload):
-        return field.each_frontend(lambda rule, seen: rule.report(seen), sight(workload))
+        return for_each_frontend(field.policy, lambda rule, seen: rule.report(seen), sight(workload))
 
     def decide(report, workload):
-        return field.each_frontend(lambda rule, *seen: rule.shares(*seen), late, report, sight(workload))
+        return for_each_frontend(field.policy, lambda rule, *seen: rule.shares(*seen), late, report, sight(workload))
 
     def gained(workload):
         return jnp.where(there, decide(read(workload), workload) @ rates, 0)

@@ -40,7 +40,7 @@ def test_whole_requests(little, rng):
     with pytest.raises(InputError, match=r"saves 100,000,001 instants takes about .* GB .* use SaveAt\(every=\.\.\.\)"):
         dgd.simulate_requests(network, dgd.Uniform(), key, duration=1e8 * DT, dt=DT, save=dgd.SaveAt(every=1))
     dt = float(network.latency.max()) / 1e8
-    with pytest.raises(InputError, match=r"with 100,000,00\d delay rows .* has 8 GB: raise dt$|raise dt\."):
+    with pytest.raises(InputError, match=r"with 100,000,00\d delay rows .* has 8 GB: raise dt\.$"):
         dgd.simulate_requests(network, dgd.Uniform(), key, duration=10 * dt, dt=dt)
 
 

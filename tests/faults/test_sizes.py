@@ -107,6 +107,21 @@ def test_own_requests_of_all_sizes_obey_littles_law(shape):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("shape", [(1, 200), (64, 64)])
+def test_the_noise_of_large_symmetric_networks(shape):
+    """Of B equal backends the difference modes move as those of two, the sum does not: Var N = r / a / B + (1 - 1 / B) 2 r v, with v of two
+    backends at the same gain of the loop."""
+    backends = shape[1]
+    network, two = network_of(*shape, identical=True), network_of(1, 2, identical=True)
+    step = 0.3 * dgd.critical_step_size(two)
+    pair = dgd.noise(two, dgd.DGDLB(step)).workload_variance
+    still = 7.0 * (5 + 5.0 * 0.7 / 0.3) ** 2 / 50
+    expected = still / backends + (1 - 1 / backends) * (2 * pair[0] - still)
+    found = dgd.noise(network, dgd.DGDLB(step * 2 / backends))
+    np.testing.assert_allclose(found.workload_variance, np.full(backends, float(expected)), rtol=1e-5)
+
+
+@pytest.mark.full
 def test_random_networks_of_150_x_150():
     for seed in range(5):
         network = dgd.topologies.complete(

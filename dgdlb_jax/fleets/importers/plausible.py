@@ -9,10 +9,8 @@ from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Curve, Demand, Latencies, arrows
 from dgdlb_jax.fleets.importers.little import workload
 
-_BETWEEN = (
-    1e-6,
-    2.0,
-)  # s one way between regions: 200 m of fibre, seven times as long as light takes through fibre around the world
+# s one way between regions: 200 m of fibre, seven times as long as light takes through fibre around the world.
+_BETWEEN = 1e-6, 2.0
 _UNEVEN = 2  # times as long in one direction as in the other; cables are the same
 _THROUGHPUT = 1e-4, 1e5  # requests/s of one server
 _RESPONSE = 1e-4, 86400.0  # s in a server

@@ -61,6 +61,6 @@ def predicted_noise(networks: Network, policy: AbstractPolicy, optimum: Optimum)
         return nothing
     try:
         found = noise(networks, policy, optimum, throw=False)
-    except InputError:  # a rule with memory, or networks for which it would take hours
+    except InputError:  # a rule that does not rest smoothly, or networks for which it would take hours
         return nothing
     return found.excess / optimum.mean_latency
