@@ -128,9 +128,7 @@ class _Period:
             return self.multipliers()
 
 
-def _last_instant(
-    clock: np.ndarray, time: np.ndarray, done: int, period: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _last_instant(clock: np.ndarray, time: np.ndarray, done: int, period: float) -> tuple[np.ndarray, np.ndarray]:
     """How many instants before the latest one a clock stood at a time, and how long before that time that was.
 
     **Arguments:** `clock`: its instants within a period, in order; `done`: how many of these have passed.
@@ -139,7 +137,9 @@ def _last_instant(
     turns = np.floor(time / period + _SAME)
     within = np.clip(time - turns * period, 0, None)
     passed = np.searchsorted(clock, within + _SAME * period, side="right")  # of that period
-    number = np.minimum((turns * count + passed).astype(int), done)  # instants from the start of this period on, negative before
+    number = np.minimum(
+        (turns * count + passed).astype(int), done
+    )  # instants from the start of this period on, negative before
     turn, place = np.divmod(number - 1, count)
     return done - number, np.maximum(time - (turn * period + clock[place]), 0)
 

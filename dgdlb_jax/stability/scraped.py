@@ -186,11 +186,10 @@ def scraped_loops(network: Network, policy: AbstractPolicy, optimum: Optimum, fa
     news, rule = split(policy)
     check_smooth(network, rule, optimum)
     found = each_network(_described, network, rule, news, optimum, factors)
-    linear, *clocks = jax.tree.map(np.asarray, found)
+    loop = lambda linear, *clocks: ScrapedLoop(linear, *map(np.asarray, clocks))
     if network.batch is None:
-        return [ScrapedLoop(linear, *clocks)]
-    one = lambda k: jax.tree.map(lambda leaf: leaf[k], (linear, *clocks))
-    return [ScrapedLoop(*one(k)) for k in range(network.batch)]
+        return [loop(*found)]
+    return [loop(*jax.tree.map(lambda leaf, k=k: leaf[k], found)) for k in range(network.batch)]
 
 
 def averaged(network: Network, policy: AbstractPolicy) -> tuple[Network, AbstractPolicy]:
@@ -218,7 +217,10 @@ def common_period(intervals: Float[np.ndarray, " clocks"]) -> float | None:
     """The shortest time after which all clocks are as they were, seconds; None if it is longer than `LONGEST` of the shortest interval."""
     shortest = float(intervals.min())
     ratios = [Fraction(each / shortest).limit_denominator(LONGEST) for each in np.unique(intervals)]
-    if any(abs(float(r) * shortest / each - 1) > _COMMENSURATE for r, each in zip(ratios, np.unique(intervals), strict=True)):
+    if any(
+        abs(float(r) * shortest / each - 1) > _COMMENSURATE
+        for r, each in zip(ratios, np.unique(intervals), strict=True)
+    ):
         return None
     numerator, denominator = lcm(*(r.numerator for r in ratios)), gcd(*(r.denominator for r in ratios))
     period = Fraction(numerator, denominator)
