@@ -1,4 +1,5 @@
-"""News as it is: reports that are read every so often, held, late and lost, against a list of instants; limits against closed forms and runs."""
+"""News as it is: reports that are read every so often, held, late and lost, against lists of instants; limits against closed forms and
+runs."""
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,8 @@ def test_what_is_drawn_has_its_law_and_differs_between_arcs():
     changes = np.flatnonzero(np.diff(late[:, 0, 0])) + 1
     delay = times[changes] - late[changes, 0, 0]
     slow = 0.1 * (1 - np.cos(2 * np.pi * (late[changes, 0, 0] - 1) / 50))
-    assert -step < (delay - slow).min() and (delay - slow).max() < 0.6 + step
+    assert -step < (delay - slow).min()
+    assert (delay - slow).max() < 0.6 + step
     assert (delay - slow).mean() == pytest.approx(0.3, abs=4 * 0.6 / np.sqrt(12 * delay.size))
     again = told(here(Scraped(1.0, lost=0.3, seed=5)), 2000, step, backends, frontends)
     np.testing.assert_array_equal(again, lost[:2000])
@@ -190,7 +192,8 @@ def test_runs_grow_and_die_out_as_predicted(groups):
     found = growth(networks, policy, optimum, 400 * interval[:, 0], interval[:, 0] / 20)
     loops = scraped_loops(networks, each_frontend(networks, policy, "policy"), optimum, jnp.ones((6, 1)))
     expected = np.array([np.log(loop.at(1.0).radius()) / loop.period for loop in loops])
-    assert (expected[:3] < 0).all() and (expected[3:] > 0).all()
+    assert (expected[:3] < 0).all()
+    assert (expected[3:] > 0).all()
     np.testing.assert_allclose(found, expected, atol=0.2 * np.abs(expected).max())
     assert (np.sign(found) == np.sign(expected)).all()
 

@@ -5,9 +5,9 @@ Between two instants of its clock a frontend $m$ holds numbers $h_m$, and what i
 $$ \dot s_m = A_m s_m + B_m h_m, \qquad p_m = C_m s_m $$
 with $p_{mj}$ what its requests add to the workload of backend $j$, as seen without any delay. When frontend $i$ reads backend $j$ at time
 $t$, it finds $y_{ij} = \sum_m p_{mj}(t - D_{imj})$, $D_{imj} = \tau^{fb}_{ij} + \tau_{mj}$, and holds $K h_i + H y_i$ from then on. Where
-all instants repeat after a period $\Theta$, what a frontend had at its last few instants makes a state that one period maps linearly, exactly
-for latencies of any number of seconds. Small deviations die out iff all eigenvalues of the map, its multipliers, lie within the unit
-circle, directions that nothing moves (multipliers of 1) apart.
+all instants repeat after a period $\Theta$, what a frontend had at its last few instants makes a state that one period maps linearly,
+exactly for latencies of any number of seconds. Small deviations die out iff all eigenvalues of the map, its multipliers, lie within the
+unit circle, directions that nothing moves (multipliers of 1) apart.
 
 **Source:** own derivation (lifting); Floquet's theorem.
 """

@@ -37,7 +37,7 @@ from dgdlb_jax.stability.clocked import ClockedLoop, Reading, unique_instants
 from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one, per_arc
 
 LONGEST = 64
-"""Of the shortest interval: the longest common period that is taken for one."""
+"""Times the shortest interval: the longest common period that is taken for one, and how old news may be."""
 _COMMENSURATE = 1e-9  # relative
 _FIRST, _GROWTH, _TRIES = 0.05, 1.4, 60  # where the limit is looked for, beside a guess
 _ACCURATE = 1e-9
@@ -86,8 +86,15 @@ class ScrapedLoop:
 
     @property
     def period(self) -> float | None:
-        """The common period of all clocks, seconds; None where there is none that is short enough."""
-        return common_period(self.interval[self._active].ravel())
+        """The common period of all clocks, seconds; None where there is none that is short enough, or news are too many intervals old."""
+        on = self._active
+        if not on.any():
+            return float(self.interval.max())
+        oldest = (np.asarray(self.linear.feedback_latency) + self.late + self.drift)[on].max()
+        oldest += np.asarray(self.linear.latency)[on].max()
+        if oldest > LONGEST * self.interval[on].min():
+            return None
+        return common_period(self.interval[on].ravel())
 
     @property
     def _active(self) -> np.ndarray:
