@@ -174,6 +174,14 @@ class ScrapedLoop:
                 low = high / 2
         return float(brentq(grows, low, high, rtol=1e-7))
 
+    def swing(self, factor: float) -> float:
+        """The period of the largest deviation that swings, seconds; inf if none does."""
+        loop = self.at(factor)
+        found = loop.multipliers()
+        angle = np.abs(np.angle(found))
+        swings = (angle > 1e-6) & (np.abs(found) > 1e-12)
+        return float(2 * np.pi * loop.period / angle[swings][0]) if swings.any() else np.inf
+
     def _guess(self) -> float:
         """A step size whose loop is about as fast as its news are old."""
         lin, on = self.linear, self._active

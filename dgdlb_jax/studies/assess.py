@@ -57,16 +57,18 @@ def set_up(
     optimum: Optimum | None = None,
     step_size: ArrayLike | None = None,
     start: str | tuple[ArrayLike, ArrayLike] = "proportional",
+    older: ArrayLike = 0.0,
 ) -> Setup:
     """Optimum, step size and start of a network or a batch, as far as they are not given.
 
     **Arguments:** `step_size`: 1/s^2, a scalar or one number per frontend, `default_step_size` by default; `start`: one of `STARTS`, or
-    `(routing, workload)`.
+    `(routing, workload)`; `older`: seconds by which news is older than the feedback latency, which a default step size counts.
 
     **Raises:** `InputError` for demand that exceeds capacity, and an unknown start.
     """
     optimum = solve_optimum(networks) if optimum is None else optimum
-    step = default_step_size(networks, optimum) if step_size is None else per_frontend(networks, step_size, "step_size")
+    given = None if step_size is None else per_frontend(networks, step_size, "step_size")
+    step = default_step_size(networks, optimum, averaging=older) if given is None else given
     return Setup(networks, optimum, step, start_state(networks, start))
 
 

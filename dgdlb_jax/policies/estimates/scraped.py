@@ -141,6 +141,12 @@ class Scraped(AbstractEstimate):
         """How old a report gets until the next one, on average of those that are not lost, and in the worst case of the others."""
         return jnp.add(*aligned(self.mean_interval, self.latest))
 
+    @property
+    def oldest(self) -> Float[Array, "*frontends"]:
+        """`delay`, the longest of every frontend, as `default_step_size(network, averaging=...)` takes it."""
+        delay = self.delay
+        return delay.reshape(delay.shape[0], -1).max(-1) if delay.ndim else delay
+
     def drawn_offset(self, arcs: Arcs) -> Arcs:
         """When the first report is read, for these arcs, given or drawn, seconds."""
         return arcs + (self.interval * self._uniform(arcs, _OFFSET)[0] if self.offset is None else self.offset)
