@@ -1,6 +1,8 @@
 """News as it is: reports that are read every so often, held, late and lost, against lists of instants; limits against closed forms and
 runs."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,9 @@ from scipy.linalg import expm
 from scipy.optimize import brentq
 
 import dgdlb_jax as dgd
+from dgdlb_jax.cli import main
+from dgdlb_jax.fleets import load_news
+from dgdlb_jax.fleets.news import parse_news
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import Observation
@@ -219,6 +224,75 @@ def test_what_is_refused(groups):
         dgd.critical_step_size(networks, behind(Scraped(1.0), MovingAverage(1.0)), optimum)
     with pytest.raises(InputError, match=r"critical_step_size\(network, policy\) has its limit"):
         dgd.linearise(networks, behind(Scraped(1.0)), optimum)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`dgdlb stability` in this process."""
+    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda **_: None)
+
+    def run(*options) -> tuple[int, str, str]:
+        code = main(["stability", *map(str, options), "--quiet", "--no-files"])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_command_says_the_limit_behind_reports(command, tmp_path):
+    """As the fleet's file has them and as the command line does; simulated edges on both sides of it."""
+    fleet = dgd.load_fleet("two-by-two")
+    optimum, news = dgd.solve_optimum(fleet), Scraped(5.0, offset=2.0)
+    policy = dgd.DGDLB(dgd.default_step_size(fleet, optimum, averaging=5.0))
+    limit = float(dgd.critical_step_size(fleet, estimated(policy, news), optimum))
+    code, text, _ = command("two-by-two", "--news", "interval=5,offset=2", "--json")
+    found = json.loads(text)
+    assert code == 0
+    assert found["limit_over_now"] == pytest.approx(limit, rel=1e-6)
+    assert found["limit_over_now_with_reports_at_once"] > 2 * limit
+    assert found["simulated_stable"] == pytest.approx(0.98 * limit)
+    assert found["simulated_unstable"] == pytest.approx(1.02 * limit)
+    path = tmp_path / "mine.toml"
+    fleet.to_toml(path)
+    toml = path.read_text().replace('name = "two-by-two"', 'name = "mine"')
+    path.write_text(toml + "\n[news]\ninterval_s = [5, 6]\nlost = 0.1\n")
+    assert load_news(path).interval.tolist() == [5.0, 6.0]
+    code, text, _ = command(path)
+    assert text.startswith("mine: DGD-LB, reports every 5.00 s to 6.00 s, 10 % lost\n  limit of step_size (now ")
+    for wrong, sentence in (
+        ("lst = 0.1", 'mine.toml:'), ("offset_s = true", "news.offset_s is True"), ("lost = 1.0", "mine.toml [news]: Scraped.lost is 1"),
+        ("interval_s = -1", "news.interval_s contains -1"),
+    ):  # fmt: skip
+        path.write_text(toml + f"\n[news]\n{'' if 'interval' in wrong else 'interval_s = 5'}\n{wrong}\n")
+        code, text, error = command(path)
+        assert (code, text) == (2, "")
+        assert sentence in error
+
+
+@pytest.mark.parametrize(
+    ("news", "expected"),
+    [
+        (
+            "interval=5,lst=1",
+            "there is no 'lst': choose from interval, offset, late, drift, drift_period, jitter",
+        ),
+        ("lost=.1", "give the interval as well, in seconds, such as interval=15."),
+        ("interval=a", "interval is 'a': give a number."),
+        ("interval=5,seed=1.5", "seed is '1.5': give a whole number."),
+        ("interval=5,offset=drawn", "offset is 'drawn': give a number, or random."),
+        ("interval=3,late=4", "--news interval=3,late=4: Scraped: reports may be 4 s late"),
+        ("often", "give NAME=VALUE, separated by commas, such as interval=15,lost=0.1, or none."),
+    ],
+)
+def test_what_the_command_line_does_not_take(news, expected):
+    with pytest.raises(InputError) as refused:
+        parse_news(news)
+    assert expected in str(refused.value)
+
+
+def test_a_policy_with_a_period_of_its_own_is_refused(command):
+    code, _, error = command("two-by-two", "--policy", "envoy-load-aware", "--news", "interval=5")
+    assert code == 2
+    assert "a period of its own (weight_update_period)" in error
 
 
 @pytest.mark.full

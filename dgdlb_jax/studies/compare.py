@@ -19,14 +19,14 @@ from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.results import require_values
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
-from dgdlb_jax.policies.estimates import Scraped, estimated
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.assess import Assessment, set_up
 from dgdlb_jax.studies.balancers import BALANCERS as BALANCERS
 from dgdlb_jax.studies.balancers import CURRENT as CURRENT
 from dgdlb_jax.studies.balancers import DGD as DGD
-from dgdlb_jax.studies.balancers import balancers
+from dgdlb_jax.studies.balancers import balancers, behind
 from dgdlb_jax.studies.comparison import Comparison as Comparison
 from dgdlb_jax.studies.durations import (
     check_times,
@@ -140,7 +140,7 @@ class ComparisonInProgress:
             options: dict[str, Any] = {
                 "step_size": step_size,
                 "start": start,
-                "older": 0.0 if news is None else news.oldest,
+                "news": news,
             }
             self._setups = (set_up(network, **options),) if schedule is None else schedule.set_up(**options)
             setup = self._setups[-1]
@@ -328,11 +328,6 @@ class ComparisonInProgress:
             steps = steps_of(duration, dt)
             interval = dt * max(1, round(steps / self._kept))
         return Grid(duration, interval, after=0.0 if self.moving else (1 - LAST_PART) * duration)
-
-
-def behind(policy: AbstractPolicy, news: Scraped | None) -> AbstractPolicy:
-    """A policy that gets its reports so; one that looks at none stays as it is."""
-    return policy if news is None or isinstance(policy, (*_STATIC, FixedRouting)) else estimated(policy, news)
 
 
 def _under_flat_trace(network: Network, alike: Network) -> Network:

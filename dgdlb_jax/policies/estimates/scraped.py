@@ -44,8 +44,9 @@ class News(NamedTuple):
 class Scraped(AbstractEstimate):
     r"""Reports that a frontend reads every T seconds, as Prometheus scrapes its targets, and holds until the next one.
 
-    With an interval of 0 every report counts at once, as without it. In a run, instants are rounded to whole time steps, on average
-    exactly: with intervals and offsets that are whole numbers of steps a run is of second order.
+    Held is what backends report. That one fails or drains is known after the feedback latency as before: health checks have intervals of
+    their own. With an interval of 0 every report counts at once, as without it. In a run, instants are rounded to whole time steps, on
+    average exactly: with intervals and offsets that are whole numbers of steps a run is of second order.
 
     `critical_step_size(network, estimated(DGDLB(1.0), Scraped(15.0)))` is the limit of a smooth rule behind it (`stability.scraped`).
 
