@@ -295,6 +295,39 @@ def test_a_policy_with_a_period_of_its_own_is_refused(command):
     assert "a period of its own (weight_update_period)" in error
 
 
+RULES = {
+    "DGD-LB": lambda step, interval: estimated(dgd.DGDLB(step), Scraped(interval)),
+    "DGD-LB, clocks drawn": lambda step, interval: estimated(dgd.DGDLB(step), Scraped(interval, None, seed=3)),
+    "log, late": lambda step, interval: estimated(dgd.LogDGDLB(step), Scraped(interval, late=interval / 2)),
+    "mirror descent, two intervals": lambda step, interval: estimated(
+        dgd.MirrorDescent(step), Scraped(interval * jnp.array([1.0, 1.5, 1.0]))
+    ),
+    "DGD-LB behind an average": lambda step, interval: estimated(
+        dgd.DGDLB(step), Scraped(interval), ExponentialAverage(interval)
+    ),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", RULES)
+def test_two_hundred_random_networks(name):
+    """Runs decay 1 % below the limit and grow 1 % above it, intervals of 0.3 to 3 of the longest latency."""
+    networks = dgd.topologies.geographic(jax.random.key(11), frontends=3, backends=4, count=200)
+    optimum = dgd.solve_optimum(networks)
+    times = np.random.default_rng(2).uniform(0.3, 3, 200) * np.asarray(networks.latency.max((1, 2)))
+    interval = jnp.asarray(times)[:, None]
+    limit = np.asarray(dgd.critical_step_size(networks, RULES[name](1.0, interval), optimum))
+    some = np.isfinite(limit)
+    networks, optimum, interval = jax.tree.map(lambda leaf: leaf[some], (networks, optimum, interval))
+    growing = []
+    for part in (0.99, 1.01):
+        policy = RULES[name](part * jnp.asarray(limit[some])[:, None], interval)
+        growing.append(growth(networks, policy, optimum, 2000 * interval[:, 0], interval[:, 0] / 20) > 0)
+    good = ~growing[0] & growing[1]
+    print(f"{name}: {good.sum()} of {some.sum()} with a limit agree; not: {np.flatnonzero(some)[~good]}")
+    assert good.mean() >= 0.97
+
+
 @pytest.mark.full
 def test_gradients_of_runs_are_those_of_differences(groups):
     network, best = jax.tree.map(lambda leaf: leaf[0], groups)
