@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax import events as happen
-from dgdlb_jax.model.demand import Jumps
+from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.model.signals import signals
@@ -154,6 +154,31 @@ def test_order_two():
         error = np.abs(values[:-1] - values[-1]).max(-1)
         assert error[0] < 0.05
         assert error[0] / error[-1] > 27, error
+
+
+def test_a_demand_that_moves_is_multiplied():
+    """Counts over intervals, against fine sums; and a run under a flat trace, which is one at constant rates."""
+    cycle = DailyCycle([4.0, 2.0], 0.6, phase=1.0, period=7.0)
+    network = fleet().with_arrival_rate(cycle)
+    changed = [happen.Demand(0.333, 1.5), happen.Demand(1.25, 0.2, "p")]
+    demand = signals(network, changed).demand_of(network).demand
+    now = lambda t: np.stack([np.where(t < 0.333, 1, np.where(t < 1.25, 1.5, 0.2)), np.where(t < 0.333, 1, 1.5)])
+    for start, end in ((0.0, 0.3), (0.3, 0.4), (0.0, 2.0)):
+        t = np.linspace(start, end, 200_001)
+        t = (t[1:] + t[:-1]) / 2
+        expected = (now(t) * np.asarray(jax.vmap(cycle.rate, out_axes=1)(t))).mean(1)
+        pieces = np.linspace(start, end, 65)
+        means = [demand.mean_over(begin, pieces[1] - pieces[0]) for begin in pieces[:-1]]
+        np.testing.assert_allclose(np.mean(means, 0), expected, rtol=1e-4)
+    np.testing.assert_allclose(demand.rate(1.5), [0.2, 1.5] * np.asarray(cycle.rate(1.5)), rtol=1e-12)
+    np.testing.assert_allclose(demand.mean_rate, [0.8, 3.0], rtol=1e-12)
+    np.testing.assert_allclose(demand.pad(3).scaled(2.0).rate(1.5)[:2], 2 * demand.rate(1.5), rtol=1e-12)
+
+    flat = fleet().with_arrival_rate(Trace(0.5, np.broadcast_to([12.0, 6.0], (8, 2))))
+    run = lambda network: simulate(network, DGDLB(0.4), initial=START, duration=2.0, dt=COARSE, events=changed)
+    there, here = run(flat), run(fleet())
+    np.testing.assert_allclose(there.workload, here.workload, rtol=1e-9)
+    np.testing.assert_allclose(there.arrival_rate, here.arrival_rate, rtol=1e-12)
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ class Replicas(Event):
 
 @dataclass(frozen=True)
 class Demand(Event):
-    """The arrival rate of a frontend (of all by default) is `factor` times that at first."""
+    """The arrival rate of a frontend (of all by default) is `factor` times what it is without this event: of a constant rate, or of one
+    that moves in time."""
 
     factor: ArrayLike
     frontend: Where | None = None

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.model import events as kinds
 from dgdlb_jax.model.demand import Constant, Jumps
 from dgdlb_jax.model.events import Event, places
+from dgdlb_jax.model.modulated import Modulated
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Replicas
 from dgdlb_jax.numerics.knots import NEVER, Steps
@@ -41,6 +42,8 @@ class Signals(eqx.Module):
         """The network, one or a batch, with its demand as these events change it."""
         if self.demand is None:
             return network
+        if not isinstance(network.demand, Constant):
+            return eqx.tree_at(lambda n: n.demand, network, Modulated(network.demand, self.demand))
         rates = network.arrival_rate[..., None, :] * self.demand.values
         return eqx.tree_at(lambda n: n.demand, network, Jumps(self.demand.times, rates))
 
@@ -75,8 +78,8 @@ def signals(network: Network, events: Iterable[Event]) -> Signals:
 
     **Returns:** `Signals`, in a batch with a leading axis.
 
-    **Raises:** `InputError` for a place that there is not, a recovery of what has not failed, a frontend that is left without a backend,
-    and a change of a demand that is a function of time already.
+    **Raises:** `InputError` for a place that there is not, a recovery of what has not failed, and a frontend that is left without a
+    backend.
     """
     ordered = sorted(events, key=lambda event: event.at)
     found = _Tables(network, ordered).signals()
@@ -104,13 +107,6 @@ class _Tables:
             if type(event) not in kinds.KINDS.values():
                 raise InputError(f"{event!r} is no event: use the classes of dgdlb_jax.events.")
         backends = self.network.backends
-        if any(isinstance(event, kinds.Demand) for event in self.ordered) and not isinstance(
-            self.network.demand, Constant
-        ):
-            raise InputError(
-                f"A Demand event changes constant arrival rates, and this demand is a {type(self.network.demand).__name__}: put the change "
-                "into the demand itself."
-            )
         return Signals(
             demand=self._steps((kinds.Demand,), self.network.frontends),
             replicas=self._steps((kinds.Replicas,), backends),
