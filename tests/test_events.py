@@ -13,6 +13,7 @@ from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import project_simplex
+from dgdlb_jax.policies.base import AbstractFlowPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.static import FixedRouting
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
@@ -119,7 +120,7 @@ def everything(replicas=0.7, demand=1.2, way=1.6) -> list[happen.Event]:
         happen.Breaks(0.7, "q", "b"),
         happen.Mends(0.95, "q", "b"),
         happen.Replicas(1.1, "b", replicas),
-        happen.Latency(1.25, way, "p"),
+        happen.Latency(1.25, way, "p", news=True),
         happen.Closes(1.313, "q", "c"),
         happen.Recovers(1.507, "a"),
         happen.Drains(1.717, "b"),
@@ -131,6 +132,39 @@ def everything(replicas=0.7, demand=1.2, way=1.6) -> list[happen.Event]:
 def fleet(rate=(12.0, 6.0), latency=FORWARD, back=BACK) -> Network:
     names = {"frontend_names": ["p", "q"], "backend_names": ["a", "b", "c"]}
     return Network(jnp.asarray(rate), latency, SERVED, feedback_latency=back, **names)
+
+
+def test_news_keeps_the_latency_it_was_sent_with():
+    """What a frontend sees of a backend that fills up at a constant rate, when links slow down and get fast again: the workload at which
+    the newest report left that has arrived. Jumps are on no grid, and the first frontend's link is not changed."""
+    slow, fast = 0.5, 1.6
+    seen_by = lambda time, fb, jumps: max(
+        s
+        for (begin, factor), end in zip([(-9.0, 1.0), *jumps], [*(j[0] for j in jumps), 99.0], strict=True)
+        if (s := min(time - factor * fb, end - 1e-12)) >= begin
+    )
+    network = Network([10.0], [[0.0, 0.0]], Hyperbolic([1e-15] * 2, [1.0] * 2), feedback_latency=[[0.23, 0.31]])
+    changed = [happen.Latency(slow, 3.0, backend=1, news=True), happen.Latency(fast, 0.5, backend=1, news=True)]
+    watch = Watch(jnp.asarray(0.0))
+    run = simulate(network, watch, duration=2.6, dt=0.04, initial=([[0.5, 0.5]], [0.0, 0.0]), events=changed)
+    seen = np.asarray(run.final.policy_state)  # one sum over steps of what was seen, for each backend
+    times = 0.04 * np.arange(1, 66)
+    for j, (fb, jumps) in enumerate(((0.23, []), (0.31, [(slow, 3.0), (fast, 0.5)]))):
+        expected = sum(5 * max(0.0, seen_by(t, fb, jumps)) for t in times)
+        assert seen[0, j] == pytest.approx(expected, rel=1e-3)
+    assert np.abs(run.workload[-1] - 13).max() < 1e-9
+
+
+class Watch(AbstractFlowPolicy):
+    """A rule that stays where it is, and adds up what it sees."""
+
+    nothing: jax.Array
+
+    def init(self, observation):
+        return jnp.zeros_like(observation.workload)
+
+    def velocity(self, t, routing, observation, state):
+        return jnp.zeros_like(routing), state + observation.workload
 
 
 def test_order_two():

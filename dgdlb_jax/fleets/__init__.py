@@ -83,7 +83,8 @@ All keys:
     - `"fails"` (what it holds and what reaches it is lost), `"drains"`, `"recovers"` (a failed one comes back without requests): `backend`.
     - `"replicas"`: `backend`, `factor` (times those at first). `"demand"`: `frontend` (all unless given), `factor`.
     - `"closes"`, `"opens"`: `frontend`, `backend` (all unless given): a change of the mask.
-    - `"latency"`: the same, and `factor`: links get slower, or faster. `"breaks"` (what is sent on it is lost), `"mends"`: the same.
+    - `"latency"`: the same, and `factor`: links get slower, or faster; with `news = true` reports as well. `"breaks"` (what is sent on it
+      is lost), `"mends"`: the same.
 - `[news]`: how frontends get their reports (`load_news`; `dgdlb run` and `dgdlb stability` take it into account): `interval_s` between two
   reports; `offset_s` of the first, a number or `"random"`; `jitter`: the part by which an interval may be shorter or longer; `lost`: the
   part of reports that is lost; `late_s` and `drift_s`, over `drift_period_s`: by how much later than `feedback` they may be; `seed`. One

@@ -37,6 +37,8 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def _value(section: Section, name: str, network: Network):
+    if name == "news":
+        return section.flag(name, False)
     if name not in _PLACES:
         return section.number(name)
     known = (network.frontend_names if name == "frontend" else network.backend_names) or ()

@@ -133,13 +133,15 @@ class Latency(Event):
     """Requests take another way: the latency from frontends (all by default) to backends (all by default), and what is charged for it, is
     `factor` times that at first.
 
-    A request keeps the latency with which it was sent. News have ways of their own, which stay as they are; through them a frontend
-    learns what its requests take now.
+    A request keeps the latency with which it was sent. News have ways of their own, which stay as they are, unless `news` says that they
+    take the same way: then their latency is `factor` times that at first as well. They keep the one with which they were sent, too: when
+    a link slows, nothing new is heard for a while. Through the news a frontend learns what its requests take now.
     """
 
     factor: ArrayLike
     frontend: Where | None = None
     backend: Where | None = None
+    news: bool = False
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,6 +1,7 @@
 """Events as functions of time: what the simulator reads while it steps, and the network as it is after some of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -18,6 +19,7 @@ from dgdlb_jax.numerics.knots import NEVER, Steps
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
 Change = tuple[Event, np.ndarray, object]  # when, which columns, the new value
+Which = Callable[[Any], bool] | None
 
 
 class Signals(eqx.Module):
@@ -27,7 +29,7 @@ class Signals(eqx.Module):
     - `up` `(backends,)`: 1 while a backend runs, 0 while it has failed. `serving` `(backends,)`: 1 while frontends are to use it; they
       know after the feedback latency.
     - `allowed` `(frontends, backends)`: 1 where the mask allows it. `latency` and `intact` `(frontends, backends)`: a factor on the latency
-      of what is sent, and on how much of it arrives.
+      of what is sent, and on how much of it arrives. `news` `(frontends, backends)`: a factor on the latency of news.
     """
 
     demand: Steps | None
@@ -37,6 +39,7 @@ class Signals(eqx.Module):
     allowed: Steps | None
     latency: Steps | None
     intact: Steps | None
+    news: Steps | None = None
 
     def demand_of(self, network: Network) -> Network:
         """The network, one or a batch, with its demand as these events change it."""
@@ -48,17 +51,17 @@ class Signals(eqx.Module):
         return eqx.tree_at(lambda n: n.demand, network, Jumps(self.demand.times, rates))
 
     def with_longest(self, network: Network) -> Network:
-        """The network, one or a batch, with the longest latency of all times on every arc: what delay lines need room for."""
-        if self.latency is None:
-            return network
-        return eqx.tree_at(lambda n: n.latency, network, network.latency * self.latency.values.max(-3))
+        """The network, one or a batch, with the longest latencies of all times on every arc: what delay lines need room for."""
+        longest = lambda steps: 1.0 if steps is None else steps.values.max(-3)
+        ways = network.latency * longest(self.latency), network.feedback_latency * longest(self.news)
+        return eqx.tree_at(lambda n: (n.latency, n.feedback_latency), network, ways)
 
     def network_at(self, network: Network, t: float) -> Network:
         """A single network as it is from time `t` on, when everybody knows: what an optimum and step sizes refer to."""
         dtype = network.latency.dtype
         now = lambda steps: None if steps is None else steps.at(jnp.full(steps.times.shape[1:], t, dtype))
         demand, replicas, serving = map(now, (self.demand, self.replicas, self.serving))
-        allowed, latency, intact = map(now, (self.allowed, self.latency, self.intact))
+        allowed, latency, intact, news = map(now, (self.allowed, self.latency, self.intact, self.news))
         mask = network.mask
         for known in (serving, allowed, intact):
             mask = mask if known is None else mask & (known > 0.5)
@@ -68,6 +71,8 @@ class Signals(eqx.Module):
         if latency is not None:
             ways = lambda n: (n.latency, n.cost_latency)
             changed = eqx.tree_at(ways, changed, tuple(latency * way for way in ways(network)))
+        if news is not None:
+            changed = eqx.tree_at(lambda n: n.feedback_latency, changed, news * changed.feedback_latency)
         return changed if demand is None else changed.with_arrival_rate(rate)
 
 
@@ -115,16 +120,21 @@ class _Tables:
             allowed=self._arcs((kinds.Closes, kinds.Opens)),
             latency=self._arcs((kinds.Latency,)),
             intact=self._arcs((kinds.Breaks, kinds.Mends), needs=kinds.Breaks),
+            news=self._arcs((kinds.Latency,), only=lambda event: event.news),
         )
 
-    def _arcs(self, chosen: tuple[type, ...], needs: type | None = None) -> Steps | None:
+    def _arcs(self, chosen: tuple[type, ...], needs: type | None = None, only: Which = None) -> Steps | None:
         shape = self.network.frontends, self.network.backends
-        found = self._steps(chosen, shape[0] * shape[1], needs)
+        found = self._steps(chosen, shape[0] * shape[1], needs, only)
         return jax.tree.map(lambda table: table.reshape(-1, *shape), found)
 
-    def _steps(self, chosen: tuple[type, ...], columns: int, needs: type | None = None) -> Steps | None:
-        """The signal that these kinds of events change; None without any."""
-        changes = [self._change(event) for event in self.ordered if isinstance(event, chosen)]
+    def _steps(
+        self, chosen: tuple[type, ...], columns: int, needs: type | None = None, only: Which = None
+    ) -> Steps | None:
+        """The signal that these kinds of events change, all or `only` some of them; None without any."""
+        changes = [
+            self._change(event) for event in self.ordered if isinstance(event, chosen) and (only is None or only(event))
+        ]
         if not any(isinstance(event, needs or chosen) for event, *_ in changes):
             return None
         times = [[] for _ in range(columns)]

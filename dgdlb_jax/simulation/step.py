@@ -39,7 +39,7 @@ from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.own import OwnRequests
 from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
-from dgdlb_jax.simulation.timeline import Survival, Wires, total
+from dgdlb_jax.simulation.timeline import Left, Survival, Wires, total
 
 
 class System(eqx.Module):
@@ -76,6 +76,7 @@ class StepState(eqx.Module):
     own: OwnRequests | None = None  # where the policy looks at them
     lost: Backends | None = None  # with events: requests lost since the start
     reported: Backends | None = None  # with events: the workload as frontends hear of it
+    left: Left | None = None  # where news changes its ways: what was reported then
 
 
 class Predicted(NamedTuple):
@@ -133,9 +134,9 @@ def delayed_system(
     state variables among it; `counts_own`: whether own requests are counted, which takes a channel of answers, and arcs that arrive
     each by itself.
     """
-    shape, step = field.shape, clock.frontends[0]
+    step = clock.frontends[0]
     delay = wire_delay(field, step)
-    news = Gather(field.feedback_latency / step, shape.ends, rows)
+    news = Gather(news_delay(field, step), news_shape(field).ends, rows)
     system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached)
     last = _last_stages(len(extensions), attached)
     if not counts_own:
@@ -166,6 +167,19 @@ def wire_delay(field: Field, step: Frontends) -> Wires:
     """The latency of every wire in steps."""
     delay = field.latency / step
     return delay if field.events is None else field.events.by_wire(delay)
+
+
+def news_shape(field: Field) -> Shape:
+    """The sizes of a tile of ways of news: as many as there are arcs, or more where events change their latencies."""
+    ways = 1 if field.events is None else field.events.ways_of_news
+    return replace(field.shape, frontends=ways * field.shape.frontends)
+
+
+def news_delay(field: Field, step: Frontends) -> Wires:
+    """The latency of every way of news in steps."""
+    if field.events is None or field.events.news is None:
+        return field.feedback_latency / step
+    return jnp.concatenate([*(field.events.news.values / step)], axis=-1)
 
 
 def overflow(system: DelayedSystem) -> Bool[Array, " lanes"]:
@@ -219,6 +233,7 @@ def route(
     """What the frontends do when they see these workloads; the input of a frame is flow that is sent at its end besides."""
     field, clock, now, k = system.field, system.clock, held.now, context.k
     t, step = time(k + 1, clock.frontends), length(k, clock.frontends)
+    seen = seen if field.events is None else field.events.newest(seen, now.left, t)
     extra = None if context.input is None else jnp.where(context.ends_frame, context.input, 0)
     outstanding = jnp.zeros_like(seen)
     if now.own is not None and answers is not None:
@@ -266,6 +281,11 @@ def arrive(
     else:
         (workload, gone, reported, before), carried, detour = _through_events(system, k, move, sent, arrived, served)
         lost = gone if lost is None else lost + gone
+    left = now.left
+    if system.field.events is not None and left is not None:
+        first = now.workload if now.reported is None else now.reported
+        ends = shape.spread(first), shape.spread(workload if reported is None else reported)
+        left = system.field.events.leave(left, time(k, clock.frontends), step_f, *ends)
     if recorded is not None:
         workload = hold(workload, recorded.after.workload)
     in_flight = now.in_flight
@@ -281,7 +301,7 @@ def arrive(
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
         peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended, own=own,
-        lost=lost, reported=reported,
+        lost=lost, reported=reported, left=left,
     )  # fmt: skip
     return after, None
 

@@ -44,8 +44,8 @@ def described(event: Event) -> str:
             return f"{frontend} may not use {backend}"
         case kinds.Opens():
             return f"{frontend} may use {backend} again"
-        case kinds.Latency(factor=factor):
-            return f"{_times(factor)} times the latency from {frontend} to {backend}"
+        case kinds.Latency(factor=factor, news=news):
+            return f"{_times(factor)} times the latency{' and that of news' * news} from {frontend} to {backend}"
         case kinds.Breaks():
             return f"the link from {frontend} to {backend} breaks"
     return f"the link from {frontend} to {backend} is back"
