@@ -68,6 +68,28 @@ def test_what_is_lost_is_exact_at_every_step():
     np.testing.assert_allclose(held, on_the_way + sent, rtol=1e-11)
 
 
+def test_requests_of_a_failed_backend_are_sent_again():
+    """After the timeout, to the backend that is left: all of them are there in the end, whatever the step, and none is lost on the way.
+    They cost the timeout, and the network once more."""
+    dts, timeout = np.array([0.1, 0.05, 0.03, 0.0125]), 0.613
+    network = stack([bottomless()] * dts.size)
+    runs = simulate_batch(
+        network, FixedRouting(np.stack([TABLE] * 4)), duration=3.0, dt=dts, initial=(np.stack([TABLE] * 4), np.zeros((4, 2))),
+        events=[happen.Fails(FAILS, 0, timeout=timeout)], save=SaveAt(every=1, fields=("workload", "in_flight")),
+    )  # fmt: skip
+    time, there = np.asarray(runs.time), (RATE[:, None] * TABLE * LATENCY).sum()
+    held = np.asarray(runs.workload).sum(-1) + np.asarray(runs.in_flight)
+    np.testing.assert_allclose(held, there + RATE.sum() * time, rtol=1e-10)
+    assert np.abs(runs.lost).max() < 1e-9
+    np.testing.assert_allclose(runs.workload[:, -1, 0], 0, atol=1e-9)
+    np.testing.assert_allclose(runs.in_flight[:, -1], (RATE * LATENCY[:, 1]).sum(), rtol=1e-9)
+    lost = RATE * TABLE[:, 0] * (FAILS + LATENCY[:, 0] + NEWS[:, 0])  # all that was sent to it
+    sent = np.stack([TABLE[:, 0] * (FAILS + NEWS[:, 0]), TABLE[:, 1] * 3 + TABLE[:, 0] * (3 - FAILS - NEWS[:, 0])], 1)
+    network_cost = (RATE[:, None] * sent * LATENCY).sum() + (lost * (timeout + LATENCY[:, 1])).sum()
+    np.testing.assert_allclose(runs.statistics.network_cost, network_cost, rtol=1e-9)
+    np.testing.assert_allclose(runs.statistics.arrivals, 3 * RATE.sum(), rtol=1e-9)
+
+
 def test_a_request_keeps_the_latency_it_was_sent_with():
     """The first frontend's links get slower, a link of the second breaks: what arrives by then, and what is lost, in closed form."""
     slow, at, breaks, mends = 1.9, 0.913, 1.207, 2.111

@@ -80,7 +80,8 @@ All keys:
 - `[capacity]`: the same kinds as a demand, here a factor on each backend's service rate over time.
 - `[[events]]`, as many as there are: what happens on the way (`load_events`; `dgdlb run` shows it). `at_s`: seconds since the start;
   `what`, and where: `backend` or `frontend`, a name or a list of names.
-    - `"fails"` (what it holds and what reaches it is lost), `"drains"`, `"recovers"` (a failed one comes back without requests): `backend`.
+    - `"fails"` (what it holds and what reaches it is lost, or sent again after `timeout_s`), `"drains"`, `"recovers"` (a failed one comes
+      back without requests): `backend`.
     - `"replicas"`: `backend`, `factor` (times those at first). `"demand"`: `frontend` (all unless given), `factor`.
     - `"closes"`, `"opens"`: `frontend`, `backend` (all unless given): a change of the mask.
     - `"latency"`: the same, and `factor`: links get slower, or faster; with `news = true` reports as well. `"breaks"` (what is sent on it

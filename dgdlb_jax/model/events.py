@@ -59,9 +59,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Fails(Event):
-    """A backend fails: what it holds is lost, and so is what reaches it, until it recovers."""
+    """A backend fails: what it holds is lost, and so is what reaches it, until it recovers.
+
+    With a `timeout` in seconds the frontends send it again, so long after it was lost, by the routing that they have then. No run goes on
+    from one with timeouts.
+    """
 
     backend: Where
+    timeout: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.timeout is not None and not in_range(self.timeout, 0, above=True):
+            raise InputError(
+                f"Fails(at={self.at:g}).timeout is {self.timeout}: give a finite time above 0, in seconds, or None for requests that are "
+                "lost for good."
+            )
 
 
 @dataclass(frozen=True)

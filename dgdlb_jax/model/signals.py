@@ -30,6 +30,7 @@ class Signals(eqx.Module):
       know after the feedback latency.
     - `allowed` `(frontends, backends)`: 1 where the mask allows it. `latency` and `intact` `(frontends, backends)`: a factor on the latency
       of what is sent, and on how much of it arrives. `news` `(frontends, backends)`: a factor on the latency of news.
+    - `timeout` `(backends,)`: seconds after which frontends send again what a backend that failed has lost; inf where they do not.
     """
 
     demand: Steps | None
@@ -40,6 +41,7 @@ class Signals(eqx.Module):
     latency: Steps | None
     intact: Steps | None
     news: Steps | None = None
+    timeout: Float[Array, "*batch backends"] | None = None
 
     def demand_of(self, network: Network) -> Network:
         """The network, one or a batch, with its demand as these events change it."""
@@ -54,6 +56,9 @@ class Signals(eqx.Module):
         """The network, one or a batch, with the longest latencies of all times on every arc: what delay lines need room for."""
         longest = lambda steps: 1.0 if steps is None else steps.values.max(-3)
         ways = network.latency * longest(self.latency), network.feedback_latency * longest(self.news)
+        if self.timeout is not None:
+            waits = jnp.where(jnp.isfinite(self.timeout), self.timeout, 0)[..., None, :]
+            ways = jnp.maximum(ways[0], waits), ways[1]
         return eqx.tree_at(lambda n: (n.latency, n.feedback_latency), network, ways)
 
     def network_at(self, network: Network, t: float) -> Network:
@@ -121,7 +126,24 @@ class _Tables:
             latency=self._arcs((kinds.Latency,)),
             intact=self._arcs((kinds.Breaks, kinds.Mends), needs=kinds.Breaks),
             news=self._arcs((kinds.Latency,), only=lambda event: event.news),
+            timeout=self._timeouts(),
         )
+
+    def _timeouts(self) -> Array | None:
+        """Those of failures, one for each backend; None without any."""
+        found = np.full(self.network.backends, np.inf)
+        known: dict[int, float | None] = {}
+        for event in self.ordered:
+            if not isinstance(event, kinds.Fails):
+                continue
+            for backend in self._change(event)[1].tolist():
+                if known.setdefault(backend, event.timeout) != event.timeout:
+                    raise InputError(
+                        f"Fails(at={event.at:g}).timeout is {event.timeout}, but {known[backend]} when backend "
+                        f"{_name(self.network.backend_names, backend)} fails before: give one timeout for each backend."
+                    )
+                found[backend] = np.inf if event.timeout is None else event.timeout
+        return jnp.asarray(found, self.dtype) if np.isfinite(found).any() else None
 
     def _arcs(self, chosen: tuple[type, ...], needs: type | None = None, only: Which = None) -> Steps | None:
         shape = self.network.frontends, self.network.backends

@@ -44,6 +44,7 @@ class Timeline(eqx.Module):
     - `closing`: signals over arcs, all of which have to be 1 for an arc to be used.
     - `latency`, `seen_latency`, `intact`: factors, over arcs: on the latency of what is sent, and on how much of it arrives.
     - `news`: the latency of news, over arcs, seconds; `heard`: the same at the times from which news with it arrive. None if it stays.
+    - `timeout`: over arcs, after which what is lost at a failed backend is sent again, inf for never; None where nothing is.
     """
 
     replicas: Steps | None
@@ -55,8 +56,10 @@ class Timeline(eqx.Module):
     intact: Steps | None
     news: Steps | None
     heard: Steps | None
+    timeout: Arcs | None
 
     def __init__(self, shape: Shape, signals: Signals, feedback_latency: Arcs):
+        self.timeout = None if signals.timeout is None else shape.backend_to_arcs(signals.timeout)
         factor = jax.tree.map(shape.arcs, signals.news)
         self.news = None if factor is None else Steps(factor.times, feedback_latency * factor.values)
 

@@ -30,8 +30,9 @@ def described(event: Event) -> str:
     frontend = enumerated([str(one) for one in event.frontends] or ["every frontend"])
     one = len(event.backends) == 1
     match event:
-        case kinds.Fails():
-            return f"{backend} fail{'s' * one}"
+        case kinds.Fails(timeout=timeout):
+            again = "" if timeout is None else f" (its requests are sent again after {seconds(timeout)})"
+            return f"{backend} fail{'s' * one}{again}"
         case kinds.Drains():
             return f"{backend} drain{'s' * one}"
         case kinds.Recovers():
