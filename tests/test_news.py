@@ -174,7 +174,7 @@ def test_common_periods():
 
 def growth(networks, policy, optimum, duration, step):
     """By how much the change of workloads from interval to interval grows in a second, in the second half of a run from close to rest."""
-    kick = 1 + 1e-5 * np.random.default_rng(0).standard_normal(optimum.workload.shape)
+    kick = 1 + 1e-7 * np.random.default_rng(0).standard_normal(optimum.workload.shape)  # below which no idle arc comes into use
     start = optimum.routing, optimum.workload * kick
     save = dgd.SaveAt(every=20, fields=("workload",))
     run = dgd.simulate_batch(networks, policy, duration=duration, dt=step, initial=start, save=save, throw=False)
@@ -312,9 +312,10 @@ RULES = {
 @pytest.mark.parametrize("name", RULES)
 def test_two_hundred_random_networks(name):
     """Runs decay 1 % below the limit and grow 1 % above it, intervals of 0.3 to 3 of the longest latency."""
-    networks = dgd.topologies.geographic(jax.random.key(11), frontends=3, backends=4, count=200)
+    count = 40 if "drawn" in name else 200  # every arc has an instant of its own there
+    networks = dgd.topologies.geographic(jax.random.key(11), frontends=3, backends=4, count=count)
     optimum = dgd.solve_optimum(networks)
-    times = np.random.default_rng(2).uniform(0.3, 3, 200) * np.asarray(networks.latency.max((1, 2)))
+    times = np.random.default_rng(2).uniform(0.3, 3, count) * np.asarray(networks.latency.max((1, 2)))
     interval = jnp.asarray(times)[:, None]
     limit = np.asarray(dgd.critical_step_size(networks, RULES[name](1.0, interval), optimum))
     some = np.isfinite(limit)

@@ -14,7 +14,8 @@
 | safer | `reciprocal-dgd-lb`, `curvature-dgd-lb`, `capped-dgd-lb` | the same, in other steps |
 
 Rules are fluid: shares instead of single requests, expectations instead of chance. Rules that jump have no gradient and say so;
-`Softmin` is their smooth relative. What frontends see may be estimated: averages, learnt curves, regressions, a lead (`estimates`).
+`Softmin` is their smooth relative. What frontends see may be estimated: averages, learnt curves, regressions, a lead, reports that
+are read every so often (`estimates`).
 """
 
 import importlib
