@@ -174,7 +174,9 @@ def test_common_periods():
 
 def growth(networks, policy, optimum, duration, step):
     """By how much the change of workloads from interval to interval grows in a second, in the second half of a run from close to rest."""
-    kick = 1 + 1e-7 * np.random.default_rng(0).standard_normal(optimum.workload.shape)  # below which no idle arc comes into use
+    kick = 1 + 1e-7 * np.random.default_rng(0).standard_normal(
+        optimum.workload.shape
+    )  # below which no idle arc comes into use
     start = optimum.routing, optimum.workload * kick
     save = dgd.SaveAt(every=20, fields=("workload",))
     run = dgd.simulate_batch(networks, policy, duration=duration, dt=step, initial=start, save=save, throw=False)

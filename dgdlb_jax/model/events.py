@@ -61,8 +61,9 @@ class Event:
 class Fails(Event):
     """A backend fails: what it holds is lost, and so is what reaches it, until it recovers.
 
-    With a `timeout` in seconds the frontends send it again, so long after it was lost, by the routing that they have then. No run goes on
-    from one with timeouts.
+    With a `timeout` in seconds the frontends send it again, so long after it was lost, by the routing that they have then: every request,
+    at its time to within a step. What a backend holds belongs to frontends in proportion to what arrives from them. No run goes on from
+    one with timeouts.
     """
 
     backend: Where

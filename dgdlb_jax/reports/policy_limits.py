@@ -18,6 +18,7 @@ from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.policies.registry import POLICIES
+from dgdlb_jax.policies.sampled import SampledDGDLB
 from dgdlb_jax.reports.held_text import HeldReport, held_report
 from dgdlb_jax.reports.news_text import NewsReport
 from dgdlb_jax.reports.stability_text import StabilityReport, nullified
@@ -99,12 +100,13 @@ def policy_report(network: Network, key: str, settings: Mapping[str, str], news:
     older = 0.0 if news is None else news.oldest
     policy = BALANCERS[key].make(network, optimum, default_step_size(network, optimum, averaging=older))
     policy = with_settings(policy, settings) if settings else policy
+    if news is not None and isinstance(policy, AbstractHeldPolicy | SampledDGDLB):
+        knob = policy.period_knob if isinstance(policy, AbstractHeldPolicy) else "interval"
+        raise InputError(
+            f"{label} reads its reports at a period of its own ({knob}), and its limit is known where they are there at once: give "
+            "--news none, or dgdlb run to simulate both."
+        )
     if isinstance(policy, AbstractHeldPolicy):
-        if news is not None:
-            raise InputError(
-                f"{label} reads its reports at a period of its own ({policy.period_knob}), and its limit is known where they are there at "
-                "once: give --news none, or dgdlb run to simulate both."
-            )
         return held_report(network, policy, label)
     if POLICIES[key].kind in ("static", "reference"):
         return NoLimit(network, label)
