@@ -133,8 +133,23 @@ def in_one_group(interval, lost=0.0):
         state = np.concatenate([np.concatenate([now[:2], held[None]])[None], state[:-1]])
         return np.abs(np.linalg.eigvals(state.reshape(size, size))).max() - 1
 
-    first = next(step for step in 0.02 * 1.1 ** np.arange(200) if grows(step) > 1e-9)
-    return brentq(grows, first / 1.1, first, xtol=1e-12)
+    first = next(step for step in 0.02 * 1.4 ** np.arange(60) if grows(step) > 1e-9)
+    return brentq(grows, first / 1.4, first, rtol=1e-9)
+
+
+def in_continuous_time(*filters):
+    """The same where reports pass filters instead, by their phase and their amplitude at a frequency."""
+    behind = lambda w: 2 * w * LATENCY + np.arctan(w / SLOPE) + sum(each(w)[0] for each in filters) - np.pi / 2
+    w = brentq(behind, 1e-9, np.pi)
+    return w * np.hypot(w, SLOPE) * np.prod([each(w)[1] for each in filters]) / (GAIN * RATE)
+
+
+def window(time):
+    return lambda w: (w * time / 2, (w * time / 2) / np.sin(w * time / 2))
+
+
+def lag(time):
+    return lambda w: (np.arctan(w * time), np.hypot(1, w * time))
 
 
 def test_limits_in_closed_form(groups):
@@ -145,24 +160,20 @@ def test_limits_in_closed_form(groups):
         policy = estimated(dgd.DGDLB(1.0), Scraped(interval, lost=lost))
         found = dgd.critical_step_size(networks, policy, optimum)
         np.testing.assert_allclose(found, [in_one_group(T, lost) for T in INTERVALS], rtol=1e-6)
-    at_once = float(dgd.critical_step_size(jax.tree.map(lambda leaf: leaf[0], networks), dgd.DGDLB(1.0)))
-    assert at_once > in_one_group(0.3) > in_one_group(2.5)
+    assert in_continuous_time() > in_one_group(0.3) > in_one_group(2.5)
 
 
 def test_limits_behind_memory_and_without_a_common_period(groups):
-    """An average behind held reports, against the run of a loop that is divided 50 times as finely; clocks without a common period count
-    as averages over their interval."""
+    """Short intervals are half of one more delay, also behind an average; clocks without a common period count as averages over their
+    interval, which is exact for many that are spread; later news allow less."""
     networks, optimum = groups
     one, best = jax.tree.map(lambda leaf: leaf[0], (networks, optimum))
-    held = lambda interval, *others: estimated(dgd.DGDLB(1.0), Scraped(interval), *others)
-    smoothed = float(dgd.critical_step_size(one, held(0.05, ExponentialAverage(1.0)), best))
-    half_older = estimated(dgd.DGDLB(1.0), MovingAverage(0.05), ExponentialAverage(1.0))
-    assert smoothed == pytest.approx(float(dgd.critical_step_size(one, half_older, best)), rel=1e-3)
-    apart = jnp.array([[1.0, 0.5 * np.sqrt(2)]])
-    averages = dgd.critical_step_size(one, estimated(dgd.DGDLB(1.0), MovingAverage(apart)), best)
-    assert float(dgd.critical_step_size(one, held(apart), best)) == pytest.approx(float(averages), rel=1e-9)
-    late = dgd.critical_step_size(one, estimated(dgd.DGDLB(1.0), Scraped(1.0, late=0.5, drift=0.4)), best)
-    assert float(late) < float(dgd.critical_step_size(one, held(1.0), best))
+    limit = lambda *estimates: float(dgd.critical_step_size(one, estimated(dgd.DGDLB(1.0), *estimates), best))
+    smoothed = limit(Scraped(0.05), ExponentialAverage(1.0))
+    assert smoothed == pytest.approx(in_continuous_time(window(0.05), lag(1.0)), rel=1e-3)
+    apart = limit(Scraped(jnp.array([[1.0, 1 + 1e-4 * np.sqrt(2)]])))
+    assert apart == pytest.approx(in_continuous_time(window(1.0)), rel=1e-3)
+    assert limit(Scraped(1.0, late=0.5, drift=0.4)) < limit(Scraped(1.0, late=0.5)) < limit(Scraped(1.0))
 
 
 def test_common_periods():
@@ -240,7 +251,7 @@ def command(monkeypatch, capsys):
     return run
 
 
-def test_the_command_says_the_limit_behind_reports(command, tmp_path):
+def test_the_command_says_the_limit_behind_reports(command, tmp_path, monkeypatch):
     """As the fleet's file has them and as the command line does; simulated edges on both sides of it."""
     fleet = dgd.load_fleet("two-by-two")
     optimum, news = dgd.solve_optimum(fleet), Scraped(5.0, offset=2.0)
@@ -253,6 +264,7 @@ def test_the_command_says_the_limit_behind_reports(command, tmp_path):
     assert found["limit_over_now_with_reports_at_once"] > 2 * limit
     assert found["simulated_stable"] == pytest.approx(0.98 * limit)
     assert found["simulated_unstable"] == pytest.approx(1.02 * limit)
+    monkeypatch.setattr("dgdlb_jax.studies.news._PATIENCE", 0.0)  # one simulation is enough
     path = tmp_path / "mine.toml"
     fleet.to_toml(path)
     toml = path.read_text().replace('name = "two-by-two"', 'name = "mine"')
