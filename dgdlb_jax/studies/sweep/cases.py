@@ -24,6 +24,7 @@ from dgdlb_jax.simulation.start import workload_carrying
 from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.studies.assess import Setup
 from dgdlb_jax.studies.balancers import BALANCERS
+from dgdlb_jax.studies.settings import settings, with_settings
 from dgdlb_jax.studies.starts import STARTS, start_state
 from dgdlb_jax.studies.sweep import optional
 from dgdlb_jax.studies.sweep.inputs import NEAR_OPTIMUM, STEP_SIZES, takes
@@ -84,7 +85,7 @@ def kinds(columns: Columns) -> list[np.ndarray]:
     """The rows of every kind of case: those that differ in numbers only and can be prepared and run together."""
     size = len(next(iter(columns.values())))
     keys: dict[tuple, list[int]] = {}
-    named = [name for name in _KINDS if name in columns]
+    named = [name for name, values in columns.items() if name in _KINDS or _is_word(values)]
     for k in range(size):
         keys.setdefault(tuple(columns[name][k] for name in named), []).append(k)
     return [np.array(rows) for rows in keys.values()]
@@ -152,9 +153,26 @@ def _balancer(
     name: str, parameters: Mapping[str, np.ndarray], networks: Network, optimum: Optimum, step_size: Array
 ) -> AbstractPolicy:
     policy = BALANCERS[name].make(networks, optimum, step_size)
+    words = {parameter: str(values[0]) for parameter, values in parameters.items() if _is_word(values)}
+    policy = _with_words(policy, words, name)
     for parameter, values in parameters.items():
+        if parameter in words:
+            continue
         policy = _with_parameter(policy, parameter, functools.partial(_replaced, jnp.asarray(values)[:, None]), name)
     return policy
+
+
+def _is_word(values: np.ndarray) -> bool:
+    return values.dtype.kind == "U"
+
+
+def _with_words(policy: AbstractPolicy, words: Mapping[str, str], place: str) -> AbstractPolicy:
+    if not words:
+        return policy
+    try:
+        return with_settings(policy, words)
+    except InputError as error:
+        raise KindError(f"{place}: {error}") from None
 
 
 def join(parts: list[Cases], count: int) -> Cases:
@@ -203,12 +221,12 @@ def _networks(columns: Columns) -> Network:
 
 def _random_networks(columns: Columns) -> Network:
     family = str(columns["family"][0])
-    settings: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         name: kind(columns[name][0])
         for name, kind in (("frontends", int), ("backends", int), ("density", float))
         if name in columns and takes(family, name)
     }
-    draw = _drawer(family, tuple(settings.items()), str(columns["curve"][0]) if "curve" in columns else None)
+    draw = _drawer(family, tuple(chosen.items()), str(columns["curve"][0]) if "curve" in columns else None)
     time = columns.get("service_time")
     return draw(jnp.asarray(columns["seed"], jnp.uint32), None if time is None else jnp.asarray(time))
 
@@ -279,8 +297,8 @@ def _made_anew(part: Any, name: str, value: Array) -> Any:
 
     **Raises:** `InputError` for a value that the class does not take.
     """
-    own = {field.name: getattr(part, field.name) for field in fields(part)}
-    taken = {key: own[key] for key in inspect.signature(type(part)).parameters if key in own and key != "capacity"}
+    own = settings(part)
+    taken = {key: setting for key, setting in own.items() if key != "capacity"}
     shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(taken)}
     if isinstance(part, AbstractService) and shapes != {part.nominal_capacity.shape}:  # components as well
         return eqx.tree_at(lambda one: getattr(one, name), part, value)

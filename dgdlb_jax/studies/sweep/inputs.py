@@ -74,7 +74,7 @@ INPUTS: dict[str, Input] = {
 """All inputs with a name of their own; `PARAMETERS` are the others."""
 
 PARAMETERS = {
-    "policy": "parameter of the policy",
+    "policy": "parameter of the policy, a number or a word",
     "curve": "parameter of the service curves, the same for all backends",
     "curve_factor": "factor on a parameter of the service curves",
 }
@@ -121,6 +121,8 @@ def checked(section: Section, key: str, name: str, value: Any) -> Value:
         if name == "fleet" and not _is_fleet(value):
             raise section.error(key, f"contains {shown(value)}", f"no such file, {nearest(value, fleet_names())}")
         return value
+    if isinstance(value, str) and name.startswith("policy.") and value.strip() and "\0" not in value:
+        return value  # such as a report's kind: the policy knows its words
     wanted = int if rule.kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, wanted):
         raise section.error(key, f"contains {shown(value)}", f"give {'whole ' if rule.kind is int else ''}numbers.")
