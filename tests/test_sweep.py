@@ -154,7 +154,7 @@ def test_a_number_of_a_policy_leaves_its_words_alone():
 def test_words_of_a_policy_are_inputs_too():
     spec = small(axes={"seed": [1], "policy.local": ["nearest", "none"]}, fixed=FIXED | {"policy": "envoy-load-aware"})
     assert read_spec(spec).dimensions[0] == "policy.local"  # compiled anew for each
-    with pytest.raises(InputError, match="policy.local mixes numbers and words: give one or the other"):
+    with pytest.raises(InputError, match=r"policy\.local mixes numbers and words: give one or the other"):
         read_spec(small(axes={"policy.local": ["none", 1.0]}))
     with pytest.raises(InputError, match="local is 'nearby': choose from nearest, none"):
         sweep(small(axes={"policy.local": ["nearby"]}, fixed=FIXED | {"policy": "envoy-load-aware"}), progress=False)
