@@ -80,10 +80,16 @@ All keys:
 - `[capacity]`: the same kinds as a demand, here a factor on each backend's service rate over time.
 - `[[events]]`, as many as there are: what happens on the way (`load_events`; `dgdlb run` shows it). `at_s`: seconds since the start;
   `what`, and where: `backend` or `frontend`, a name or a list of names.
-    - `"fails"` (what it holds and what reaches it is lost), `"drains"`, `"recovers"` (a failed one comes back without requests): `backend`.
+    - `"fails"` (what it holds and what reaches it is lost, or sent again after `timeout_s`), `"drains"`, `"recovers"` (a failed one comes
+      back without requests): `backend`.
     - `"replicas"`: `backend`, `factor` (times those at first). `"demand"`: `frontend` (all unless given), `factor`.
     - `"closes"`, `"opens"`: `frontend`, `backend` (all unless given): a change of the mask.
-    - `"latency"`: the same, and `factor`: links get slower, or faster. `"breaks"` (what is sent on it is lost), `"mends"`: the same.
+    - `"latency"`: the same, and `factor`: links get slower, or faster; with `news = true` reports as well. `"breaks"` (what is sent on it
+      is lost), `"mends"`: the same.
+- `[news]`: how frontends get their reports (`load_news`; `dgdlb run` and `dgdlb stability` take it into account): `interval_s` between two
+  reports; `offset_s` of the first, a number or `"random"`; `jitter`: the part by which an interval may be shorter or longer; `lost`: the
+  part of reports that is lost; `late_s` and `drift_s`, over `drift_period_s`: by how much later than `feedback` they may be; `seed`. One
+  number, or a list with one for each frontend.
 - `[sources.NAME]`: `title`, `licence`, `url`, `date`, `note`.
 
 Tables are looked for beside the TOML file, or where a path leads from there (`"../latency.csv"`, `"/data/day.csv"`): in a fleet from a
@@ -114,5 +120,6 @@ from dgdlb_jax.fleets.load import fleet_names as fleet_names
 from dgdlb_jax.fleets.load import list_fleets as list_fleets
 from dgdlb_jax.fleets.load import load_events as load_events
 from dgdlb_jax.fleets.load import load_fleet as load_fleet
+from dgdlb_jax.fleets.load import load_news as load_news
 from dgdlb_jax.fleets.load import read_measured as read_measured
 from dgdlb_jax.model.document import write_fleet as write_fleet

@@ -13,14 +13,16 @@ from dgdlb_jax.fleets.demands import Base, read_demand, read_pattern
 from dgdlb_jax.fleets.document import Folder, Section, clipped, parse
 from dgdlb_jax.fleets.events import read_events
 from dgdlb_jax.fleets.latencies import Places, read_latencies
+from dgdlb_jax.fleets.news import read_news
 from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.estimates import Scraped
 
-_SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "events", "sources")
+_SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "events", "news", "sources")
 
 
 class FleetWarning(UserWarning):
@@ -103,6 +105,18 @@ def load_events(fleet: str | Path, *, demand: str | None = None) -> tuple[Event,
     return read_events(document, network)
 
 
+def load_news(fleet: str | Path) -> Scraped | None:
+    """How the frontends of a fleet get their reports, its `[news]`: for `estimated(policy, news)`. None where the file has none.
+
+    **Raises:** `InputError` that names file, line, field and remedy.
+    """
+    document, folder = _open(fleet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FleetWarning)  # load_fleet says it
+        network, _ = _read(document, folder, "constant")
+    return read_news(document, network)
+
+
 def describe_fleet(fleet: str | Path) -> FleetInfo:
     """A fleet in a few figures: see `FleetInfo`. Arguments and errors are those of `load_fleet`."""
     document, folder = _open(fleet)
@@ -181,7 +195,8 @@ def _read(document: Section, folder: Folder, demand: str | None) -> tuple[Networ
         backend_names=places.backends,
         name=document.name_of("name", clipped(document.file.removesuffix(".toml"))),
     )
-    read_events(document, network)  # a mistake there is one in the fleet, whoever reads it
+    read_events(document, network)  # a mistake there, or in the news, is one in the fleet, whoever reads it
+    read_news(document, network)
     return network, service
 
 

@@ -208,6 +208,7 @@ def simulate_batch(
     if found is not None:
         checks.one_event_at_a_time(found, made.grid)
         _check_own_requests(made, inputs)
+        _check_timeouts(made, inputs)
     _check_extra_flow(made, inputs)
     if made.program.fused:
         _check_fused(made, inputs)
@@ -256,6 +257,17 @@ def _check_own_requests(made: Plan, inputs: _Inputs) -> None:
         raise InputError(
             f"{type(inputs.policy).__name__} looks at its frontend's own requests, which events would have to take away: leave the events "
             "out, or take a policy that looks at workloads or latencies."
+        )
+
+
+def _check_timeouts(made: Plan, inputs: _Inputs) -> None:
+    """Requests that are sent again have a channel of their own, behind which there is nothing."""
+    if inputs.events is None or inputs.events.timeout is None:
+        return
+    if made.plugins or inputs.extra is not None:
+        raise InputError(
+            "Failures with a timeout have no place for observables, statistics or extensions of your own, or for extra_flow: leave either "
+            "out."
         )
 
 

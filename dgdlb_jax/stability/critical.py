@@ -1,6 +1,5 @@
 """How fast a policy may be before the network latencies make it oscillate: exact limits of local stability."""
 
-import dataclasses
 from functools import partial
 
 import equinox as eqx
@@ -22,9 +21,10 @@ from dgdlb_jax.numerics.winding import turn
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB
-from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
+from dgdlb_jax.stability.linearise import check_smooth, linearise_one
 from dgdlb_jax.stability.loop_transfer import Frequency, LoopTransfer, side_by_side
 from dgdlb_jax.stability.sampled import SampledLoop
+from dgdlb_jax.stability.scraped import averaged, is_scraped, scraped_loops
 
 
 class CriticalMode(eqx.Module):
@@ -68,9 +68,9 @@ def critical_step_size(
     **Arguments:**
 
     - `network`: one network or a batch.
-    - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is
-      the factor by which its velocity (for DGDLB: its step sizes) may be
-      multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
+    - `policy`: a smooth flow policy, `SampledDGDLB` (all frontends update at the same instants), or a smooth one behind
+      `estimates.Scraped` (see `stability.scraped`; outside `jit` and `grad`); the result then is the factor by which its velocity (for
+      DGDLB: its step sizes) may be multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
     - `optimum`: of that network; solved when left out. It may follow the network directly: `critical_step_size(network, optimum)`.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
     - `throw`: raise when the search gave up (seen only where slopes are many decades apart), or the optimum given is none because
@@ -88,7 +88,28 @@ def critical_step_size(
 
     **Source:** own derivation; the generalised Nyquist criterion.
     """
-    return critical_mode(network, policy, optimum, direction=direction, throw=throw).step_size
+    rule, best = policy_and_optimum("critical_step_size", network, policy, optimum)
+    if rule is not None and is_scraped(rule):
+        return _behind_scrapes(network, rule, best, direction, throw)
+    return critical_mode(network, rule, best, direction=direction, throw=throw).step_size
+
+
+def _behind_scrapes(
+    network: Network, policy: AbstractPolicy, optimum: Optimum, direction: ArrayLike | None, throw: bool
+) -> Float[Array, "*batch"]:
+    """`critical_step_size` behind scraped reports: of the map over one period, or where there is none of their average."""
+    require_double(network, "The critical step size")
+    factors = per_frontend(network, 1.0 if direction is None else direction, "direction")
+    rule = each_frontend(network, policy, type(policy).__name__)
+    loops = scraped_loops(network, rule, optimum, factors)
+    if throw:
+        require_served(network, optimum)
+    limits = np.array([np.nan if loop.period is None else loop.limit() for loop in loops])
+    if np.isnan(limits).any():
+        mean = critical_mode(*averaged(network, rule), optimum, direction=factors, throw=throw).step_size
+        limits = np.where(np.isnan(limits), np.atleast_1d(np.asarray(mean)), limits)
+    limits = np.where(np.atleast_1d(np.asarray(optimum.result)) == Result.infeasible, np.nan, limits)
+    return jnp.asarray(limits.reshape(network.latency.shape[:-2]))
 
 
 def critical_mode(
@@ -116,15 +137,6 @@ def critical_mode(
         require_served(network, best)
         raise_on_failure(mode.result, "critical_step_size")
     return mode
-
-
-def scaled(linear: Linearisation, factors: Float[Array, " frontends"]) -> Linearisation:
-    """The linearisation of a policy whose frontend i is `factors[i]` times as fast."""
-    own = None if linear.self_response is None else linear.self_response * factors[:, None, None]
-    memory = None if linear.filter is None else linear.filter.scaled(factors)
-    return dataclasses.replace(
-        linear, response=linear.response * factors[:, None, None], self_response=own, filter=memory
-    )
 
 
 def critical_mode_of(loop: LoopTransfer | SampledLoop) -> CriticalMode:
@@ -198,9 +210,9 @@ def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors)
 def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> LoopTransfer | SampledLoop:
     if isinstance(policy, SampledDGDLB):
         return SampledLoop(
-            scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max()
+            linearise_one(network, DGDLB(policy.step_size), optimum).scaled(factors), policy.interval.max()
         )
-    return LoopTransfer(scaled(linearise_one(network, policy, optimum), factors))
+    return LoopTransfer(linearise_one(network, policy, optimum).scaled(factors))
 
 
 def _drifts_away(loop: LoopTransfer, found: Array) -> Array:
@@ -241,7 +253,7 @@ def count_unstable_roots(
     rule = each_frontend(network, rule, type(rule).__name__)
     check_smooth(network, rule, best)
     linear = each_network(linearise_one, network, rule, best)
-    loop = LoopTransfer(scaled(linear, jnp.full(network.frontends, factor)))
+    loop = LoopTransfer(linear.scaled(jnp.full(network.frontends, factor)))
     if not bool(loop.closed):
         return 0
     first = float(_where_phases_begin(loop))
