@@ -44,7 +44,7 @@ class Source:
 
     @cached_property
     def text(self) -> str:
-        return read_text(self.path, self.wanted_by).removeprefix("\ufeff")
+        return read_text(self.path, self.wanted_by)
 
     @cached_property
     def document(self) -> Any:
