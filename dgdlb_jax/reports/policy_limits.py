@@ -3,13 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
-from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.formatting import number, ranging, seconds
@@ -91,18 +95,35 @@ def policy_report(network: Network, key: str, settings: Mapping[str, str]) -> Re
     require_single(network, "policy_report")
     check_keys([key])
     require_traffic(network)
-    optimum = solve_optimum(network)
     label = BALANCERS[key].label
-    policy = BALANCERS[key].make(network, optimum, default_step_size(network, optimum))
-    policy = with_settings(policy, settings) if settings else policy
+    made = partial(_with_settings, network, key, settings)
+    draft = made(_equal_split(network), jnp.ones(()))  # complaints come before any work
+    looks_at_no_load = POLICIES[key].kind in ("static", "reference")
+    if not (isinstance(draft, AbstractHeldPolicy) or looks_at_no_load):
+        _check_limit(network, label, draft, key)
+    optimum = solve_optimum(network)
+    policy = made(optimum, default_step_size(network, optimum))
     if isinstance(policy, AbstractHeldPolicy):
         return held_report(network, policy, label)
-    if POLICIES[key].kind in ("static", "reference"):
+    if looks_at_no_load:
         return NoLimit(network, label)
-    return _factor(network, optimum, label, policy, key)
+    return FactorReport(network, label, policy, critical_mode(network, policy, optimum))
 
 
-def _factor(network: Network, optimum: Optimum, label: str, policy: AbstractPolicy, key: str) -> FactorReport:
+def _with_settings(
+    network: Network, key: str, settings: Mapping[str, str], optimum: Any, step_size: Float[Array, " *frontends"]
+) -> AbstractPolicy:
+    policy = BALANCERS[key].make(network, optimum, step_size)
+    return with_settings(policy, settings) if settings else policy
+
+
+def _equal_split(network: Network) -> Any:
+    """What a policy may look at in an optimum, of the equal split: enough to learn whether a policy can be made at all."""
+    mask = jnp.asarray(network.mask, network.latency.dtype)
+    return SimpleNamespace(routing=mask / mask.sum(-1, keepdims=True), workload=jnp.ones(network.backends))
+
+
+def _check_limit(network: Network, label: str, policy: AbstractPolicy, key: str) -> None:
     simulate = f"dgdlb run {network.name or 'FLEET'} --policies {key} shows what it does."
     if not isinstance(policy, AbstractFlowPolicy):
         raise InputError(
@@ -110,7 +131,6 @@ def _factor(network: Network, optimum: Optimum, label: str, policy: AbstractPoli
         )
     if POLICIES[key].kind != "gradient":
         raise InputError(f"{label} does not rest at the optimum, which its limit would be computed at: {simulate}")
-    return FactorReport(network, label, policy, critical_mode(network, policy, optimum))
 
 
 def drawable(report: Report) -> bool:
