@@ -12,7 +12,7 @@ from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
 from dgdlb_jax.fleets.importers.times import time_column
 from dgdlb_jax.fleets.importers.words import (
     LATENCIES,
-    NOTHING,
+    LOST,
     first_of,
     normal,
     summaries,
@@ -68,7 +68,7 @@ def _is_rectangle(table: Table, options: Options) -> bool:
 
 def _holds_figures(table: Table, columns: Sequence[str]) -> bool:
     cells = (row.cells[column] for row in table.rows for column in columns)
-    return all(table.is_number(cell) or cell.lower() in NOTHING for cell in cells)
+    return all(table.is_number(cell) or cell.lower() in LOST for cell in cells)
 
 
 def _is_transposed(table: Table, options: Options) -> str:
@@ -159,7 +159,7 @@ def _figures(table: Table, scale: float) -> dict[Pair, float]:
             raise table.error(row, corner, "names a second row", "keep one of the two.")
         origins.add(origin)
         for target in table.columns[1:]:
-            if row.cells[target].lower() in NOTHING or (origin == target and table.number(row, target) == 0):
+            if row.cells[target].lower() in LOST or (origin == target and table.number(row, target) == 0):
                 continue
             if not (origin and target):
                 raise table.error(

@@ -92,6 +92,11 @@ class Source:
             return None
         return with_one_time(Table(self.name, self.text))
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of the table, where the file was read as one."""
+        return () if self.__dict__.get("table") is None else self.__dict__["table"].notes
+
 
 def _below(source: Source, depth: int = 0) -> Iterator[Source]:
     """Files that may hold results, level by level; links to folders are not followed, they could lead anywhere."""
