@@ -29,9 +29,9 @@ read by content:
               commas, semicolons or tabs between cells; decimal commas, separated thousands; UTF-8, UTF-16, Windows-1252
   throughput  vLLM and SGLang benchmark JSON, sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
               tables in requests/s or tokens/s against workload, batch_size or concurrency
-  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, k6, any CSV or JSON lines), counts
-              per bin (a column for each frontend, or a line for each), Prometheus query_range results; requests that
-              failed are counted, and their number is said
+  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, k6, any CSV or JSON lines), counts or
+              rates per bin (a column for each frontend, or a line for each), Prometheus query_range results; requests that
+              failed are counted, and their number is said (those of BurstGPT are left out, as in its own files without them)
 
 Figures that are unlikely are called so; what is ambiguous is asked; an option that changes nothing is refused."""
 

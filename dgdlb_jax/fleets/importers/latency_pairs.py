@@ -85,7 +85,9 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
         values.setdefault(pair, []).append(seconds)
         last[pair] = row
     if not values:
-        raise InputError(f'{table.name}: no cell of "{clipped(chosen.column)}" holds a figure: fill in what was measured.')
+        raise InputError(
+            f'{table.name}: no cell of "{clipped(chosen.column)}" holds a figure: fill in what was measured.'
+        )
     for pair, found in values.items():
         if len(found) == 2 and max(found) > _CONTRADICTION * min(found):
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"

@@ -27,6 +27,9 @@ _CALENDAR = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _SLOTS = ("bin", "interval", "slot", "bucket", "window", "period")
 """Columns that number bins without saying how wide they are."""
 
+BURSTGPT = ("Request tokens", "Response tokens")
+"""Columns of BurstGPT, whose times are seconds."""
+
 _PLAIN_DATE = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)(Z|\+00:00| UTC)?")
 _TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d(?:\.\d{1,9})?))?")
 # Day, month and year with points between them, as German and its neighbours write dates.
@@ -120,7 +123,7 @@ def _layout_unit(table: Table, column: str, values: Float[np.ndarray, " rows"]) 
     columns = set(table.columns)
     if column == "timestamp" and {"input_length", "output_length"} <= columns:
         return "s" if "chat_id" in columns else None if (values % 1).any() else "ms"
-    if column == "Timestamp" and {"Request tokens", "Response tokens"} <= columns:
+    if column == "Timestamp" and columns.issuperset(BURSTGPT):
         return "s"
     return None
 

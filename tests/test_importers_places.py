@@ -1,0 +1,78 @@
+"""Counts, rates and latencies by place: which column is about which place, and what names none."""
+
+import re
+
+import pytest
+
+from dgdlb_jax.numerics.results import InputError
+from layouts import only, read
+
+RATE_FILES = {
+    "wide": "time_s,us_rps,eu (req/s)\n0,0.5,1\n60,1.5,2\n120,2.5,3\n",
+    "per minute": "time_s,us rpm,eu requests per minute\n0,30,60\n60,90,120\n120,150,180\n",
+    "long": "time_s,region,rps\n" + "".join(f"{60 * k},us,{k + 0.5}\n{60 * k},eu,{k + 1}\n" for k in range(3)),
+    "long, per minute": "time_s,region,rpm\n" + "".join(f"{60 * k},us,{60 * k + 30}\n{60 * k},eu,{60 * k + 60}\n" for k in range(3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RATE_FILES)
+@pytest.mark.parametrize("names", [(), ("us", "eu"), ("eu", "us")])
+def test_rates_of_each_place_are_counted_by_their_width(case, names, tmp_path):
+    found = only(read(tmp_path, {"a.csv": RATE_FILES[case]}, names=names))
+    counts = dict(zip(found.names, found.counts.T.tolist(), strict=True))
+    assert counts == {"us": [30, 90, 150], "eu": [60, 120, 180]}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n", '"mean" sums the others up and is no place'),
+        ("rtt_ms,eu,us,avg\neu,,80,80\nus,80,,80\n", '"avg" sums the others up'),
+        ("time_s,eu,us,total\n0,600,300,900\n3600,500,200,700\n", '"total" sums the others up'),
+        ("timestamp,region,rps\n2025-01-01 00:00,paris,3\n2025-01-01 00:00,tokyo,4\n", "is the only time"),
+        (
+            "timestamp_s,target_rps,rps\n0,4,3\n7,4,4\n9,5,5\n",
+            "is a rate, so its lines are no single requests: give one rate",
+        ),
+        ("time_s,us_rps,eu\n0,4,3\n60,4,4\n", "us_rps is a rate, and eu is none: give rates of all places"),
+        ("time_s,us_rps,us rpm\n0,4,240\n60,4,240\n", "us_rps and us rpm are rates of the same requests"),
+        ("time_s,region,rps\n0,us,4\n0,eu,4\n60,us,4\n180,eu,4\n", 'a.csv:5:1: time_s "180.0" breaks the even spacing'),
+    ],
+)
+def test_what_is_no_place_and_no_request_is_refused(tmp_path, text, sentence):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read(tmp_path, {"a.csv": text})
+
+
+def test_places_that_are_named_are_told_from_their_sums(tmp_path):
+    matrix = "rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n"
+    found = only(read(tmp_path, {"a.csv": matrix}, names=("paris", "tokyo")))
+    assert {pair[0] for pair in found.seconds} == {"paris", "tokyo"}
+    assert "left out, as they sum the others up: mean" in found.notes
+    lines = "".join(f"{60 * k},{name},{n}\n" for k in range(3) for name, n in (("eu", 5), ("us", 7), ("total", 12)))
+    counts = only(read(tmp_path, {"b.csv": f"time_s,region,requests\n{lines}"}, names=("eu", "us")))
+    assert (counts.names, counts.counts.tolist()) == (("eu", "us"), [[5, 7]] * 3)
+
+
+def test_titles_above_a_table_are_left_out_and_said(tmp_path):
+    table = "from,to,rtt_ms\na,b,9\nb,a,9\n"
+    for title in ("Round trips\n2026-01-02\n", "Round trips,,\n\n2026-01-02,,\n", '"Round trips"\n"2026-01-02"\n'):
+        found = only(read(tmp_path, {"a.csv": title + table}))
+        assert found.seconds == {("a", "b"): 0.0045, ("b", "a"): 0.0045}
+        assert found.notes[0] == "above its header, and left out: Round trips, 2026-01-02"
+    for text, sentence in {
+        "Round trips,,\na,b,9\n": "a.csv:1: 2 columns have no name",
+        "Round trips\na,b,9\n": "a.csv:2: the line has 3 cells",
+    }.items():
+        with pytest.raises(InputError, match=sentence):
+            read(tmp_path, {"a.csv": text})
+
+
+def test_lines_of_pairs_without_a_figure_are_holes(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "from,to,rtt_ms\na,b,9\nb,a,\na,c,4\nc,a,*\na,c,timeout\nb,c,5\nc,b,5\n"}))
+    assert found.holes == (("b", "a"), ("c", "a"))
+    assert "3 lines have no figure and are left out; no figure for b -> a, c -> a" in found.notes
+    half = only(read(tmp_path, {"b.csv": "from,to,rtt_ms\na,b,9\nb,a,\na,c,4\nc,a,\nb,c,5\nc,b,-\n"}))
+    assert (half.holes, half.seconds["c", "b"]) == ((), 0.0025)
+    with pytest.raises(InputError, match='no cell of "rtt_ms" holds a figure'):
+        read(tmp_path, {"c.csv": "from,to,rtt_ms\na,b,-\n"})
