@@ -58,7 +58,7 @@ def test_titles_above_a_table_are_left_out_and_said(tmp_path):
     table = "from,to,rtt_ms\na,b,9\nb,a,9\n"
     for title in ("Round trips\n2026-01-02\n", "Round trips,,\n\n2026-01-02,,\n", '"Round trips"\n"2026-01-02"\n'):
         found = only(read(tmp_path, {"a.csv": title + table}))
-        assert found.seconds == {("a", "b"): 0.0045, ("b", "a"): 0.0045}
+        assert found.seconds == pytest.approx({("a", "b"): 0.0045, ("b", "a"): 0.0045})
         assert found.notes[0] == "above its header, and left out: Round trips, 2026-01-02"
     for text, sentence in {
         "Round trips,,\na,b,9\n": "a.csv:1: 2 columns have no name",

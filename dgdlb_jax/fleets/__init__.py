@@ -91,8 +91,8 @@ stranger look at them first. It makes nothing else be read, and nothing be run. 
 are ignored. Tables are recognised by content, and a `FleetWarning` says what was understood (`dgdlb import` does the same and writes tidy
 tables, or a whole fleet):
 
-- in UTF-8, UTF-16, UTF-32 or Windows-1252, separated by commas, by semicolons or tabs, these with decimal commas or points; thousands separated by the other mark, by
-  apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
+- in UTF-8, UTF-16, UTF-32 or Windows-1252; separated by commas, by semicolons or tabs, these with decimal commas or points; thousands
+  separated by the other mark, by apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
 - latencies: half of a matrix, or a list of one direction of all pairs, is completed, and said.
 - throughput: serving benchmarks of vLLM and SGLang (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf
   (JSON, CSV, folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour)
