@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
 from layouts import only, read
 
@@ -76,3 +77,38 @@ def test_lines_of_pairs_without_a_figure_are_holes(tmp_path):
     assert (half.holes, half.seconds["c", "b"]) == ((), 0.0025)
     with pytest.raises(InputError, match='no cell of "rtt_ms" holds a figure'):
         read(tmp_path, {"c.csv": "from,to,rtt_ms\na,b,-\n"})
+
+
+NO_LATENCIES = {
+    "counts with bins across": ("region,00:00,01:00,02:00\nus,9,8,7\neu,5,6,7\n", "its columns 00:00, 01:00, ... are times"),
+    "counts with dates across": ("region;2026-01-01;2026-01-02\nus;9;8\neu;5;6\n", "turn it, so that every line is a time"),
+    "requests from each to each": ("from/to,us,eu,in\nus,900,12,40\neu,30,700,11\nin,9,80,400\n", "us, eu, in would be farther"),
+    "... to others": ("from/to,us,eu,in\nus,,12,40\neu,30,,11\nin,9,80,\n", "most pairs differ by more than a factor of 2"),
+    "... as a list": ("from,to,latency\nus,us,900\nus,eu,12\neu,us,12\neu,eu,99\n", "us, eu would be farther from themselves"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NO_LATENCIES)
+def test_figures_that_no_network_has_are_refused(case, tmp_path):
+    text, sentence = NO_LATENCIES[case]
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path, {"a.csv": text}, latency="rtt_ms")
+
+
+@pytest.mark.parametrize(("section", "name"), [("latency", "day"), ("demand.day", "rtt"), ("curves.c", "rtt")])
+def test_a_file_of_another_section_is_called_by_its_name(section, name, tmp_path):
+    (tmp_path / "rtt.csv").write_text("from,to,rtt_ms\nus,us,1\n")
+    (tmp_path / "day.csv").write_text("time,requests\n2026-01-01 00:00,5\n2026-01-01 01:00,6\n")
+    files = {"latency": "rtt", "demand.day": "day", "curves.c": "c"} | {section: name}
+    (tmp_path / "c.csv").write_text("workload,throughput\n1,9\n2,12\n4,15\n")
+    (tmp_path / "f.toml").write_text(
+        '[frontends]\nnames = ["us"]\nrate = 2\n[backends]\nnames = ["us"]\ncurve = "c"\n[demand.day]\nkind = "trace"\n'
+        f'table = "{files["demand.day"]}.csv"\n[curves.c]\nkind = "measured"\ntable = "{files["curves.c"]}.csv"\n'
+        f'[latency]\ntable = "{files["latency"]}.csv"\n'
+    )
+    belongs = {
+        "day": "a table of requests per bin, and belongs into .demand",
+        "rtt": "a table of pairs of regions, and belongs into .latency",
+    }
+    with pytest.raises(InputError, match=rf"{section}.*{name}.csv is {belongs[name]}"):
+        load_fleet(tmp_path / "f.toml")

@@ -285,7 +285,7 @@ def _check_holes(found: "Latencies", options: argparse.Namespace) -> None:
     from dgdlb_jax.fleets.compose_checks import check_complete
 
     if not options.sparse:
-        check_complete(found.holes, found)
+        check_complete(found.holes, found, in_fleet=False)
 
 
 def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:

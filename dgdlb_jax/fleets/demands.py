@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
-from dgdlb_jax.fleets.importers import Demand, Options, Source, prometheus
+from dgdlb_jax.fleets.importers import Demand, Options, Source, check_kind, prometheus
 from dgdlb_jax.fleets.importers.bins import UNEVEN, bin_width, only_figures, rebinned
 from dgdlb_jax.fleets.importers.counts import counted_columns, is_counts
 from dgdlb_jax.fleets.importers.long_counts import Wide, widened
 from dgdlb_jax.fleets.importers.plausible import doubts
 from dgdlb_jax.fleets.importers.requests import read_requests
 from dgdlb_jax.fleets.importers.throughput_table import period
+from dgdlb_jax.fleets.importers.times import time_column
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.demand_kinds import DEMANDS, DemandKind
@@ -132,6 +133,8 @@ def _read_bins(
     if "bin_width_s" in section or named_bins or is_counts(wide.table, options):
         section.notes.extend(f"{source.name}: {note}." for note in wide.notes)
         return _counts(section, base, wide, options, scaled)
+    if time_column(wide.table) is None:
+        check_kind(source, Options(), "demand", f"{section.place}: {clipped(source.name)}")
     return _columns(section, base, read_requests(wide.table, options), scaled)
 
 

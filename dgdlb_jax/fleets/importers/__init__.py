@@ -35,13 +35,14 @@ from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.plausible import doubted
 from dgdlb_jax.fleets.importers.same_server import told_apart, with_runs
 from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.times import are_times
 from dgdlb_jax.fleets.importers.words import LATENCIES
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 __all__ = [
     "IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series", "Source",
-    "check_selected", "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
+    "check_kind", "check_selected", "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
 ]  # fmt: skip
 
 IMPORTERS: tuple[Importer, ...] = tuple(
@@ -73,8 +74,28 @@ def find_importer(source: Source, options: Options) -> Importer:
     )
 
 
+def check_kind(source: Source, options: Options, section: str, what: str) -> None:
+    """Raise `InputError` for a file that is recognised as one for another section of a fleet; `what` it is called there."""
+    if source.table is not None and are_times(source.table.columns[1:]):
+        raise _across(source.table)
+    for importer in IMPORTERS:
+        if importer.section not in (section, "series") and importer.recognises(source, options):
+            raise InputError(
+                f"{what} is a {importer.name}, and belongs into [{importer.section}]: name another file here."
+            )
+
+
+def _across(table: Table) -> InputError:
+    return InputError(
+        f"{table.name}: its columns {listed(table.columns[1:3])}, ... are times, so its lines are places or figures: turn it, so that "
+        "every line is a time, and call the first column time."
+    )
+
+
 def _complain_about(table: Table) -> None:
     """Raise the complaint of the layout that a table nearly has, if it nearly has one."""
+    if are_times(table.columns[1:]):
+        raise _across(table)
     if latency_pairs.ends_of(table) is not None:
         latency_pairs.read_pairs(table)
     if any(map(throughput_table.period, table.columns)):
@@ -132,13 +153,10 @@ def read_latency(folder: Folder, name: str, wanted_by: str, options: Options) ->
         if importer.section == "latency" and importer.recognises(source, options):
             found = importer.read(source, options)[0]
             assert isinstance(found, Latencies)
-            return found if _is_own(source) else doubted(found)
+            own = source.table is not None and latency_pairs.is_own(source.table)
+            return found if own else doubted(found)
+    check_kind(source, options, "latency", f"{wanted_by}: {clipped(name)}")
     return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.use("latency"))
-
-
-def _is_own(source: Source) -> bool:
-    """Whether a table of latencies is one that this package writes, of a network that need not be real: nobody mistakes its unit."""
-    return source.table is not None and source.table.columns == ["from", "to", "one_way_s"]
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:
@@ -151,6 +169,7 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
         (one for one in IMPORTERS if one.section in ("curves", "series") and one.recognises(source, options)), None
     )
     if importer is None:
+        check_kind(source, options, "curves", f"{wanted_by}: {clipped(name)}")
         importer = throughput_table.IMPORTER  # whose complaint names the columns it wants
         if source.table is None:
             what = "cannot be read as results of a load test"

@@ -109,7 +109,8 @@ def _columns(table: Table, every: str | None) -> tuple[str, ...]:
         )
     if every is not None and further:
         raise InputError(
-            f"{table.name} has a column {clipped(every)} and the further columns {listed(further)}: name the frontends, or remove them."
+            f"{table.name} has a column {clipped(every)} and the further columns {listed(further)}: remove it where "
+            "these are frontends, or these where they are none."
         )
     return found.counts if every is None else (every,)
 

@@ -7,9 +7,10 @@ from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows
 from dgdlb_jax.fleets.importers.halves import completed, holes_in
 from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
+from dgdlb_jax.fleets.importers.plausible import check_latencies
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
-from dgdlb_jax.fleets.importers.times import time_column
+from dgdlb_jax.fleets.importers.times import are_times, time_column
 from dgdlb_jax.fleets.importers.words import (
     LATENCIES,
     LOST,
@@ -55,7 +56,7 @@ def _senders(table: Table) -> set[str]:
 def _is_rectangle(table: Table, options: Options) -> bool:
     """Names beside figures that are latencies: by the first cell, by a name that is known, as told, or as they can be nothing else."""
     corner, *columns = table.columns
-    if time_column(table) is not None:
+    if time_column(table) is not None or are_times(columns):
         return False
     rows, known = _senders(table), {*options.names, *options.backends}
     said = is_latency(corner) or (known & rows and known & set(columns))
@@ -177,7 +178,9 @@ def _recognises(source: Source, options: Options) -> bool:
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
-    return (read_matrix(source.table, options),)
+    found = read_matrix(source.table, options)
+    check_latencies(found)
+    return (found,)
 
 
 IMPORTER = Importer("matrix of latencies", "latency", _recognises, _read)

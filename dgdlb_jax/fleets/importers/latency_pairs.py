@@ -7,6 +7,7 @@ from typing import NamedTuple
 from dgdlb_jax.fleets.document import clipped, counted, nearest
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows, selected
 from dgdlb_jax.fleets.importers.halves import completed
+from dgdlb_jax.fleets.importers.plausible import check_latencies
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import LATENCIES, LOST, first_of, statistic_rank, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Row, Table
@@ -214,6 +215,11 @@ def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:
     )
 
 
+def is_own(table: Table) -> bool:
+    """Whether a table is one that this package writes, of a network that need not be real: nobody mistakes its unit."""
+    return table.columns == ["from", "to", "one_way_s"]
+
+
 def _lost(lost: Sequence[Pair], holes: Sequence[Pair]) -> tuple[str, ...]:
     """How many lines have no figure, and which pairs have none at all."""
     if not lost:
@@ -231,7 +237,10 @@ def _recognises(source: Source, options: Options) -> bool:
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
     table = source.table.only(selected(source.name, source.table.rows, lambda row: row.cells, options))
-    return (read_pairs(table, options.use("latency")),)
+    found = read_pairs(table, options.use("latency"))
+    if not is_own(source.table):
+        check_latencies(found)
+    return (found,)
 
 
 IMPORTER = Importer("table of pairs of regions", "latency", _recognises, _read)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -35,6 +36,13 @@ _TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d(?:\.\d{1,9})?))?")
 # Day, month and year with points between them, as German and its neighbours write dates.
 _POINTED_DATE = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:,? (\d{1,2}):(\d\d)(?::(\d\d))?)?")
 
+# What bins that stand across a table are called.
+_TIME = re.compile(
+    r"\d{1,4}(?:[-/.:hT ]+\d{1,4}){0,6}Z?|\d{1,2} ?(?:[ap]\.?m\.?|h)|(?:h|hr|hour|bin|day|week|month|t|min|minute)[ _]?\d{1,5}"
+    r"|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?(?: ?\d{1,4})?|(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?",
+    re.IGNORECASE,
+)
+
 # Seconds since 1970 lie here between the years 2001 and 2128; figures in smaller units lie in ranges of their own.
 _EPOCH = (1e9, 5e9)
 
@@ -44,6 +52,11 @@ class Times(NamedTuple):
 
     seconds: Float[np.ndarray, " rows"]
     written: str
+
+
+def are_times(columns: Sequence[str]) -> bool:
+    """Whether columns are named after times, as bins are that stand across: dates, times of day, numbers of seconds or of hours."""
+    return len(columns) > 1 and all(map(_TIME.fullmatch, columns))
 
 
 def time_column(table: Table) -> str | None:
