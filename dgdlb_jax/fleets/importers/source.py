@@ -9,6 +9,7 @@ from typing import Any
 
 from dgdlb_jax.fleets.document import Folder, read_text
 from dgdlb_jax.fleets.importers.date_and_time import with_one_time
+from dgdlb_jax.fleets.importers.unit_column import with_units
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.files import is_folder
 from dgdlb_jax.numerics.results import InputError
@@ -87,10 +88,10 @@ class Source:
     def table(self) -> Table | None:
         """The table in the file, or its JSON records as one, with one column of times; None for a folder and for any other JSON."""
         if self.records is not None:
-            return with_one_time(Table.of_records(self.name, self.records))
+            return with_units(with_one_time(Table.of_records(self.name, self.records)))
         if self.is_folder or self.document is not None:
             return None
-        return with_one_time(Table(self.name, self.text))
+        return with_units(with_one_time(Table(self.name, self.text)))
 
     @property
     def notes(self) -> tuple[str, ...]:
