@@ -1,5 +1,6 @@
 """Counts, rates and latencies by place: which column is about which place, and what names none."""
 
+import json
 import re
 
 import pytest
@@ -112,3 +113,58 @@ def test_a_file_of_another_section_is_called_by_its_name(section, name, tmp_path
     }
     with pytest.raises(InputError, match=rf"{section}.*{name}.csv is {belongs[name]}"):
         load_fleet(tmp_path / "f.toml")
+
+
+ROWS = {"us": {"us": 1.0, "eu": 70.0, "in": 190.0}, "eu": {"us": 71.0, "in": 120.0}, "in": {"us": 191, "eu": None}}
+OF_CLOUDPING = {"timeframe": "1Y", "unit": "milliseconds"}
+
+
+def by_percentile(name, factor):
+    return (
+        {i: {j: None if x is None else factor * x for j, x in row.items()} for i, row in ROWS.items()} if name else {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "told", "factor"),
+    [
+        (ROWS, {"latency": "rtt_ms"}, 1),
+        ({"data": ROWS}, {"latency": "rtt_ms"}, 1),
+        ({"metadata": OF_CLOUDPING, "data": ROWS}, {}, 1),
+        ({"p_10": by_percentile("p_10", 0.5), "p_50": ROWS, "p_99": by_percentile("p_99", 2)}, {"latency": "rtt_ms"}, 1),
+        ({"p_50": ROWS, "p_99": by_percentile("p_99", 2)}, {"latency": "rtt_ms", "select": {"percentile": "p_99"}}, 2),
+        (
+            {"metadata": OF_CLOUDPING, "data": {i: {j: {"avg": 9, "p50": x} for j, x in row.items()} for i, row in ROWS.items()}},
+            {"select": {"percentile": "p50"}}, 1,
+        ),
+    ],
+)  # fmt: skip
+def test_latencies_in_json_have_two_or_three_levels(document, told, factor, tmp_path):
+    found = only(read(tmp_path, {"a.json": json.dumps(document)}, **told))
+    expected = {(i, j): factor * x / 2e3 for i, row in ROWS.items() for j, x in row.items() if x is not None}
+    assert found.seconds == pytest.approx(expected)
+    assert found.holes == (("in", "eu"),)
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        (
+            ROWS,
+            "does not say what its figures are: write them as a table with the columns from, to and one of one_way_s",
+        ),
+        (
+            {"metadata": OF_CLOUDPING, "data": {}},
+            "a.json: data holds no latencies by region: ask for those of all regions",
+        ),
+        (
+            {"metadata": {"from": "a", "to": "b", "points": 1}, "data": [{"value": 3.0}]},
+            "data holds no latencies by region",
+        ),
+        ({"message": "Forbidden"}, 'a.json holds an answer without figures, "Forbidden": query again'),
+        ({"metrics": {"http_reqs": {"count": 5, "rate": 1.0}}}, "and has the fields metrics"),
+    ],
+)
+def test_other_json_is_refused_with_what_is_wanted(document, sentence, tmp_path):
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read(tmp_path, {"a.json": json.dumps(document)})

@@ -5,13 +5,14 @@ such files as tables, and `dgdlb import` turns them into tidy ones.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 from dgdlb_jax.fleets.document import Folder, clipped, listed
 from dgdlb_jax.fleets.importers import (
     aiperf,
-    cloudping,
     counts,
     inferencex,
+    latency_json,
     latency_matrix,
     latency_pairs,
     prometheus,
@@ -48,7 +49,7 @@ __all__ = [
 IMPORTERS: tuple[Importer, ...] = tuple(
     module.IMPORTER
     for module in (
-        prometheus, cloudping, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
+        prometheus, latency_json, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
     )
 )  # fmt: skip
 """All layouts; those that say most of themselves come first, and AIPerf's CSV files, which are no tables, before all tables."""
@@ -64,14 +65,25 @@ def find_importer(source: Source, options: Options) -> Importer:
             return importer
     if source.table is not None:
         _complain_about(source.table)
+    if isinstance(source.document, dict):
+        _check_answer(source.name, source.document)
     columns = [] if source.table is None else source.table.columns
     has = f", and has the columns {listed(columns)}" if columns else ""
+    if isinstance(source.document, dict):
+        has = f", and has the fields {listed(list(source.document))}"
     known = ", ".join(one.name for one in IMPORTERS)
     raise InputError(
         f"{clipped(source.name)} is none of the layouts known here ({known}){has}: latencies need from,to and one of "
         f"{', '.join(LATENCIES)}; throughput needs workload,throughput or concurrency,throughput; demand needs a column of times such as "
         "timestamp_s."
     )
+
+
+def _check_answer(name: str, document: dict[str, Any]) -> None:
+    """Raise `InputError` for what a program answers that gave nothing, such as `{"message": "Forbidden"}`."""
+    for key in ("error", "message", "detail", "errorMessage", "Message"):
+        if len(document) < 5 and isinstance(document.get(key), str):
+            raise InputError(f'{name} holds an answer without figures, "{clipped(document[key])}": query again.')
 
 
 def check_kind(source: Source, options: Options, section: str, what: str) -> None:

@@ -9,8 +9,9 @@ from dgdlb_jax.numerics.results import InputError
 
 _UNIT = ("unit", "units", "uom", "unit_of_measure")
 _QUANTITIES = {
-    "latency", "delay", "rtt", "ping", "owd", "trip", "response", "duration", "throughput", "tput", "rate", "value", "val", "figure", "measurement",
-    "result", "avg", "average", "mean", "median", "min", "minimum", "max", "maximum", "sum", "total", "requests", "count",
+    "latency", "delay", "rtt", "ping", "owd", "trip", "response", "duration", "throughput", "tput", "rate", "value", "val",
+    "figure", "measurement", "result", "avg", "average", "mean", "median", "min", "minimum", "max", "maximum", "sum", "total",
+    "requests", "count",
 }  # fmt: skip
 """Words of columns that a unit may be about."""
 _NO_UNIT = {"", "none", "count", "counts", "request", "requests", "req", "1", "-"}
