@@ -1,9 +1,11 @@
 """Columns beside the figures that change what these mean: units, GPUs, replicas."""
 
+import json
+
 import pytest
 
 from dgdlb_jax.numerics.results import InputError
-from layouts import only, read
+from layouts import RATES, only, read, vllm
 
 
 @pytest.mark.parametrize("units", [("ms", "ms"), ("ms", "us"), ("us", "s")])
@@ -52,3 +54,26 @@ def test_a_number_of_gpus_or_replicas_is_one_server_together(tmp_path):
             f'"{name}" is {count}: the throughput is taken for that of all {count} together, as one server of the fleet'
         )
         assert said in found.notes
+
+
+def of_server(name, factor=1.0, **more):
+    """Runs of one server, a file each."""
+    return {f"{name}-{cap}.json": json.dumps(vllm(cap, factor * rate, **more)) for cap, rate in RATES.items()}
+
+
+@pytest.mark.parametrize("field", ["backend", "endpoint_type", "tensor_parallel_size", "gpu"])
+def test_runs_whose_files_name_other_servers_are_other_curves(field, tmp_path):
+    """Although their throughputs differ by less than repetitions do."""
+    given = of_server("a", **{field: "x"}) | of_server("b", 1.01, **{field: "y"})
+    found, _ = read(tmp_path / "files", given)
+    assert [(curve.name, len(curve.points)) for curve in found] == [("GLM-4.7-x", 3), ("GLM-4.7-y", 3)]
+    assert f'other runs of "GLM-4.7" differ in {field}, so they are of several servers' in found[0].notes
+    together, _ = read(tmp_path / "folder", {f"runs/{name}": text for name, text in given.items()})
+    assert [curve.points for curve in together] == [curve.points for curve in found]
+    with pytest.raises(InputError, match=r"runs of 2 servers, .*one point of each is no curve"):
+        read(tmp_path / "few", {name: text for name, text in given.items() if name in ("a-1.json", "b-8.json")})
+
+
+def test_runs_that_say_nothing_of_their_server_join_any(tmp_path):
+    found = only(read(tmp_path, of_server("a", backend="x") | of_server("b", 1.01, run_number=7)))
+    assert len(found.points) == 3

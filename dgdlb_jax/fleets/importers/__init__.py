@@ -141,6 +141,11 @@ def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
 def _without_single_points(curves: list[Curve]) -> list[Curve]:
     """The curves with two points or more, where there are any: in a large table many servers were measured only once."""
     single = [curve for curve in curves if len(curve.points) < 2]
+    if len(single) == len(curves) > 1:
+        raise InputError(
+            f"{listed([curve.origin for curve in curves])}: runs of {len(curves)} servers, {listed([curve.name for curve in curves])}, and "
+            "one point of each is no curve, which takes two: give runs at several concurrencies or rates of each."
+        )
     if not single or len(single) == len(curves):
         return curves
     note = f"left out, as one point is no curve: {listed([curve.name for curve in single])}"

@@ -95,12 +95,13 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The measurements of one kind of server, by name."""
+    """The measurements of one kind of server, by name; `server`: what its files say of it besides, field by field."""
 
     name: str
     points: tuple[Point, ...]
     origin: str
     notes: tuple[str, ...] = ()
+    server: tuple[tuple[str, str], ...] = ()
 
 
 class Demand(NamedTuple):
