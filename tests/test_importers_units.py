@@ -77,3 +77,46 @@ def test_runs_whose_files_name_other_servers_are_other_curves(field, tmp_path):
 def test_runs_that_say_nothing_of_their_server_join_any(tmp_path):
     found = only(read(tmp_path, of_server("a", backend="x") | of_server("b", 1.01, run_number=7)))
     assert len(found.points) == 3
+
+
+CELLS = {
+    "times": ("from,to,rtt\na,b,70 ms\nb,a,0.071 s\n", {}, {("a", "b"): 0.035, ("b", "a"): 0.0355}),
+    "decimal commas": ("from;to;rtt\na;b;70,5ms\nb;a;71,5ms\n", {}, {("a", "b"): 0.03525, ("b", "a"): 0.03575}),
+    "a matrix": ("region,a,b\na,,70 ms\nb,71 ms,-\n", {"latency": "rtt_ms"}, {("a", "b"): 0.035, ("b", "a"): 0.0355}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_cells_may_hold_units(case, tmp_path):
+    text, told, seconds = CELLS[case]
+    assert only(read(tmp_path, {"a.csv": text}, **told)).seconds == pytest.approx(seconds)
+    if told:
+        with pytest.raises(InputError, match='the figures are in ms, unit = "rtt_s"'):
+            read(tmp_path, {"a.csv": text}, latency="rtt_s")
+
+
+@pytest.mark.parametrize(("first", "second", "counts"), [("1.2 req/s", "0", [72, 0]), ("1.20K", "950", [1200, 950])])
+def test_cells_of_dashboards_hold_units(first, second, counts, tmp_path):
+    text = f'"Time","us","eu"\n"2026-01-01 00:00:00","{first}","{first}"\n"2026-01-01 00:01:00","{second}","{first}"\n'
+    found = only(read(tmp_path, {"a.csv": text}))
+    assert (found.names, found.counts[:, 0].tolist()) == (("us", "eu"), counts)
+
+
+def test_the_only_list_of_an_answer_is_read_in_the_order_of_its_times(tmp_path):
+    points = [{"Timestamp": f"2026-01-01T00:0{k}:00Z", "Sum": 100.0 + k, "Unit": "Count"} for k in (0, 2, 1)]
+    found = only(read(tmp_path, {"a.json": json.dumps({"Label": "RequestCount", "Datapoints": points})}))
+    assert found.counts.ravel().tolist() == [100, 101, 102]
+    assert "its lines are put in the order of their times" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{region="us"} =>\n5 @[1767225600]\n', "promtool query range --format=json"),
+        ("# HELP up x\nup 1\n", "or a single scrape: give the JSON of a range query"),
+        ("us,eu,70.1\neu,us,71\n", "its first line holds the figure 70.1 and should name the columns"),
+    ],
+)
+def test_what_lacks_a_header_or_is_for_people_is_called_so(text, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path, {"a.txt": text})

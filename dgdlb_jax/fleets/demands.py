@@ -131,6 +131,7 @@ def _read_bins(
     wide = widened(source.table or Table.read(folder, source.name, section.place), options)
     named_bins = "time_s" in wide.table.columns and only_figures(wide.table)
     if "bin_width_s" in section or named_bins or is_counts(wide.table, options):
+        wide = wide.in_order(options) if time_column(wide.table) is not None and "bin_width_s" not in section else wide
         section.notes.extend(f"{source.name}: {note}." for note in wide.notes)
         return _counts(section, base, wide, options, scaled)
     if time_column(wide.table) is None:

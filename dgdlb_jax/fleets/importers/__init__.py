@@ -108,6 +108,11 @@ def _complain_about(table: Table) -> None:
     """Raise the complaint of the layout that a table nearly has, if it nearly has one."""
     if are_times(table.columns[1:]):
         raise _across(table)
+    if (figure := next(filter(table.is_number, table.columns), None)) is not None:
+        raise InputError(
+            f"{table.name}: its first line holds the figure {clipped(figure)} and should name the columns: write a line such as "
+            "from,to,rtt_ms above it."
+        )
     if latency_pairs.ends_of(table) is not None:
         latency_pairs.read_pairs(table)
     if any(map(throughput_table.period, table.columns)):

@@ -111,6 +111,20 @@ def requests_column(table: Table) -> str | None:
     return "requests" if "requests" in table.columns else first_of(table.columns, _COUNTS)
 
 
+def in_order(table: Table, options: Options) -> Table:
+    """The table with its lines in the order of their times, which some programs do not keep."""
+    column = time_column(table)
+    if column is None:
+        return table
+    times = _times(table, column, options)
+    order = np.argsort(times, kind="stable")
+    if (np.diff(order) > 0).all():
+        return table
+    ordered = table.only([table.rows[k] for k in order])
+    ordered.notes = (*table.notes, "its lines are put in the order of their times")
+    return ordered
+
+
 def bin_width(table: Table, options: Options) -> float:
     """The bin width in seconds from the column of times, which have to be evenly spaced.
 

@@ -143,6 +143,7 @@ def _recognises(source: Source, options: Options) -> bool:
 def _read(source: Source, options: Options) -> tuple[Demand]:
     assert source.table is not None
     wide = widened(source.table, options)
+    wide = wide.in_order(options)
     found = read_counts(wide, options)
     return (found._replace(notes=(*found.notes, *wide.notes)),)
 

@@ -44,6 +44,8 @@ def is_matrix(table: Table, options: Options) -> bool:
     """Whether rows and columns are named alike, half of the shorter side at least, or names stand beside figures that are nothing else:
     neither order nor completeness matters."""
     columns = set(table.columns[1:])
+    if len(set(map(table.is_number, columns))) > 1:  # a line of a list, above which its header lacks
+        return False
     rows = _senders(table)
     shared = len(rows & columns)
     return bool(columns) and (2 * shared >= min(len(rows), len(columns)) > 0 or _is_rectangle(table, options))
@@ -143,6 +145,8 @@ def _unit(table: Table, options: Options) -> str:
     if stated not in LATENCIES:
         if told is None:
             raise ask(table.name, "the matrix", "does not say what its figures are", "write into its first cell")
+        if (unit := unit_of(corner)) and not told.endswith(f"_{unit}"):
+            raise InputError(f'{table.name}: the figures are in {unit}, unit = "{told}": keep one of the two.')
         return told
     if told not in (None, stated):
         raise InputError(f'{table.name}: the first cell says {stated}, unit = "{told}": keep one of the two.')

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Options, check_names, selected
-from dgdlb_jax.fleets.importers.bins import requests_column
+from dgdlb_jax.fleets.importers.bins import in_order, requests_column
 from dgdlb_jax.fleets.importers.rates import is_rate
 from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import read_times, time_column
@@ -21,6 +21,11 @@ class Wide(NamedTuple):
     notes: tuple[str, ...]
     is_long: bool = False
     seconds: float | None = None
+
+    def in_order(self, options: Options) -> "Wide":
+        """The same with its lines in the order of their times."""
+        table = in_order(self.table, options)
+        return self if table is self.table else self._replace(table=table, notes=(*self.notes, table.notes[-1]))
 
 
 def is_long(table: Table, options: Options) -> bool:

@@ -1,6 +1,7 @@
 """Tables whose figures have their unit in a column of its own: it is put into the names of the columns that it is about."""
 
 import copy
+from collections.abc import Mapping
 
 from dgdlb_jax.fleets.document import clipped, listed
 from dgdlb_jax.fleets.importers.words import LOST, UNITS, first_of, unit_of, words
@@ -30,10 +31,10 @@ def with_units(table: Table) -> Table:
     units = list(dict.fromkeys(row.cells[column] for row in table.rows if row.cells[column].lower() not in _NO_UNIT))
     about = [c for c in table.columns if c != column and _QUANTITIES & set(words(c)) and _has_figures(table, c)]
     if not units:
-        return _renamed(table, column, {}, ())
+        return renamed(table, {}, without=column)
     if not about or (len(units) > 1 and None in map(_time, units)):
         why = f"its lines are in {listed(units)}" if about else "no column is one that it could be about"
-        return _renamed(table, column, {}, (f'"{clipped(column)}" is not used, as {why}',))
+        return renamed(table, {}, (f'"{clipped(column)}" is not used, as {why}',), without=column)
     for name in about:
         if unit_of(name) and {unit_of(name)} != set(map(_time, units)):
             raise InputError(
@@ -44,7 +45,7 @@ def with_units(table: Table) -> Table:
     if len(units) > 1:
         said += f", where some lines are in {listed(units[1:])}"
         table = table.only([_in_one_unit(table, row, column, about, units[0]) for row in table.rows])
-    return _renamed(table, column, {name: f"{name} ({units[0]})" for name in about}, (said,))
+    return renamed(table, {name: f"{name} ({units[0]})" for name in about}, (said,), without=column)
 
 
 def _time(unit: str) -> str | None:
@@ -52,8 +53,8 @@ def _time(unit: str) -> str | None:
     return None if "/" in unit or "per" in words(unit) else unit_of(unit)
 
 
-def _renamed(table: Table, without: str, names: dict[str, str], notes: tuple[str, ...]) -> Table:
-    """The table without one of its columns, others under new names."""
+def renamed(table: Table, names: Mapping[str, str], notes: tuple[str, ...] = (), without: str = "") -> Table:
+    """The table with some of its columns under new names, and one left out."""
     changed = copy.copy(table)
     kept = [c for c in table.columns if c != without]
     changed.columns = [names.get(c, c) for c in kept]
