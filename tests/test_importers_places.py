@@ -162,9 +162,22 @@ def test_latencies_in_json_have_two_or_three_levels(document, told, factor, tmp_
             "data holds no latencies by region",
         ),
         ({"message": "Forbidden"}, 'a.json holds an answer without figures, "Forbidden": query again'),
-        ({"metrics": {"http_reqs": {"count": 5, "rate": 1.0}}}, "and has the fields metrics"),
+        ({"points": {"first": {"count": 5, "rate": 1.0}}}, "and has the fields points"),
     ],
 )
 def test_other_json_is_refused_with_what_is_wanted(document, sentence, tmp_path):
     with pytest.raises(InputError, match=re.escape(sentence)):
         read(tmp_path, {"a.json": json.dumps(document)})
+
+
+def test_a_title_may_say_what_a_matrix_holds_and_footnotes_are_left_out(tmp_path):
+    table = "Source,us,eu\nus,,64\neu,66,\n"
+    found = only(read(tmp_path, {"a.csv": f"Round-trip latency (ms),,\n{table}* 30 days,,\nSource: us\n"}))
+    assert found.seconds == {("us", "eu"): 0.032, ("eu", "us"): 0.033}
+    assert "below its lines, and left out: * 30 days, Source: us" in found.notes
+    half = only(
+        read(tmp_path, {"b.csv": "rtt_ms,us,eu\nus,,64\neu,,\n"})
+    )  # the last line of half a matrix is no footnote
+    assert half.ends(0) == ("us", "eu")
+    with pytest.raises(InputError, match='says rtt_ms, unit = "one_way_ms"'):
+        read(tmp_path, {"a.csv": f"Round-trip latency (ms),,\n{table}"}, latency="one_way_ms")

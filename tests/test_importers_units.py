@@ -107,16 +107,3 @@ def test_the_only_list_of_an_answer_is_read_in_the_order_of_its_times(tmp_path):
     found = only(read(tmp_path, {"a.json": json.dumps({"Label": "RequestCount", "Datapoints": points})}))
     assert found.counts.ravel().tolist() == [100, 101, 102]
     assert "its lines are put in the order of their times" in found.notes
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ('{region="us"} =>\n5 @[1767225600]\n', "promtool query range --format=json"),
-        ("# HELP up x\nup 1\n", "or a single scrape: give the JSON of a range query"),
-        ("us,eu,70.1\neu,us,71\n", "its first line holds the figure 70.1 and should name the columns"),
-    ],
-)
-def test_what_lacks_a_header_or_is_for_people_is_called_so(text, sentence, tmp_path):
-    with pytest.raises(InputError, match=sentence):
-        read(tmp_path, {"a.txt": text})

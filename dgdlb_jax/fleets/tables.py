@@ -16,6 +16,11 @@ from dgdlb_jax.numerics.results import InputError
 
 # What no column is called.
 _FIGURE = re.compile(r"[+-]?[\d.,]+(?:[eE][+-]?\d+)?")
+# How a footnote begins.
+_REMARK = re.compile(
+    r"\W*[*†‡¹²³(\[]|\W*(?:notes?|sources?|legend|last updated|updated|as of|measured|data|all (?:times|figures|values))\b",
+    re.IGNORECASE,
+)
 # The first line of files for Excel, which then knows what separates the cells.
 _TELLS_SEPARATOR = re.compile(r"\"?sep=.\"?", re.IGNORECASE)
 
@@ -55,7 +60,8 @@ class Table:
 
     def __init__(self, name: str, text: str):
         self.name = clipped(name)
-        self.notes: tuple[str, ...] = ()  # what became of its columns
+        self.notes: tuple[str, ...] = ()  # what became of its lines and columns
+        self.title = ""  # what stands above its header
         self._mixed: dict[str, bool] = {}
         lines, cells = self._cells(text.removeprefix("\ufeff"))
         self.columns = cells[0]
@@ -81,6 +87,7 @@ class Table:
         """Records with the same kind of fields as a table; a field that a record lacks is an empty cell."""
         table = cls.__new__(cls)
         table.name, table.separator, table.numerals, table._mixed = clipped(name), ",", Numerals(), {}
+        table.title = ""
         table.columns, table.notes = list(dict.fromkeys(str(key) for record in records for key in record)), ()
         table.positions = {column: k for k, column in enumerate(table.columns)}
         text = [{column: _cell(record.get(column)) for column in table.columns} for record in records]
@@ -94,6 +101,7 @@ class Table:
         if _TELLS_SEPARATOR.fullmatch(next(iter(kept.values()), "").strip()):
             kept.pop(next(iter(kept)))
         self._leave_titles(kept)
+        self._leave_footnotes(kept)
         self.separator = _separator(next(iter(kept.values()), ""))
         try:
             rows = list(csv.reader(io.StringIO("\n".join(kept.values())), delimiter=self.separator))
@@ -117,8 +125,18 @@ class Table:
         else:
             return
         if titles and not any(map(_FIGURE.fullmatch, _filled(following))):
-            shown_titles = ", ".join(clipped(" ".join(_filled(lines.pop(number)))) for number in titles)
-            self.notes += (f"above its header, and left out: {shown_titles}",)
+            self.title = ", ".join(clipped(" ".join(_filled(lines.pop(number)))) for number in titles)
+            self.notes += (f"above its header, and left out: {self.title}",)
+
+    def _leave_footnotes(self, lines: dict[int, str]) -> None:
+        """Remove the lines below all others that have a single cell, with a remark."""
+        found: list[str] = []
+        for number in reversed(list(lines)):
+            if len(lines) < 3 or not (_is_alone(lines[number]) and _REMARK.match(lines[number])):
+                break
+            found.append(clipped(" ".join(_filled(lines.pop(number)))))
+        if found:
+            self.notes += (f"below its lines, and left out: {', '.join(reversed(found))}",)
 
     def _check_header(self, line: int) -> None:
         if (nameless := self.columns.count("")) > 1:

@@ -34,6 +34,7 @@ from dgdlb_jax.fleets.importers.base import (
 from dgdlb_jax.fleets.importers.bins import requests_column
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.plausible import doubted
+from dgdlb_jax.fleets.importers.printed import check_print
 from dgdlb_jax.fleets.importers.same_server import told_apart, with_runs
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.times import are_times
@@ -60,9 +61,14 @@ def find_importer(source: Source, options: Options) -> Importer:
 
     **Raises:** `InputError` naming all layouts when none does.
     """
-    for importer in IMPORTERS:
-        if importer.recognises(source, options):
-            return importer
+    try:
+        for importer in IMPORTERS:
+            if importer.recognises(source, options):
+                return importer
+    except InputError:
+        check_print(source)  # whose lines look like those of no table
+        raise
+    check_print(source)
     if source.table is not None:
         _complain_about(source.table)
     if isinstance(source.document, dict):
@@ -147,9 +153,10 @@ def _without_single_points(curves: list[Curve]) -> list[Curve]:
     """The curves with two points or more, where there are any: in a large table many servers were measured only once."""
     single = [curve for curve in curves if len(curve.points) < 2]
     if len(single) == len(curves) > 1:
+        origins, names = list(dict.fromkeys(curve.origin for curve in curves)), [curve.name for curve in curves]
         raise InputError(
-            f"{listed([curve.origin for curve in curves])}: runs of {len(curves)} servers, {listed([curve.name for curve in curves])}, and "
-            "one point of each is no curve, which takes two: give runs at several concurrencies or rates of each."
+            f"{listed(origins)}: runs of {len(curves)} servers, {listed(names)}, and one point of each is no curve, which takes two: give "
+            "runs of each at several concurrencies or rates, or leave out what tells them apart."
         )
     if not single or len(single) == len(curves):
         return curves

@@ -139,8 +139,11 @@ def _in_one_order(rows: Sequence[str], columns: Sequence[str]) -> tuple[str, ...
 
 
 def _unit(table: Table, options: Options) -> str:
-    """The word that says what the figures are: that of the first cell, or as told."""
-    corner = table.columns[0]
+    """The word that says what the figures are: that of the first cell or of the title above, or as told."""
+    corner = next(
+        (said for said in (table.columns[0], table.title) if f"{way_of(said)}_{unit_of(said)}" in LATENCIES),
+        table.columns[0],
+    )
     stated, told = f"{way_of(corner)}_{unit_of(corner)}", options.use("latency")
     if stated not in LATENCIES:
         if told is None:
@@ -149,7 +152,7 @@ def _unit(table: Table, options: Options) -> str:
             raise InputError(f'{table.name}: the figures are in {unit}, unit = "{told}": keep one of the two.')
         return told
     if told not in (None, stated):
-        raise InputError(f'{table.name}: the first cell says {stated}, unit = "{told}": keep one of the two.')
+        raise InputError(f'{table.name}: "{clipped(corner)}" says {stated}, unit = "{told}": keep one of the two.')
     return stated
 
 

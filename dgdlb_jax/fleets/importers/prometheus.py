@@ -7,7 +7,6 @@ Read from `docs/querying/api.md` of prometheus/prometheus at commit 01db19c0, "R
 `rate(...)` has no name.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,9 +39,6 @@ _ENDINGS = {
         "requests_total",
     ),
 }
-# Series in braces and an arrow; the text that servers are scraped for.
-_OTHER_FORMAT = re.compile(r"\s*(?:[\w:]*\{[^\n]*\} =>|# (?:HELP|TYPE) )")
-
 Samples = tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]
 """Seconds and values."""
 
@@ -96,11 +92,6 @@ def _results(source: Source) -> list[Mapping[str, Any]]:
 
     **Raises:** `InputError` for an answer that says that the query failed, and for one that has no series over a range.
     """
-    if not source.is_folder and _OTHER_FORMAT.match(source.text):
-        raise InputError(
-            f"{source.name} is what promtool prints for people, or a single scrape: give the JSON of a range query, such as promtool query "
-            "range --format=json, or the answer of /api/v1/query_range."
-        )
     document = source.document
     if isinstance(document, dict) and document.get("status") == "error" and "errorType" in document:
         raise InputError(
