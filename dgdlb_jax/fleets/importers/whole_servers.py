@@ -80,11 +80,10 @@ def together(table: Table, *, by_gpu: bool) -> tuple[str, ...]:
     notes = []
     for spellings in (*([_GPUS] if by_gpu else []), _SERVERS):
         column = first_of(table.columns, spellings)
-        cells = {row.cells[column] for row in table.rows} if column else set()
-        several = len(cells) == 1 and (cell := next(iter(cells))) not in ("", "1") and table.is_number(cell)
-        if column and several:
-            name = clipped(column)
+        cells = sorted({row.cells[column] for row in table.rows}) if column else []
+        if column and len(cells) == 1 and cells[0] != "1" and table.is_number(cells[0]):
+            name, count = clipped(column), cells[0]
             notes.append(
-                f'"{name}" is {cell}: the throughput is taken for that of all {cell} together, as one server of the fleet'
+                f'"{name}" is {count}: the throughput is taken for that of all {count} together, as one server of the fleet'
             )
     return tuple(notes)
