@@ -97,8 +97,8 @@ stranger look at them first. It makes nothing else be read, and nothing be run. 
 are ignored. Tables are recognised by content, and a `FleetWarning` says what was understood (`dgdlb import` does the same and writes tidy
 tables, or a whole fleet):
 
-- separated by commas, by semicolons or tabs, these with decimal commas or points; thousands separated by the other mark, by
-  apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
+- in UTF-8, UTF-16, UTF-32 or Windows-1252; separated by commas, by semicolons or tabs, these with decimal commas or points; thousands
+  separated by the other mark, by apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
 - latencies: half of a matrix, or a list of one direction of all pairs, is completed, and said.
 - throughput: serving benchmarks of vLLM and SGLang (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf
   (JSON, CSV, folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour)
@@ -106,7 +106,7 @@ tables, or a whole fleet):
   mean end-to-end time (Little's law).
 - demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts or rates per bin at times
   of any unit (a column for each frontend, or a line for each bin and frontend), results of Prometheus' `query_range`. Requests that
-  failed are demand and no throughput; their number is said.
+  failed are demand and no throughput; their number is said. (Those of BurstGPT are left out, as in its own files without them.)
 
 A key that changes nothing in how a table is read is refused, and figures that are unlikely (a round trip of 80 s) are called so.
 """

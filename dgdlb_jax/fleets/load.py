@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from dgdlb_jax.fleets.curves import Service, read_service
 from dgdlb_jax.fleets.demands import Base, read_demand, read_pattern
-from dgdlb_jax.fleets.document import Folder, Section, clipped, parse
+from dgdlb_jax.fleets.document import FleetWarning, Folder, Section, clipped, parse
 from dgdlb_jax.fleets.events import read_events
 from dgdlb_jax.fleets.latencies import Places, read_latencies
 from dgdlb_jax.fleets.news import read_news
@@ -23,10 +23,6 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.estimates import Scraped
 
 _SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "events", "news", "sources")
-
-
-class FleetWarning(UserWarning):
-    """What was made of a table that does not say all by itself, or that is not quite a service curve."""
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
@@ -94,11 +98,15 @@ def policy_report(network: Network, key: str, settings: Mapping[str, str], news:
     require_single(network, "policy_report")
     check_keys([key])
     require_traffic(network)
-    optimum = solve_optimum(network)
     label = BALANCERS[key].label
+    made = partial(_with_settings, network, key, settings)
+    draft = made(_equal_split(network), jnp.ones(()))  # complaints come before any work
+    looks_at_no_load = POLICIES[key].kind in ("static", "reference")
+    if not (isinstance(draft, AbstractHeldPolicy) or looks_at_no_load):
+        _check_limit(network, label, draft, key)
+    optimum = solve_optimum(network)
     older = 0.0 if news is None else news.oldest
-    policy = BALANCERS[key].make(network, optimum, default_step_size(network, optimum, averaging=older))
-    policy = with_settings(policy, settings) if settings else policy
+    policy = made(optimum, default_step_size(network, optimum, averaging=older))
     if isinstance(policy, AbstractHeldPolicy):
         if news is not None:
             raise InputError(
@@ -106,15 +114,27 @@ def policy_report(network: Network, key: str, settings: Mapping[str, str], news:
                 "once: give --news none, or dgdlb run to simulate both."
             )
         return held_report(network, policy, label)
-    if POLICIES[key].kind in ("static", "reference"):
+    if looks_at_no_load:
         return NoLimit(network, label)
-    _check_gradient(network, label, policy, key)
     if news is not None:
         return NewsReport(label, news_limit(network, policy, news, optimum))
     return FactorReport(network, label, policy, critical_mode(network, policy, optimum))
 
 
-def _check_gradient(network: Network, label: str, policy: AbstractPolicy, key: str) -> None:
+def _with_settings(
+    network: Network, key: str, settings: Mapping[str, str], optimum: Any, step_size: Float[Array, " *frontends"]
+) -> AbstractPolicy:
+    policy = BALANCERS[key].make(network, optimum, step_size)
+    return with_settings(policy, settings) if settings else policy
+
+
+def _equal_split(network: Network) -> Any:
+    """What a policy may look at in an optimum, of the equal split: enough to learn whether a policy can be made at all."""
+    mask = jnp.asarray(network.mask, network.latency.dtype)
+    return SimpleNamespace(routing=mask / mask.sum(-1, keepdims=True), workload=jnp.ones(network.backends))
+
+
+def _check_limit(network: Network, label: str, policy: AbstractPolicy, key: str) -> None:
     """Raise `InputError` for a rule whose limit is not known at the optimum."""
     simulate = f"dgdlb run {network.name or 'FLEET'} --policies {key} shows what it does."
     if not isinstance(policy, AbstractFlowPolicy):

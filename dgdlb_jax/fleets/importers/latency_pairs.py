@@ -5,10 +5,11 @@ from statistics import median
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, counted, nearest
-from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, selected
+from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows, selected
 from dgdlb_jax.fleets.importers.halves import completed
+from dgdlb_jax.fleets.importers.plausible import check_latencies
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, statistic_rank, unit_of, way_of, words
+from dgdlb_jax.fleets.importers.words import LATENCIES, LOST, first_of, statistic_rank, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -62,7 +63,8 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
 
     **Arguments:** `unit`: what the figures are, a word of `LATENCIES`, for a table that does not say.
 
-    A pair that is listed repeatedly has the median of its latencies.
+    A pair that is listed repeatedly has the median of its latencies. One without a figure in any of its lines was not measured: it is
+    among the `holes`.
 
     **Raises:** `InputError` where direction or unit is not said, where two columns or two lines contradict each other, and for
     cells that are no latencies.
@@ -72,24 +74,33 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
     chosen = figures[0]
     values: dict[Pair, list[float]] = {}
     last: dict[Pair, Row] = {}
+    lost: list[Pair] = []
     for row in table.rows:
-        _check_agreement(table, row, figures)
-        seconds = table.number(row, chosen.column) * LATENCIES[chosen.unit]
         pair = _named(table, row, ends[0]), _named(table, row, ends[1])
+        measured = [figure for figure in figures if row.cells[figure.column].lower() not in LOST]
+        if not measured:
+            lost.append(pair)
+            continue
+        _check_agreement(table, row, measured)
+        seconds = table.number(row, measured[0].column) * LATENCIES[measured[0].unit]
         values.setdefault(pair, []).append(seconds)
         last[pair] = row
+    if not values:
+        raise InputError(
+            f'{table.name}: no cell of "{clipped(chosen.column)}" holds a figure: fill in what was measured.'
+        )
     for pair, found in values.items():
         if len(found) == 2 and max(found) > _CONTRADICTION * min(found):
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
     seconds = {pair: median(found) for pair, found in values.items()}
     notes = (*_read_as(chosen), *_notes(values))
-    both = completed(seconds, *(dict.fromkeys(pair[k] for pair in seconds) for k in (0, 1)))
-    if both is None:
-        return Latencies(seconds, table.name, notes)
-    return Latencies(
-        both, table.name, (*notes, "one direction of every pair is given: it takes the same time both ways")
-    )
+    both = completed(seconds, *(dict.fromkeys(pair[k] for pair in (*seconds, *lost)) for k in (0, 1)))
+    if both is not None:
+        notes = (*notes, "one direction of every pair is given: it takes the same time both ways")
+        return Latencies(both, table.name, notes)
+    holes = tuple(dict.fromkeys(pair for pair in lost if pair[0] != pair[1] and pair not in seconds))
+    return Latencies(seconds, table.name, (*notes, *_lost(lost, holes)), holes)
 
 
 def _named(table: Table, row: Row, column: str) -> str:
@@ -204,6 +215,19 @@ def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:
     )
 
 
+def is_own(table: Table) -> bool:
+    """Whether a table is one that this package writes, of a network that need not be real: nobody mistakes its unit."""
+    return table.columns == ["from", "to", "one_way_s"]
+
+
+def _lost(lost: Sequence[Pair], holes: Sequence[Pair]) -> tuple[str, ...]:
+    """How many lines have no figure, and which pairs have none at all."""
+    if not lost:
+        return ()
+    what = f"{counted(len(lost), 'line has', 'lines have')} no figure and {'is' if len(lost) == 1 else 'are'} left out"
+    return (what + (f"; no figure for {arrows(holes)}" if holes else ""),)
+
+
 def _recognises(source: Source, options: Options) -> bool:
     del options
     table = source.table
@@ -213,7 +237,10 @@ def _recognises(source: Source, options: Options) -> bool:
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
     table = source.table.only(selected(source.name, source.table.rows, lambda row: row.cells, options))
-    return (read_pairs(table, options.use("latency")),)
+    found = read_pairs(table, options.use("latency"))
+    if not is_own(source.table):
+        check_latencies(found)
+    return (found,)
 
 
 IMPORTER = Importer("table of pairs of regions", "latency", _recognises, _read)
