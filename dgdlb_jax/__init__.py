@@ -100,9 +100,15 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies import autoscalers as autoscalers
     from dgdlb_jax.policies import estimates as estimates
     from dgdlb_jax.policies import register_policy as register_policy
     from dgdlb_jax.policies import spillover as spillover
+    from dgdlb_jax.policies.autoscalers import HPA as HPA
+    from dgdlb_jax.policies.autoscalers import AbstractContinuousAutoscaler as AbstractContinuousAutoscaler
+    from dgdlb_jax.policies.autoscalers import AbstractSampledAutoscaler as AbstractSampledAutoscaler
+    from dgdlb_jax.policies.autoscalers import Proportional as Proportional
+    from dgdlb_jax.policies.autoscalers import register_autoscaler as register_autoscaler
     from dgdlb_jax.policies.base import least as least
     from dgdlb_jax.policies.estimates import estimated as estimated
     from dgdlb_jax.policies.latency import latency_as_seen as latency_as_seen
@@ -210,6 +216,9 @@ _HOME = {
         "Softmin", "Uniform", "WeightedLeastRequest", "register_policy", "spillover",
     ),
     "equilibrium.at_rest": ("latency_at_rest",),
+    "policies.autoscalers": (
+        "AbstractContinuousAutoscaler", "AbstractSampledAutoscaler", "HPA", "Proportional", "register_autoscaler",
+    ),
     "policies.base": ("least",),
     "policies.estimates": ("estimated",),
     "policies.latency": ("latency_as_seen",),
@@ -234,6 +243,7 @@ _HOME = {
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = {
+    "autoscalers": "policies.autoscalers",
     "conditions": "stability.conditions",
     "estimates": "policies.estimates",
     "events": "model.events",
