@@ -35,14 +35,14 @@ class Kubernetes:
 
 
 def run(rule, pods, inflow, workload, serve, metric, startup, dt, steps, interval=15.0):
-    """Ready pods, commanded pods and the workload at every grid point, as lists: Heun's method, metrics averaged over an interval."""
+    """Ready pods, commanded pods and the workload at every grid point, as lists: Heun's method, totals averaged over an interval."""
     commands, used, sampled, ready = [(-math.inf, pods)], 0.0, 0.0, pods
     found = []
     for k in range(steps + 1):
         now = k * dt
         found.append((ready, commands[-1][1], workload))
         if k % round(interval / dt) == 0:
-            mean = used / sampled if sampled else metric(workload, ready)
+            mean = used / sampled / ready if sampled else metric(workload, ready)
             commands.append((now, rule.decide(now, mean, ready, commands[-1][1])))
             used = sampled = 0.0
         # In force at some time within the start-up delay: not replaced before it began.
@@ -50,7 +50,7 @@ def run(rule, pods, inflow, workload, serve, metric, startup, dt, steps, interva
         ready = min(count for (_, count), end in zip(commands, ends, strict=True) if end > now - startup + 1e-9)
         first = serve(workload, ready)
         after = workload + dt / 2 * (2 * inflow - first - serve(workload + dt * (inflow - first), ready))
-        used += dt / 2 * (metric(workload, ready) + metric(after, ready))
+        used += dt / 2 * ready * (metric(workload, ready) + metric(after, ready))
         sampled += dt
         workload = after
     return found

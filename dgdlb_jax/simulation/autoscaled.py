@@ -57,7 +57,8 @@ class Scaling(eqx.Module):
     """What changes from step to step.
 
     - `ready`: replicas that serve. `commands` `(rows, backend_lanes)`: those commanded, the present number first, then those of the
-      intervals before. `memory`: the rule's own. `used`: the integral of the metric since the last decision, where the rule averages.
+      intervals before. `memory`: the rule's own. `used`: the integral of the metric of all replicas since the last decision, where the
+      rule averages.
     """
 
     ready: Backends
@@ -156,7 +157,8 @@ class Scaler(eqx.Module):
         metric = self.metric(now.ready, workload, rate)
         if now.used is not None:
             before = jnp.ceil((count - 1) * rule.interval / dt - _NEARLY) * dt
-            metric = jnp.where(count > 0, now.used / jnp.where(count > 0, t - before, 1), metric)
+            mean = now.used / jnp.where(count > 0, t - before, 1) / now.ready
+            metric = jnp.where(count > 0, mean, metric)
         measured = Measured(now.ready, now.commanded, metric)
         command, memory = rule.decide(measured, now.commands[1 : 1 + rule.past], now.memory)
         commands = jnp.concatenate([command[None], now.commands])[: self.rows]
@@ -194,7 +196,7 @@ class Scaler(eqx.Module):
             commands = (now.commanded + step / 2 * (begin + then))[None]
         elif used is not None:
             metrics = [self.metric(now.ready, *ends) for ends in zip(workloads, rates, strict=True)]
-            used = used + step / 2 * (metrics[0] + metrics[1])
+            used = used + step / 2 * now.ready * (metrics[0] + metrics[1])
         return Scaling(ready, commands, now.memory, used, now.sums, now.continuous)
 
 

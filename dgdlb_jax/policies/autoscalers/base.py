@@ -40,7 +40,8 @@ class Measured(eqx.Module):
     """What an autoscaler knows of its backend at one instant.
 
     - `ready`, `commanded`: replicas that serve, and those asked for.
-    - `metric`: per ready replica, as the rule wants it measured; of a rule that averages, the mean since its last decision.
+    - `metric`: per ready replica, as the rule wants it measured; of a rule that averages, the mean of the total since its last decision,
+      over the replicas that are ready now.
     """
 
     ready: Backends
@@ -90,7 +91,7 @@ class AbstractSampledAutoscaler(AbstractAutoscaler):
         return 0
 
     def init(self, commanded: Backends) -> PyTree:
-        """Its memory when so many replicas have always been commanded; none by default."""
+        """Its memory when so many replicas have always been commanded, arrays whose last axis is the backends; none by default."""
         del commanded
         return ()
 

@@ -137,7 +137,7 @@ class HPA(AbstractSampledAutoscaler):
             ("tolerance", tolerance, False),
             ("exponent", exponent, True),
         ):
-            if not in_range(number, 0, above):
+            if not in_range(float(number), 0, above):
                 bound = "positive" if above else "not negative"
                 raise InputError(f"HPA.{name} is {number}: give a finite number that is {bound}.")
         self.interval, self.tolerance, self.exponent = float(interval), float(tolerance), float(exponent)
@@ -159,7 +159,7 @@ class HPA(AbstractSampledAutoscaler):
 
     def init(self, commanded: Backends) -> Recommendations:
         """Recommendations of the past: what was commanded."""
-        rows = max(self._earlier(self.scale_up.window), self._earlier(self.scale_down.window))
+        rows = max(1, self._earlier(self.scale_up.window), self._earlier(self.scale_down.window))
         return jnp.broadcast_to(commanded, (rows, *commanded.shape))
 
     def aim(self, measured: Measured) -> Backends:
