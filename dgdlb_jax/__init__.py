@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.equilibrium.prices import ShadowPrices as ShadowPrices
     from dgdlb_jax.equilibrium.prices import shadow_prices as shadow_prices
     from dgdlb_jax.fleets import list_fleets as list_fleets
+    from dgdlb_jax.fleets import load_autoscaler as load_autoscaler
     from dgdlb_jax.fleets import load_events as load_events
     from dgdlb_jax.fleets import load_fleet as load_fleet
     from dgdlb_jax.gradients.marginal import MarginalLatency as MarginalLatency
@@ -196,7 +197,7 @@ _HOME = {
     "studies.sweep": ("open_sweep", "sweep"),
     "studies.sweep.measures": ("register_measure",),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
-    "fleets": ("list_fleets", "load_events", "load_fleet"),
+    "fleets": ("list_fleets", "load_autoscaler", "load_events", "load_fleet"),
     "model.demand_kinds": ("register_demand",),
     "model.network": ("Network", "stack"),
     "model.signals": ("Signals", "signals"),

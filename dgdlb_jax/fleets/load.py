@@ -8,19 +8,32 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from dgdlb_jax.fleets.autoscalers import read_autoscaler
 from dgdlb_jax.fleets.curves import Service, read_service
 from dgdlb_jax.fleets.demands import Base, read_demand, read_pattern
 from dgdlb_jax.fleets.document import Folder, Section, clipped, parse
 from dgdlb_jax.fleets.events import read_events
 from dgdlb_jax.fleets.latencies import Places, read_latencies
 from dgdlb_jax.model.demand import AbstractDemand
-from dgdlb_jax.model.events import Event
+from dgdlb_jax.model.events import Event, Replicas
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
 
-_SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "events", "sources")
+_SECTIONS = (
+    "frontends",
+    "backends",
+    "curves",
+    "latency",
+    "arcs",
+    "demand",
+    "capacity",
+    "events",
+    "autoscaler",
+    "sources",
+)
 
 
 class FleetWarning(UserWarning):
@@ -103,6 +116,18 @@ def load_events(fleet: str | Path, *, demand: str | None = None) -> tuple[Event,
     return read_events(document, network)
 
 
+def load_autoscaler(fleet: str | Path) -> AbstractAutoscaler | None:
+    """What moves the replicas of a fleet, its `[autoscaler]`: for `simulate(network, ..., autoscaler=...)`. None where the file has none.
+
+    **Raises:** `InputError` that names file, line, field and remedy.
+    """
+    document, folder = _open(fleet)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FleetWarning)  # load_fleet says it
+        network, _ = _read(document, folder, "constant")
+    return read_autoscaler(document, network)
+
+
 def describe_fleet(fleet: str | Path) -> FleetInfo:
     """A fleet in a few figures: see `FleetInfo`. Arguments and errors are those of `load_fleet`."""
     document, folder = _open(fleet)
@@ -181,7 +206,12 @@ def _read(document: Section, folder: Folder, demand: str | None) -> tuple[Networ
         backend_names=places.backends,
         name=document.name_of("name", clipped(document.file.removesuffix(".toml"))),
     )
-    read_events(document, network)  # a mistake there is one in the fleet, whoever reads it
+    events, autoscaler = read_events(document, network), read_autoscaler(document, network)
+    # A mistake there is one in the fleet, whoever reads it.
+    if autoscaler is not None and any(isinstance(event, Replicas) for event in events):
+        raise document.error(
+            "autoscaler", "stands beside [[events]] that change replicas", "leave one of them out: both move the same."
+        )
     return network, service
 
 
