@@ -147,22 +147,22 @@ STEP = 0.004
 STARTUP = jnp.array([7.2, 11.8]) + THIRD
 
 
-def moved(dt, startup=STARTUP, **options):
-    """DGD-LB while replicas move smoothly; delays are no multiples of steps."""
-    rule = Proportional(jnp.array([0.6, 0.7]), startup, 9.0, **options)
-    save = dgd.SaveAt(round(4.0 / dt), fields=("workload", "routing"), after=8.0)
-    return dgd.simulate(NETWORK, dgd.DGDLB(STEP), duration=64.0, dt=dt, save=save, autoscaler=rule, max_latency=20.0)
-
-
 def test_smooth_replicas_are_of_second_order():
-    """States and the integral of what is paid, against a step four times as short."""
-    finest = moved(0.025)
-    kept = lambda run: (run.replicas[-1], run.commanded[-1], run.workload[-1], run.statistics.replica_seconds)
-    coarse, fine = (
-        [np.abs(a - b).max() for a, b in zip(kept(moved(dt)), kept(finest), strict=True)] for dt in (0.2, 0.1)
+    """DGD-LB while replicas move; states and the integral of what is paid, against a step eight times as short. One batch."""
+    runs = dgd.simulate_batch(
+        dgd.stack([NETWORK] * 3),
+        dgd.DGDLB(STEP),
+        duration=64.0,
+        dt=np.array([0.2, 0.1, 0.025]),
+        autoscaler=Proportional(jnp.array([[0.6, 0.7]]), STARTUP[None], 9.0),
+        save=dgd.SaveAt.statistics(after=8.0),
     )
-    np.testing.assert_allclose(np.array(coarse) / fine, (64 - 1) / (16 - 1), rtol=0.2)
-    assert np.ptp(np.asarray(finest.replicas), axis=0).min() > 0.3
+    final, paid = runs.final, runs.statistics.replica_seconds
+    for values in (final.scaling.ready, final.scaling.commands[:, 0], final.workload, paid):
+        coarse, fine = (np.abs(values[n] - values[2]).max() for n in (0, 1))
+        assert coarse / fine == pytest.approx((64 - 1) / (16 - 1), rel=0.2)
+    swing = runs.statistics.highest_replicas - runs.statistics.lowest_replicas
+    assert np.min(swing) > 0.3
 
 
 def test_a_slow_reference_of_smooth_replicas():
@@ -187,6 +187,7 @@ def test_a_slow_reference_of_smooth_replicas():
     np.testing.assert_allclose(found.commanded[:, 0], commands, rtol=1e-12)
 
 
+@pytest.mark.full
 def test_beside_own_requests_and_an_extension_in_a_batch():
     """Channels find each other: networks in a batch are what they are alone, and two halves are one run, to the bit."""
     other = NETWORK.with_arrival_rate([2.0, 3.0])
@@ -238,22 +239,38 @@ class Wear(dgd.AbstractExtension):
         return 1 - state
 
 
+def smoothly(startup, save):
+    rule = Proportional(jnp.array([0.6, 0.7]), startup, 9.0)
+    return dgd.simulate(NETWORK, dgd.DGDLB(STEP), duration=32.0, dt=0.4, autoscaler=rule, max_latency=20.0, save=save)
+
+
+def at_the_end(startup):
+    final = smoothly(startup, dgd.SaveAt.final()).final
+    return final.workload[0] + 2 * final.scaling.ready[1] + 3 * final.routing[0, 0]
+
+
 def cost(startup):
     """Latency, and what the replicas cost."""
-    run = moved(0.2, startup=startup)
-    return (
-        run.statistics.mean_latency + 0.01 * run.statistics.replica_seconds.sum() + run.statistics.highest_replicas[1]
-    )
+    found = smoothly(startup, dgd.SaveAt.statistics()).statistics
+    return found.mean_latency + 0.01 * found.replica_seconds.sum() + found.highest_replicas[1]
+
+
+def differences(of, startup):
+    return [(of(startup + 1e-5 * unit) - of(startup - 1e-5 * unit)) / 2e-5 for unit in np.eye(2)]
 
 
 def test_derivatives_with_respect_to_the_start_up_delay():
-    """Forward, reverse, and differences of it."""
+    """Reverse mode against differences: through the commands on their way, and the news of replicas."""
     startup = STARTUP + 0.03
-    reverse = jax.grad(cost)(startup)
-    forward = jnp.stack([jax.jvp(cost, (startup,), (unit,))[1] for unit in jnp.eye(2)])
-    np.testing.assert_allclose(forward, reverse, rtol=1e-9)
-    differences = [(cost(startup + 1e-5 * unit) - cost(startup - 1e-5 * unit)) / 2e-5 for unit in np.eye(2)]
-    np.testing.assert_allclose(reverse, differences, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(at_the_end)(startup), differences(at_the_end, startup), rtol=1e-5)
+
+
+@pytest.mark.full
+def test_both_modes_agree_on_statistics():
+    startup = STARTUP + 0.03
+    forward = [jax.jvp(cost, (startup,), (unit,))[1] for unit in jnp.eye(2)]
+    np.testing.assert_allclose(forward, jax.grad(cost)(startup), rtol=1e-9)
+    np.testing.assert_allclose(forward, differences(cost, startup), rtol=1e-6)
 
 
 def test_what_has_no_gradient_says_so():

@@ -43,13 +43,15 @@ def _name(kind: type) -> str:
 
 
 def _value(section: Section, key: str, wanted: Any, network: Network) -> Any:
-    """A setting, by what stands there: a number, one for each backend, a word, a table of rates."""
+    """A setting, by what its rule wants: a table of rates, a word, a flag, a number, or one for each backend; of a rule that does not say,
+    what stands there."""
     value = section.content[key]
+    says = wanted is not inspect.Parameter.empty and not isinstance(wanted, str)
     if wanted is Behavior:
         return _behavior(section.section(key))
-    if isinstance(value, str):
+    if wanted is str or (not says and isinstance(value, str)):
         return section.text_of(key)
-    if isinstance(value, bool):
+    if wanted in (bool, bool | None) or (not says and isinstance(value, bool)):
         return section.flag(key, False)
     if isinstance(value, list) and wanted is not float:
         return np.array(section.numbers(key, network.backends))

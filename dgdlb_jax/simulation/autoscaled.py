@@ -165,7 +165,7 @@ class Scaler(eqx.Module):
         commands, memory = _where(due, (commands, memory), (now.commands, now.memory))
         used = None if now.used is None else jnp.where(due, 0, now.used)
         ready = self._ready(commands, t - count * rule.interval + _NEARLY * dt)
-        return Scaling(ready, commands, memory, used, now.sums, now.continuous)
+        return Scaling(jnp.where(step > 0, ready, now.ready), commands, memory, used, now.sums, now.continuous)
 
     def _ready(self, commands: Float[Array, "rows backend_lanes"], age: Backends) -> Backends:
         """What is ready when the last decision is so old: the least that has been commanded within the start-up delay, or the first."""
@@ -218,10 +218,10 @@ def command(system: Any, context: StepContext, held: Any, seen: Arcs) -> tuple[T
 
 def tell(system: Any, context: StepContext, told: Told, ready: Backends) -> tuple[Told, Any]:
     """Send news of the replicas that are ready, now and at the end of the step."""
-    del context
-    held = told.held._replace(ready=ready)
+    now = told.held.now.scaling.ready
+    ready = jnp.where(length(context.k, system.clock.backends) > 0, ready, now)  # at its end a lane stands still
     factor = system.scaler.factor
-    return Told(held, told.seen), (factor(held.now.scaling.ready), factor(ready))
+    return Told(told.held._replace(ready=ready), told.seen), (factor(now), factor(ready))
 
 
 def tell_what_stands(system: Any, context: StepContext, held: Any, seen: Arcs) -> tuple[Told, Any]:
