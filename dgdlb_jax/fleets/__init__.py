@@ -90,6 +90,14 @@ All keys:
   reports; `offset_s` of the first, a number or `"random"`; `jitter`: the part by which an interval may be shorter or longer; `lost`: the
   part of reports that is lost; `late_s` and `drift_s`, over `drift_period_s`: by how much later than `feedback` they may be; `seed`. One
   number, or a list with one for each frontend.
+- `[autoscaler]`: what moves the replicas, from those of `[backends]` on (`load_autoscaler`; `dgdlb run` and `stability` show it). Numbers
+  are one for all, or a list with one per backend where that makes sense. `kind`:
+    - `"hpa"` (unless given): `target` of the `metric` per replica (`"utilization"` of nominal capacity, `"concurrency"`, `"queue"`),
+      `startup_s`; `min_replicas`, `max_replicas`, `interval_s`, `tolerance`, `form` (`"coded"`, `"documented"`), `removal`
+      (`"at once"`, `"delayed"`), `rounding`; `scale_up`, `scale_down`: `{stabilization_window_s = 300, select = "max", policies =
+      [{kind = "percent", value = 100, period_s = 15}]}`. Defaults are those of Kubernetes.
+    - `"proportional"`: `target`, `metric`, `form`, `startup_s`, `time_constant_s`, `min_replicas`, `max_replicas`.
+    - a kind of your own: `register_autoscaler(kind, class)`, here its constructor's arguments.
 - `[sources.NAME]`: `title`, `licence`, `url`, `date`, `note`.
 
 Tables are looked for beside the TOML file, or where a path leads from there (`"../latency.csv"`, `"/data/day.csv"`): in a fleet from a
@@ -118,6 +126,7 @@ from dgdlb_jax.fleets.load import Source as Source
 from dgdlb_jax.fleets.load import describe_fleet as describe_fleet
 from dgdlb_jax.fleets.load import fleet_names as fleet_names
 from dgdlb_jax.fleets.load import list_fleets as list_fleets
+from dgdlb_jax.fleets.load import load_autoscaler as load_autoscaler
 from dgdlb_jax.fleets.load import load_events as load_events
 from dgdlb_jax.fleets.load import load_fleet as load_fleet
 from dgdlb_jax.fleets.load import load_news as load_news
