@@ -11,6 +11,7 @@ from dgdlb_jax.fleets.document import Folder, clipped, listed
 from dgdlb_jax.fleets.importers import (
     aiperf,
     counts,
+    guidellm,
     inferencex,
     latency_json,
     latency_matrix,
@@ -50,7 +51,7 @@ __all__ = [
 IMPORTERS: tuple[Importer, ...] = tuple(
     module.IMPORTER
     for module in (
-        prometheus, latency_json, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
+        prometheus, latency_json, aiperf, guidellm, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
     )
 )  # fmt: skip
 """All layouts; those that say most of themselves come first, and AIPerf's CSV files, which are no tables, before all tables."""
