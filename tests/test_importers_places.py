@@ -9,7 +9,9 @@ from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.numerics.results import InputError
 from layouts import only, read
 
+COUNTS_IN_WORDS = "time_s,us requests,Number of requests eu\n0,30,60\n60,90,120\n120,150,180\n"
 RATE_FILES = {
+    "counts": COUNTS_IN_WORDS,
     "wide": "time_s,us_rps,eu (req/s)\n0,0.5,1\n60,1.5,2\n120,2.5,3\n",
     "per minute": "time_s,us rpm,eu requests per minute\n0,30,60\n60,90,120\n120,150,180\n",
     "long": "time_s,region,rps\n" + "".join(f"{60 * k},us,{k + 0.5}\n{60 * k},eu,{k + 1}\n" for k in range(3)),
@@ -73,9 +75,13 @@ def test_titles_above_a_table_are_left_out_and_said(tmp_path):
 def test_lines_of_pairs_without_a_figure_are_holes(tmp_path):
     found = only(read(tmp_path, {"a.csv": "from,to,rtt_ms\na,b,9\nb,a,\na,c,4\nc,a,*\na,c,timeout\nb,c,5\nc,b,5\n"}))
     assert found.holes == (("b", "a"), ("c", "a"))
-    assert "3 lines have no figure and are left out; no figure for b -> a, c -> a" in found.notes
+    assert "3 lines have no figure, or 0, and are left out; no figure for b -> a, c -> a" in found.notes
     half = only(read(tmp_path, {"b.csv": "from,to,rtt_ms\na,b,9\nb,a,\na,c,4\nc,a,\nb,c,5\nc,b,-\n"}))
     assert (half.holes, half.seconds["c", "b"]) == ((), 0.0025)
+    for text in ("from,to,rtt_ms,loss\na,b,0,100\nb,a,9,0\n", "from,to,rtt_ms\na,b,0\nb,a,9\n"):
+        found = only(read(tmp_path, {"d.csv": text}))
+        assert found.seconds == pytest.approx({("b", "a"): 0.0045, ("a", "b"): 0.0045})
+        assert "1 line has no figure, or 0, and is left out" in found.notes
     with pytest.raises(InputError, match='no cell of "rtt_ms" holds a figure'):
         read(tmp_path, {"c.csv": "from,to,rtt_ms\na,b,-\n"})
 
@@ -181,3 +187,31 @@ def test_a_title_may_say_what_a_matrix_holds_and_footnotes_are_left_out(tmp_path
     assert half.ends(0) == ("us", "eu")
     with pytest.raises(InputError, match='says rtt_ms, unit = "one_way_ms"'):
         read(tmp_path, {"a.csv": f"Round-trip latency (ms),,\n{table}"}, latency="one_way_ms")
+
+
+def test_statistics_of_ping_between_two_places_are_latencies(tmp_path):
+    text = (
+        "source,destination,timestamp,min,avg,max\na,b,2026-01-01 00:09:26,15,16,17\nb,a,2026-01-01 00:19:27,15,18,20\n"
+    )
+    with pytest.raises(InputError, match='"avg" does not say its unit or whether it is a round trip or one way'):
+        read(tmp_path, {"a.csv": text})
+    found = only(read(tmp_path, {"a.csv": text}, latency="rtt_ms"))
+    assert found.seconds == pytest.approx({("a", "b"): 0.008, ("b", "a"): 0.009})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("hour,Mon,Tue\n0,5,6\n1,5,6\n2,7,8\n", "its columns Mon, Tue are times, as its lines are"),
+        ("time_s,us requests,us calls\n0,5,6\n60,5,6\n", "us requests and us calls are counts of the same requests"),
+        ("from|to|rtt_ms\na|b|9\n", "separated by neither commas nor semicolons nor tabs"),
+    ],
+)
+def test_tables_of_other_shapes_are_refused(text, sentence, tmp_path):
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path, {"a.csv": text})
+
+
+def test_a_single_column_of_requests_is_that_of_all(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "time_s,frontend hits\n0,5\n60,6\n120,5\n"}))
+    assert (found.names, found.counts.ravel().tolist()) == ((), [5, 6, 5])

@@ -107,3 +107,8 @@ def test_the_only_list_of_an_answer_is_read_in_the_order_of_its_times(tmp_path):
     found = only(read(tmp_path, {"a.json": json.dumps({"Label": "RequestCount", "Datapoints": points})}))
     assert found.counts.ravel().tolist() == [100, 101, 102]
     assert "its lines are put in the order of their times" in found.notes
+
+
+def test_percentages_tell_no_servers_apart(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "QPS,avg latency (ms),CPU\n10,50,30%\n20,60,60%\n"}))
+    assert [point.throughput for point in found.points] == [10, 20]

@@ -27,8 +27,8 @@ read by content:
   latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
               matrices: regions with each other (half is enough), or frontends down the side and backends across;
               commas, semicolons or tabs between cells; decimal commas, separated thousands; UTF-8, UTF-16, Windows-1252
-  throughput  vLLM and SGLang benchmark JSON, sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
-              tables in requests/s or tokens/s against workload, batch_size or concurrency
+  throughput  vLLM and SGLang benchmark JSON, sweep folders, AIPerf and GenAI-Perf JSON and CSV, GuideLLM JSON, InferenceX rows
+              and CSV files, tables in requests/s or tokens/s against workload, batch_size or concurrency
   demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, k6, any CSV or JSON lines), counts or
               rates per bin (a column for each frontend, or a line for each), Prometheus query_range results; requests that
               failed are counted, and their number is said (those of BurstGPT are left out, as in its own files without them)

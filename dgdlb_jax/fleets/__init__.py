@@ -109,9 +109,9 @@ tables, or a whole fleet):
   separated by the other mark, by apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
 - latencies: half of a matrix, or a list of one direction of all pairs, is completed, and said.
 - throughput: serving benchmarks of vLLM and SGLang (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf
-  (JSON, CSV, folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour)
-  against `workload`, `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is throughput times
-  mean end-to-end time (Little's law).
+  (JSON, CSV, folders), reports of GuideLLM (JSON), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s
+  (or a minute, an hour) against `workload`, `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is
+  throughput times mean end-to-end time (Little's law).
 - demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts or rates per bin at times
   of any unit (a column for each frontend, or a line for each bin and frontend), results of Prometheus' `query_range`. Requests that
   failed are demand and no throughput; their number is said. (Those of BurstGPT are left out, as in its own files without them.)

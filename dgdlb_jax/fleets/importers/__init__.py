@@ -4,6 +4,7 @@ Each layout is one module with an `IMPORTER`, entered once in `IMPORTERS`; the f
 such files as tables, and `dgdlb import` turns them into tidy ones.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from dgdlb_jax.fleets.document import Folder, clipped, listed
 from dgdlb_jax.fleets.importers import (
     aiperf,
     counts,
+    guidellm,
     inferencex,
     latency_json,
     latency_matrix,
@@ -50,7 +52,7 @@ __all__ = [
 IMPORTERS: tuple[Importer, ...] = tuple(
     module.IMPORTER
     for module in (
-        prometheus, latency_json, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
+        prometheus, latency_json, aiperf, guidellm, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
     )
 )  # fmt: skip
 """All layouts; those that say most of themselves come first, and AIPerf's CSV files, which are no tables, before all tables."""
@@ -114,6 +116,10 @@ def _complain_about(table: Table) -> None:
     """Raise the complaint of the layout that a table nearly has, if it nearly has one."""
     if are_times(table.columns[1:]):
         raise _across(table)
+    if len(table.columns) == 1 and re.search(r"\S(?:[|: ]| {2,})+\S", table.columns[0]):
+        raise InputError(
+            f"{table.name}: its cells are separated by neither commas nor semicolons nor tabs: save it with one of these."
+        )
     if (figure := next(filter(table.is_number, table.columns), None)) is not None:
         raise InputError(
             f"{table.name}: its first line holds the figure {clipped(figure)} and should name the columns: write a line such as "

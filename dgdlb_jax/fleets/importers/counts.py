@@ -7,10 +7,10 @@ from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
 from dgdlb_jax.fleets.importers.bins import bin_width, columns_of, look_like_bins, requests_column
 from dgdlb_jax.fleets.importers.long_counts import Wide, is_long, widened
-from dgdlb_jax.fleets.importers.rates import by_place, is_rate, place_of
+from dgdlb_jax.fleets.importers.rates import by_place, is_rate, place_of, speaks_of_requests
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period
-from dgdlb_jax.fleets.importers.times import time_column
+from dgdlb_jax.fleets.importers.times import are_times, time_column
 from dgdlb_jax.fleets.importers.words import summaries, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
@@ -32,10 +32,10 @@ def counted_columns(table: Table, names: tuple[str, ...]) -> tuple[str, ...]:
         )
     if every is None and not named:
         rates = [column for column in table.columns if is_rate(column)]
-        placed = {place_of(column): column for column in rates}
+        placed = {place_of(column): column for column in rates or filter(speaks_of_requests, table.columns)}
         if set(names) <= set(placed):
             return tuple(placed[name] for name in names)
-        if len(rates) > 1 and set(names) & set(placed):
+        if len(placed) > 1 and set(names) & set(placed):
             by_place(table, rates)  # complains where two of them are about one place
             return tuple(table.column(name, placed.get(name, name)) for name in names)
         every = rates[0] if len(rates) == 1 else None
@@ -51,8 +51,13 @@ def read_counts(wide: Wide, options: Options) -> Demand:
     names = tuple(placed) or columns
     if set(names) & set(options.names):
         options.use("names")
-    if len(columns) == 1 and set(words(columns[0])) in _NAMELESS:
+    if len(columns) == 1 and (set(words(columns[0])) in _NAMELESS or speaks_of_requests(columns[0])):
         every = columns[0]
+    if len(columns) > 1 and are_times(columns):
+        raise InputError(
+            f"{table.name}: its columns {listed(columns)} are times, as its lines are: write a line for each time, with the date and the "
+            "hour in its first column."
+        )
     rates = [column for column in columns if is_rate(column) and column not in options.names]
     if not rates and columns != (every,):
         summaries(table.name, columns, options.names)

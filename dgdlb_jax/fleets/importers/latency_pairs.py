@@ -39,7 +39,12 @@ LAYOUTS = (
 # Two lines for one pair that differ by more than this factor are no repetition, and no median tells which is right.
 _CONTRADICTION = 2
 
+# Columns of lost packets, and cells that say that all were.
+_LOSS = ("loss", "packet_loss", "loss_pct", "loss_percent", "packet_loss_pct", "packet_loss_percent", "lost_pct")
+_ALL = ("100", "100.0", "100.00")
+
 _NO_LATENCY = {"loss", "jitter", "std", "stddev", "mdev", "var", "count", "samples", "date", "timestamp", "km", "hops"}
+_OF_PING = {"min", "avg", "mean", "average", "median", "max", "p50"}
 _SPEAKS_OF_LATENCY = {"latency", "delay", "rtt", "ping", "owd", "time"}
 
 
@@ -63,8 +68,8 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
 
     **Arguments:** `unit`: what the figures are, a word of `LATENCIES`, for a table that does not say.
 
-    A pair that is listed repeatedly has the median of its latencies. One without a figure in any of its lines was not measured: it is
-    among the `holes`.
+    A pair that is listed repeatedly has the median of its latencies. One without a figure in any of its lines was not measured, nor was
+    one with 0 where the other way round is above 0, or with a loss of 100 %: it is among the `holes`.
 
     **Raises:** `InputError` where direction or unit is not said, where two columns or two lines contradict each other, and for
     cells that are no latencies.
@@ -75,10 +80,11 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
     values: dict[Pair, list[float]] = {}
     last: dict[Pair, Row] = {}
     lost: list[Pair] = []
+    loss = first_of(table.columns, _LOSS)
     for row in table.rows:
         pair = _named(table, row, ends[0]), _named(table, row, ends[1])
         measured = [figure for figure in figures if row.cells[figure.column].lower() not in LOST]
-        if not measured:
+        if not measured or (loss is not None and row.cells[loss].rstrip("% ") in _ALL):
             lost.append(pair)
             continue
         _check_agreement(table, row, measured)
@@ -94,10 +100,13 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
     seconds = {pair: median(found) for pair, found in values.items()}
+    for pair in [(i, j) for (i, j), value in seconds.items() if value == 0 and seconds.get((j, i))]:  # as in a matrix
+        del seconds[pair]
+        lost.append(pair)
     notes = (*_read_as(chosen), *_notes(values))
     both = completed(seconds, *(dict.fromkeys(pair[k] for pair in (*seconds, *lost)) for k in (0, 1)))
     if both is not None:
-        notes = (*notes, "one direction of every pair is given: it takes the same time both ways")
+        notes = (*notes, *_lost(lost, ()), "one direction of every pair is given: it takes the same time both ways")
         return Latencies(both, table.name, notes)
     holes = tuple(dict.fromkeys(pair for pair in lost if pair[0] != pair[1] and pair not in seconds))
     return Latencies(seconds, table.name, (*notes, *_lost(lost, holes)), holes)
@@ -130,6 +139,7 @@ def _ends(table: Table) -> tuple[str, str]:
 def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figure]:
     """All columns that state the latency, the one to take first: medians before means, a statistic of one kind only."""
     candidates = [column for column in table.columns if column not in ends and is_latency(column)]
+    candidates = candidates or _statistics(table)
     if not candidates:
         hint = nearest("one_way_ms", [column for column in table.columns if column not in ends])
         hint = hint.replace("did you mean", "is it").replace("known here", "it has the columns").rstrip(".")
@@ -149,6 +159,12 @@ def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figu
         lacks = "its unit or whether it is a round trip or one way" if known == (None, None) else lacks
         raise ask(table.name, f'column "{clipped(column)}"', f"does not say {lacks}")
     return complete
+
+
+def _statistics(table: Table) -> list[str]:
+    """Columns that are called after statistics only, `min`, `avg` and `max`, as the program ping prints those of its round trips."""
+    found = [column for column in table.columns if words(column) and set(words(column)) <= _OF_PING]
+    return found if len(found) > 1 else []
 
 
 def _told(table: Table, candidates: list[str], complete: list[Figure], unit: str) -> list[Figure]:
@@ -224,14 +240,18 @@ def _lost(lost: Sequence[Pair], holes: Sequence[Pair]) -> tuple[str, ...]:
     """How many lines have no figure, and which pairs have none at all."""
     if not lost:
         return ()
-    what = f"{counted(len(lost), 'line has', 'lines have')} no figure and {'is' if len(lost) == 1 else 'are'} left out"
+    what = f"{counted(len(lost), 'line has', 'lines have')} no figure, or 0, and {'is' if len(lost) == 1 else 'are'} left out"
     return (what + (f"; no figure for {arrows(holes)}" if holes else ""),)
 
 
 def _recognises(source: Source, options: Options) -> bool:
     del options
     table = source.table
-    return table is not None and ends_of(table) is not None and any(map(is_latency, table.columns))
+    return (
+        table is not None
+        and ends_of(table) is not None
+        and bool(any(map(is_latency, table.columns)) or _statistics(table))
+    )
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:

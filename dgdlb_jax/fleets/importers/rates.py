@@ -17,6 +17,11 @@ _RATE = re.compile(
     rf"|(?:/|per)[ _]*{_OF_TIME})(?![a-z])",
     re.IGNORECASE,
 )
+# What says of a column that it counts requests.
+_COUNT = re.compile(
+    r"(?<![a-z])(?:num(?:ber)?[ _](?:of[ _])?)?(?:requests|reqs|calls|hits|arrivals)(?:[ _]count)?(?![a-z])",
+    re.IGNORECASE,
+)
 _AROUND = " _-.:,;()[]{}/\t"
 
 
@@ -26,21 +31,27 @@ def is_rate(column: str) -> bool:
 
 
 def place_of(column: str) -> str:
-    """The place that a column of rates is about, empty for that of all requests: `us-east` of `us-east (req/s)`."""
-    return _RATE.sub("", column).strip(_AROUND)
+    """The place that a column of rates or counts is about, empty for that of all requests: `us-east` of `us-east (req/s)`."""
+    return (_RATE if is_rate(column) else _COUNT).sub("", column).strip(_AROUND)
+
+
+def speaks_of_requests(column: str) -> bool:
+    """Whether a column says that it holds a rate or a count of requests."""
+    return is_rate(column) or _COUNT.search(column) is not None
 
 
 def by_place(table: Table, columns: Sequence[str], names: Iterable[str] = ()) -> dict[str, str]:
-    """The columns by place, where all of them are rates of different places; nothing for other columns.
+    """The columns by place, where all of them are rates, or all say that they count requests, of different places; nothing for others.
 
     **Arguments:** `names` of columns that are places as they stand, whatever is in their names.
 
     **Raises:** `InputError` where only some of several columns are rates, two are about one place, or one sums others up.
     """
     rates = [column for column in columns if is_rate(column) and column not in names]
-    if not rates or len(columns) < 2:
+    counts = all(map(_COUNT.search, columns)) and not set(columns) & set(names)
+    if not (rates or counts) or len(columns) < 2:
         return {}
-    if len(rates) < len(columns):
+    if rates and len(rates) < len(columns):
         others = [column for column in columns if column not in rates]
         raise InputError(
             f"{table.name}: {listed(rates)} {'is a rate' if len(rates) == 1 else 'are rates'}, and {listed(others)} "
@@ -55,7 +66,8 @@ def by_place(table: Table, columns: Sequence[str], names: Iterable[str] = ()) ->
                 if place in found
                 else f"{clipped(column)} is one of"
             )
-            raise InputError(f"{table.name}: {what} rates of the same requests: keep one column for each place.")
+            kind = "rates" if rates else "counts"
+            raise InputError(f"{table.name}: {what} {kind} of the same requests: keep one column for each place.")
         found[place] = column
     summaries(table.name, found, tuple(names))
     return found

@@ -264,7 +264,7 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         and not _NO_NAME & set(words(column))
         and (
             normal(column) in _SETTINGS
-            or any(not table.is_number(row.cells[column]) for row in rows if row.cells[column])
+            or any(not table.is_number(row.cells[column].rstrip("% ")) for row in rows if row.cells[column])
         )
     ]
 
