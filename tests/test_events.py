@@ -75,7 +75,7 @@ def test_requests_of_a_failed_backend_are_sent_again():
     network = stack([bottomless()] * dts.size)
     runs = simulate_batch(
         network, FixedRouting(np.stack([TABLE] * 4)), duration=3.0, dt=dts, initial=(np.stack([TABLE] * 4), np.zeros((4, 2))),
-        events=[happen.Fails(FAILS, 0, timeout=timeout)], save=SaveAt(every=1, fields=("workload", "in_flight")),
+        events=[happen.Fails(FAILS, 0, timeout=timeout)], save=SaveAt(every=1, fields=("workload", "in_flight", "cost_rate")),
     )  # fmt: skip
     time, there = np.asarray(runs.time), (RATE[:, None] * TABLE * LATENCY).sum()
     held = np.asarray(runs.workload).sum(-1) + np.asarray(runs.in_flight)
@@ -88,6 +88,12 @@ def test_requests_of_a_failed_backend_are_sent_again():
     network_cost = (RATE[:, None] * sent * LATENCY).sum() + (lost * (timeout + LATENCY[:, 1])).sum()
     np.testing.assert_allclose(runs.statistics.network_cost, network_cost, rtol=1e-9)
     np.testing.assert_allclose(runs.statistics.arrivals, 3 * RATE.sum(), rtol=1e-9)
+    beside = np.asarray(runs.cost_rate) - np.asarray(runs.workload).sum(
+        -1
+    )  # on the network, or waiting to be sent again
+    np.testing.assert_allclose(np.trapezoid(beside, time, axis=1), network_cost, rtol=0.02)
+    error = np.abs(np.trapezoid(beside, time, axis=1) - network_cost)
+    assert error[-1] < 0.25 * error[0]  # its jumps are on no grid
 
 
 def test_a_request_keeps_the_latency_it_was_sent_with():
@@ -320,6 +326,27 @@ def test_derivatives_by_factors_rates_and_latencies(rng):
     assert float(forward) == pytest.approx(float(central_difference(cost, given, direction, h=1e-6)), rel=1e-7)
 
 
+@pytest.mark.full
+def test_derivatives_where_requests_are_sent_again():
+    """By rates, the latency and the workload at the start, in reverse mode and by differences."""
+    again = [happen.Fails(0.618, "a", timeout=0.4321), happen.Recovers(1.507, "a")]
+
+    @jax.jit
+    def cost(given):
+        rate, latency, workload = given
+        run = simulate(
+            fleet(rate, latency), DGDLB(0.4), initial=(START[0], workload), duration=2.4, dt=COARSE, events=again,
+            save=SaveAt.statistics(), max_latency=0.5, throw=False,
+        )  # fmt: skip
+        return run.statistics.mean_latency + run.final.workload @ jnp.arange(1.0, 4.0)
+
+    given = jnp.asarray([12.0, 6.0]), jnp.asarray(FORWARD), jnp.asarray(START[1])
+    gradient = jax.jit(jax.grad(cost))(given)
+    direction = jax.tree.map(lambda leaf: 0.1 * leaf, given)
+    reverse = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
+    assert float(reverse) == pytest.approx(float(central_difference(cost, given, direction, h=1e-6)), rel=1e-7)
+
+
 # --- the network in between, and what is refused ----------------------------------------------------------------------
 
 
@@ -341,6 +368,11 @@ WRONG = {
     "backend a is not out of service then: let it fail": [happen.Recovers(1.0, "a")],
     "leaves frontend p without a backend": [happen.Fails(1.0, ["a", "b"]), happen.Closes(2.0, "p", "c")],
     "0.02 s apart, which dt = 0.04 s does not resolve": [happen.Fails(1.0, "a"), happen.Recovers(1.02, "a")],
+    "Fails\\(at=1.5\\).timeout is 2.0, but None when backend a fails before": [
+        happen.Fails(1.0, "a"),
+        happen.Recovers(1.2, "a"),
+        happen.Fails(1.5, "a", timeout=2.0),
+    ],
     "is no event: use the classes of dgdlb_jax.events": [happen.Event(1.0)],
 }
 

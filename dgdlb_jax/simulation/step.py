@@ -42,7 +42,15 @@ from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.own import OwnRequests
 from dgdlb_jax.simulation.replica_sums import add_step
-from dgdlb_jax.simulation.retries import Retries, by_arc, late_part, lost_for_a_while, retry_delay, waiting_cost
+from dgdlb_jax.simulation.retries import (
+    Retries,
+    by_arc,
+    late_part,
+    lost_for_a_while,
+    retry_delay,
+    returns,
+    waiting_cost,
+)
 from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
 from dgdlb_jax.simulation.timeline import Left, Survival, Wires, total
 
@@ -349,7 +357,7 @@ def arrive(
     first, last = _at_both_ends(system, k, now, move, Field.service_rate)
     served = first + last  # twice the mean, as above
     before, lost, reported, carried, detour = now.workload, now.lost, now.reported, sent, None
-    failed = jnp.zeros_like(before)
+    gone = failed = jnp.zeros_like(before)
     if system.field.events is None:
         workload = now.workload + step_b / 2 * (arrived - served)
     else:
@@ -369,8 +377,9 @@ def arrive(
         # Requests count once, when they are sent first; while they wait to be sent again they are under way.
         again = retries.back * (now.routing + move.routing) / 2
         returning = lost_for_a_while(system.field, failed, arcs)
-        lost, sent = lost - shape.arrivals(returning), sent - 2 * again
-        retries = replace(retries, lost=returning / jnp.where(step_f > 0, step_f, 1))
+        for_good = gone - failed + jnp.where(returns(system.field), 0, failed)
+        lost, sent = for_good if now.lost is None else now.lost + for_good, sent - 2 * again
+        retries = retries.after(step_f, returning)
         carried = carried + 2 * (retries.lost - again)
         cost = 2 * shape.per_lane(waiting_cost(system.field, retries, again))
         detour = cost if detour is None else detour + cost

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_network
@@ -99,7 +99,7 @@ class ScrapedLoop:
     @property
     def _active(self) -> np.ndarray:
         """Frontends that move."""
-        return np.asarray(self.linear.support).any(-1)
+        return np.asarray(np.any(self.linear.support, axis=-1))
 
     def at(self, factor: float) -> ClockedLoop:
         """The loop of the rule `factor` times as fast."""
@@ -172,7 +172,7 @@ class ScrapedLoop:
                 high /= 2
             else:
                 low = high / 2
-        return float(brentq(grows, low, high, rtol=1e-7))
+        return float(root_scalar(grows, bracket=(low, high), rtol=1e-7).root)
 
     def swing(self, factor: float) -> float:
         """The period of the largest deviation that swings, seconds; inf if none does."""

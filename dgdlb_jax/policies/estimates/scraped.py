@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, UInt32
 
 from dgdlb_jax.model.batch import FrontendNumber
-from dgdlb_jax.numerics.checks import not_negative
+from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.counter_random import uniforms
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix
 from dgdlb_jax.policies.base import Observation, State, checked
-from dgdlb_jax.policies.estimates.base import AbstractEstimate, aligned, reports, seconds, with_reports
+from dgdlb_jax.policies.estimates.base import AbstractEstimate, aligned, reports, with_reports
 
 _INTERVAL, _DELAY, _OFFSET = 0, 1, 2  # what random numbers are for
 _PURPOSE_BITS = 28
@@ -36,7 +36,7 @@ class News(NamedTuple):
     """The memory of a frontend, for every backend: seconds until it is read again, how often it has been, and what was reported last."""
 
     left: Arcs
-    count: Arcs
+    number: Arcs
     shown: tuple[Arcs, ...]
     under_way: UnderWay | None
 
@@ -93,7 +93,7 @@ class Scraped(AbstractEstimate):
         self.lost = _part("lost", lost)
         self.late = _unless_zero(checked("Scraped.late", late, not_negative, span))
         self.drift = _unless_zero(checked("Scraped.drift", drift, not_negative, span))
-        self.drift_period = seconds("Scraped.drift_period", drift_period)
+        self.drift_period = checked("Scraped.drift_period", drift_period, positive, "positive and finite, seconds")
         self.seed = _seed(seed)
         self.frontend = FrontendNumber()
         self._check_order()
@@ -176,13 +176,13 @@ class Scraped(AbstractEstimate):
         left = state.left - step
         read = left <= step / 2  # the nearest step
         some = self.jitter is not None or self.lost is not None
-        first, second = self._uniform(state.count, _INTERVAL) if some else (0.5, 0.5)
+        first, second = self._uniform(state.number, _INTERVAL) if some else (0.5, 0.5)
         interval = self.interval if self.jitter is None else self.interval * (1 + self.jitter * (2 * first - 1))
         arrives = read if self.lost is None else read & (second >= self.lost)
         shown, under_way = self._delivered(step, arrives, now, state)
         return News(
             left=jnp.where(read, left + jnp.maximum(interval, step), left),
-            count=jnp.where(read, state.count + 1, state.count),
+            number=jnp.where(read, state.number + 1, state.number),
             shown=shown,
             under_way=under_way,
         )
@@ -193,7 +193,7 @@ class Scraped(AbstractEstimate):
         """What is shown when a report is read now or not, and what is under way then."""
         if state.under_way is None:
             return _choose(read, now, state.shown), None
-        wait, late = state.under_way.wait - step, self._lateness(state.count)
+        wait, late = state.under_way.wait - step, self._lateness(state.number)
         arrives, at_once = wait <= step / 2, read & (late <= step / 2)
         shown = _choose(at_once, now, _choose(arrives, state.under_way.reports, state.shown))
         leaves = read & ~at_once
