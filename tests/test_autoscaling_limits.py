@@ -7,7 +7,7 @@ import pytest
 
 import dgdlb_jax as dgd
 from dgdlb_jax.model.batch import each_network
-from dgdlb_jax.policies.autoscalers import HPA, Proportional
+from dgdlb_jax.policies.autoscalers import HPA, Behavior, Proportional
 from dgdlb_jax.stability.autoscaling import replica_loop
 from dgdlb_jax.stability.critical import _loop
 
@@ -222,3 +222,40 @@ def test_autoscalers_decide_the_split():
     )  # fmt: skip
     np.testing.assert_allclose(runs.routing[:, -1, 0, 0], shares, atol=0.03)
     np.testing.assert_allclose(runs.routing[:, -1], runs.routing[:, -2], atol=1e-4)
+
+
+@pytest.mark.full
+def test_a_jump_of_load_takes_rounds_of_start_up():
+    """Utilisation saturates at 1, so that capacity grows by 1 / u* in a round: ceil(ln 3 / ln(1 / 0.7) - 1) = 3 rounds, all but the last
+    of whole intervals, and up to an interval before the first."""
+    network = group(0.04 * 0.7 / 0.3, 0.04, 1.0, 20.0)
+    rate = float(network.arrival_rate[0])
+    for at in (16.0, 29.0):
+        jump = network.with_arrival_rate(dgd.Jumps([at], [[rate], [3 * rate]]))
+        rule = HPA.smooth(0.7, 119.0, averages=False)
+        run = dgd.simulate(jump, dgd.Uniform(), duration=500.0, dt=0.01, autoscaler=rule, save=dgd.SaveAt(100))
+        enough = float(run.time[np.argmax(np.asarray(run.replicas[:, 0]) >= 3 * rate)]) - at
+        assert 359 <= enough <= 374
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("gain", "slope", "window", "cycles"),
+    [(2.5, 0.0163, 0.0, ()), (2.5, 0.0163, 300.0, (60, 120, 240)), (2.0, 0.0074, 300.0, ()), (2.5, 0.0163, None, (60, 120, 240))],
+)  # fmt: skip
+def test_removal_at_once_and_its_window(gain, slope, window, cycles):
+    """Of removal at once nothing swings; a window on the way down brings the delay back; removal as slow as start-up (None) swings from the
+    symmetric limit of 44.6 s on."""
+    kappa = 20.0
+    requests = gain * kappa
+    network = group(requests, kappa, slope * (kappa + requests) ** 2 / kappa, 4.0)
+    found = []
+    for startup in (15, 30, 60, 120, 240):
+        removal = {"removal": "delayed"} if window is None else {"removal": "at once", "scale_down": Behavior(window)}
+        rule = HPA.smooth(requests, float(startup), metric="concurrency", **removal)
+        start = [[1.0]], [4 * requests * 1.3]
+        save = dgd.SaveAt(10, fields=("workload",))
+        run = dgd.simulate(network, dgd.Uniform(), duration=30_000.0, dt=1.0, initial=start, autoscaler=rule, save=save)
+        if np.ptp(np.asarray(run.workload)[-600:]) > 0.04 * requests:
+            found.append(startup)
+    assert tuple(found) == cycles

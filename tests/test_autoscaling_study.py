@@ -15,6 +15,7 @@ from dgdlb_jax.studies.autoscaling import AutoscalingStudyInProgress, autoscaler
 from dgdlb_jax.studies.turns import crossings
 from dgdlb_jax.studies.verdict import Verdict, classify
 
+xarray = pytest.importorskip("xarray")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FLEET = """
@@ -171,10 +172,13 @@ def test_the_command_line(fleet, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     calm = '\n[autoscaler]\nkind = "proportional"\nmetric = "concurrency"\ntarget = 5\nstartup_s = 20\n'
     path = str(fleet(calm))
-    assert main(["run", path, "--policies", "dgd-lb,nearest", "--quiet", "--json", "--output", "out"]) == 0
+    assert main(["run", path, "--policies", "dgd-lb,nearest", "--quiet", "--json", "--report", "--output", "out"]) == 0
     found = json.loads(capsys.readouterr().out)["autoscaling"]
     assert [row["verdict"] for row in found["balancers"]] == ["settled", "settled"]
     assert (tmp_path / "out" / "replicas.png").exists()
+    kept = xarray.open_dataset(tmp_path / "out" / "run.nc", group="autoscaling/DGD-LB", engine="h5netcdf")
+    assert kept.replicas.dims == ("time", "backend")
+    assert "With the autoscaler: Proportional" in (tmp_path / "out" / "report.html").read_text()
     assert main(["stability", path, "--quiet", "--no-files"]) == 0
     said = capsys.readouterr().out
     assert "no start-up delay makes its law swing" in said or "begins at" in said

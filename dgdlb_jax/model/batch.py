@@ -121,7 +121,7 @@ class _Axis(NamedTuple):
     """What the leading axis of a parameter counts, and how many there are."""
 
     one: str
-    count: int
+    size: int
 
 
 def _each(network: Network, parameters: PyTree, what: str, axis: _Axis) -> PyTree:

@@ -24,7 +24,7 @@ from dgdlb_jax.reports.policy_limits import policy_report
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
-from dgdlb_jax.studies.autoscaling import AutoscalingStudy, AutoscalingStudyInProgress
+from dgdlb_jax.studies.autoscaling import AutoscalingStudy, AutoscalingStudyInProgress, write_runs
 from dgdlb_jax.studies.balancers import DGD, check_keys
 from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress
 from dgdlb_jax.studies.durations import check_times
@@ -300,6 +300,7 @@ class Job:
                 from dgdlb_jax.reports.autoscaling_plots import replicas_over_time
 
                 save_png(replicas_over_time(self.autoscaling), draft / "replicas.png")
+                write_runs(draft / "run.nc", self.autoscaling)
             if self.settings.report:
                 from dgdlb_jax.reports.html import comparison_report, write_page
 
@@ -307,6 +308,7 @@ class Job:
                 page = comparison_report(
                     self.comparison, self.trace, stability=self.stability, service=self.service,
                     weights=export_notes(self.comparison, export) if export else (), requests=self.requests,
+                    autoscaling=self.autoscaling,
                 )  # fmt: skip
                 write_page(draft / "report.html", page)
             if self.settings.export is not None:

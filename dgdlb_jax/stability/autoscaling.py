@@ -104,8 +104,8 @@ class ReplicaLoop(eqx.Module):
 
     def _frequencies(self) -> Float[Array, " frequencies"]:
         slowest = self.slope.min() / (1 + (self.slope * (self.startup + self.interval)).max())
-        ends = jnp.log(jnp.stack([slowest / _WIDEST, self.slope.max() * 100]))
-        return jnp.exp(jnp.linspace(*ends, _FREQUENCIES))
+        first, last = jnp.log(slowest / _WIDEST), jnp.log(self.slope.max() * 100)
+        return jnp.exp(jnp.linspace(first, last, _FREQUENCIES))
 
     def at(self, backend: int) -> "ReplicaLoop":
         """Of one backend."""

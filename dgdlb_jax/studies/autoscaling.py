@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -207,6 +208,13 @@ def _swing(run: Trajectory) -> tuple[float, float]:
         return float(swing[widest]), math.nan
     at = crossings(replicas[:, widest])
     return float(swing[widest]), float(np.diff(time[at]).mean()) if at.size > 2 else math.nan
+
+
+def write_runs(path: Path, study: AutoscalingStudy) -> None:
+    """Write the runs into a netCDF file that there is, each as a group `autoscaling/BALANCER`."""
+    for row in study.rows:
+        found = row.run.to_xarray()
+        found.to_netcdf(path, mode="a", group=f"autoscaling/{row.balancer}", engine="h5netcdf")
 
 
 @dataclass(frozen=True)

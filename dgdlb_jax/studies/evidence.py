@@ -73,10 +73,8 @@ class Evidence:
         workload = np.take_along_axis(np.asarray(runs.workload), index[..., None], 1)
         self.workload = workload.astype(float)
         scaled = None
-        if (
-            runs.replicas is not None
-        ):  # what has been commanded will be ready: only then is it the most that a backend serves
-            most = np.maximum(runs.replicas, runs.commanded)[:, -1:]
+        if runs.replicas is not None and runs.commanded is not None:
+            most = np.maximum(runs.replicas, runs.commanded)[:, -1:]  # what has been commanded will be ready
             scaled = np.take_along_axis(np.asarray(runs.replicas), index[..., None], 1), most
         found = _inputs(networks, *jax.device_put((self.time, workload, scaled)))
         rate, factor, service, self.supremum, alone = map(np.asarray, found)

@@ -34,6 +34,7 @@ Parameter = Float[Array, "..."]
 """A scalar, or over backends."""
 Metric = Literal["utilization", "concurrency", "queue"]
 Form = Literal["coded", "documented"]
+Removal = Literal["at once", "delayed"]
 
 
 class Measured(eqx.Module):
@@ -83,7 +84,7 @@ class AbstractSampledAutoscaler(AbstractAutoscaler):
 
     interval: eqx.AbstractVar[float]
     averages: eqx.AbstractVar[bool]
-    removal: eqx.AbstractVar[str]
+    removal: eqx.AbstractVar[Removal]
 
     @property
     def past(self) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from dgdlb_jax.policies.autoscalers.base import (
     Measured,
     Metric,
     Parameter,
+    Removal,
     base_of,
     common,
     within,
@@ -26,7 +27,6 @@ from dgdlb_jax.policies.held import one_of
 
 _ROUNDING = 1e-6  # of a number of pods: below it a product that is not whole is a whole number
 
-Removal = Literal["at once", "delayed"]
 Select = Literal["max", "min", "disabled"]
 Commands = Float[Array, "earlier *backends"]
 Recommendations = Float[Array, "past *backends"]
@@ -146,10 +146,11 @@ class HPA(AbstractSampledAutoscaler):
         self.removal = one_of("HPA.removal", removal, Removal)
 
     @classmethod
-    def smooth(cls, target: Numbers, startup: Numbers, **settings) -> "HPA":
+    def smooth(cls, target: Numbers, startup: Numbers, **settings: Any) -> "HPA":
         """The law alone: no rounding, no dead band, no cool-down, removal as slow as start-up. What the linear analysis is about."""
-        smooth = {"tolerance": 0.0, "rounding": False, "scale_up": AT_ONCE, "scale_down": AT_ONCE, "removal": "delayed"}
-        return cls(target, startup, **(smooth | {"least": 1e-6} | settings))
+        law: dict[str, Any] = {"tolerance": 0.0, "rounding": False, "removal": "delayed", "least": 1e-6}
+        law |= {"scale_up": AT_ONCE, "scale_down": AT_ONCE}
+        return cls(target, startup, **(law | settings))
 
     @property
     def past(self) -> int:
@@ -198,8 +199,8 @@ class HPA(AbstractSampledAutoscaler):
         limits = []
         for rate in behavior.policies:
             start = commands[self._earlier(rate.period)]  # what the period began with
-            change = rate.value if rate.kind == "pods" else start * rate.value / 100
-            limits.append(sign * (start - now) + (self._up(change) if rate.kind == "percent" else change))
+            change = rate.value if rate.kind == "pods" else self._up(start * rate.value / 100)
+            limits.append(sign * (start - now) + change)
         farthest = jnp.stack(limits).max(0) if behavior.select == "max" else jnp.stack(limits).min(0)
         return now + sign * jnp.maximum(farthest, 0)
 
