@@ -160,6 +160,24 @@ def test_words_of_a_policy_are_inputs_too():
         sweep(small(axes={"policy.local": ["nearby"]}, fixed=FIXED | {"policy": "envoy-load-aware"}), progress=False)
 
 
+def test_how_reports_come_is_an_input():
+    """Read every 0.5 s and held, against a run by hand; an interval of 0 is none."""
+    fixed = FIXED | {"dt": 0.05, "duration": 20.0, "step_size": 0.02}
+    axes = {"news.interval": [0.0, 0.5], "seed": [1, 2]}
+    found = sweep({"measures": ["mean_latency"], "axes": axes, "fixed": fixed, "run": RUN}, progress=False)
+    for seed in (1, 2):
+        network = dgd.topologies.complete(jax.random.key(seed), frontends=2, backends=2)
+        for interval in (0.0, 0.5):
+            rule = dgd.estimated(dgd.DGDLB(0.02), dgd.estimates.Scraped(interval)) if interval else dgd.DGDLB(0.02)
+            save = dgd.SaveAt.statistics(after=(1 - LAST_PART) * 20.0)
+            run = dgd.simulate(network, rule, duration=20.0, dt=0.05, save=save)
+            case = found["mean_latency"].sel({"news.interval": interval, "seed": seed})
+            np.testing.assert_allclose(case, run.statistics.mean_latency, rtol=1e-9)
+    assert len(np.unique(found["mean_latency"])) == 4
+    with pytest.raises(InputError, match=r"news.lost has no meaning without news.interval"):
+        read_spec(small(axes={"news.lost": [0.1]}))
+
+
 def test_a_fleet_and_its_load():
     spec = {
         "axes": {"load": [0.5, 0.6]},
