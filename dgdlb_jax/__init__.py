@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.equilibrium.prices import ShadowPrices as ShadowPrices
     from dgdlb_jax.equilibrium.prices import shadow_prices as shadow_prices
     from dgdlb_jax.fleets import list_fleets as list_fleets
+    from dgdlb_jax.fleets import load_autoscaler as load_autoscaler
     from dgdlb_jax.fleets import load_events as load_events
     from dgdlb_jax.fleets import load_fleet as load_fleet
     from dgdlb_jax.fleets import load_news as load_news
@@ -101,9 +102,15 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import Softmin as Softmin
     from dgdlb_jax.policies import Uniform as Uniform
     from dgdlb_jax.policies import WeightedLeastRequest as WeightedLeastRequest
+    from dgdlb_jax.policies import autoscalers as autoscalers
     from dgdlb_jax.policies import estimates as estimates
     from dgdlb_jax.policies import register_policy as register_policy
     from dgdlb_jax.policies import spillover as spillover
+    from dgdlb_jax.policies.autoscalers import HPA as HPA
+    from dgdlb_jax.policies.autoscalers import AbstractContinuousAutoscaler as AbstractContinuousAutoscaler
+    from dgdlb_jax.policies.autoscalers import AbstractSampledAutoscaler as AbstractSampledAutoscaler
+    from dgdlb_jax.policies.autoscalers import Proportional as Proportional
+    from dgdlb_jax.policies.autoscalers import register_autoscaler as register_autoscaler
     from dgdlb_jax.policies.base import least as least
     from dgdlb_jax.policies.estimates import estimated as estimated
     from dgdlb_jax.policies.latency import latency_as_seen as latency_as_seen
@@ -191,7 +198,7 @@ _HOME = {
     "studies.sweep": ("open_sweep", "sweep"),
     "studies.sweep.measures": ("register_measure",),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
-    "fleets": ("list_fleets", "load_events", "load_fleet", "load_news"),
+    "fleets": ("list_fleets", "load_autoscaler", "load_events", "load_fleet", "load_news"),
     "model.demand_kinds": ("register_demand",),
     "model.network": ("Network", "stack"),
     "model.signals": ("Signals", "signals"),
@@ -211,6 +218,9 @@ _HOME = {
         "Softmin", "Uniform", "WeightedLeastRequest", "register_policy", "spillover",
     ),
     "equilibrium.at_rest": ("latency_at_rest",),
+    "policies.autoscalers": (
+        "AbstractContinuousAutoscaler", "AbstractSampledAutoscaler", "HPA", "Proportional", "register_autoscaler",
+    ),
     "policies.base": ("least",),
     "policies.estimates": ("estimated",),
     "policies.latency": ("latency_as_seen",),
@@ -235,6 +245,7 @@ _HOME = {
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = {
+    "autoscalers": "policies.autoscalers",
     "conditions": "stability.conditions",
     "estimates": "policies.estimates",
     "events": "model.events",

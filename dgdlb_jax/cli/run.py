@@ -51,6 +51,8 @@ words, about the last fifth of the run and the backends that get more than 0.1 %
   varying inputs       demand or capacity changes there, so nothing can settle
   failed               the computation did; a note says why
   settled after  from then on the latency stays within 0.1 % of the optimum, or twice the final excess
+With an [autoscaler] in the fleet's file a table of its own tells what the balancers cost while replicas move, in latency and in replicas,
+and whether these swing.
 With [[events]] in the fleet's file all of these are about the end, after the last event; a table of its own tells for every event how the
 balancers get over it.
 

@@ -14,7 +14,10 @@ oscillation one would see beyond it, how long small deviations last, and the lar
 the run's own start. Writes a picture of the characteristic roots and one of the eigenvalues of the loop.
 
 With --policy the limit of another balancer, in its own settings: between which values of each of them it is stable,
-the period of the swings beyond, and the same edges by simulation. Writes a picture of the stable region."""
+the period of the swings beyond, and the same edges by simulation. Writes a picture of the stable region.
+
+With an [autoscaler] in the fleet's file also from which start-up delay on it swings by itself, in which intervals it does not, and how
+fast DGD-LB may be beside it."""
 
 _EXAMPLES = """examples:
   dgdlb stability two-by-two
@@ -74,10 +77,10 @@ def assess(options: argparse.Namespace) -> None:
     """Assess, write, print."""
     require_extra(options)
     set_up_jax(host=True)
-    from dgdlb_jax.fleets import load_fleet, load_news
+    from dgdlb_jax.fleets import load_autoscaler, load_fleet, load_news
     from dgdlb_jax.fleets.news import parse_news
     from dgdlb_jax.numerics.results import InputError
-    from dgdlb_jax.reports import policy_limits, stability_text
+    from dgdlb_jax.reports import autoscaling_text, policy_limits, stability_text
     from dgdlb_jax.reports.fleet_run import folders
     from dgdlb_jax.reports.status import status
     from dgdlb_jax.studies.results import check_folder, whole_folder
@@ -99,8 +102,15 @@ def assess(options: argparse.Namespace) -> None:
             report = stability_text.stability_report(network, start=options.start)
         else:
             report = policy_limits.policy_report(network, options.policy, settings, news)
+        autoscaler = load_autoscaler(options.fleet)
+        beside = None
+        if autoscaler is not None:
+            told.phase(f"{network.name or 'fleet'}: stability of the autoscaler")
+            beside = autoscaling_text.autoscaler_report(network, autoscaler)
         if not options.json:
             told.show(report.text())
+            if beside is not None:
+                told.show(f"\nAutoscaler: {beside.text()}")
         written = []
         if folder is not None and policy_limits.drawable(report):
             told.phase("writing pictures")
@@ -108,7 +118,8 @@ def assess(options: argparse.Namespace) -> None:
                 written = policy_limits.save_pictures(report, draft)
     if options.json:
         output = str(folder) if written else None
-        print(json.dumps(report.document() | {"output": output}, indent=2, allow_nan=False))
+        more = {} if beside is None else {"autoscaler": beside.document()}
+        print(json.dumps(report.document() | more | {"output": output}, indent=2, allow_nan=False))
     elif written:
         print(f"\nwritten: {folder} with {' and '.join(path.name for path in written)}")
 

@@ -90,6 +90,14 @@ All keys:
   reports; `offset_s` of the first, a number or `"random"`; `jitter`: the part by which an interval may be shorter or longer; `lost`: the
   part of reports that is lost; `late_s` and `drift_s`, over `drift_period_s`: by how much later than `feedback` they may be; `seed`. One
   number, or a list with one for each frontend.
+- `[autoscaler]`: what moves the replicas, from those of `[backends]` on (`load_autoscaler`; `dgdlb run` and `stability` show it). Numbers
+  are one for all, or a list with one per backend where that makes sense. `kind`:
+    - `"hpa"` (unless given): `target` of the `metric` per replica (`"utilization"` of nominal capacity, `"concurrency"`, `"queue"`),
+      `startup_s`; `min_replicas`, `max_replicas`, `interval_s`, `tolerance`, `form` (`"coded"`, `"documented"`), `removal`
+      (`"at once"`, `"delayed"`), `rounding`; `scale_up`, `scale_down`: `{stabilization_window_s = 300, select = "max", policies =
+      [{kind = "percent", value = 100, period_s = 15}]}`. Defaults are those of Kubernetes.
+    - `"proportional"`: `target`, `metric`, `form`, `startup_s`, `time_constant_s`, `min_replicas`, `max_replicas`.
+    - a kind of your own: `register_autoscaler(kind, class)`, here its constructor's arguments.
 - `[sources.NAME]`: `title`, `licence`, `url`, `date`, `note`.
 
 Tables are looked for beside the TOML file, or where a path leads from there (`"../latency.csv"`, `"/data/day.csv"`): in a fleet from a
@@ -97,16 +105,16 @@ stranger look at them first. It makes nothing else be read, and nothing be run. 
 are ignored. Tables are recognised by content, and a `FleetWarning` says what was understood (`dgdlb import` does the same and writes tidy
 tables, or a whole fleet):
 
-- separated by commas, by semicolons or tabs, these with decimal commas or points; thousands separated by the other mark, by
-  apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
+- in UTF-8, UTF-16, UTF-32 or Windows-1252; separated by commas, by semicolons or tabs, these with decimal commas or points; thousands
+  separated by the other mark, by apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
 - latencies: half of a matrix, or a list of one direction of all pairs, is completed, and said.
 - throughput: serving benchmarks of vLLM and SGLang (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf
-  (JSON, CSV, folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour)
-  against `workload`, `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is throughput times
-  mean end-to-end time (Little's law).
+  (JSON, CSV, folders), reports of GuideLLM (JSON), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s
+  (or a minute, an hour) against `workload`, `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is
+  throughput times mean end-to-end time (Little's law).
 - demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts or rates per bin at times
   of any unit (a column for each frontend, or a line for each bin and frontend), results of Prometheus' `query_range`. Requests that
-  failed are demand and no throughput; their number is said.
+  failed are demand and no throughput; their number is said. (Those of BurstGPT are left out, as in its own files without them.)
 
 A key that changes nothing in how a table is read is refused, and figures that are unlikely (a round trip of 80 s) are called so.
 """
@@ -118,6 +126,7 @@ from dgdlb_jax.fleets.load import Source as Source
 from dgdlb_jax.fleets.load import describe_fleet as describe_fleet
 from dgdlb_jax.fleets.load import fleet_names as fleet_names
 from dgdlb_jax.fleets.load import list_fleets as list_fleets
+from dgdlb_jax.fleets.load import load_autoscaler as load_autoscaler
 from dgdlb_jax.fleets.load import load_events as load_events
 from dgdlb_jax.fleets.load import load_fleet as load_fleet
 from dgdlb_jax.fleets.load import load_news as load_news

@@ -8,25 +8,35 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from dgdlb_jax.fleets.autoscalers import read_autoscaler
 from dgdlb_jax.fleets.curves import Service, read_service
 from dgdlb_jax.fleets.demands import Base, read_demand, read_pattern
-from dgdlb_jax.fleets.document import Folder, Section, clipped, parse
+from dgdlb_jax.fleets.document import FleetWarning, Folder, Section, clipped, parse
 from dgdlb_jax.fleets.events import read_events
 from dgdlb_jax.fleets.latencies import Places, read_latencies
 from dgdlb_jax.fleets.news import read_news
 from dgdlb_jax.model.demand import AbstractDemand
-from dgdlb_jax.model.events import Event
+from dgdlb_jax.model.events import Event, Replicas
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
 from dgdlb_jax.policies.estimates import Scraped
 
-_SECTIONS = ("frontends", "backends", "curves", "latency", "arcs", "demand", "capacity", "events", "news", "sources")
-
-
-class FleetWarning(UserWarning):
-    """What was made of a table that does not say all by itself, or that is not quite a service curve."""
+_SECTIONS = (
+    "frontends",
+    "backends",
+    "curves",
+    "latency",
+    "arcs",
+    "demand",
+    "capacity",
+    "events",
+    "autoscaler",
+    "news",
+    "sources",
+)
 
 
 @dataclass(frozen=True)
@@ -98,11 +108,7 @@ def load_events(fleet: str | Path, *, demand: str | None = None) -> tuple[Event,
 
     **Raises:** `InputError` that names file, number of the event, field and remedy.
     """
-    document, folder = _open(fleet)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FleetWarning)  # load_fleet says it
-        network, _ = _read(document, folder, demand)
-    return read_events(document, network)
+    return read_events(*_quietly(fleet, demand))
 
 
 def load_news(fleet: str | Path) -> Scraped | None:
@@ -110,11 +116,24 @@ def load_news(fleet: str | Path) -> Scraped | None:
 
     **Raises:** `InputError` that names file, line, field and remedy.
     """
+    return read_news(*_quietly(fleet))
+
+
+def load_autoscaler(fleet: str | Path) -> AbstractAutoscaler | None:
+    """What moves the replicas of a fleet, its `[autoscaler]`: for `simulate(network, ..., autoscaler=...)`. None where the file has none.
+
+    **Raises:** `InputError` that names file, line, field and remedy.
+    """
+    return read_autoscaler(*_quietly(fleet))
+
+
+def _quietly(fleet: str | Path, demand: str | None = "constant") -> tuple[Section, Network]:
+    """The file and the network that it describes, without the warnings that `load_fleet` gives."""
     document, folder = _open(fleet)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FleetWarning)  # load_fleet says it
-        network, _ = _read(document, folder, "constant")
-    return read_news(document, network)
+        warnings.simplefilter("ignore", FleetWarning)
+        network, _ = _read(document, folder, demand)
+    return document, network
 
 
 def describe_fleet(fleet: str | Path) -> FleetInfo:
@@ -195,8 +214,13 @@ def _read(document: Section, folder: Folder, demand: str | None) -> tuple[Networ
         backend_names=places.backends,
         name=document.name_of("name", clipped(document.file.removesuffix(".toml"))),
     )
-    read_events(document, network)  # a mistake there, or in the news, is one in the fleet, whoever reads it
+    # A mistake there is one in the fleet, whoever reads it.
+    events, autoscaler = read_events(document, network), read_autoscaler(document, network)
     read_news(document, network)
+    if autoscaler is not None and any(isinstance(event, Replicas) for event in events):
+        raise document.error(
+            "autoscaler", "stands beside [[events]] that change replicas", "leave one of them out: both move the same."
+        )
     return network, service
 
 

@@ -8,7 +8,7 @@ recompilation.
 import itertools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -98,14 +98,12 @@ def each_frontend(network: Network, parameters: PyTree, what: str) -> PyTree:
     **Raises:** `InputError` naming the parameter, for axes that do not fit or may be either.
     """
 
-    def complete(path: tuple, leaf: Any) -> Any:
-        if isinstance(leaf, FrontendNumber):
-            numbers = jnp.arange(network.frontends, dtype=jnp.uint32)
-            return FrontendNumber(jnp.broadcast_to(numbers, network.latency.shape[:-1]))
-        return _complete(network, jnp.asarray(leaf), what + jax.tree_util.keystr(path))
+    return _each(network, parameters, what, _Axis("frontend", network.frontends))
 
-    is_number = lambda leaf: isinstance(leaf, FrontendNumber)
-    return jax.tree_util.tree_map_with_path(complete, parameters, is_leaf=is_number)
+
+def each_backend(network: Network, parameters: PyTree, what: str) -> PyTree:
+    """`each_frontend`, for numbers and arrays that belong to backends."""
+    return _each(network, parameters, what, _Axis("backend", network.backends))
 
 
 def per_frontend(network: Network, value: Any, what: str) -> Float[Array, "*batch frontends"]:
@@ -119,54 +117,72 @@ def per_frontend(network: Network, value: Any, what: str) -> Float[Array, "*batc
     return jnp.broadcast_to(number, shape)
 
 
-def _complete(network: Network, leaf: Array, name: str) -> Array:
-    size, frontends = network.batch, network.frontends
+class _Axis(NamedTuple):
+    """What the leading axis of a parameter counts, and how many there are."""
+
+    one: str
+    size: int
+
+
+def _each(network: Network, parameters: PyTree, what: str, axis: _Axis) -> PyTree:
+    def complete(path: tuple, leaf: Any) -> Any:
+        if isinstance(leaf, FrontendNumber):
+            numbers = jnp.arange(network.frontends, dtype=jnp.uint32)
+            return FrontendNumber(jnp.broadcast_to(numbers, network.latency.shape[:-1]))
+        return _complete(network.batch, axis, jnp.asarray(leaf), what + jax.tree_util.keystr(path))
+
+    is_number = lambda leaf: isinstance(leaf, FrontendNumber)
+    return jax.tree_util.tree_map_with_path(complete, parameters, is_leaf=is_number)
+
+
+def _complete(size: int | None, axis: _Axis, leaf: Array, name: str) -> Array:
+    one, count = axis
     if leaf.ndim == 0:
         return leaf
     if size is None:
         if leaf.ndim > 1 and leaf.shape[0] == 1:
-            leaf = jnp.broadcast_to(leaf, (frontends, *leaf.shape[1:]))
-        if leaf.shape[0] != frontends:
+            leaf = jnp.broadcast_to(leaf, (count, *leaf.shape[1:]))
+        if leaf.shape[0] != count:
             raise InputError(
-                f"{name} has {leaf.shape[0]} entries, but the network has {frontends} frontends: give a scalar, or one for each."
+                f"{name} has {leaf.shape[0]} entries, but the network has {count} {one}s: give a scalar, or one for each."
             )
         return leaf
     if leaf.ndim == 1:
-        leaf = _two_axes(leaf, size, frontends, name)
+        leaf = _two_axes(leaf, size, axis, name)
     if leaf.shape[0] not in (1, size):
         raise InputError(f"{name} has {leaf.shape[0]} entries, but there are {size} networks: give one for each.")
-    if leaf.shape[1] not in (1, frontends):
+    if leaf.shape[1] not in (1, count):
         raise InputError(
-            f"{name} has {leaf.shape[1]} entries, but the network has {frontends} frontends: give a scalar, or one for each."
+            f"{name} has {leaf.shape[1]} entries, but the network has {count} {one}s: give a scalar, or one for each."
         )
-    return jnp.broadcast_to(leaf, (size, frontends, *leaf.shape[2:]))
+    return jnp.broadcast_to(leaf, (size, count, *leaf.shape[2:]))
 
 
-def _two_axes(leaf: Array, size: int, frontends: int, name: str) -> Array:
+def _two_axes(leaf: Array, size: int, axis: _Axis, name: str) -> Array:
     """`(1, frontends)` or `(batch, 1)`, whichever an array of one axis can only be."""
-    length = leaf.shape[0]
+    length, (one, count) = leaf.shape[0], axis
     per_network, shared = (
         "of shape (batch, 1), as values[:, None], gives one to each network",
-        "(1, frontends), as values[None]",
+        f"(1, {one}s), as values[None]",
     )
-    if length == size == frontends and length > 1:
+    if length == size == count and length > 1:
         raise InputError(
-            f"{name} has one axis of {length} entries, and there are {size} networks of {frontends} frontends, so it may mean either: "
-            f"an array {per_network}, {shared}, one to each frontend."
+            f"{name} has one axis of {length} entries, and there are {size} networks of {count} {one}s, so it may mean either: "
+            f"an array {per_network}, {shared}, one to each {one}."
         )
-    if length == frontends:
+    if length == count:
         return leaf[None]
     if length == size:
         warnings.warn(
-            f"{name} of shape (batch,) is deprecated, since it is taken for (frontends,) when both are equally long: an array "
+            f"{name} of shape (batch,) is deprecated, since it is taken for ({one}s,) when both are equally long: an array "
             f"{per_network}.",
             DeprecationWarning,
             stacklevel=2,
         )
         return leaf[:, None]
     raise InputError(
-        f"{name} has {length} entries, but there are {size} networks of {frontends} frontends: give a scalar, or an array "
-        f"{per_network}, {shared}, one to each frontend."
+        f"{name} has {length} entries, but there are {size} networks of {count} {one}s: give a scalar, or an array "
+        f"{per_network}, {shared}, one to each {one}."
     )
 
 

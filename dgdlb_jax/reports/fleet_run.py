@@ -12,18 +12,19 @@ from typing import Any
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
-from dgdlb_jax.fleets import load_events, load_fleet, load_news, read_measured
+from dgdlb_jax.fleets import load_autoscaler, load_events, load_fleet, load_news, read_measured
 from dgdlb_jax.fleets.news import parse_news
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
-from dgdlb_jax.reports import requests_text, text
+from dgdlb_jax.reports import autoscaling_text, requests_text, text
 from dgdlb_jax.reports.export import export_notes, roundings, write_export
 from dgdlb_jax.reports.policy_limits import policy_report
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
+from dgdlb_jax.studies.autoscaling import AutoscalingStudy, AutoscalingStudyInProgress, write_runs
 from dgdlb_jax.studies.balancers import DGD, check_keys
 from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress
 from dgdlb_jax.studies.durations import check_times
@@ -74,21 +75,27 @@ class Job:
     trace: Comparison | None
     stability: StabilityReport | None
     requests: RequestStudy | None
+    autoscaling: AutoscalingStudy | None
 
     def __init__(self, settings: Settings, fleet: str, folder: Path | None):
         self.settings, self.folder = settings, folder
-        self.comparison, self.trace, self.stability, self.requests = None, None, None, None
+        self.comparison, self.trace, self.stability, self.requests, self.autoscaling = None, None, None, None, None
         self._policies: dict[str, AbstractPolicy] = {}
         self.network = load_fleet(fleet, demand="constant")
         self.settled = self.network  # after all events
         self.service = read_measured(fleet)
         self.events = load_events(fleet)
         self.news = load_news(fleet) if settings.news is None else parse_news(settings.news)
+        self.autoscaler = load_autoscaler(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         require_traffic(self.network)
         if settings.requests and self.network.varies:
             raise InputError(
                 f"--requests: the capacity of {self.network.name or fleet} moves in time; whole requests are compared at constant rates."
+            )
+        if settings.requests and self.autoscaler is not None:
+            raise InputError(
+                f"--requests: {fleet} has an [autoscaler], and whole requests know of no replicas that move: leave one of them out."
             )
         if self.events:
             self._check_events(fleet)
@@ -146,6 +153,8 @@ class Job:
                     show(f"\nand with reports as they are\n{limit.result().text()}")
         if chosen.requests:
             self._with_requests(name, status, show)
+        if self.autoscaler is not None:
+            self._with_autoscaler(name, status, show)
         for fit in self.service.fits.values():
             show("\n" + textwrap.fill(f"Measured curve {fit}", 100))
         show(f"\n{text.inputs(self.network)}")
@@ -222,6 +231,30 @@ class Job:
         show(f"  {requests_text.facts(work.study)}")
         show("\n" + textwrap.fill(" ".join(requests_text.sentences(work.study)), 100))
 
+    def _with_autoscaler(self, name: str, status: Status, show: Callable[[str], None]) -> None:
+        """The same balancers while replicas move, each row shown as it comes; under the demand over time if that was asked for."""
+        chosen = self.settings
+        assert self.autoscaler is not None
+        network = self.network if self.traced is None else self.traced
+        duration = chosen.duration
+        if duration is None and self.traced is not None:
+            assert self.trace is not None
+            duration = self.trace.duration
+        work = AutoscalingStudyInProgress(
+            network, self.autoscaler, chosen.policies, also=self.also, step_size=chosen.step_size, duration=duration,
+            start=chosen.start, events=self.events,
+        )  # fmt: skip
+        table = autoscaling_text.growing_table(work.names)
+        show(f"\nWith the autoscaler: {autoscaling_text.title(self.autoscaler)}\n{table.head()}")
+        status.phase(f"{name}: autoscaler, 0 of {len(work.names)} balancers done")
+        for done, row in enumerate(work.finished(), start=1):
+            self.autoscaling = work.study
+            show(table.row(autoscaling_text.cells(row)))
+            status.phase(f"{name}: autoscaler, {done} of {len(work.names)} balancers done")
+        self.autoscaling = work.study
+        for note in autoscaling_text.notes(work.study):
+            show(textwrap.fill(note, 100, initial_indent="  ", subsequent_indent="  "))
+
     def _written(self, folder: Path) -> str:
         shown = folder if folder.is_absolute() else f"{os.curdir}{os.sep}{folder}"
         wanted = (("report.html", self.settings.report), ("routing", self.settings.export))
@@ -237,6 +270,8 @@ class Job:
         more: dict[str, Any] = {
             "trace": trace, "stability": stability, "requests": requests, "output": self.folder and str(self.folder),
         }  # fmt: skip
+        if self.autoscaling is not None:
+            more["autoscaling"] = autoscaling_text.study_document(self.autoscaling)
         if self.settings.export:
             more["rounding"] = {
                 name: one._asdict() | {"cost": one.cost if math.isfinite(one.cost) else None}
@@ -261,6 +296,11 @@ class Job:
                 from dgdlb_jax.reports.request_plots import latency_distribution
 
                 save_png(latency_distribution(self.requests), draft / "requests.png")
+            if self.autoscaling is not None:
+                from dgdlb_jax.reports.autoscaling_plots import replicas_over_time
+
+                save_png(replicas_over_time(self.autoscaling), draft / "replicas.png")
+                write_runs(draft / "run.nc", self.autoscaling)
             if self.settings.report:
                 from dgdlb_jax.reports.html import comparison_report, write_page
 
@@ -268,6 +308,7 @@ class Job:
                 page = comparison_report(
                     self.comparison, self.trace, stability=self.stability, service=self.service,
                     weights=export_notes(self.comparison, export) if export else (), requests=self.requests,
+                    autoscaling=self.autoscaling,
                 )  # fmt: skip
                 write_page(draft / "report.html", page)
             if self.settings.export is not None:

@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from dgdlb_jax.fleets import Service
 from dgdlb_jax.numerics.files import disk_errors, write_text
 from dgdlb_jax.numerics.versions import versions
-from dgdlb_jax.reports import requests_text, text
+from dgdlb_jax.reports import autoscaling_text, requests_text, text
+from dgdlb_jax.reports.autoscaling_plots import replicas_over_time
 from dgdlb_jax.reports.axes import save_png
 from dgdlb_jax.reports.curve_plots import measured_curves
 from dgdlb_jax.reports.plots import latency_over_time, routing_by_frontend, workloads_of_all
 from dgdlb_jax.reports.request_plots import latency_distribution
 from dgdlb_jax.reports.stability_text import STEP_SIZES, StabilityReport
+from dgdlb_jax.studies.autoscaling import AutoscalingStudy
 from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.compare import Comparison
 from dgdlb_jax.studies.requests import RequestStudy
@@ -44,12 +46,13 @@ def comparison_report(
     service: Service | None = None,
     weights: Sequence[str] = (),
     requests: RequestStudy | None = None,
+    autoscaling: AutoscalingStudy | None = None,
 ) -> str:
     """What `dgdlb run` found, as HTML: all that it prints, and the pictures.
 
     **Arguments:** `comparison` at the mean rates; `trace`: the one under a demand over time, `stability`: of DGD-LB, `service`: the
     curves and the measurements behind them, `weights`: sentences on exported weights, `requests`: the balancers with
-    whole requests, as far as there are any.
+    whole requests, `autoscaling`: while replicas move, as far as there are any.
     """
     parts = _comparison(comparison)
     if stability is not None:
@@ -63,6 +66,11 @@ def comparison_report(
         ]
         parts += [paragraph(requests_text.facts(requests)), *map(paragraph, requests_text.sentences(requests))]
         parts.append(picture(latency_distribution(requests), "How many requests take longer, by balancer"))
+    if autoscaling is not None:
+        parts.append(heading(f"With the autoscaler: {autoscaling_text.title(autoscaling.autoscaler)}"))
+        parts.append(table(autoscaling_text.HEADER, [*map(autoscaling_text.cells, autoscaling.rows)]))
+        parts += map(paragraph, autoscaling_text.notes(autoscaling))
+        parts.append(picture(replicas_over_time(autoscaling), "Replicas that serve, and the mean latency, by balancer"))
     if service is not None and service.fits:
         shown = measured_curves(service, comparison.optimum)
         parts += [heading("Measured curves"), *map(paragraph, map(str, service.fits.values()))]

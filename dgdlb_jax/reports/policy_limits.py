@@ -3,10 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
@@ -95,28 +99,44 @@ def policy_report(network: Network, key: str, settings: Mapping[str, str], news:
     require_single(network, "policy_report")
     check_keys([key])
     require_traffic(network)
-    optimum = solve_optimum(network)
     label = BALANCERS[key].label
-    older = 0.0 if news is None else news.oldest
-    policy = BALANCERS[key].make(network, optimum, default_step_size(network, optimum, averaging=older))
-    policy = with_settings(policy, settings) if settings else policy
-    if news is not None and isinstance(policy, AbstractHeldPolicy | SampledDGDLB):
-        knob = policy.period_knob if isinstance(policy, AbstractHeldPolicy) else "interval"
+    made = partial(_with_settings, network, key, settings)
+    draft = made(_equal_split(network), jnp.ones(()))  # complaints come before any work
+    if news is not None and isinstance(draft, AbstractHeldPolicy | SampledDGDLB):
+        knob = draft.period_knob if isinstance(draft, AbstractHeldPolicy) else "interval"
         raise InputError(
             f"{label} reads its reports at a period of its own ({knob}), and its limit is known where they are there at once: give "
             "--news none, or dgdlb run to simulate both."
         )
+    looks_at_no_load = POLICIES[key].kind in ("static", "reference")
+    if not (isinstance(draft, AbstractHeldPolicy) or looks_at_no_load):
+        _check_limit(network, label, draft, key)
+    optimum = solve_optimum(network)
+    older = 0.0 if news is None else news.oldest
+    policy = made(optimum, default_step_size(network, optimum, averaging=older))
     if isinstance(policy, AbstractHeldPolicy):
         return held_report(network, policy, label)
-    if POLICIES[key].kind in ("static", "reference"):
+    if looks_at_no_load:
         return NoLimit(network, label)
-    _check_gradient(network, label, policy, key)
     if news is not None:
         return NewsReport(label, news_limit(network, policy, news, optimum))
     return FactorReport(network, label, policy, critical_mode(network, policy, optimum))
 
 
-def _check_gradient(network: Network, label: str, policy: AbstractPolicy, key: str) -> None:
+def _with_settings(
+    network: Network, key: str, settings: Mapping[str, str], optimum: Any, step_size: Float[Array, " *frontends"]
+) -> AbstractPolicy:
+    policy = BALANCERS[key].make(network, optimum, step_size)
+    return with_settings(policy, settings) if settings else policy
+
+
+def _equal_split(network: Network) -> Any:
+    """What a policy may look at in an optimum, of the equal split: enough to learn whether a policy can be made at all."""
+    mask = jnp.asarray(network.mask, network.latency.dtype)
+    return SimpleNamespace(routing=mask / mask.sum(-1, keepdims=True), workload=jnp.ones(network.backends))
+
+
+def _check_limit(network: Network, label: str, policy: AbstractPolicy, key: str) -> None:
     """Raise `InputError` for a rule whose limit is not known at the optimum."""
     simulate = f"dgdlb run {network.name or 'FLEET'} --policies {key} shows what it does."
     if not isinstance(policy, AbstractFlowPolicy):

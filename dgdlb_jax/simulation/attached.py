@@ -15,11 +15,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.service import replicas
 from dgdlb_jax.numerics.delay import Carry, ChannelState, Complete, Gather, line
 from dgdlb_jax.numerics.delay.line import DelayLine, rows_for
 from dgdlb_jax.numerics.labelled import Label
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.simulation.autoscaled import Scaler
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Backends, Field
 from dgdlb_jax.simulation.lanes import Shape
@@ -130,6 +132,7 @@ class Applied:
     field: Field
     clock: Clock
     attached: Attached
+    scaler: Scaler | None = None
 
     @property
     def plugins(self) -> Plugins:
@@ -252,7 +255,10 @@ class Applied:
     def _view(self, k: Int[Array, ""], state: Any, states: list[PyTree], named: dict[str, PyTree]) -> View:
         """All networks at step `k`, lanes first, with extensions in these states."""
         field, clock, shape = self.field, self.clock, self.field.shape
-        rate, factor = field.service_rate(time(k, clock.backends), state.workload), self.factor(states)
+        ready, scaled = replicas(field.service), None
+        if self.scaler is not None:
+            ready, scaled = state.ready, self.scaler.factor(state.ready)
+        rate, factor = field.service_rate(time(k, clock.backends), state.workload, None, scaled), self.factor(states)
         return View(
             time=time(k, clock.lanes),
             routing=shape.from_arcs(state.routing),
@@ -263,6 +269,7 @@ class Applied:
             arrival_rate=shape.from_last(field.arrival_rate(time(k, clock.frontends))),
             network=self.attached.networks,
             extensions=named,
+            replicas=shape.from_last(ready),
         )
 
     def _delay(self, number: int, state: Any) -> tuple[Float[Array, "lanes others signal"], int]:

@@ -15,6 +15,7 @@ from dgdlb_jax.numerics.delay.line import fits
 from dgdlb_jax.numerics.knots import Steps
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler, AbstractSampledAutoscaler
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.trajectory import SimulationState
 
@@ -141,6 +142,23 @@ def same_extensions(initial: Any, rows: tuple[int, ...]) -> None:
         )
 
 
+def same_autoscaler(initial: Any, autoscaler: AbstractAutoscaler | None, rows: int | None) -> None:
+    """Check that a run goes on with the autoscaler that it had, if any.
+
+    **Raises:** `InputError` for none, or one that keeps another number of commands.
+    """
+    if not isinstance(initial, SimulationState) or initial.scaling is None:
+        return
+    before = initial.scaling
+    kept = rows if isinstance(autoscaler, AbstractSampledAutoscaler) or rows is None else 1
+    lines = () if before.lines is None or kept != 1 else before.lines[:-1]
+    if kept != before.commands.shape[-2] or any(line.shape[-2] != rows for line in lines):
+        raise InputError(
+            "The state to go on from is of a run with another autoscaler, or start-up delay: give the same one and the same dt, or start "
+            "afresh from (routing, workload)."
+        )
+
+
 def one_event_at_a_time(signals: Signals, time_grid: Grid) -> None:
     """Raise `InputError` where something happens twice at one place within a step, which a step cannot tell apart."""
     if not is_concrete(signals):
@@ -154,17 +172,22 @@ def one_event_at_a_time(signals: Signals, time_grid: Grid) -> None:
             )
 
 
-def refuse_derivatives(policy: AbstractPolicy, values: PyTree) -> PyTree:
-    """The same values, without a derivative if the policy jumps.
+def refuse_derivatives(policy: AbstractPolicy, values: PyTree, autoscaler: AbstractAutoscaler | None = None) -> PyTree:
+    """The same values, without a derivative if the policy or the autoscaler jumps.
 
     **Raises:** `InputError` when they are differentiated then.
     """
-    if policy.differentiable:
+    if policy.differentiable and (autoscaler is None or autoscaler.differentiable):
         return values
     refuse = jax.custom_jvp(lambda values: values)
 
     @refuse.defjvp
     def _(primals, tangents):
+        if policy.differentiable:
+            raise InputError(
+                f"{type(autoscaler).__name__} jumps from one number of replicas to another, so a run with it has no gradient: use its "
+                "smooth relative, Proportional."
+            )
         raise InputError(
             f"{type(policy).__name__} jumps from one routing to another, so a run with it has no gradient: use its smooth "
             "relative, a softmin of the same signal, or a flow policy such as DGDLB."

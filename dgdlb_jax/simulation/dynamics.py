@@ -72,20 +72,34 @@ class Field(eqx.Module):
         before, after = self.arrival_rate(start), self.arrival_rate(start + step)
         return before + part / 2 * (after - before)
 
-    def service_rate(self, t: Backends, workload: Backends, step: tuple[Backends, Backends] | None = None) -> Backends:
+    def service_rate(
+        self,
+        t: Backends,
+        workload: Backends,
+        step: tuple[Backends, Backends] | None = None,
+        replicas: Backends | None = None,
+    ) -> Backends:
         r"""$\ell_j(N_j)$, times the capacity factor where capacity changes in time, requests/s.
 
-        What jumps counts with its mean over `step`, its start and its length.
+        What jumps counts with its mean over `step`, its start and its length. `replicas`: a factor $r$ on those that the curve stands
+        for, $r\,\ell_j(N_j / r)$.
         """
         curve = self.service.rate
+        if replicas is not None:
+            curve = lambda workload: replicas * self.service.rate(workload / replicas)
         rate = curve(workload) if self.events is None else self.events.mean_rate(curve, workload, t, step)
         return self._at_capacity(t, rate, step)
 
     def rate_per_request(
-        self, t: Backends, workload: Backends, step: tuple[Backends, Backends] | None = None
+        self,
+        t: Backends,
+        workload: Backends,
+        step: tuple[Backends, Backends] | None = None,
+        replicas: Backends | None = None,
     ) -> Backends:
         r"""$\ell_j(N_j) / N_j$, 1/s, which has a limit at 0: how fast each request is served where they share a backend equally."""
-        return self._at_capacity(t, 1 / self.service.average_latency(workload), step)
+        each = workload if replicas is None else workload / replicas
+        return self._at_capacity(t, 1 / self.service.average_latency(each), step)
 
     def _at_capacity(self, t: Backends, rate: Backends, step: tuple[Backends, Backends] | None) -> Backends:
         if self.capacity is None:
@@ -94,10 +108,14 @@ class Field(eqx.Module):
             return self.capacity.mean_over(*step) * rate
         return self.capacity.rate(t) * rate
 
-    def observe(self, t: Frontends, seen: Arcs, outstanding: Arcs, time_step: Frontends) -> Observation:
+    def observe(
+        self, t: Frontends, seen: Arcs, outstanding: Arcs, time_step: Frontends, scaled: Arcs | None = None
+    ) -> Observation:
         """What every frontend sees: `seen` is the workload after the feedback latency, `outstanding` are the frontend's own requests
-        (anything where its policy does not look at them)."""
+        (anything where its policy does not look at them), `scaled` the factor on replicas after that latency, where it moves."""
         replicas, nominal, way = 1.0, self.nominal_capacity, 1.0
+        if scaled is not None:
+            replicas, nominal = scaled, scaled * nominal
         if self.events is not None and self.events.seen_replicas is not None:
             replicas = self.events.seen_replicas.at(t)
             nominal = replicas * nominal

@@ -33,14 +33,17 @@ from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_con
 from dgdlb_jax.numerics.threads import in_threads
 from dgdlb_jax.numerics.tiles import map_tiles, one_by_one, with_automatic_axes
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
+from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
 from dgdlb_jax.policies.base import AbstractPolicy
-from dgdlb_jax.simulation import checks
+from dgdlb_jax.simulation import autoscaled, checks
 from dgdlb_jax.simulation.attached import Applied, Attached, Plugins
+from dgdlb_jax.simulation.autoscaled import Scaler
 from dgdlb_jax.simulation.clock import Clock
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.observe import ObserveFields
 from dgdlb_jax.simulation.plan import Execution, Plan, Program, plan
 from dgdlb_jax.simulation.plugins import AbstractExtension
+from dgdlb_jax.simulation.replica_sums import replica_statistics, with_sums
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
 from dgdlb_jax.simulation.step import StepState, delayed_system, overflow
 from dgdlb_jax.simulation.summary import Window, statistics
@@ -61,6 +64,7 @@ def simulate(
     extra_flow: Matrices | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     events: Sequence[Event] | Signals | None = None,
+    autoscaler: AbstractAutoscaler | None = None,
 ) -> Trajectory:
     r"""Simulate a policy in a network with latencies.
 
@@ -94,9 +98,12 @@ def simulate(
     - `events`: what fails, drains, recovers or changes on the way, of `dgdlb_jax.events`. What an arc is used for when it closes goes to
       the others: a flow policy projects, an instant one keeps their proportions. `run.lost` counts the requests that are lost;
       a latency is a mean over all requests sent, and a lost one costs until it is lost.
+    - `autoscaler`: what moves the replicas of every backend, from those of the network on; of `dgdlb_jax.autoscalers`. Parameters are
+      scalars or `(backends,)`. `run.replicas` are those that serve, `run.statistics.replica_seconds` what they cost.
 
     **Returns:** a `Trajectory`. `jax.grad`, `jax.vjp`, `jax.jvp` and `jax.linearize` work, with respect to all numbers in the network
-    (latencies as well), the policy, `initial`, `extra_flow` and what `save` and `extensions` contain; second derivatives do not.
+    (latencies as well), the policy, `initial`, `extra_flow` and what `save`, `extensions` and `autoscaler` contain; second derivatives do
+    not. An autoscaler that decides every so often jumps, and has none.
 
     **Raises:** `InputError` for a step too large for the fastest backend, a latency longer than the buffer, values that are not
     finite, a start of the wrong shape.
@@ -108,6 +115,8 @@ def simulate(
         routing, workload = initial
         initial = jnp.asarray(routing), jnp.asarray(workload)
     policy = each_frontend(network, policy, type(policy).__name__)
+    if autoscaler is not None:
+        autoscaler = as_batch(autoscaled.resolved(network, autoscaler), shared_scalars=True)
     # A network with values keeps them within somebody's jit, so that the size of the delay buffer is known.
     with jax.ensure_compile_time_eval() if is_concrete(network) else nullcontext():
         networks = as_batch(network)
@@ -129,6 +138,7 @@ def simulate(
         extra_flow=None if extra_flow is None else as_batch(jnp.asarray(extra_flow)),
         extensions=extensions,
         events=events if events is None else as_batch(as_signals(network, events)),
+        autoscaler=autoscaler,
     )
     return only_one(runs)
 
@@ -149,6 +159,7 @@ def simulate_batch(
     extra_flow: ArrayLike | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     events: Sequence[Event] | Signals | None = None,
+    autoscaler: AbstractAutoscaler | None = None,
     **once: Any,
 ) -> Trajectory:
     """Simulate many networks at once: `simulate` for each of them, with the same answers.
@@ -166,7 +177,8 @@ def simulate_batch(
       as `plan` says. (`devices=...` and the like, given directly, are deprecated.)
     - `extensions`: as for `simulate`; like statistics of your own (`save`) they are written for one network, and their numbers are
       shared by all networks.
-    - `events`: shared by all networks, or `signals` of each, stacked.
+    - `events`: shared by all networks, or `signals` of each, stacked. `autoscaler`: its parameters are scalars, `(backends,)` and shared,
+      or `(batch, backends)`, where either axis may be 1.
 
     **Returns:** a `Trajectory` whose arrays have a leading batch axis. With `throw=False` the failure of one network
     leaves the others alone and shows in `result`.
@@ -182,10 +194,11 @@ def simulate_batch(
     policy = each_frontend(networks, policy, type(policy).__name__)
     found = None if events is None else with_float_type(as_signals(networks, events), dtype)
     networks = networks if found is None else found.demand_of(networks)
+    autoscaler = None if autoscaler is None else autoscaled.resolved(networks, autoscaler)
     made = plan(
         networks if found is None else found.with_longest(networks), duration=duration, dt=dt, save=save, max_latency=max_latency,
         frames=frames, execution=_execution(execution, once), adjoint=adjoint, extensions=extensions, policy=policy,
-        data=(policy, initial, extra_flow, found),
+        autoscaler=autoscaler, data=(policy, initial, extra_flow, found, autoscaler),
     )  # fmt: skip
     if throw:
         checks.explain(networks, made.grid, max_latency)
@@ -203,12 +216,15 @@ def simulate_batch(
         after=jnp.asarray(steps_for(save.after, made.grid.dt), jnp.int32),
         every=None if frames is None or save.every is None else jnp.asarray(save.every, jnp.int32),
         extra=None if extra_flow is None else jnp.asarray(extra_flow, dtype),
+        autoscaler=autoscaler,
     )
     checks.same_extensions(inputs.initial, made.program.extensions)
+    checks.same_autoscaler(inputs.initial, autoscaler, made.program.commands)
     if found is not None:
         checks.one_event_at_a_time(found, made.grid)
         _check_own_requests(made, inputs)
         _check_timeouts(made, inputs)
+        _check_replicas(inputs)
     _check_extra_flow(made, inputs)
     if made.program.fused:
         _check_fused(made, inputs)
@@ -234,6 +250,7 @@ class _Inputs(eqx.Module):
     after: Int[Array, " batch"]
     every: Int[Array, ""] | None  # instead of the plan's, when the number of steps is data
     extra: Float[Array, "batch instants frontends backends"] | None
+    autoscaler: AbstractAutoscaler | None
 
 
 def _execution(chosen: Execution | None, once: dict[str, Any]) -> Execution:
@@ -271,6 +288,20 @@ def _check_timeouts(made: Plan, inputs: _Inputs) -> None:
         )
 
 
+def _check_replicas(inputs: _Inputs) -> None:
+    """What an autoscaler does not go with: other hands on replicas, and channels whose delays change or that it would stand between."""
+    if inputs.autoscaler is None or inputs.events is None:
+        return
+    if inputs.events.replicas is not None:
+        raise InputError(
+            "Events that change replicas, and an autoscaler that moves them, contradict each other: leave one of them out."
+        )
+    if inputs.events.timeout is not None or inputs.events.news is not None:
+        raise InputError(
+            "Failures with a timeout, and links whose news gets slower, do not go with an autoscaler yet: leave one of them out."
+        )
+
+
 def _check_extra_flow(made: Plan, inputs: _Inputs) -> None:
     if inputs.extra is None:
         return
@@ -293,8 +324,8 @@ def _check_extra_flow(made: Plan, inputs: _Inputs) -> None:
 
 
 def _check_fused(made: Plan, inputs: _Inputs) -> None:
-    if inputs.events is not None:
-        raise InputError("fused=True has no place for events: leave it out.")
+    if inputs.events is not None or inputs.autoscaler is not None:
+        raise InputError("fused=True has no place for events and autoscalers: leave it out.")
     if made.plugins:
         raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
     if not device.on_gpu():
@@ -341,11 +372,13 @@ def _run(inputs: _Inputs, plugins: Plugins, program: Program, devices: int, lane
 def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory:
     network, dt = inputs.network, inputs.dt
     field = Field(network, inputs.policy, inputs.events)
-    count_wires = "in_flight" in program.fields
+    count_wires, scaler = "in_flight" in program.fields, None
+    if inputs.autoscaler is not None and program.commands is not None:
+        scaler = Scaler(field.shape, network, inputs.autoscaler, program.commands)
     if isinstance(inputs.initial, SimulationState):
-        carry = resume(field, inputs.initial, count_wires, program.counts_own)
+        carry = resume(field, inputs.initial, count_wires, program.counts_own, scaler)
     else:
-        carry = begin(field, *inputs.initial, dt, program.rows, count_wires, program.counts_own)
+        carry = begin(field, *inputs.initial, dt, program.rows, count_wires, program.counts_own, scaler)
     first = carry.k
     last = first + inputs.steps
     clock, counts = Clock(field.shape, dt, last), carry.state.tail is not None
@@ -354,17 +387,21 @@ def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory
         window = Window(field, after, last, inputs.reference)
         sums = window.begin(field, first, carry.state.workload)
         carry = eqx.tree_at(lambda c: c.state.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
+        carry = with_sums(window, carry)
     attached = Attached(plugins, network, after) if plugins else None
     own, more = None, ()
     if attached is not None:
-        own = Applied(field, clock, attached)
+        own = Applied(field, clock, attached, scaler)
         carry, more = own.join(carry, inputs.initial, program.extensions)
     observe = ObserveFields(program.fields)
-    system = delayed_system(field, clock, window, program.rows, counts, observe, attached, more, program.counts_own)
+    system = delayed_system(
+        field, clock, window, program.rows, counts, observe, attached, more, program.counts_own, scaler
+    )
     carry, saved = _integrate(system, carry, inputs, program)
     now, summary = carry.state, None
     if window is not None and now.sums is not None:
-        summary = statistics(field, window, dt, now.sums, now.peak)
+        replicas = replica_statistics(field.shape, window, dt, now.scaling, network.backend_mask)
+        summary = statistics(field, window, dt, now.sums, now.peak, **replicas)
     results = (
         _code(overflow(system), Result.latency_overflow),
         _code(checks.too_large_step(network, dt), Result.step_too_large),
@@ -393,7 +430,7 @@ def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, program: Pr
         extra = shape.arcs(inputs.extra)
         carry, extra = send(system, carry, extra[0]), extra[1:]
     first = [] if program.every is None else [instant(observe(carry))]
-    system, carry, extra = checks.refuse_derivatives(system.parameters.field.policy, (system, carry, extra))
+    system, carry, extra = checks.refuse_derivatives(inputs.policy, (system, carry, extra), inputs.autoscaler)
     carry, saved = delayed_scan(
         system, carry, program.steps, program.every, inputs=extra, memory=program.adjoint, runs=program.networks / shape.lanes,
         native=program.native,
@@ -404,7 +441,8 @@ def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, program: Pr
 def _finite(field: Field, now: StepState) -> Bool[Array, " lanes"]:
     lanes = field.shape.lanes
     routing = jnp.isfinite(now.routing).reshape(-1, lanes).all(0)
-    return routing & jnp.isfinite(now.workload).reshape(-1, lanes).all(0)
+    finite = routing & jnp.isfinite(now.workload).reshape(-1, lanes).all(0)
+    return finite if now.ready is None else finite & jnp.isfinite(now.ready).reshape(-1, lanes).all(0)
 
 
 def _code(failed: Bool[Array, " lanes"], result: Result) -> Int[Array, " lanes"]:

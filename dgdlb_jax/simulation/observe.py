@@ -30,6 +30,8 @@ class ObserveFields:
         found = {"time": time(k, clock.lanes)} | {name: values[name]() for name in self.fields}
         if now.lost is not None and self.fields:
             found["lost"] = shape.from_last(now.lost)
+        if now.scaling is not None and self.fields:
+            found["replicas"], found["commanded"] = map(shape.from_last, (now.scaling.ready, now.scaling.commanded))
         if system.plugins is not None and system.plugins.plugins.observable is not None:
             found["observed"] = system.plugins.observe(k, now)
         return found

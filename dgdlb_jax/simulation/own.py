@@ -106,18 +106,25 @@ def _reads_outstanding(structure: Any, shapes: tuple) -> bool:
 
 
 def begin(
-    field: Field, rows: int, t: Backends, workload: Backends, arriving: Arcs, on_the_wires: Arcs
+    field: Field,
+    rows: int,
+    t: Backends,
+    workload: Backends,
+    arriving: Arcs,
+    on_the_wires: Arcs,
+    replicas: Backends | None = None,
 ) -> tuple[OwnRequests, ChannelState]:
     """Own requests where workloads and arrivals have always been so, and the line of their answers.
 
     Of what is at a backend every frontend has its share of what arrives there; where nothing arrives, all who may use it have the same.
+    `replicas`: the factor on those of the curves, where it moves.
     """
     shape = field.shape
     users = field.mask.astype(arriving.dtype)
     inflow, count = (shape.spread(shape.arrivals(arcs)) for arcs in (arriving, users))
     share = jnp.where(inflow > 0, arriving / jnp.where(inflow > 0, inflow, 1), users / jnp.maximum(count, 1))
     in_service = share * shape.spread(workload)
-    left = shape.spread(field.rate_per_request(t, workload)) * in_service
+    left = shape.spread(field.rate_per_request(t, workload, None, replicas)) * in_service
     own = on_the_wires + in_service + left * field.feedback_latency
     state = OwnRequests(Total(own, Total.zero(own).lost), in_service, arriving, left)
     return state, ChannelState(line.filled(left.reshape(-1), rows))

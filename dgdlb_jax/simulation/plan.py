@@ -17,9 +17,11 @@ from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.threads import parts_for
 from dgdlb_jax.numerics.tiles import has_a_mesh
 from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.attached import Plugins, collect, extension_rows
+from dgdlb_jax.simulation.autoscaled import rows_of
 from dgdlb_jax.simulation.memory import Memory
 from dgdlb_jax.simulation.own import reads_outstanding
 from dgdlb_jax.simulation.plugins import AbstractExtension
@@ -68,6 +70,7 @@ class Program(eqx.Module):
     fused: bool = eqx.field(static=True)
     extensions: tuple[int, ...] = eqx.field(static=True)  # rows of the delay line of each
     counts_own: bool = eqx.field(static=True)  # requests of every frontend, since the policy looks at them
+    commands: int | None = eqx.field(static=True)  # rows of those of an autoscaler
     native: bool = eqx.field(static=True, default=True)
 
 
@@ -118,12 +121,13 @@ def plan(
     adjoint: FullStorage | Checkpoints | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     policy: AbstractPolicy | None = None,
+    autoscaler: AbstractAutoscaler | None = None,
     data: Any = None,
 ) -> Plan:
     """How `simulate_batch` runs a batch, without running it: steps, delay rows, what runs side by side, memory.
 
     **Arguments:** `networks`, a batch or one, and the others as for `simulate_batch`; `policy`: one that looks at its own outstanding
-    requests takes a delay line more; `data`: whatever else the run depends on, since what is traced runs as JAX spreads it.
+    requests takes a delay line more; `autoscaler`; `data`: whatever else the run depends on, since what is traced runs as JAX spreads it.
 
     **Returns:** a `Plan`; `print(plan)` says it in a line.
 
@@ -151,6 +155,7 @@ def plan(
         fused=how.fused,
         extensions=extension_rows(plugins, networks.anonymous(), grid.dt, max_latency),
         counts_own=counts_own,
+        commands=None if autoscaler is None else rows_of(autoscaler, grid.dt, max_latency),
     )
     everything = networks, plugins, save, data
     free = is_concrete(everything) and not has_a_mesh(networks.latency)

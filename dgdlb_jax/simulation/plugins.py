@@ -27,6 +27,7 @@ class View(eqx.Module):
     - `service_rate` `(backends,)`, `arrival_rate` `(frontends,)`: requests/s.
     - `network`: latencies, curves, masks; without names. Padding of a batch is in it, and masked.
     - `extensions`: the state of every extension of the run, by its name.
+    - `replicas` `(backends,)`: those that serve: an autoscaler's, or those of the curves.
     """
 
     time: Float[Array, "*batch"]
@@ -38,6 +39,7 @@ class View(eqx.Module):
     arrival_rate: Float[Array, "*batch frontends"]
     network: Network
     extensions: dict[str, PyTree]
+    replicas: Float[Array, "*batch backends"]
 
 
 def label_of(plugin: Any) -> Label:
@@ -227,4 +229,4 @@ def _blank_view(network: Network) -> View:
     """A view of the shapes of a network, for `eval_shape`."""
     arcs, backends = jnp.zeros_like(network.latency), jnp.zeros_like(network.latency[0])
     frontends, instant = jnp.zeros_like(network.latency[:, 0]), jnp.zeros_like(network.latency[0, 0])
-    return View(instant, arcs, backends, arcs, backends, backends, frontends, network, {})
+    return View(instant, arcs, backends, arcs, backends, backends, frontends, network, {}, backends)

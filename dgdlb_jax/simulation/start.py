@@ -13,7 +13,8 @@ from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
-from dgdlb_jax.simulation import attached, own
+from dgdlb_jax.simulation import attached, autoscaled, own
+from dgdlb_jax.simulation.autoscaled import Scaler
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.retries import Retries, no_retries
@@ -87,22 +88,27 @@ def begin(
     rows: int,
     count_wires: bool,
     counts_own: bool,
+    scaler: Scaler | None = None,
 ) -> Carry:
     """The first carry of a run with constant history: routing and workload have always been so, and the wires are full.
 
-    `counts_own`: whether own requests are counted.
+    `counts_own`: whether own requests are counted; `scaler`: the autoscaler, if any.
     """
     shape = field.shape
     x, n = shape.arcs(routing), shape.last(workload)
     t0, step = jnp.zeros(x.shape[1:], x.dtype), shape.over_frontends(dt)
     seen = shape.backend_to_arcs(workload)
     flow = field.arrival_rate(t0) * x
-    requests, answers = None, ()
+    requests, answers, scaling, commands, factor, scaled = None, (), None, (), None, None
+    if scaler is not None:
+        scaling = scaler.begin()
+        commands, factor = autoscaled.start_channels(scaler, scaling, rows), scaler.factor(scaling.ready)
+        scaled = shape.spread(factor)
     if counts_own:
-        requests, line_of_answers = own.begin(field, rows, jnp.zeros_like(n), n, flow, flow * field.latency)
+        requests, line_of_answers = own.begin(field, rows, jnp.zeros_like(n), n, flow, flow * field.latency, factor)
         answers = (line_of_answers,)
     outstanding = jnp.zeros_like(x) if requests is None else requests.count.value
-    observation = field.observe(t0, seen, outstanding, step)
+    observation = field.observe(t0, seen, outstanding, step, scaled)
     policy = field.init(observation)
     velocity = field.velocity(t0, x, observation, policy)[0] if field.flows else None
     state = StepState(
@@ -110,12 +116,13 @@ def begin(
         in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
         tail=_delay(field, step)[1] * _on_the_first(field, flow) if field.counts else None, own=requests,
         lost=None if field.events is None else jnp.zeros_like(n), reported=None if field.events is None else n,
-        left=_left(field, seen), retries=_retries(field, seen),
+        left=_left(field, seen), retries=_retries(field, seen), scaling=scaling,
     )  # fmt: skip
     wires = _on_the_first(field, flow).reshape(-1)
     heard = news_shape(field).backend_to_arcs(workload)
     news, flows = ChannelState(line.filled(n, rows), heard), ChannelState(line.filled(wires, rows))
-    return Carry(jnp.zeros((), jnp.int32), state, (news, *answers, flows, *_line_of_retries(state, rows)))
+    channels = news, *commands, *answers, flows, *_line_of_retries(state, rows)
+    return Carry(jnp.zeros((), jnp.int32), state, channels)
 
 
 def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
@@ -145,7 +152,9 @@ def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
     return Carry(k, state, (*before, ChannelState(flows), *behind))
 
 
-def resume(field: Field, state: SimulationState, count_wires: bool, counts_own: bool) -> Carry:
+def resume(
+    field: Field, state: SimulationState, count_wires: bool, counts_own: bool, scaler: Scaler | None = None
+) -> Carry:
     """The carry from which a stopped run goes on, to the bit; own requests that were not counted are begun with, as they would be if
     shares at the backends had always been those of what arrives now."""
     shape = field.shape
@@ -173,11 +182,29 @@ def resume(field: Field, state: SimulationState, count_wires: bool, counts_own: 
     news = ChannelState(DelayLine(workloads, rows), ways.arcs(_filled_up(ways, state.reading)))
     lines = news, ChannelState(DelayLine(flows.reshape(-1), rows)), *_line_of_retries(now, rows)
     carry = Carry(state.step[0], now, lines)
-    if not counts_own:
-        return carry
-    requests, answers = _count_from_now(field, carry, state) if state.own is None else own.resume(shape, state.own)
-    now = eqx.tree_at(lambda s: s.own, now, requests, is_leaf=lambda leaf: leaf is None)
-    return Carry(carry.k, now, (news, answers, carry.channels[1]))
+    if counts_own:
+        carry = _counting_own(field, carry, state)
+    return carry if scaler is None else _scaled(field, carry, state, scaler)
+
+
+def _scaled(field: Field, carry: Carry, state: SimulationState, scaler: Scaler) -> Carry:
+    """With the autoscaler as it was, or, of a run before that had none, with replicas that have always been the fleet's."""
+    if state.scaling is None:
+        scaling = scaler.begin()
+        commands = autoscaled.start_channels(scaler, scaling, carry.channels[0].line.rows)
+    else:
+        scaling, commands = autoscaled.resume(field.shape, state.scaling)
+    now = eqx.tree_at(lambda s: s.scaling, carry.state, scaling, is_leaf=lambda leaf: leaf is None)
+    return Carry(carry.k, now, (carry.channels[0], *commands, *carry.channels[1:]))
+
+
+def _counting_own(field: Field, carry: Carry, state: SimulationState) -> Carry:
+    """With own requests, as they were, or counted from now."""
+    requests, answers = (
+        _count_from_now(field, carry, state) if state.own is None else own.resume(field.shape, state.own)
+    )
+    now = eqx.tree_at(lambda s: s.own, carry.state, requests, is_leaf=lambda leaf: leaf is None)
+    return Carry(carry.k, now, (carry.channels[0], answers, carry.channels[1]))
 
 
 def _count_from_now(field: Field, carry: Carry, state: SimulationState) -> tuple[own.OwnRequests, ChannelState]:
@@ -219,10 +246,13 @@ def suspend(
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
         tail=None if now.tail is None else wire_shape(field).from_arcs(now.tail),
         extensions=attached.suspend(shape, now.extended, others, resumable),
-        own=None if now.own is None else own.suspend(shape, now.own, carry.channels[1], resumable),
+        own=None if now.own is None else own.suspend(shape, now.own, carry.channels[place - 1], resumable),
         lost=None if now.lost is None else shape.from_last(now.lost),
         reported=None if now.reported is None else shape.from_last(now.reported),
         left=None if now.left is None else shape.from_arcs(now.left),
+        scaling=None
+        if now.scaling is None
+        else autoscaled.suspend(shape, now.scaling, carry.channels[1 : 1 + now.scaling.channels], resumable),
     )  # fmt: skip
 
 

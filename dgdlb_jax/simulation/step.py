@@ -12,7 +12,8 @@ holds what is sent on an arc between `t_k` and `t_{k+1}` less the fraction of a 
 arrives does so exactly when it should, whatever dt is.
 
 Where the policy looks at its frontend's own requests, a stage between 1 and 2 sends the `answers` back, and flow arrives arc by arc (see
-`own`).
+`own`). Where an autoscaler moves replicas, stages before that send commands to their backends and news of replicas to the frontends (see
+`autoscaled`).
 
 The stages know of no delay. In the reverse pass they are told what the run has recorded (`context.recorded`), so that nothing is
 computed again that is known: the routing by its support, the workload, and which workload was the extreme one in the end.
@@ -31,13 +32,16 @@ from dgdlb_jax.numerics import bits
 from dgdlb_jax.numerics.delay import DelayedSystem, Each, Gather, StepContext, Sum, hold
 from dgdlb_jax.numerics.delay.line import interpolate, split
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
-from dgdlb_jax.policies.base import State
+from dgdlb_jax.policies.base import Observation, State
 from dgdlb_jax.policies.static import proportional
+from dgdlb_jax.simulation import autoscaled
 from dgdlb_jax.simulation.attached import Applied, Attached, Extended
+from dgdlb_jax.simulation.autoscaled import Scaler, Scaling, Told
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.own import OwnRequests
+from dgdlb_jax.simulation.replica_sums import add_step
 from dgdlb_jax.simulation.retries import (
     Retries,
     by_arc,
@@ -60,11 +64,29 @@ class System(eqx.Module):
     window: Window | None
     late: Wires | None
     attached: Attached | None = None
+    scaler: Scaler | None = None
+
+    def rate(
+        self,
+        k: Int[Array, ""],
+        at: Int[Array, ""],
+        workload: Backends,
+        extensions: list[PyTree],
+        ready: Backends | None,
+        of: Callable = Field.service_rate,
+    ) -> Backends:
+        """A service rate at one end of step k, with extensions in these states and so many replicas; `of`: all requests of a backend, or
+        each."""
+        clock = self.clock.backends
+        replicas = None if self.scaler is None or ready is None else self.scaler.factor(ready)
+        rate = of(self.field, time(at, clock), workload, (time(k, clock), length(k, clock)), replicas)
+        factor = self.plugins.factor(extensions) if self.plugins is not None else None
+        return rate if factor is None else factor * rate
 
     @property
     def plugins(self) -> Applied | None:
         """What a user has added, None if nothing."""
-        return None if self.attached is None else Applied(self.field, self.clock, self.attached)
+        return None if self.attached is None else Applied(self.field, self.clock, self.attached, self.scaler)
 
 
 class StepState(eqx.Module):
@@ -87,21 +109,30 @@ class StepState(eqx.Module):
     reported: Backends | None = None  # with events: the workload as frontends hear of it
     left: Left | None = None  # where news changes its ways: what was reported then
     retries: Retries | None = None  # with events: what backends that failed have lost for a while
+    scaling: Scaling | None = None  # with an autoscaler
+
+    @property
+    def ready(self) -> Backends | None:
+        """Replicas that serve, where an autoscaler moves them."""
+        return None if self.scaling is None else self.scaling.ready
 
 
 class Predicted(NamedTuple):
-    """What `predict` hands on."""
+    """What `predict` hands on; with an autoscaler, `ready`: replicas at the end of the step."""
 
     now: StepState
     workload: Backends
+    ready: Backends | None = None
 
 
 class Seen(NamedTuple):
-    """What `answer` hands on: what frontends see of workloads, and the rate at which own requests are answered in the step."""
+    """What `answer` hands on: what frontends see of workloads (and replicas), and the rate at which own requests are answered in the
+    step."""
 
     held: Predicted
     seen: Arcs
     left: Arcs
+    replicas: Arcs | None = None
 
 
 class Answers(NamedTuple):
@@ -125,6 +156,7 @@ class Routed(NamedTuple):
     tail: Wires | None = None
     answers: Answers | None = None
     wired: list[Arcs] | None = None
+    ready: Backends | None = None
 
 
 def delayed_system(
@@ -137,36 +169,43 @@ def delayed_system(
     attached: Attached | None = None,
     extensions: tuple[Gather, ...] = (),
     counts_own: bool = False,
+    scaler: Scaler | None = None,
 ) -> DelayedSystem:
     """A tile of networks as a system with delays.
 
     **Arguments:** `counts`: whether the channel of flow carries counts; `attached`: what a user adds; `extensions`: the channels of the
     state variables among it; `counts_own`: whether own requests are counted, which takes a channel of answers, and arcs that arrive
-    each by itself.
+    each by itself; `scaler`: the autoscaler, if any.
     """
     step = clock.frontends[0]
     delay = wire_delay(field, step)
-    news = Gather(news_delay(field, step), news_shape(field).ends, rows)
-    system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached)
+    late = news_delay(field, step)
+    news = Gather(late, news_shape(field).ends, rows)
+    system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached, scaler)
     last = _last_stages(len(extensions), attached)
     if field.events is not None and field.events.timeout is not None:
         again = Sum(retry_delay(field, step), Each(field.feedback_latency.shape), rows, interpolates=False)
         flow = Sum(delay, Each(delay.shape), rows, interpolates=False)
         stages = (predict, route, partial(arrive_and_lose, rows=rows), collect)
         return DelayedSystem(system, (news, flow, again), stages, observe, support)
+    before, seeing, answering, routing = (news,), (), answer, route
+    if scaler is not None:
+        seeing, more = autoscaled.channels(scaler, late, rows, clock.backends[0])
+        before = (news, *more)
+        answering, routing = answer_scaled, route_scaled
     if not counts_own:
         flow = Sum(delay, wire_shape(field).ends, rows, interpolates=not counts)
-        return DelayedSystem(system, (news, flow, *extensions), (predict, route, *last), observe, support)
+        return DelayedSystem(system, (*before, flow, *extensions), (predict, *seeing, routing, *last), observe, support)
     each = Each(delay.shape)
     answers = Sum(field.feedback_latency / step, each, rows)
     flow = Sum(delay, each, rows, interpolates=not counts)
-    stages = (predict, answer, route_by_own, *last)
-    return DelayedSystem(system, (news, answers, flow, *extensions), stages, observe, support)
+    stages = (predict, *seeing, answering, route_by_own, *last)
+    return DelayedSystem(system, (*before, answers, flow, *extensions), stages, observe, support)
 
 
 def flow_channel(state: StepState) -> int:
     """Which channel is that of flow."""
-    return 1 if state.own is None else 2
+    return 1 + (state.own is not None) + (0 if state.scaling is None else state.scaling.channels)
 
 
 def wire_shape(field: Field) -> Shape:
@@ -212,8 +251,13 @@ def support(state: StepState) -> Array:
 def predict(system: System, context: StepContext, now: StepState, received: None) -> tuple[Predicted, Any]:
     """The workload one step ahead, by Euler."""
     del received
-    k = context.k
-    served = _at_one_end(system, k, k, now.workload, [own.state for own in now.extended], Field.service_rate)
+    k, extensions = context.k, [own.state for own in now.extended]
+    if now.scaling is not None:
+        assert system.scaler is not None
+        rate = system.rate(k, k, now.workload, extensions, now.ready)
+        decided = system.scaler.decided(k, system.clock.backends, now.scaling, now.workload, rate)
+        now = eqx.tree_at(lambda s: s.scaling, now, decided)
+    served = system.rate(k, k, now.workload, extensions, now.ready)
     events, step = system.field.events, length(k, system.clock.backends)
     running = 1.0 if events is None else events.running(time(k, system.clock.backends), step)
     predicted = now.workload + running * step * (now.inflow - served)
@@ -227,11 +271,17 @@ def answer(system: System, context: StepContext, held: Predicted, seen: Arcs) ->
     now, k = held.now, context.k
     assert now.own is not None
     (served, ahead), spread = (
-        _at_both_ends(system, k, now, held.workload, Field.rate_per_request),
+        _at_both_ends(system, k, now, held, Field.rate_per_request),
         system.field.shape.spread,
     )
     left = now.own.leaving(length(k, system.clock.frontends), spread(served), spread(ahead))
     return Seen(held, seen, left), (now.own.left, left)
+
+
+def answer_scaled(system: System, context: StepContext, told: Told, replicas: Arcs) -> tuple[Seen, Any]:
+    """`answer` where an autoscaler moves replicas."""
+    seen, sent = answer(system, context, told.held, told.seen)
+    return seen._replace(replicas=replicas), sent
 
 
 def route_by_own(
@@ -239,13 +289,24 @@ def route_by_own(
 ) -> tuple[Routed, Any]:
     """`route` for a policy that looks at its own requests, when so many answers come in."""
     answers = Answers(seen.left, returned.reshape(seen.left.shape))
-    return route(system, context, seen.held, seen.seen, answers)
+    return route(system, context, seen.held, seen.seen, answers, seen.replicas)
+
+
+def route_scaled(system: System, context: StepContext, told: Told, replicas: Arcs) -> tuple[Routed, Any]:
+    """`route` where an autoscaler moves replicas."""
+    return route(system, context, told.held, told.seen, None, replicas)
 
 
 def route(
-    system: System, context: StepContext, held: Predicted, seen: Arcs, answers: Answers | None = None
+    system: System,
+    context: StepContext,
+    held: Predicted,
+    seen: Arcs,
+    answers: Answers | None = None,
+    replicas: Arcs | None = None,
 ) -> tuple[Routed, Any]:
-    """What the frontends do when they see these workloads; the input of a frame is flow that is sent at its end besides."""
+    """What the frontends do when they see these workloads, and replicas where they move; the input of a frame is flow that is sent at its
+    end besides."""
     field, clock, now, k = system.field, system.clock, held.now, context.k
     t, step = time(k + 1, clock.frontends), length(k, clock.frontends)
     seen = seen if field.events is None else field.events.newest(seen, now.left, t)
@@ -253,10 +314,11 @@ def route(
     outstanding = jnp.zeros_like(seen)
     if now.own is not None and answers is not None:
         outstanding = now.own.ahead(step, now.flow, answers.returned)
-    routing, velocity, policy = _route(field, now, t, step, seen, outstanding, context)
+    observe = partial(field.observe, t, seen, outstanding, step, replicas)
+    routing, velocity, policy = _route(field, now, t, step, observe, context)
     flow = field.arrival_rate(t) * routing
     flow = flow if extra is None else flow + extra
-    move = Routed(now, held.workload, routing, velocity, policy, flow, answers=answers)
+    move = Routed(now, held.workload, routing, velocity, policy, flow, answers=answers, ready=held.ready)
     if system.late is None or now.tail is None:
         return move, (now.flow, flow)
     dispatched = partial(_dispatched, system, k, now, routing, extra)
@@ -292,7 +354,7 @@ def arrive(
         sent, arrived = now.flow + move.flow, now.inflow + inflow  # twice the mean of the step
     else:
         sent, arrived = 2 * move.sent, 2 * inflow
-    first, last = _at_both_ends(system, k, now, move.predicted, Field.service_rate)
+    first, last = _at_both_ends(system, k, now, move, Field.service_rate)
     served = first + last  # twice the mean, as above
     before, lost, reported, carried, detour = now.workload, now.lost, now.reported, sent, None
     gone = failed = jnp.zeros_like(before)
@@ -330,10 +392,16 @@ def arrive(
         sums = window.add(now.sums, k, step_f, step_b, sent, before, workload, end and end.sums)
         sums = window.add_detour(sums, k, length(k, clock.lanes), detour)
     peak = higher(now.peak, workload) if end is None else set_by(now.peak, workload, end.peak)
+    scaling = None
+    if now.scaling is not None and system.scaler is not None and move.ready is not None:
+        rate = system.rate(k, k + 1, workload, _extensions_ahead(system, k, now), move.ready)
+        ends = (now.workload, workload), (first, rate)
+        scaling = system.scaler.after(k, clock, now.scaling, move.ready, *ends)
+        scaling = add_step(window, k, step_b, now.scaling, scaling, end and end.scaling)
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
         peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended, own=own,
-        lost=lost, reported=reported, left=left, retries=retries,
+        lost=lost, reported=reported, left=left, retries=retries, scaling=scaling,
     )  # fmt: skip
     return after, None
 
@@ -436,22 +504,18 @@ def _measured(system: System, k: Int[Array, ""], now: StepState, after: StepStat
 
 
 def _at_both_ends(
-    system: System, k: Int[Array, ""], now: StepState, predicted: Backends, of: Callable
+    system: System, k: Int[Array, ""], now: StepState, held: Predicted | Routed, of: Callable
 ) -> tuple[Backends, Backends]:
     """A service rate at the two ends of step k, at its end with the workload predicted."""
-    states, plugins = [own.state for own in now.extended], system.plugins
-    ahead = states if plugins is None else plugins.predicted(k, now)
-    return _at_one_end(system, k, k, now.workload, states, of), _at_one_end(system, k, k + 1, predicted, ahead, of)
+    predicted = held.workload if isinstance(held, Predicted) else held.predicted
+    states = [own.state for own in now.extended]
+    first = system.rate(k, k, now.workload, states, now.ready, of)
+    return first, system.rate(k, k + 1, predicted, _extensions_ahead(system, k, now), held.ready, of)
 
 
-def _at_one_end(
-    system: System, k: Int[Array, ""], at: Int[Array, ""], workload: Backends, extensions: list[PyTree], of: Callable
-) -> Backends:
-    """A service rate at one end of step k, with extensions in these states; `of`: all requests of a backend, or each."""
-    clock = system.clock.backends
-    rate = of(system.field, time(at, clock), workload, (time(k, clock), length(k, clock)))
-    factor = system.plugins.factor(extensions) if system.plugins is not None else None
-    return rate if factor is None else factor * rate
+def _extensions_ahead(system: System, k: Int[Array, ""], now: StepState) -> list[PyTree]:
+    """The states of extensions at the end of step k, as predicted."""
+    return [] if system.plugins is None else system.plugins.predicted(k, now)
 
 
 def _dispatched(
@@ -497,17 +561,22 @@ def _until_arcs_change(
 
 
 def _route(
-    field: Field, now: StepState, t: Frontends, step: Frontends, seen: Arcs, outstanding: Arcs, context: StepContext
+    field: Field,
+    now: StepState,
+    t: Frontends,
+    step: Frontends,
+    observe: Callable[[], Observation],
+    context: StepContext,
 ) -> tuple[Arcs, Arcs | None, State]:
     guess, open_arcs = now.routing > 0, field.open_arcs(t)
     if now.velocity is None:
-        observation = field.observe(t, seen, outstanding, step)
+        observation = observe()
         routing, policy = field.route(t, observation, now.policy)
         routing = jnp.where(open_arcs, routing, 0) if field.events is None else proportional(routing, open_arcs)
         return jnp.where(step > 0, routing, now.routing), None, policy
     # Only rules that look at their own routing need this prediction; for the others XLA removes it.
     expected = project_simplex(now.routing + step * now.velocity, open_arcs, guess)
-    observation = field.observe(t, seen, outstanding, step)
+    observation = observe()
     velocity, policy = field.velocity(t, expected, observation, now.policy)
     weight = field.weight_of_start(t - step, step)
     if weight is None:

@@ -125,8 +125,10 @@ class Window(eqx.Module):
         return sums.deviation.plus(weight * away)
 
 
-def statistics(field: Field, window: Window, dt: Float[Array, " lanes"], sums: Sums, peak: Backends) -> Statistics:
-    """The finished statistics, batch axis first."""
+def statistics(
+    field: Field, window: Window, dt: Float[Array, " lanes"], sums: Sums, peak: Backends, **others: Array
+) -> Statistics:
+    """The finished statistics, batch axis first; `others`: those that are finished already."""
     shape = field.shape
     first, middle, last = (shape.from_last(mark)[:, 0] for mark in window.marks)
     duration = (last - first) * dt
@@ -151,4 +153,5 @@ def statistics(field: Field, window: Window, dt: Float[Array, " lanes"], sums: S
         workload_growth=shape.from_last(sums.rise.value) / jnp.where(spread > 0, spread, jnp.inf)[..., None],
         distance=distance,
         peak_workload=shape.from_last(peak),
+        **others,
     )

@@ -15,6 +15,7 @@ from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation import dataset
 from dgdlb_jax.simulation.attached import ExtensionState
+from dgdlb_jax.simulation.autoscaled import ScalingState
 from dgdlb_jax.simulation.own import OwnState
 from dgdlb_jax.simulation.plugins import AbstractStatistic, Observable
 
@@ -122,7 +123,8 @@ class SimulationState(eqx.Module):
       `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each. `own`: requests that frontends
       have under way, counted where the policy looks at them. In a run with events, `lost`: requests lost since the start, and
       `reported`: the workload of which frontends hear next. Where events change latencies, a frontend has several wires; where they
-      change those of news, several ways of it, and `left`: what was reported when they changed.
+      change those of news, several ways of it, and `left`: what was reported when they changed. `scaling`: replicas, in a run with an
+      autoscaler.
 
     Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
     """
@@ -147,6 +149,7 @@ class SimulationState(eqx.Module):
     lost: Float[Array, "*batch backends"] | None = None
     reported: Float[Array, "*batch backends"] | None = None
     left: Float[Array, "*batch jumps frontends backends"] | None = None
+    scaling: ScalingState | None = None
 
     @property
     def time(self) -> Float[Array, "*batch"]:
@@ -174,6 +177,8 @@ class Statistics(eqx.Module):
       window, requests/s.
     - `distance`: time mean of $\sum_j |N_j - N^{ref}_j| / \sum_j N^{ref}_j$; None without a reference.
     - `peak_workload` `(backends,)`: largest workload of the whole run, before the window too.
+    - `replica_seconds`, `mean_replicas`, `lowest_replicas`, `highest_replicas` `(backends,)`: in a run with an autoscaler. The first is
+      what is paid for: replicas from their command to their end; the others are of those that serve.
     """
 
     duration: Float[Array, "*batch"] = eqx.field(
@@ -212,6 +217,20 @@ class Statistics(eqx.Module):
     )
     peak_workload: Float[Array, "*batch backends"] = eqx.field(
         metadata=label("backend", units="requests", meaning="highest workload of the whole run")
+    )
+    replica_seconds: Float[Array, "*batch backends"] | None = eqx.field(
+        default=None,
+        metadata=label("backend", units="s", meaning="replicas from their command to their end, over the window"),
+    )
+    mean_replicas: Float[Array, "*batch backends"] | None = eqx.field(
+        default=None,
+        metadata=label("backend", units="1", meaning="time mean of the replicas that serve in the window"),
+    )
+    lowest_replicas: Float[Array, "*batch backends"] | None = eqx.field(
+        default=None, metadata=label("backend", units="1", meaning="fewest replicas that serve in the window")
+    )
+    highest_replicas: Float[Array, "*batch backends"] | None = eqx.field(
+        default=None, metadata=label("backend", units="1", meaning="most replicas that serve in the window")
     )
 
     derived: ClassVar[dict[str, tuple]] = {
@@ -257,6 +276,7 @@ class Trajectory(eqx.Module):
     - `final`: the state at the end; give it as `initial` to go on (unless saved with `resumable=False`).
     - `result`: how it ended, a `Result` code.
     - `lost` `(time, backends)`: in a run with events, the requests that backends have lost until then.
+    - `replicas`, `commanded` `(time, backends)`: in a run with an autoscaler, replicas that serve, and those asked for.
     - `observed`: what `SaveAt(fn=...)` gave at the saved instants, with time as leading axis.
     - `measured`: the results of `SaveAt(statistics=...)`, by their names.
     """
@@ -285,6 +305,12 @@ class Trajectory(eqx.Module):
         metadata=label(
             "time", "backend", units="requests", meaning="requests lost at or on the way to a backend since the start"
         ),
+    )
+    replicas: Float[Array, "*batch time backends"] | None = eqx.field(
+        default=None, metadata=label("time", "backend", units="1", meaning="replicas that serve")
+    )
+    commanded: Float[Array, "*batch time backends"] | None = eqx.field(
+        default=None, metadata=label("time", "backend", units="1", meaning="replicas that the autoscaler asks for")
     )
     observed: PyTree = None
     measured: dict[str, PyTree] = eqx.field(default_factory=dict)

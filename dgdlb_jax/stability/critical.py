@@ -1,5 +1,6 @@
 """How fast a policy may be before the network latencies make it oscillate: exact limits of local stability."""
 
+import dataclasses
 from functools import partial
 
 import equinox as eqx
@@ -11,20 +12,35 @@ from jaxtyping import Array, ArrayLike, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
-from dgdlb_jax.model.batch import each_frontend, each_network, per_frontend, require_double, require_single
+from dgdlb_jax.model.batch import (
+    each_backend,
+    each_frontend,
+    each_network,
+    per_frontend,
+    require_double,
+    require_single,
+)
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
 from dgdlb_jax.numerics.nyquist import BLOCK, eigenvalue_near, largest_crossing, slope_of
-from dgdlb_jax.numerics.results import Result, code, first_failure, raise_on_failure, require_values
+from dgdlb_jax.numerics.results import InputError, Result, code, first_failure, raise_on_failure, require_values
 from dgdlb_jax.numerics.winding import turn
+from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
+from dgdlb_jax.policies.safe import LogDGDLB, ReciprocalDGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB
 from dgdlb_jax.stability.linearise import check_smooth, linearise_one
 from dgdlb_jax.stability.loop_transfer import Frequency, LoopTransfer, side_by_side
 from dgdlb_jax.stability.sampled import SampledLoop
+from dgdlb_jax.stability.scaled_loop import ScaledLoop, scaled_loop
 from dgdlb_jax.stability.scraped import averaged, is_scraped, scraped_loops
+
+_GRADIENT_RULES = (DGDLB, LogDGDLB, ReciprocalDGDLB)
+"""Rules that know backends by their marginal latencies alone, which requests per replica decide, and do not look at their own routing."""
+
+Loop = LoopTransfer | SampledLoop | ScaledLoop
 
 
 class CriticalMode(eqx.Module):
@@ -57,6 +73,7 @@ def critical_step_size(
     optimum: Optimum | AbstractPolicy | None = None,
     *,
     direction: ArrayLike | None = None,
+    autoscaler: AbstractAutoscaler | None = None,
     throw: bool = True,
 ) -> Float[Array, "*batch"]:
     r"""The exact limit of local stability: the step size at which DGD-LB begins to oscillate about the optimum.
@@ -73,6 +90,8 @@ def critical_step_size(
       DGDLB: its step sizes) may be multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
     - `optimum`: of that network; solved when left out. It may follow the network directly: `critical_step_size(network, optimum)`.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
+    - `autoscaler`: what moves replicas meanwhile. The limit then is that of swings about the flows of the optimum, with as many replicas as
+      its target asks for there (see `stability.scaled_loop`); of autoscalers that are stable by themselves.
     - `throw`: raise when the search gave up (seen only where slopes are many decades apart), or the optimum given is none because
       demand exceeds capacity. Otherwise NaN stands for it.
 
@@ -90,8 +109,12 @@ def critical_step_size(
     """
     rule, best = policy_and_optimum("critical_step_size", network, policy, optimum)
     if rule is not None and is_scraped(rule):
+        if autoscaler is not None:
+            raise InputError(
+                "Reports that are read every so often, beside an autoscaler: the limit of each is known alone. Leave one out, or simulate."
+            )
         return _behind_scrapes(network, rule, best, direction, throw)
-    return critical_mode(network, rule, best, direction=direction, throw=throw).step_size
+    return critical_mode(network, rule, best, direction=direction, autoscaler=autoscaler, throw=throw).step_size
 
 
 def _behind_scrapes(
@@ -118,6 +141,7 @@ def critical_mode(
     optimum: Optimum | AbstractPolicy | None = None,
     *,
     direction: ArrayLike | None = None,
+    autoscaler: AbstractAutoscaler | None = None,
     throw: bool = True,
 ) -> CriticalMode:
     """`critical_step_size` with the oscillation that sets in there: its frequency, and who swings against whom.
@@ -129,19 +153,22 @@ def critical_mode(
     rule = DGDLB(1.0) if rule is None else rule
     factors = per_frontend(network, 1.0 if direction is None else direction, "direction")
     rule = each_frontend(network, rule, type(rule).__name__)
+    if autoscaler is not None:
+        check_gradient_rule(rule)
+        autoscaler = each_backend(network, autoscaler, type(autoscaler).__name__)
     if not isinstance(rule, SampledDGDLB):
         check_smooth(network, rule, best)
     search = partial(each_network, _critical_mode, effort=_effort)
-    mode = on_host(search, network, rule, best, factors)
+    mode = on_host(search, network, rule, best, factors, autoscaler)
     if throw:
         require_served(network, best)
         raise_on_failure(mode.result, "critical_step_size")
     return mode
 
 
-def critical_mode_of(loop: LoopTransfer | SampledLoop) -> CriticalMode:
+def critical_mode_of(loop: Loop) -> CriticalMode:
     """The critical mode of one loop; the derivative is that of the implicit function at the crossing."""
-    fixed: LoopTransfer | SampledLoop = stop_gradient(loop)
+    fixed: Loop = stop_gradient(loop)
     some = fixed.closed & (fixed.delay > 0)
     first = jnp.where(some, fixed.first, 1.0)
 
@@ -176,7 +203,7 @@ def critical_mode_of(loop: LoopTransfer | SampledLoop) -> CriticalMode:
 
 
 def limit_near(
-    loop: LoopTransfer | SampledLoop,
+    loop: Loop,
     at: Frequency,
     right: Complex[Array, " n"],
     left: Complex[Array, " n"],
@@ -194,20 +221,31 @@ def limit_near(
     return 1 / jnp.where(found, -(moved.real + along.real * drift), 1), jnp.where(found, drift, 0)
 
 
-def _critical_mode(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> CriticalMode:
-    mode = critical_mode_of(_loop(network, policy, optimum, factors))
+def check_gradient_rule(policy: AbstractPolicy) -> None:
+    """Raise `InputError` for a policy whose loop with an autoscaler is not known: it may look at more than requests per replica."""
+    if not isinstance(policy, _GRADIENT_RULES):
+        raise InputError(
+            f"{type(policy).__name__} beside an autoscaler has no linearisation here: take DGDLB or one of its variants, or simulate it."
+        )
+
+
+def _critical_mode(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, autoscaler) -> CriticalMode:
+    mode = critical_mode_of(_loop(network, policy, optimum, factors, autoscaler))
     none = optimum.result == Result.infeasible  # no optimum, so nothing about it
     limit, result = jnp.where(none, jnp.nan, mode.step_size), jnp.where(none, optimum.result, mode.result)
     return eqx.tree_at(lambda m: (m.step_size, m.result), mode, (limit, result))
 
 
-def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> Float[Array, ""]:
+def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, autoscaler) -> Float[Array, ""]:
     """How far the walk along the frequencies may go: a guess, to put equals side by side."""
-    loop = _loop(network, policy, optimum, factors)
+    loop = _loop(network, policy, optimum, factors, None if isinstance(policy, SampledDGDLB) else autoscaler)
     return jnp.where(loop.closed, loop.delay * loop.first * loop.bound(loop.first), 0)
 
 
-def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors) -> LoopTransfer | SampledLoop:
+def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, autoscaler=None) -> Loop:
+    if autoscaler is not None:
+        loop = scaled_loop(network, policy, optimum, autoscaler)
+        return dataclasses.replace(loop, linear=loop.linear.scaled(factors))
     if isinstance(policy, SampledDGDLB):
         return SampledLoop(
             linearise_one(network, DGDLB(policy.step_size), optimum).scaled(factors), policy.interval.max()
@@ -230,13 +268,14 @@ def count_unstable_roots(
     optimum: Optimum | AbstractPolicy | None = None,
     *,
     factor: float = 1.0,
+    autoscaler: AbstractAutoscaler | None = None,
 ) -> int:
     r"""How many characteristic roots of the linearised dynamics lie in the right half plane, counted and not computed.
 
     The argument of $\det(I + L(jw))$ is followed along the imaginary axis, refined until no turn can be missed. Independent of
     `critical_step_size` and of `characteristic_roots`: no eigenvalue is followed.
 
-    **Arguments:** a single network, outside `jit`; `factor` multiplies the policy's velocity.
+    **Arguments:** a single network, outside `jit`; `factor` multiplies the policy's velocity; `autoscaler`: as for `critical_step_size`.
 
     **Returns:** the count; 0 below the critical step size, 2 just above it.
 
@@ -252,8 +291,10 @@ def count_unstable_roots(
     require_served(network, best)
     rule = each_frontend(network, rule, type(rule).__name__)
     check_smooth(network, rule, best)
-    linear = each_network(linearise_one, network, rule, best)
-    loop = LoopTransfer(linear.scaled(jnp.full(network.frontends, factor)))
+    if autoscaler is not None:
+        check_gradient_rule(rule)
+        autoscaler = each_backend(network, autoscaler, type(autoscaler).__name__)
+    loop = each_network(_loop, network, rule, best, jnp.full(network.frontends, factor), autoscaler)
     if not bool(loop.closed):
         return 0
     first = float(_where_phases_begin(loop))
@@ -276,26 +317,24 @@ def count_unstable_roots(
 
 
 @jax.jit
-def _matrix(loop: LoopTransfer, w: Frequency) -> Complex[Array, "n n"]:
+def _matrix(loop: Loop, w: Frequency) -> Complex[Array, "n n"]:
     return loop.matrix(w)
 
 
 @jax.jit
-def _bound(loop: LoopTransfer, w: Frequency) -> Frequency:
+def _bound(loop: Loop, w: Frequency) -> Frequency:
     return loop.bound(w)
 
 
 @jax.jit
-def _where_phases_begin(loop: LoopTransfer) -> Frequency:
+def _where_phases_begin(loop: Loop) -> Frequency:
     return jnp.where(
         loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min()
     )
 
 
 @jax.jit
-def _phase_of(
-    loop: LoopTransfer, points: Float[Array, " points"]
-) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
+def _phase_of(loop: Loop, points: Float[Array, " points"]) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
     def logarithm(w):
         matrix = loop.matrix(w)
         whole = jnp.eye(matrix.shape[0]) + matrix

@@ -9,17 +9,20 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from dgdlb_jax.equilibrium.arguments import known_optimum, step_and_optimum
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint, slope_and_gain
 from dgdlb_jax.equilibrium.optimum import Optimum
-from dgdlb_jax.model.batch import each_network, of_batch, per_frontend
+from dgdlb_jax.model.batch import each_backend, each_network, of_batch, per_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import is_concrete
 from dgdlb_jax.numerics.rounding import round_down, round_up
+from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation.start import default_start
+from dgdlb_jax.stability.autoscaling import frozen, on_target, replica_loop
 
 StepSize = ArrayLike | AbstractPolicy
 """1/s^2: a scalar, one number per frontend (in a batch `(batch, frontends)` or `(batch, 1)` too), or a policy with a `step_size`."""
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
+_OF_SMALL_GAIN = 0.5  # of what is proven beside an autoscaler
 _MATTERS = 1e-3  # of all traffic: what a backend has to receive for its chatter to be worth resolving
 _TIE = 1e-6  # of a marginal latency, which an optimum knows to about 1e-9: no rounding decides which of two equals is the second
 _FAR_ABOVE = 10.0  # times the least marginal latency
@@ -27,7 +30,12 @@ _DEAD = 1e-3  # of what the best backend of a frontend takes from it; a thousand
 
 
 def default_step_size(
-    network: Network, optimum: Optimum | None = None, *, update_interval: ArrayLike = 0.0, averaging: ArrayLike = 0.0
+    network: Network,
+    optimum: Optimum | None = None,
+    *,
+    update_interval: ArrayLike = 0.0,
+    averaging: ArrayLike = 0.0,
+    autoscaler: AbstractAutoscaler | None = None,
 ) -> Float[Array, "*batch frontends"]:
     r"""A step size for DGD-LB that converges from usual starts as well, well below the limit of local stability.
 
@@ -45,6 +53,9 @@ def default_step_size(
       thousandth of the fastest service time: without any delay every step size is stable.
     - `averaging`: seconds by which a frontend's estimates make its news older, a scalar or `(frontends,)`: counted as feedback latency.
       It is the `delay` of an estimate, half of a window or a time constant.
+    - `autoscaler`: what moves replicas meanwhile. Everything then refers to the replicas that it asks for at the flows of the optimum,
+      and the step size is at most half of $\min_{j \in S^+_i} 1 / (c_j \Lambda^+_j \max_w |H_j(jw)| / w)$, with $H$ of
+      `stability.autoscaling`: by small gain a balancer that is slower than twice that is stable at any latency.
 
     **Returns:** `(frontends,)` in 1/s^2, with a leading axis for a batch; 0 for a frontend with one arc or nothing to send.
 
@@ -53,6 +64,9 @@ def default_step_size(
     optimum = known_optimum("default_step_size", network, optimum)
     interval = jnp.asarray(update_interval, network.latency.dtype)
     older = per_frontend(network, averaging, "averaging")
+    if autoscaler is not None:
+        rule = each_backend(network, autoscaler, type(autoscaler).__name__)
+        return each_network(_beside_an_autoscaler, network, optimum, interval, older, rule)
     return each_network(_default_step_size, network, optimum, interval, older).step_size
 
 
@@ -193,6 +207,19 @@ def _default_step_size(
     step = _SAFETY * response.min(1) / delay.max(1)
     moving = (network.mask.sum(1) > 1) & (network.arrival_rate > 0) & jnp.isfinite(step)
     return _DefaultStepSize(jnp.where(moving, step, 0), response.argmin(1), delay.argmax(1))
+
+
+def _beside_an_autoscaler(
+    network: Network, optimum: Optimum, interval: Float[Array, ""], averaging: Float[Array, " frontends"], autoscaler
+) -> Float[Array, " frontends"]:
+    adapted, rest, free = on_target(network, autoscaler, optimum)
+    loop = frozen(replica_loop(network, autoscaler), ~free, adapted.mean_service.slope(rest.workload))
+    point = OperatingPoint(adapted, rest)
+    choices = _choices(adapted, point)
+    shared = (network.arrival_rate[:, None] * choices).sum(0)
+    proven = jnp.where(choices & free, _ratio(1.0, point.gain * shared * loop.largest_gain), jnp.inf).min(1)
+    alone = _default_step_size(adapted, rest, interval, averaging).step_size
+    return jnp.minimum(alone, _OF_SMALL_GAIN * proven)
 
 
 def _response_and_delay(

@@ -66,14 +66,15 @@ class LoopTransfer(eqx.Module):
     def at(self, s: Laplace) -> Complex[Array, "n n"]:
         """$L(s)$: over backends, or over arcs `(frontends * backends)` when the policy depends on its own routing."""
         if self.linear.self_response is None:
-            return self._arrivals(s, self.moves(s)) / (-(s + self.linear.slope))[:, None]
+            return self.arrivals(s, self.moves(s)) / (-(s + self.linear.slope))[:, None]
         return -self._routing_loop(s)
 
     def moves(self, s: Laplace) -> Complex[Array, "frontends backends backends"]:
         """Routing per workload, when a policy does not depend on its own routing: $P_i V_i D^{fb}_i / s$."""
         return self.linear.response_at(s) * (_late(s * self.linear.feedback_latency) / s)[:, None, :]
 
-    def _arrivals(self, s: Laplace, moves) -> Complex[Array, "backends backends"]:
+    def arrivals(self, s: Laplace, moves) -> Complex[Array, "backends backends"]:
+        """Requests/s that reach each backend per request at another, when frontends move so."""
         lin = self.linear
         forward = lin.arrival_rate[:, None] * _late(s * lin.latency)
         return (forward[:, :, None] * moves).sum(0)

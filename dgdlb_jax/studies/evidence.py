@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dgdlb_jax.equilibrium.feasibility import missing_capacity
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.service import replicas
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.turns import Turns, one_way, turns
 
@@ -71,7 +72,11 @@ class Evidence:
         self.time = np.take_along_axis(every, index, 1)
         workload = np.take_along_axis(np.asarray(runs.workload), index[..., None], 1)
         self.workload = workload.astype(float)
-        found = _inputs(networks, *jax.device_put((self.time, workload)))
+        scaled = None
+        if runs.replicas is not None and runs.commanded is not None:
+            most = np.maximum(runs.replicas, runs.commanded)[:, -1:]  # what has been commanded will be ready
+            scaled = np.take_along_axis(np.asarray(runs.replicas), index[..., None], 1), most
+        found = _inputs(networks, *jax.device_put((self.time, workload, scaled)))
         rate, factor, service, self.supremum, alone = map(np.asarray, found)
         self.late = self._part(1 - LAST_PART, 1)
         self.varying = _varies(rate, self.late) | _varies(factor, self.late)
@@ -231,18 +236,25 @@ def _instants(time: Float[np.ndarray, "runs time"]) -> Int[np.ndarray, "runs loo
 
 
 @eqx.filter_jit
-def _inputs(networks: Network, time: Array, workload: Array):
-    """Over time: arrival rates, factors on the capacity, service rates at the workloads. At the end: suprema, times of lone requests."""
+def _inputs(networks: Network, time: Array, workload: Array, scaled: tuple[Array, Array] | None):
+    """Over time: arrival rates, factors on the capacity, service rates at the workloads. At the end: suprema, times of lone requests.
 
-    def one(network: Network, time: Array, workload: Array):
+    `scaled`: replicas over time, and at the most, where an autoscaler moves them.
+    """
+
+    def one(network: Network, time: Array, workload: Array, scaled):
         rate = jax.vmap(network.demand.rate)(time)
         capacity = network.capacity
         factor = jnp.ones_like(workload) if capacity is None else jax.vmap(capacity.rate)(time)
-        served = jax.vmap(lambda t, n: network.service_at(t).rate(n))(time, workload)
         last = network.service_at(time[-1])
-        return rate, factor, served, last.supremum, 1 / last.initial_slope
+        if scaled is None:
+            served = jax.vmap(lambda t, n: network.service_at(t).rate(n))(time, workload)
+            return rate, factor, served, last.supremum, 1 / last.initial_slope
+        now, most = (each / replicas(network.service) for each in scaled)
+        served = jax.vmap(lambda t, n, r: r * network.service_at(t).rate(n / r))(time, workload, now)
+        return rate, factor, served, most[0] * last.supremum, 1 / last.initial_slope
 
-    return jax.vmap(one)(networks, time.astype(workload.dtype), workload)
+    return jax.vmap(one)(networks, time.astype(workload.dtype), workload, scaled)
 
 
 def _above(values: Float[np.ndarray, "runs backends"]) -> Bool[np.ndarray, "runs backends"]:

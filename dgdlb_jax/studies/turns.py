@@ -53,6 +53,19 @@ def turns(values: Float[np.ndarray, "time ..."], least: Float[np.ndarray, "..."]
     return Turns(peaks, troughs, legs.largest, legs.shrinkage)
 
 
+def crossings(values: Float[np.ndarray, " time"]) -> Int[np.ndarray, " found"]:
+    """Where a series rises through the middle of its range, after having been in the lowest `REVERSAL` of it: once in every period."""
+    low, high = values.min(), values.max()
+    found, below = [], False
+    for number, value in enumerate(values):
+        if value <= low + REVERSAL * (high - low):
+            below = True
+        elif below and value > (low + high) / 2:
+            found.append(number)
+            below = False
+    return np.array(found, int)
+
+
 def one_way(values: Float[np.ndarray, "time ..."]) -> Bool[np.ndarray, "..."]:
     """Whether series go in one direction: what they go back on the way is at most `REVERSAL` of their range."""
     fall = (np.maximum.accumulate(values, 0) - values).max(0)
