@@ -4,7 +4,7 @@
 
 Each row is the fastest of several calls that take turns with the fluid run of the same networks, on one thread. The events (`events.c`,
 compiled here when a compiler is there) serve the same networks for the same time under the same fixed routing, so that their means have
-the same error; `--each`: at how many requests per arc and step.
+the same error; `--each`: at how many requests per arc and step. Ciw, a queueing library in Python, serves one server, when it is installed.
 """
 
 import argparse
@@ -75,11 +75,31 @@ def main() -> None:
             f"| {name} | {first[name]:.1f} | {1e9 * best[name] / work:.2f} | {best[name] / best['fluid']:.2f} | {counted} |"
         )
 
+    in_python()
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         print("\nNo C compiler was found: no events.")
         return
     against_events(compiler, networks, keys)
+
+
+def in_python() -> None:
+    """What a request costs in Ciw: one server at 64 % load, in order of arrival and shared."""
+    try:
+        import ciw
+    except ImportError:
+        print("\nCiw is not installed: no queueing library.")
+        return
+    law, costs = ciw.dists.Exponential, []
+    for servers, node in ((1, ciw.Node), (float("inf"), ciw.PSNode)):
+        network = ciw.create_network(
+            arrival_distributions=[law(1.45)], service_distributions=[law(2.25)], number_of_servers=[servers]
+        )
+        began = time.process_time()
+        simulation = ciw.Simulation(network, node_class=node)
+        simulation.simulate_until_max_time(20_000.0)
+        costs.append(1e6 * (time.process_time() - began) / len(simulation.get_all_records()))
+    print(f"\nCiw {ciw.__version__}: {costs[0]:.0f} us a request in order of arrival, {costs[1]:.0f} us shared.")
 
 
 def against_events(compiler: str, networks: dgd.Network, keys) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.fleets import load_autoscaler as load_autoscaler
     from dgdlb_jax.fleets import load_events as load_events
     from dgdlb_jax.fleets import load_fleet as load_fleet
+    from dgdlb_jax.fleets import load_news as load_news
     from dgdlb_jax.gradients.marginal import MarginalLatency as MarginalLatency
     from dgdlb_jax.gradients.marginal import marginal_latency as marginal_latency
     from dgdlb_jax.gradients.tuning import Tuned as Tuned
@@ -197,7 +198,7 @@ _HOME = {
     "studies.sweep": ("open_sweep", "sweep"),
     "studies.sweep.measures": ("register_measure",),
     "model.demand": ("AbstractDemand", "Constant", "DailyCycle", "Jumps", "Trace"),
-    "fleets": ("list_fleets", "load_autoscaler", "load_events", "load_fleet"),
+    "fleets": ("list_fleets", "load_autoscaler", "load_events", "load_fleet", "load_news"),
     "model.demand_kinds": ("register_demand",),
     "model.network": ("Network", "stack"),
     "model.signals": ("Signals", "signals"),

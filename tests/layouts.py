@@ -122,6 +122,10 @@ def without(run, *keys):
     return {key: value for key, value in run.items() if key not in keys}
 
 
+def moved(run, old, new):
+    return {new if key == old else key: value for key, value in run.items()}
+
+
 def sweep():
     files = {"sweep/summary.csv": "run_number,request_throughput,mean_ttft_ms\n0,999,999\n"}
     for cap, rate in RATES.items():
@@ -197,6 +201,21 @@ def phases(concurrency, throughput, **more):
 PAIRED = list(zip(HELD, RATES.values(), strict=True))
 
 
+def guidellm(concurrency, throughput):
+    """A benchmark in a report of GuideLLM."""
+    seconds = 2 + 0.05 * concurrency
+    quantities = {
+        "requests_per_second": throughput,
+        "request_concurrency": throughput * seconds,
+        "request_latency": seconds,
+    }
+    return {
+        "config": {"strategy": {"type_": "concurrent", "streams": concurrency}, "backend": {"model": "acme/m"}},
+        "metrics": {name: {"successful": {"mean": mean, "median": 9.0}, "errored": None} for name, mean in quantities.items()}
+        | {"request_totals": {"successful": 90, "errored": 10, "incomplete": 1, "total": 101}},
+    }  # fmt: skip
+
+
 TABLE = "".join(f"{held!r},{rate}\n" for held, rate in PAIRED)
 
 
@@ -223,6 +242,8 @@ CURVE_FILES = {
                                             errors=["", "gone", ""]), "mean_e2el_ms") for c, r in RATES.items()])}, {},
     ),
     "vLLM sweep": (sweep(), {}),
+    "GuideLLM": ({"a.json": json.dumps({"metadata": {}, "benchmarks": [guidellm(c, r) for c, r in RATES.items()]})}, {}),
+    "GuideLLM 0.3": ({"a.json": json.dumps({"benchmarks": [moved(guidellm(c, r), "config", "args") for c, r in RATES.items()]})}, {}),
     "requests per minute": ({"a.csv": "workload,requests/min\n" + "".join(f"{h!r},{60 * r}\n" for h, r in PAIRED)}, {}),
     "what was asked for beside it": (
         {"a.csv": "target_qps,workload,rps_origin,achieved_qps\n" + "".join(f"{2 * r},{h!r},batch / time,{r}\n" for h, r in PAIRED)}, {},

@@ -224,9 +224,20 @@ CSV = {
     ),
     "mistyped region": ("latency.csv", "paris,osaka", "paris,osaca", ["paris -> osaka", "symmetric = true"]),
     "negative latency": ("latency.csv", "242", "-242", ['latency.csv:3:3: rtt_ms "-242"', "not negative"]),
-    "NaN latency": ("latency.csv", "242", "nan", ['latency.csv:3:3: rtt_ms "nan"', "finite"]),
+    "NaN latency": (
+        "latency.csv",
+        "242",
+        "nan",
+        ["latency.csv has no latency for paris -> osaka", "its cell holds no figure"],
+    ),
     "latency that is no number": ("latency.csv", "242", "24z", ['latency.csv:3:3: rtt_ms "24z" is not a number']),
-    "empty cell": ("latency.csv", "242", "", ['latency.csv:3:3: rtt_ms "" is not a number']),
+    "empty cell": (
+        "latency.csv",
+        "242",
+        "",
+        ["latency.csv has no latency for paris -> osaka", "its cell holds no figure"],
+    ),
+    "infinite latency": ("latency.csv", "242", "inf", ['latency.csv:3:3: rtt_ms "inf"', "finite"]),
     "missing cell": ("latency.csv", ",242", "", ["latency.csv:3: the line has 2 cells, but the table has 3 columns"]),
     "contradiction": (
         "latency.csv",

@@ -29,7 +29,7 @@ from helpers import ROOT, interior_equilibrium, own_process, run_notebook
 
 pytestmark = pytest.mark.usefixtures("older_emitters")
 
-KEYS = ("1", "2", "3", "4", "5", "6", "7", "8")
+KEYS = ("1", "2", "3", "4", "5", "6", "7", "8", "9")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,17 @@ def test_noise_falls_with_the_scale(rows, folder):
         one = runs.sel(scale=scale)
         longer = float(one["request_mean"] - one["mean_latency"])
         assert longer == pytest.approx(0.2 / scale, abs=4 * float(one["request_error"]))
+
+
+def test_multipliers_of_an_update_decide_who_settles(rows):
+    """Orders of magnitude: with these curves (one request alone takes a second, load 0.8) the loop passes its limit between 10 and 30 s."""
+    found = rows["9"].judgement.numbers
+    assert found["linear theory is right"] > 0.95
+    assert found["Envoy load-aware, with a local locality: without equilibrium"] > 0.5
+    for rule in ("Envoy load-aware, without", "ORCA weights, slots in use reported"):
+        assert found[f"{rule}: should settle"] == 16
+        assert found[f"{rule}: of these settle"] == 1
+        assert found[f"{rule}: of these swing"] == 1
 
 
 def test_the_counterexample_is_a_fleet_that_shows_it(rows, folder):

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from dgdlb_jax import events as happen
-from dgdlb_jax.model.demand import Jumps
+from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import project_simplex
+from dgdlb_jax.policies.base import AbstractFlowPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.static import FixedRouting
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
@@ -67,6 +68,34 @@ def test_what_is_lost_is_exact_at_every_step():
     np.testing.assert_allclose(held, on_the_way + sent, rtol=1e-11)
 
 
+def test_requests_of_a_failed_backend_are_sent_again():
+    """After the timeout, to the backend that is left: all of them are there in the end, whatever the step, and none is lost on the way.
+    They cost the timeout, and the network once more."""
+    dts, timeout = np.array([0.1, 0.05, 0.03, 0.0125]), 0.613
+    network = stack([bottomless()] * dts.size)
+    runs = simulate_batch(
+        network, FixedRouting(np.stack([TABLE] * 4)), duration=3.0, dt=dts, initial=(np.stack([TABLE] * 4), np.zeros((4, 2))),
+        events=[happen.Fails(FAILS, 0, timeout=timeout)], save=SaveAt(every=1, fields=("workload", "in_flight", "cost_rate")),
+    )  # fmt: skip
+    time, there = np.asarray(runs.time), (RATE[:, None] * TABLE * LATENCY).sum()
+    held = np.asarray(runs.workload).sum(-1) + np.asarray(runs.in_flight)
+    np.testing.assert_allclose(held, there + RATE.sum() * time, rtol=1e-10)
+    assert np.abs(runs.lost).max() < 1e-9
+    np.testing.assert_allclose(runs.workload[:, -1, 0], 0, atol=1e-9)
+    np.testing.assert_allclose(runs.in_flight[:, -1], (RATE * LATENCY[:, 1]).sum(), rtol=1e-9)
+    lost = RATE * TABLE[:, 0] * (FAILS + LATENCY[:, 0] + NEWS[:, 0])  # all that was sent to it
+    sent = np.stack([TABLE[:, 0] * (FAILS + NEWS[:, 0]), TABLE[:, 1] * 3 + TABLE[:, 0] * (3 - FAILS - NEWS[:, 0])], 1)
+    network_cost = (RATE[:, None] * sent * LATENCY).sum() + (lost * (timeout + LATENCY[:, 1])).sum()
+    np.testing.assert_allclose(runs.statistics.network_cost, network_cost, rtol=1e-9)
+    np.testing.assert_allclose(runs.statistics.arrivals, 3 * RATE.sum(), rtol=1e-9)
+    beside = np.asarray(runs.cost_rate) - np.asarray(runs.workload).sum(
+        -1
+    )  # on the network, or waiting to be sent again
+    np.testing.assert_allclose(np.trapezoid(beside, time, axis=1), network_cost, rtol=0.02)
+    error = np.abs(np.trapezoid(beside, time, axis=1) - network_cost)
+    assert error[-1] < 0.25 * error[0]  # its jumps are on no grid
+
+
 def test_a_request_keeps_the_latency_it_was_sent_with():
     """The first frontend's links get slower, a link of the second breaks: what arrives by then, and what is lost, in closed form."""
     slow, at, breaks, mends = 1.9, 0.913, 1.207, 2.111
@@ -119,7 +148,7 @@ def everything(replicas=0.7, demand=1.2, way=1.6) -> list[happen.Event]:
         happen.Breaks(0.7, "q", "b"),
         happen.Mends(0.95, "q", "b"),
         happen.Replicas(1.1, "b", replicas),
-        happen.Latency(1.25, way, "p"),
+        happen.Latency(1.25, way, "p", news=True),
         happen.Closes(1.313, "q", "c"),
         happen.Recovers(1.507, "a"),
         happen.Drains(1.717, "b"),
@@ -131,6 +160,39 @@ def everything(replicas=0.7, demand=1.2, way=1.6) -> list[happen.Event]:
 def fleet(rate=(12.0, 6.0), latency=FORWARD, back=BACK) -> Network:
     names = {"frontend_names": ["p", "q"], "backend_names": ["a", "b", "c"]}
     return Network(jnp.asarray(rate), latency, SERVED, feedback_latency=back, **names)
+
+
+def test_news_keeps_the_latency_it_was_sent_with():
+    """What a frontend sees of a backend that fills up at a constant rate, when links slow down and get fast again: the workload at which
+    the newest report left that has arrived. Jumps are on no grid, and the first frontend's link is not changed."""
+    slow, fast = 0.5, 1.6
+    seen_by = lambda time, fb, jumps: max(
+        s
+        for (begin, factor), end in zip([(-9.0, 1.0), *jumps], [*(j[0] for j in jumps), 99.0], strict=True)
+        if (s := min(time - factor * fb, end - 1e-12)) >= begin
+    )
+    network = Network([10.0], [[0.0, 0.0]], Hyperbolic([1e-15] * 2, [1.0] * 2), feedback_latency=[[0.23, 0.31]])
+    changed = [happen.Latency(slow, 3.0, backend=1, news=True), happen.Latency(fast, 0.5, backend=1, news=True)]
+    watch = Watch(jnp.asarray(0.0))
+    run = simulate(network, watch, duration=2.6, dt=0.04, initial=([[0.5, 0.5]], [0.0, 0.0]), events=changed)
+    seen = np.asarray(run.final.policy_state)  # one sum over steps of what was seen, for each backend
+    times = 0.04 * np.arange(1, 66)
+    for j, (fb, jumps) in enumerate(((0.23, []), (0.31, [(slow, 3.0), (fast, 0.5)]))):
+        expected = sum(5 * max(0.0, seen_by(t, fb, jumps)) for t in times)
+        assert seen[0, j] == pytest.approx(expected, rel=1e-3)
+    assert np.abs(run.workload[-1] - 13).max() < 1e-9
+
+
+class Watch(AbstractFlowPolicy):
+    """A rule that stays where it is, and adds up what it sees."""
+
+    nothing: jax.Array
+
+    def init(self, observation):
+        return jnp.zeros_like(observation.workload)
+
+    def velocity(self, t, routing, observation, state):
+        return jnp.zeros_like(routing), state + observation.workload
 
 
 def test_order_two():
@@ -154,6 +216,31 @@ def test_order_two():
         error = np.abs(values[:-1] - values[-1]).max(-1)
         assert error[0] < 0.05
         assert error[0] / error[-1] > 27, error
+
+
+def test_a_demand_that_moves_is_multiplied():
+    """Counts over intervals, against fine sums; and a run under a flat trace, which is one at constant rates."""
+    cycle = DailyCycle([4.0, 2.0], 0.6, phase=1.0, period=7.0)
+    network = fleet().with_arrival_rate(cycle)
+    changed = [happen.Demand(0.333, 1.5), happen.Demand(1.25, 0.2, "p")]
+    demand = signals(network, changed).demand_of(network).demand
+    now = lambda t: np.stack([np.where(t < 0.333, 1, np.where(t < 1.25, 1.5, 0.2)), np.where(t < 0.333, 1, 1.5)])
+    for start, end in ((0.0, 0.3), (0.3, 0.4), (0.0, 2.0)):
+        t = np.linspace(start, end, 200_001)
+        t = (t[1:] + t[:-1]) / 2
+        expected = (now(t) * np.asarray(jax.vmap(cycle.rate, out_axes=1)(t))).mean(1)
+        pieces = np.linspace(start, end, 65)
+        means = [demand.mean_over(begin, pieces[1] - pieces[0]) for begin in pieces[:-1]]
+        np.testing.assert_allclose(np.mean(means, 0), expected, rtol=1e-4)
+    np.testing.assert_allclose(demand.rate(1.5), [0.2, 1.5] * np.asarray(cycle.rate(1.5)), rtol=1e-12)
+    np.testing.assert_allclose(demand.mean_rate, [0.8, 3.0], rtol=1e-12)
+    np.testing.assert_allclose(demand.pad(3).scaled(2.0).rate(1.5)[:2], 2 * demand.rate(1.5), rtol=1e-12)
+
+    flat = fleet().with_arrival_rate(Trace(0.5, np.broadcast_to([12.0, 6.0], (8, 2))))
+    run = lambda network: simulate(network, DGDLB(0.4), initial=START, duration=2.0, dt=COARSE, events=changed)
+    there, here = run(flat), run(fleet())
+    np.testing.assert_allclose(there.workload, here.workload, rtol=1e-9)
+    np.testing.assert_allclose(there.arrival_rate, here.arrival_rate, rtol=1e-12)
 
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
@@ -239,6 +326,27 @@ def test_derivatives_by_factors_rates_and_latencies(rng):
     assert float(forward) == pytest.approx(float(central_difference(cost, given, direction, h=1e-6)), rel=1e-7)
 
 
+@pytest.mark.full
+def test_derivatives_where_requests_are_sent_again():
+    """By rates, the latency and the workload at the start, in reverse mode and by differences."""
+    again = [happen.Fails(0.618, "a", timeout=0.4321), happen.Recovers(1.507, "a")]
+
+    @jax.jit
+    def cost(given):
+        rate, latency, workload = given
+        run = simulate(
+            fleet(rate, latency), DGDLB(0.4), initial=(START[0], workload), duration=2.4, dt=COARSE, events=again,
+            save=SaveAt.statistics(), max_latency=0.5, throw=False,
+        )  # fmt: skip
+        return run.statistics.mean_latency + run.final.workload @ jnp.arange(1.0, 4.0)
+
+    given = jnp.asarray([12.0, 6.0]), jnp.asarray(FORWARD), jnp.asarray(START[1])
+    gradient = jax.jit(jax.grad(cost))(given)
+    direction = jax.tree.map(lambda leaf: 0.1 * leaf, given)
+    reverse = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
+    assert float(reverse) == pytest.approx(float(central_difference(cost, given, direction, h=1e-6)), rel=1e-7)
+
+
 # --- the network in between, and what is refused ----------------------------------------------------------------------
 
 
@@ -260,6 +368,11 @@ WRONG = {
     "backend a is not out of service then: let it fail": [happen.Recovers(1.0, "a")],
     "leaves frontend p without a backend": [happen.Fails(1.0, ["a", "b"]), happen.Closes(2.0, "p", "c")],
     "0.02 s apart, which dt = 0.04 s does not resolve": [happen.Fails(1.0, "a"), happen.Recovers(1.02, "a")],
+    "Fails\\(at=1.5\\).timeout is 2.0, but None when backend a fails before": [
+        happen.Fails(1.0, "a"),
+        happen.Recovers(1.2, "a"),
+        happen.Fails(1.5, "a", timeout=2.0),
+    ],
     "is no event: use the classes of dgdlb_jax.events": [happen.Event(1.0)],
 }
 

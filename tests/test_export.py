@@ -194,6 +194,8 @@ BAD = {
     '[{"backendRefs": [{"name": "west-us", "weight": 0}]}]}}': "now.json, read as gateway-api: the weights of west-us sum to 0",
     '{"resources": [{"cluster_name": "east-us", "endpoints": [{"locality": {"region": "west-us"}, '
     '"load_balancing_weight": true}]}]}': "now.json, read as envoy-eds: the weight True",
+    '{"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "spec": {"trafficPolicy": {"loadBalancer": {"localityLbSetting": '
+    '{"distribute": [{"from": "east-us/*", "to": {"east-us/*": 50, "west-us/*": 4}}]}}}}}': 'istio: the weights of "east-us" sum to 54',
 }
 
 

@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
 from dgdlb_jax.policies import EnvoyLoadAwareLocality, OrcaWeights
+from dgdlb_jax.reports import policy_limits
 from dgdlb_jax.reports.held_text import held_report
 from dgdlb_jax.stability.held import HeldLoop, equal_backends, held_loop
 from dgdlb_jax.stability.ranges import stable_ranges
@@ -106,6 +107,52 @@ def test_for_short_periods_smoothing_can_hurt():
     # A weight held lags T / 2 behind, an average with the newest report in it leads by as much: what is left is some
     # times (T / t_s)^2 / 12, 0.2 % at the first edge.
     assert [first, second] == pytest.approx(edges, rel=1e-2)
+
+
+def test_frontends_out_of_step():
+    """Limits of the gain at aT = 2, equal backends. In step the polynomial; out of step, with offsets spread evenly over the period, the
+    loop of an even average over it. Smoothing, and offsets that are all the same, against in-step maps."""
+    period, slope, count = 1.0, 2.0, 6
+
+    def loop(gain, delay, offset, smoothing=0.0):
+        arcs, one = np.full((count, 2), delay / 2), np.broadcast_to(np.eye(2), (count, 2, 2))
+        answer = gain * slope * (0.5 - one)
+        return HeldLoop(
+            np.full(count, 1 / count),
+            np.full(2, slope),
+            arcs,
+            arcs,
+            one,
+            answer,
+            period,
+            np.full(count, smoothing),
+            offset,
+        )
+
+    def average(delay):
+        """Where $1 + G (1 - e^{-s})/s \\, e^{-sd}/(1 + s/a)$ has its first root on the axis."""
+        turn = lambda w: w / 2 + w * delay + np.arctan(w / slope) - np.pi
+        w = brentq(turn, 1e-6, 2 * np.pi - 1e-6)
+        return np.hypot(1, w / slope) * (w / 2) / np.sin(w / 2)
+
+    spread = np.arange(count) / count
+    edge = lambda delay, offset: brentq(lambda gain: loop(gain, delay, offset).radius() - 1, 0.5, 8, xtol=1e-4)
+    for delay, in_step, apart in (
+        (0.0, 1.31, 5.12),
+        (0.25, 1.65, 2.57),
+        (0.5, 2.84, 1.91),
+        (1.0, 1.16, 1.45),
+        (2.0, 1.08, 1.19),
+    ):
+        assert edge(delay, None) == pytest.approx(in_step, abs=6e-3)
+        assert average(delay) == pytest.approx(apart, abs=6e-3)
+        if delay in (0.25, 1.0):
+            assert edge(delay, spread) == pytest.approx(
+                average(delay), rel=2e-2
+            )  # 1.4 and .8 %, a fourth of it with 12
+            assert edge(delay, np.full(count, 0.3)) == pytest.approx(edge(delay, None), rel=1e-4)
+    smoothed = [loop(3.0, 0.4, offset, smoothing=0.7).radius() for offset in (None, np.full(count, 0.5))]
+    assert smoothed[1] == pytest.approx(smoothed[0], rel=1e-6)
 
 
 def test_edges_that_slow_simulations_have_found():
@@ -361,7 +408,9 @@ def test_the_command_names_relays_neutral_splits_and_rules_without_a_limit(comma
         (("dgd-lb", "--set", "interval=1"), "--set gives settings of another balancer"),
     ],
 )
-def test_what_the_command_does_not_take_is_one_sentence(command, options, expected):
+def test_what_the_command_does_not_take_is_one_sentence(command, options, expected, monkeypatch):
+    """It is said at once: nothing is computed before."""
+    monkeypatch.setattr(policy_limits, "solve_optimum", None)
     code, text, error = command(*options, "--no-files")
     assert (code, text) == (2, "")
     assert expected in error

@@ -286,12 +286,28 @@ def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     assert {path.name for path in raw.iterdir()} - {"cache"} == before - {"cache"}
 
 
-@pytest.mark.parametrize("text", ["time_ms,requests\n0,5\n30000,7\n60000,12\n", "time_s,rps\n0,5\n30,7\n60,12\n"])
+EACH = "".join(f"{30 * k},us,{60 * n}\n{30 * k},eu,{30 * n}\n" for k, n in enumerate((5, 7, 12)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "time_ms,requests\n0,5\n30000,7\n60000,12\n",
+        "time_s,rps\n0,5\n30,7\n60,12\n",
+        "time_s,eu_rps,us_rps\n0,2.5,5\n30,3.5,7\n60,6,12\n",
+        f"time_s,region,requests\n{EACH}",
+        f"time_s,region,rpm\n{EACH}",
+        f"time_s,region,rpm\n{EACH}#scaled = false",
+        "time_s,us,eu\n0,5,2.5\n30,7,3.5\n60,12,6\n#scaled = false",
+    ],
+)
 def test_fleet_files_name_counts_and_rates_at_any_times(text, raw):
+    text, _, more = text.partition("#")
     (raw / "counts.csv").write_text(text)
     ping = {"metadata": {"percentile": "p_50", "timeframe": "1W", "unit": "milliseconds"}}
     (raw / "ping.json").write_text(json.dumps(ping | {"data": {"us": {"in": 191.0}, "eu": {"in": 122.6}}}))
-    (raw / "fleet.toml").write_text("""
+    (raw / "fleet.toml").write_text(
+        """
 [frontends]
 names = ["us", "eu"]
 rate = [8, 4]
@@ -307,7 +323,9 @@ table = "ping.json"
 [demand.trace]
 kind = "trace"
 table = "counts.csv"
-""")
+"""
+        + more
+    )
     network = quietly("fleet.toml", demand="trace")
     np.testing.assert_allclose(network.latency, [[0.0955], [0.0613]], rtol=1e-12)
     demand = network.demand

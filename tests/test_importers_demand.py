@@ -1,7 +1,5 @@
 """Demand in files as people have them: bins, and single requests that are put into bins."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -226,7 +224,7 @@ REFUSED_DEMAND = {
     "shares": ("time_s,eu,us\n0,50%,50%\n60,40%,60%\n", r'a\.csv:2:2: eu "50%" is not a number'),
     "rates of several places": (
         "time_s,avg_rps,max_rps\n0,1,2\n60,2,3\n",
-        'column "avg_rps" is a rate: give the requests in every bin',
+        '"avg" sums the others up and is no place',
     ),
     "unit": ("time,x\n0,1\n9,1\n", "does not say its unit.*time_s, time_ms.*--time-unit"),
     "no time": ("2023-11-16 18:15:46,x\n2023-11-16 18:15:47,x\n", "none of the layouts"),
@@ -309,6 +307,15 @@ def test_a_rate_is_counted_by_its_unit(column, per_second, tmp_path):
     np.testing.assert_allclose(found.counts.ravel(), [18000 * per_second, 36000 * per_second], rtol=1e-12)
 
 
+def test_requests_of_burstgpt_without_a_response_failed(tmp_path):
+    lines = "".join(f"{7 * k},GPT-4,5,{k % 3},9,API log\n" for k in range(90))
+    found = only(
+        read(tmp_path, {"a.csv": "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n" + lines})
+    )
+    assert found.counts.sum() == 60
+    assert "30 requests of 90 without response tokens failed and are left out" in found.notes
+
+
 def test_lines_of_other_metrics_are_no_requests(tmp_path):
     found = only(read(tmp_path, {"k6.csv": K6}, bin_s=10.0))
     assert found.counts.ravel().tolist() == [10] * 20
@@ -348,34 +355,6 @@ def test_a_place_that_is_no_frontend_is_said(tmp_path):
     assert not any("names no frontend" in note for note in named.notes)
 
 
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n", '"mean" sums the others up and is no place'),
-        ("rtt_ms,eu,us,avg\neu,,80,80\nus,80,,80\n", '"avg" sums the others up'),
-        ("time_s,eu,us,total\n0,600,300,900\n3600,500,200,700\n", '"total" sums the others up'),
-        ("timestamp,region,rps\n2025-01-01 00:00,paris,3\n2025-01-01 00:00,tokyo,4\n", '"rps" is a rate, so its lines'),
-        (
-            "timestamp,region,requests_per_second\n2025-01-01 00:00,eu,3\n2025-01-01 01:00,eu,4\n",
-            "is a rate, so its lines",
-        ),
-    ],
-)
-def test_what_is_no_place_and_no_request_is_refused(tmp_path, text, sentence):
-    with pytest.raises(InputError, match=re.escape(sentence)):
-        read(tmp_path, {"a.csv": text})
-
-
-def test_places_that_are_named_are_told_from_their_sums(tmp_path):
-    matrix = "rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n"
-    found = only(read(tmp_path, {"a.csv": matrix}, names=("paris", "tokyo")))
-    assert {pair[0] for pair in found.seconds} == {"paris", "tokyo"}
-    assert "left out, as they sum the others up: mean" in found.notes
-    lines = "".join(f"{60 * k},{name},{n}\n" for k in range(3) for name, n in (("eu", 5), ("us", 7), ("total", 12)))
-    counts = only(read(tmp_path, {"b.csv": f"time_s,region,requests\n{lines}"}, names=("eu", "us")))
-    assert (counts.names, counts.counts.tolist()) == (("eu", "us"), [[5, 7]] * 3)
-
-
 def test_figures_at_whole_minutes_are_bins(tmp_path):
     """No requests come so evenly; a line that lacks is asked for, and so are columns that are neither."""
     text = "time,eu,us\n2025-03-30 00:00,600,300\n2025-03-30 01:00,500,200\n"
@@ -391,7 +370,10 @@ def test_counts_have_no_decimals(tmp_path):
     with pytest.raises(InputError, match=r'a\.csv:2:2: eu "1\.200" could be 1200 or 1\.2'):
         read(tmp_path, {"a.csv": "time_s,eu,us\n0,1.200,900\n60,1.250,950\n120,1.300,980\n"})
     found = only(read(tmp_path, {"a.csv": "time_s,requests\n0,0.5\n60,0.75\n"}))
-    assert found.notes[-1] == "requests: no whole numbers; if they are requests/s, call a single column rps"
+    assert (
+        found.notes[-1]
+        == "requests: no whole numbers; if they are requests/s, call them so, as us_rps and eu_rps, or a single one rps"
+    )
 
 
 def test_a_log_may_hold_the_speed_of_each_request(tmp_path):

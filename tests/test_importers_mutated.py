@@ -4,12 +4,15 @@ import csv
 import io
 import json
 import random
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dgdlb_jax.fleets import FleetWarning
+from dgdlb_jax.fleets.document import read_text
 from dgdlb_jax.fleets.importers import LATENCIES, Demand
 from dgdlb_jax.fleets.importers.latency_pairs import read_pairs
 from dgdlb_jax.fleets.tables import Table
@@ -148,3 +151,29 @@ def test_broken_files_are_read_or_refused_in_one_sentence(seed, tmp_path):
     for message in refused:
         assert "\n" not in message
         assert len(message) < 800
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
+def test_every_reader_takes_the_encodings_of_spreadsheets(encoding, tmp_path):
+    """The text is the same, and where nothing but a guess tells the encoding, the guess is said with a word to check."""
+    (tmp_path / "a.csv").write_bytes("von,nach\r\nZürich,Orléans\r\n".encode(encoding))
+    guessed = pytest.warns(FleetWarning, match='a.csv is not in UTF-8 and is read as Windows-1252, so check "Zürich"')
+    with guessed if encoding == "cp1252" else nullcontext():
+        assert read_text(tmp_path / "a.csv") == "von,nach\nZürich,Orléans\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        pytest.param("a,b\n1,2\n".encode("utf-16-le"), "(character 1 is a zero)", id="UTF-16 without a mark"),
+        pytest.param("Zürich,Orléans".encode()[:-4] + b",1", "(byte 11)", id="damaged UTF-8"),
+        pytest.param("東京,大阪".encode("shift-jis"), "(byte 0)", id="another code page"),
+        pytest.param(b"\xff\xfea\x00b", "in UTF-16 (byte 2)", id="half a letter"),
+        pytest.param(b"\x1f\x8b\x08", "is a compressed file (gzip) and no text", id="compressed"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_refused(data, sentence, tmp_path):
+    (tmp_path / "a.csv").write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        read_text(tmp_path / "a.csv")
+    assert sentence in str(caught.value)

@@ -207,6 +207,41 @@ def test_latencies_are_those_of_single_events(discipline):
     assert 0.4 < float(np.mean(run.standard_error)) / (error * np.sqrt(len(KEYS))) < 1.5
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("discipline", ["ps", "fcfs"])
+def test_latencies_of_one_server_are_those_of_a_queueing_library(discipline):
+    """One server is a curve that is all there with the first request. Against Ciw, and in order of arrival the closed form of M/M/1."""
+    arrivals, served, parts = 1.45, 2.25, np.array([0.5, 0.9, 0.95])
+    curve = dgd.Hyperbolic(np.full(2, served), np.full(2, 0.01))
+    network = dgd.Network(RATES * arrivals / (RATES @ SHARES)[0], np.zeros((2, 2)), curve)
+    options = {"duration": 450.0, "dt": 0.004, "longest_stay": 12.0, "initial": (SHARES, np.ones(2))}
+    run = many_runs(dgd.FixedRouting(SHARES), network, discipline=discipline, **options)
+    found = run.latency_quantiles(parts, by="backend")[0]
+    stays = sojourns_by_ciw(arrivals, served, 20_000.0, in_order=discipline == "fcfs")
+    # 12,800 s, in which the server forgets the past 1100 times (each in 1 / (sqrt(2.25) - sqrt(1.45))^2 s): 5 %; three times that.
+    np.testing.assert_allclose(found, np.quantile(stays, parts), rtol=0.15)
+    assert np.quantile(stays, 0.5) / stays.mean() == pytest.approx(
+        np.log(2) if discipline == "fcfs" else 0.53, abs=0.03
+    )
+
+
+def sojourns_by_ciw(arrivals, served, duration, in_order):
+    """Times in one server with exponential requirements, with Ciw: in order of arrival, or shared by all who are there."""
+    import ciw
+
+    law = ciw.dists.Exponential
+    network = ciw.create_network(
+        arrival_distributions=[law(arrivals)],
+        service_distributions=[law(served)],
+        number_of_servers=[1 if in_order else float("inf")],
+    )
+    ciw.seed(0)
+    simulation = ciw.Simulation(network) if in_order else ciw.Simulation(network, node_class=ciw.PSNode)
+    simulation.simulate_until_max_time(duration)
+    records = [one for one in simulation.get_all_records() if one.arrival_date > 0.01 * duration]
+    return np.array([one.exit_date - one.arrival_date for one in records])
+
+
 def test_moving_and_jumping_policies_agree_with_events():
     """DGD-LB and least latency: mean latency and variances of the workloads, against event by event, within intervals."""
     step_size = 0.02

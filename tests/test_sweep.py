@@ -14,7 +14,8 @@ import dgdlb_jax as dgd
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.studies.outcome import outcome
-from dgdlb_jax.studies.sweep import measures, progress, sweep
+from dgdlb_jax.studies.settings import settings
+from dgdlb_jax.studies.sweep import cases, measures, progress, read_spec, sweep
 from dgdlb_jax.studies.sweep.cases import padded_size
 from dgdlb_jax.studies.sweep.measures import growth_rate, period
 from dgdlb_jax.studies.verdict import LAST_PART, Verdict
@@ -140,6 +141,41 @@ def test_a_parameter_that_is_not_there_is_named(tmp_path, name):
     with pytest.raises(InputError, match="no parameter 'no_such': its parameters are"):
         sweep(small(axes={name: [1.0]}), tmp_path / "small.zarr", progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_a_policy_leaves_its_words_alone():
+    """What a backend reports is a word; with another period it goes on to be reported."""
+    weights = dgd.OrcaWeights(report="concurrency", max_concurrency=4.0, integers=True)
+    slower = cases._with_parameter(weights, "weight_update_period", lambda old: 3 * old, "orca-weights")
+    assert settings(slower) == settings(weights) | {"weight_update_period": 3.0}
+    assert slower.kind == "concurrency"
+
+
+def test_words_of_a_policy_are_inputs_too():
+    spec = small(axes={"seed": [1], "policy.local": ["nearest", "none"]}, fixed=FIXED | {"policy": "envoy-load-aware"})
+    assert read_spec(spec).dimensions[0] == "policy.local"  # compiled anew for each
+    with pytest.raises(InputError, match=r"policy\.local mixes numbers and words: give one or the other"):
+        read_spec(small(axes={"policy.local": ["none", 1.0]}))
+    with pytest.raises(InputError, match="local is 'nearby': choose from nearest, none"):
+        sweep(small(axes={"policy.local": ["nearby"]}, fixed=FIXED | {"policy": "envoy-load-aware"}), progress=False)
+
+
+def test_how_reports_come_is_an_input():
+    """Read every 0.5 s and held, against a run by hand; an interval of 0 is none."""
+    fixed = FIXED | {"dt": 0.05, "duration": 20.0, "step_size": 0.02}
+    axes = {"news.interval": [0.0, 0.5], "seed": [1, 2]}
+    found = sweep({"measures": ["mean_latency"], "axes": axes, "fixed": fixed, "run": RUN}, progress=False)
+    for seed in (1, 2):
+        network = dgd.topologies.complete(jax.random.key(seed), frontends=2, backends=2)
+        for interval in (0.0, 0.5):
+            rule = dgd.estimated(dgd.DGDLB(0.02), dgd.estimates.Scraped(interval)) if interval else dgd.DGDLB(0.02)
+            save = dgd.SaveAt.statistics(after=(1 - LAST_PART) * 20.0)
+            run = dgd.simulate(network, rule, duration=20.0, dt=0.05, save=save)
+            case = found["mean_latency"].sel({"news.interval": interval, "seed": seed})
+            np.testing.assert_allclose(case, run.statistics.mean_latency, rtol=1e-9)
+    assert len(np.unique(found["mean_latency"])) == 4
+    with pytest.raises(InputError, match=r"news.lost has no meaning without news.interval"):
+        read_spec(small(axes={"news.lost": [0.1]}))
 
 
 def test_a_fleet_and_its_load():

@@ -169,6 +169,9 @@ def test_fuzzed_specifications_never_give_a_traceback(tree):
 GOOD = (SWEEPS / "quick-step-size.toml").read_bytes()
 
 
+@pytest.mark.filterwarnings(
+    "ignore::dgdlb_jax.fleets.FleetWarning"
+)  # bytes that are no UTF-8 are guessed at, and that is said
 @settings(max_examples=80, deadline=None)
 @given(place=st.integers(0, len(GOOD) - 1), length=st.integers(0, 20), new=st.binary(max_size=6))
 def test_fuzzed_files_never_give_a_traceback(tmp_path_factory, place, length, new):

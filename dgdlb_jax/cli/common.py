@@ -19,6 +19,12 @@ OLDER_UNTIL = (0, 11)
 _EXTRA = ("matplotlib", "xarray", "h5netcdf", "h5py", "rich")
 
 
+NEWS_HELP = (
+    "how frontends get their reports, instead of what the fleet's [news] says: interval (seconds between two), offset (of the first, or "
+    "random), jitter, lost (parts of 1), late, drift, drift_period (seconds), seed; or none, for at once"
+)
+
+
 def positive(text: str) -> float:
     """A finite number above 0."""
     try:

@@ -13,28 +13,34 @@ _ALL = ["each"]
 def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
     """Load and check, run, print, write."""
     _refuse_others(options)
-    from dgdlb_jax.fleets import load_events, load_fleet
+    from dgdlb_jax.fleets import load_events, load_fleet, load_news
+    from dgdlb_jax.fleets.news import parse_news
     from dgdlb_jax.reports import failures_text, text
     from dgdlb_jax.reports.status import status
     from dgdlb_jax.studies.failures import FailuresInProgress
+    from dgdlb_jax.studies.news import news_json, news_words
 
     documents = []
     with notes():
         networks = [load_fleet(fleet, demand="constant") for fleet in fleets]
         own = [load_events(fleet, demand="constant") for fleet in fleets]
+        given = None if options.news is None else parse_news(options.news)
+        news = [load_news(fleet) if options.news is None else given for fleet in fleets]
         for network in networks:
             _check_names(options.fail, network.backend_names or ())
     chosen = None if options.fail == _ALL else options.fail
     with quick_compilation(True), status(options.quiet) as told:
         show = (lambda words: None) if options.json else told.show
-        for network, events in zip(networks, own, strict=True):
+        for network, events, reports in zip(networks, own, news, strict=True):
             name = network.name or "fleet"
             show(text.network_facts(network))
+            if reports is not None:
+                show(f"news: {news_words(reports)}")
             if events:
                 show(f"its own {len(events)} [[events]] are left out here")
             told.phase(f"{name}: optima without each backend, time steps")
             work = FailuresInProgress(
-                network, options.policies, chosen=chosen, duration=options.duration, dt=options.dt
+                network, options.policies, chosen=chosen, duration=options.duration, dt=options.dt, news=reports
             )
             told.phase(f"{name}: 0 of {len(work.balancers)} balancers done")
             for done, _ in enumerate(work.finished(), start=1):
@@ -42,7 +48,7 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
             found = work.failures
             ending = textwrap.fill(failures_text.sentences(found), 100)
             show("\n\n".join([failures_text.facts(found), failures_text.table(found), f"{ending}\n"]))
-            documents.append(failures_text.document(found))
+            documents.append(failures_text.document(found) | ({} if reports is None else {"news": news_json(reports)}))
     result = documents[0] if len(documents) == 1 else documents
     if options.output is not None and not options.no_files:
         _write(options.output, result)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dgdlb_jax.cli.common import names, positive, set_up_jax
+from dgdlb_jax.cli.common import names, notes, positive, set_up_jax
 
 if TYPE_CHECKING:
     from dgdlb_jax.fleets.importers import Curve, Demand, Finding, Latencies, Options
@@ -26,12 +26,12 @@ _EXAMPLES = """examples:
 read by content:
   latencies   from,to and one of one_way_s, one_way_ms, one_way_us, rtt_s, rtt_ms, rtt_us (a round trip counts half);
               matrices: regions with each other (half is enough), or frontends down the side and backends across;
-              commas, semicolons or tabs between cells; decimal commas, separated thousands
-  throughput  vLLM and SGLang benchmark JSON, sweep folders, AIPerf and GenAI-Perf JSON and CSV, InferenceX rows and CSV files,
-              tables in requests/s or tokens/s against workload, batch_size or concurrency
-  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, k6, any CSV or JSON lines), counts
-              per bin (a column for each frontend, or a line for each), Prometheus query_range results; requests that
-              failed are counted, and their number is said
+              commas, semicolons or tabs between cells; decimal commas, separated thousands; UTF-8, UTF-16, Windows-1252
+  throughput  vLLM and SGLang benchmark JSON, sweep folders, AIPerf and GenAI-Perf JSON and CSV, GuideLLM JSON, InferenceX rows
+              and CSV files, tables in requests/s or tokens/s against workload, batch_size or concurrency
+  demand      a line per request with a column of times (Azure LLM, BurstGPT, Mooncake, k6, any CSV or JSON lines), counts or
+              rates per bin (a column for each frontend, or a line for each), Prometheus query_range results; requests that
+              failed are counted, and their number is said (those of BurstGPT are left out, as in its own files without them)
 
 Figures that are unlikely are called so; what is ambiguous is asked; an option that changes nothing is refused."""
 
@@ -142,7 +142,8 @@ def import_files(options: argparse.Namespace) -> None:
         backends=tuple(options.backends),
     )
     _check_once(options.files)
-    findings = [finding for name in options.files for finding in _read(name, answers)]
+    with notes():
+        findings = [finding for name in options.files for finding in _read(name, answers)]
     check_selected("--select", answers)
     found = [rebinned(one, answers.use("bin_s")) if isinstance(one, Demand) else one for one in gathered(findings)]
     _check_used(found, answers, options)
@@ -284,7 +285,7 @@ def _check_holes(found: "Latencies", options: argparse.Namespace) -> None:
     from dgdlb_jax.fleets.compose_checks import check_complete
 
     if not options.sparse:
-        check_complete(found.holes, found)
+        check_complete(found.holes, found, in_fleet=False)
 
 
 def _fleet(found: "Sequence[Finding]", options: argparse.Namespace) -> list[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgdlb_jax.cli.common import (
+    NEWS_HELP,
     interrupt_heard,
     names,
     notes,
@@ -38,6 +39,7 @@ _EXAMPLES = """examples:
   dgdlb run two-by-two --policies dgd-lb,least-latency --duration 60
   dgdlb run two-by-two --requests --scale 10
   dgdlb run small-models --fail each
+  dgdlb run two-by-two --news interval=15,offset=random,lost=0.1
   dgdlb run two-by-two --json --no-files | jq '.balancers[] | [.balancer, .excess]'
 
 words, about the last fifth of the run and the backends that get more than 0.1 % of the work:
@@ -149,6 +151,7 @@ def _add_options(run: argparse.ArgumentParser) -> None:
         choices=("ps", "fcfs"),
         help="with --requests: processor sharing (default), or first come, first served",
     )
+    add("--news", metavar="A=X,B=Y,...", help=NEWS_HELP)
     add(
         "--fail",
         metavar="BACKENDS",
@@ -189,7 +192,7 @@ def run_fleets(options: argparse.Namespace) -> None:
 
     fleets = list(dict.fromkeys(options.fleets)) or list(HEADLINE)
     where = dict.fromkeys(fleets) if options.no_files else folders(fleets, options.output)
-    chosen = ("demand", "policies", "current", "step_size", "start", "dt", "duration", "report", "export")
+    chosen = ("demand", "policies", "current", "step_size", "start", "dt", "duration", "report", "export", "news")
     settings = Settings(**{name: getattr(options, name) for name in chosen}, **_about_requests(options))
     with notes():
         jobs = [Job(settings, fleet, where[fleet]) for fleet in fleets]  # complaints come before any work

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dgdlb_jax.cli.common import notes, require_extra, set_up_jax
+from dgdlb_jax.cli.common import NEWS_HELP, notes, require_extra, set_up_jax
 
 DGD = "dgd-lb"
 
@@ -24,6 +24,7 @@ _EXAMPLES = """examples:
   dgdlb stability small-models --policy envoy-load-aware --set local=none
   dgdlb stability my-fleet.toml --policy orca-weights --set weight_update_period=10
   dgdlb stability my-fleet.toml --start nearest --output results
+  dgdlb stability small-models --news interval=15,offset=random
   dgdlb stability global-llm --json --no-files | jq .limit_over_recommended
 
 words:
@@ -65,6 +66,7 @@ def add(commands) -> None:
         default=[],
         help="a setting of that balancer, by its own name; may be repeated",
     )
+    parser.add_argument("--news", metavar="A=X,B=Y,...", help=f"{NEWS_HELP}: the limit of a gradient rule behind them")
     parser.add_argument("--output", metavar="DIR", type=Path, help="folder for the pictures (default: ./dgdlb-FLEET)")
     parser.add_argument("--no-files", action="store_true", help="write nothing")
     parser.add_argument("--quiet", action="store_true", help="say nothing on standard error while it computes")
@@ -75,7 +77,8 @@ def assess(options: argparse.Namespace) -> None:
     """Assess, write, print."""
     require_extra(options)
     set_up_jax(host=True)
-    from dgdlb_jax.fleets import load_autoscaler, load_fleet
+    from dgdlb_jax.fleets import load_autoscaler, load_fleet, load_news
+    from dgdlb_jax.fleets.news import parse_news
     from dgdlb_jax.numerics.results import InputError
     from dgdlb_jax.reports import autoscaling_text, policy_limits, stability_text
     from dgdlb_jax.reports.fleet_run import folders
@@ -90,14 +93,15 @@ def assess(options: argparse.Namespace) -> None:
     settings = _settings(options.set)
     with notes():
         network = load_fleet(options.fleet, demand="constant")
+        news = load_news(options.fleet) if options.news is None else parse_news(options.news)
     if folder is not None:
         check_folder(folder)
     with status(options.quiet) as told:
         told.phase(f"{network.name or 'fleet'}: stability of {options.policy}")
-        if options.policy == DGD:
+        if options.policy == DGD and news is None:
             report = stability_text.stability_report(network, start=options.start)
         else:
-            report = policy_limits.policy_report(network, options.policy, settings)
+            report = policy_limits.policy_report(network, options.policy, settings, news)
         autoscaler = load_autoscaler(options.fleet)
         beside = None
         if autoscaler is not None:

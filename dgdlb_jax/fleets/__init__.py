@@ -80,10 +80,16 @@ All keys:
 - `[capacity]`: the same kinds as a demand, here a factor on each backend's service rate over time.
 - `[[events]]`, as many as there are: what happens on the way (`load_events`; `dgdlb run` shows it). `at_s`: seconds since the start;
   `what`, and where: `backend` or `frontend`, a name or a list of names.
-    - `"fails"` (what it holds and what reaches it is lost), `"drains"`, `"recovers"` (a failed one comes back without requests): `backend`.
+    - `"fails"` (what it holds and what reaches it is lost, or sent again after `timeout_s`), `"drains"`, `"recovers"` (a failed one comes
+      back without requests): `backend`.
     - `"replicas"`: `backend`, `factor` (times those at first). `"demand"`: `frontend` (all unless given), `factor`.
     - `"closes"`, `"opens"`: `frontend`, `backend` (all unless given): a change of the mask.
-    - `"latency"`: the same, and `factor`: links get slower, or faster. `"breaks"` (what is sent on it is lost), `"mends"`: the same.
+    - `"latency"`: the same, and `factor`: links get slower, or faster; with `news = true` reports as well. `"breaks"` (what is sent on it
+      is lost), `"mends"`: the same.
+- `[news]`: how frontends get their reports (`load_news`; `dgdlb run` and `dgdlb stability` take it into account): `interval_s` between two
+  reports; `offset_s` of the first, a number or `"random"`; `jitter`: the part by which an interval may be shorter or longer; `lost`: the
+  part of reports that is lost; `late_s` and `drift_s`, over `drift_period_s`: by how much later than `feedback` they may be; `seed`. One
+  number, or a list with one for each frontend.
 - `[autoscaler]`: what moves the replicas, from those of `[backends]` on (`load_autoscaler`; `dgdlb run` and `stability` show it). Numbers
   are one for all, or a list with one per backend where that makes sense. `kind`:
     - `"hpa"` (unless given): `target` of the `metric` per replica (`"utilization"` of nominal capacity, `"concurrency"`, `"queue"`),
@@ -99,16 +105,16 @@ stranger look at them first. It makes nothing else be read, and nothing be run. 
 are ignored. Tables are recognised by content, and a `FleetWarning` says what was understood (`dgdlb import` does the same and writes tidy
 tables, or a whole fleet):
 
-- separated by commas, by semicolons or tabs, these with decimal commas or points; thousands separated by the other mark, by
-  apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
+- in UTF-8, UTF-16, UTF-32 or Windows-1252; separated by commas, by semicolons or tabs, these with decimal commas or points; thousands
+  separated by the other mark, by apostrophes or spaces (what could be 1200 or 1.2 is asked); JSON lists and JSON lines of flat objects.
 - latencies: half of a matrix, or a list of one direction of all pairs, is completed, and said.
 - throughput: serving benchmarks of vLLM and SGLang (JSON, JSON lines, folders of `vllm bench sweep serve`), AIPerf and GenAI-Perf
-  (JSON, CSV, folders), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s (or a minute, an hour)
-  against `workload`, `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is throughput times
-  mean end-to-end time (Little's law).
+  (JSON, CSV, folders), reports of GuideLLM (JSON), rows of InferenceX and CSV files of its dashboard, tables in requests/s or tokens/s
+  (or a minute, an hour) against `workload`, `batch_size` or `concurrency`. Where there is only a cap on the concurrency, the workload is
+  throughput times mean end-to-end time (Little's law).
 - demand: single requests (Azure LLM traces, BurstGPT, Mooncake, any table with a column of times), counts or rates per bin at times
   of any unit (a column for each frontend, or a line for each bin and frontend), results of Prometheus' `query_range`. Requests that
-  failed are demand and no throughput; their number is said.
+  failed are demand and no throughput; their number is said. (Those of BurstGPT are left out, as in its own files without them.)
 
 A key that changes nothing in how a table is read is refused, and figures that are unlikely (a round trip of 80 s) are called so.
 """
@@ -123,5 +129,6 @@ from dgdlb_jax.fleets.load import list_fleets as list_fleets
 from dgdlb_jax.fleets.load import load_autoscaler as load_autoscaler
 from dgdlb_jax.fleets.load import load_events as load_events
 from dgdlb_jax.fleets.load import load_fleet as load_fleet
+from dgdlb_jax.fleets.load import load_news as load_news
 from dgdlb_jax.fleets.load import read_measured as read_measured
 from dgdlb_jax.model.document import write_fleet as write_fleet

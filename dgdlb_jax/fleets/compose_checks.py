@@ -44,12 +44,16 @@ def missing_arcs(frontends: Collection[str], backends: Collection[str], latencie
     return [(i, j) for i, j in unlisted if (j, i) not in pairs or (i, j) in latencies.holes]
 
 
-def check_complete(missing: Sequence[tuple[str, str]], latencies: Latencies) -> None:
-    """Raise `InputError` where latencies are missing: large tables have holes, and which regions matter is for the user to say."""
+def check_complete(missing: Sequence[tuple[str, str]], latencies: Latencies, *, in_fleet: bool = True) -> None:
+    """Raise `InputError` where latencies are missing: large tables have holes, and which regions matter is for the user to say.
+
+    **Arguments:** `in_fleet`: whether regions can be chosen, as only those of a fleet can.
+    """
     if missing:
+        options = "--frontends and --backends" if in_fleet else "--fleet, --frontends and --backends"
         raise InputError(
             f"{latencies.origin} has no latency for {arrows(missing)}: fill in what was not measured, choose regions that have all of them "
-            "with --frontends and --backends (of a fleet), or say --sparse if nothing goes that way."
+            f"with {options}, or say --sparse if nothing goes that way."
         )
 
 

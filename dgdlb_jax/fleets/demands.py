@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.fleets.document import Folder, Section, clipped, nearest
-from dgdlb_jax.fleets.importers import Demand, Options, Source, prometheus
+from dgdlb_jax.fleets.importers import Demand, Options, Source, check_kind, prometheus
 from dgdlb_jax.fleets.importers.bins import UNEVEN, bin_width, only_figures, rebinned
 from dgdlb_jax.fleets.importers.counts import counted_columns, is_counts
-from dgdlb_jax.fleets.importers.long_counts import widened
+from dgdlb_jax.fleets.importers.long_counts import Wide, widened
 from dgdlb_jax.fleets.importers.plausible import doubts
 from dgdlb_jax.fleets.importers.requests import read_requests
 from dgdlb_jax.fleets.importers.throughput_table import period
+from dgdlb_jax.fleets.importers.times import time_column
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace
 from dgdlb_jax.model.demand_kinds import DEMANDS, DemandKind
@@ -88,7 +89,8 @@ def _jumps(section: Section, base: Base, folder: Folder) -> Jumps:
 
 
 def _trace(section: Section, base: Base, folder: Folder) -> Trace:
-    """The table gives the shape, scaled to the mean rates; `scaled = false` takes requests/s as they are."""
+    """The table gives the shape, scaled to the mean rates; `scaled = false` takes requests/s as they are, and columns of frontends for
+    such."""
     section.only("kind", "table", "bin_width_s", "shift_s", "scaled", "bin_s", "time_unit", "by")
     scaled = section.flag("scaled", True)
     width, rates = _bins(section, base, folder, scaled)
@@ -126,17 +128,19 @@ def _read_bins(
     if prometheus.IMPORTER.recognises(source, options):
         arrivals = prometheus.series(source, dataclasses.replace(options, role="arrivals"))[0]
         return _columns(section, base, rebinned(prometheus.demand(arrivals), options.use("bin_s")), scaled)
-    table, notes = widened(source.table or Table.read(folder, source.name, section.place), options)
-    named_bins = "time_s" in table.columns and only_figures(table)
-    if "bin_width_s" in section or named_bins or is_counts(table, options):
-        section.notes.extend(f"{source.name}: {note}." for note in notes)
-        return _counts(section, base, table, options, scaled)
-    return _columns(section, base, read_requests(table, options), scaled)
+    wide = widened(source.table or Table.read(folder, source.name, section.place), options)
+    named_bins = "time_s" in wide.table.columns and only_figures(wide.table)
+    if "bin_width_s" in section or named_bins or is_counts(wide.table, options):
+        wide = wide.in_order(options) if time_column(wide.table) is not None and "bin_width_s" not in section else wide
+        section.notes.extend(f"{source.name}: {note}." for note in wide.notes)
+        return _counts(section, base, wide, options, scaled)
+    if time_column(wide.table) is None:
+        check_kind(source, Options(), "demand", f"{section.place}: {clipped(source.name)}")
+    return _columns(section, base, read_requests(wide.table, options), scaled)
 
 
-def _counts(
-    section: Section, base: Base, table: Table, options: Options, scaled: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _counts(section: Section, base: Base, wide: Wide, options: Options, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    table = wide.table
     given = "bin_width_s" in section
     width = np.array(
         section.numbers("bin_width_s", len(base.names), above=True) if given else bin_width(table, options)
@@ -144,16 +148,20 @@ def _counts(
     if given and "time_s" in table.columns and (width != bin_width(table, options)).any():
         at = f"is {width[0]:g}, and the lines of {clipped(table.name)} are {bin_width(table, options):g} s apart"
         raise section.error("bin_width_s", at, "remove it, or the column time_s.")
-    columns = counted_columns(table, base.names) if scaled else tuple(table.column(name) for name in base.names)
-    columns = columns * len(base.names) if len(columns) == 1 and columns[0] not in base.names else columns
-    values = {
-        column: table.numbers(column, counts=period(column) is None and scaled) for column in dict.fromkeys(columns)
-    }
-    counts = np.array([values[column] for column in columns]).T
+    columns = counted_columns(table, base.names)
+    if not scaled and len(columns) == 1 < len(base.names):
+        table.column(*base.names)  # which is missing
+    seconds = [wide.seconds or (None if column in base.names else period(column)) for column in columns]
+    figures = np.array([table.numbers(c, counts=scaled and s is None) for c, s in zip(columns, seconds, strict=True)]).T
+    are_rates = seconds[0] is not None  # of all columns, then
+    if are_rates:
+        figures = figures / np.array(seconds, float)
+    elif not scaled and (wide.is_long or columns[0] not in base.names):
+        figures, are_rates = figures / width, True
     if not given:
-        found = Demand((), float(width), counts, table.name)
+        found = Demand((), float(width), figures * (width if are_rates else 1.0), table.name)
         section.notes.extend(f"{table.name}: {doubt}." for doubt in doubts(found))
-    return width, counts
+    return width, np.broadcast_to(figures, (len(figures), len(base.names)))
 
 
 def _columns(section: Section, base: Base, found: Demand, scaled: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -4,12 +4,14 @@ import math
 import re
 import stat
 import tomllib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from dgdlb_jax.fleets.encoding import decoded
 from dgdlb_jax.numerics.checks import closest, in_range
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.text import clipped as clipped
@@ -20,9 +22,12 @@ LARGEST_FILE = 256_000_000
 """Bytes of a text file that is read as a whole."""
 LONGEST_NAME = 200
 """Letters of a name of a fleet, a frontend or a backend."""
-_PACKED = ("PK\x03\x04", "PAR1")  # how Excel's workbooks, zip archives and Parquet files begin
 _MOST_NAMES = 8
 _LONGEST_PATH = 300
+
+
+class FleetWarning(UserWarning):
+    """What was made of a file that does not say all by itself, or that is not quite a service curve."""
 
 
 def nearest(word: object, known: Collection[str]) -> str:
@@ -45,23 +50,20 @@ def counted(number: int, one: str, many: str) -> str:
 
 
 def read_text(file: Folder, wanted_by: str = "") -> str:
-    """The text of a file, or an `InputError` that names it."""
+    """The text of a file, or an `InputError` that names it; a `FleetWarning` where its encoding had to be assumed."""
     name = str(file) if len(str(file)) <= _LONGEST_PATH else clipped(file.name)
     try:
         _check_readable(file)
-        text = file.read_text(encoding="utf-8")
-        if text.startswith(_PACKED):
-            raise InputError(f"{name} is a workbook or an archive and no text: save what is in it as CSV.")
-        return text
-    except InputError:
-        raise
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not a text file in UTF-8 (byte {error.start}): save it as UTF-8.") from error
+        data = file.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{wanted_by}{name} does not exist: check the name, or create the file.") from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{wanted_by}{name} cannot be read ({why}): give the name of a readable text file.") from error
+    text, note = decoded(data, name)
+    if note:
+        warnings.warn(note, FleetWarning, stacklevel=2)
+    return text
 
 
 def _check_readable(file: Folder) -> None:

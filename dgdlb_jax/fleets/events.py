@@ -9,6 +9,7 @@ from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics.results import InputError
 
 _PLACES = ("frontend", "backend")
+_SECONDS = ("timeout",)
 
 
 def read_events(document: Section, network: Network) -> tuple[Event, ...]:
@@ -27,8 +28,13 @@ def read_events(document: Section, network: Network) -> tuple[Event, ...]:
 def _event(section: Section, network: Network) -> Event:
     kind = KINDS[section.choice("what", KINDS)]
     fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "at"}
-    section.only("at_s", "what", *fields)
-    given = {name: _value(section, name, network) for name in fields if name in section or _is_required(fields[name])}
+    keys = {f"{name}_s" if name in _SECONDS else name: name for name in fields}
+    section.only("at_s", "what", *keys)
+    given = {
+        name: _value(section, key, network)
+        for key, name in keys.items()
+        if key in section or _is_required(fields[name])
+    }
     return section.build(kind, section.number("at_s", above=True), **given)
 
 
@@ -37,6 +43,8 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 
 def _value(section: Section, name: str, network: Network):
+    if name == "news":
+        return section.flag(name, False)
     if name not in _PLACES:
         return section.number(name)
     known = (network.frontend_names if name == "frontend" else network.backend_names) or ()

@@ -149,6 +149,8 @@ def _missing(found: Listed, section: Section, pairs: list[tuple[str, str]]) -> I
     unknown = [region for pair in pairs for region in pair if region not in regions]
     if unknown:
         hint = f'"{clipped(unknown[0])}" does not occur in the table: {nearest(unknown[0], regions)}'
+    elif pairs[0] in found.holes:
+        hint = "its cell holds no figure: fill it in, or list the pair under [arcs] forbidden."
     elif pairs[0][0] == pairs[0][1]:
         hint = f"give the latency inside a region as {section.place} inside_ms, or add the lines."
     else:

@@ -11,9 +11,10 @@ from jaxtyping import Float
 from dgdlb_jax.fleets.autoscalers import read_autoscaler
 from dgdlb_jax.fleets.curves import Service, read_service
 from dgdlb_jax.fleets.demands import Base, read_demand, read_pattern
-from dgdlb_jax.fleets.document import Folder, Section, clipped, parse
+from dgdlb_jax.fleets.document import FleetWarning, Folder, Section, clipped, parse
 from dgdlb_jax.fleets.events import read_events
 from dgdlb_jax.fleets.latencies import Places, read_latencies
+from dgdlb_jax.fleets.news import read_news
 from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.events import Event, Replicas
 from dgdlb_jax.model.network import Network
@@ -21,6 +22,7 @@ from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
+from dgdlb_jax.policies.estimates import Scraped
 
 _SECTIONS = (
     "frontends",
@@ -32,12 +34,9 @@ _SECTIONS = (
     "capacity",
     "events",
     "autoscaler",
+    "news",
     "sources",
 )
-
-
-class FleetWarning(UserWarning):
-    """What was made of a table that does not say all by itself, or that is not quite a service curve."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,15 @@ def load_events(fleet: str | Path, *, demand: str | None = None) -> tuple[Event,
 
     **Raises:** `InputError` that names file, number of the event, field and remedy.
     """
-    document, folder = _open(fleet)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FleetWarning)  # load_fleet says it
-        network, _ = _read(document, folder, demand)
-    return read_events(document, network)
+    return read_events(*_quietly(fleet, demand))
+
+
+def load_news(fleet: str | Path) -> Scraped | None:
+    """How the frontends of a fleet get their reports, its `[news]`: for `estimated(policy, news)`. None where the file has none.
+
+    **Raises:** `InputError` that names file, line, field and remedy.
+    """
+    return read_news(*_quietly(fleet))
 
 
 def load_autoscaler(fleet: str | Path) -> AbstractAutoscaler | None:
@@ -121,11 +124,16 @@ def load_autoscaler(fleet: str | Path) -> AbstractAutoscaler | None:
 
     **Raises:** `InputError` that names file, line, field and remedy.
     """
+    return read_autoscaler(*_quietly(fleet))
+
+
+def _quietly(fleet: str | Path, demand: str | None = "constant") -> tuple[Section, Network]:
+    """The file and the network that it describes, without the warnings that `load_fleet` gives."""
     document, folder = _open(fleet)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FleetWarning)  # load_fleet says it
-        network, _ = _read(document, folder, "constant")
-    return read_autoscaler(document, network)
+        warnings.simplefilter("ignore", FleetWarning)
+        network, _ = _read(document, folder, demand)
+    return document, network
 
 
 def describe_fleet(fleet: str | Path) -> FleetInfo:
@@ -206,8 +214,9 @@ def _read(document: Section, folder: Folder, demand: str | None) -> tuple[Networ
         backend_names=places.backends,
         name=document.name_of("name", clipped(document.file.removesuffix(".toml"))),
     )
-    events, autoscaler = read_events(document, network), read_autoscaler(document, network)
     # A mistake there is one in the fleet, whoever reads it.
+    events, autoscaler = read_events(document, network), read_autoscaler(document, network)
+    read_news(document, network)
     if autoscaler is not None and any(isinstance(event, Replicas) for event in events):
         raise document.error(
             "autoscaler", "stands beside [[events]] that change replicas", "leave one of them out: both move the same."

@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from dgdlb_jax.fleets.document import Folder, clipped, counted, nearest, read_text, rule_for, shown
@@ -13,6 +14,13 @@ from dgdlb_jax.fleets.numerals import Numerals, is_unclear, mixes_notations, num
 from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError
 
+# What no column is called.
+_FIGURE = re.compile(r"[+-]?[\d.,]+(?:[eE][+-]?\d+)?")
+# How a footnote begins.
+_REMARK = re.compile(
+    r"\W*[*†‡¹²³(\[]|\W*(?:notes?|sources?|legend|last updated|updated|as of|measured|data|all (?:times|figures|values))\b",
+    re.IGNORECASE,
+)
 # The first line of files for Excel, which then knows what separates the cells.
 _TELLS_SEPARATOR = re.compile(r"\"?sep=.\"?", re.IGNORECASE)
 
@@ -43,7 +51,8 @@ class Row(NamedTuple):
 
 
 class Table:
-    """A table in a text file: one header line, and comment lines that start with `#`. Further columns are ignored.
+    """A table in a text file: one header line, and comment lines that start with `#`. Titles above the header are left out, and that is
+    among the `notes`. Further columns are ignored.
 
     Cells are separated by commas, by semicolons or by tabs, whichever the header line has most of. Numbers may have decimal commas
     and separated thousands, all of them in one way.
@@ -51,7 +60,8 @@ class Table:
 
     def __init__(self, name: str, text: str):
         self.name = clipped(name)
-        self.notes: tuple[str, ...] = ()  # what became of its columns
+        self.notes: tuple[str, ...] = ()  # what became of its lines and columns
+        self.title = ""  # what stands above its header
         self._mixed: dict[str, bool] = {}
         lines, cells = self._cells(text.removeprefix("\ufeff"))
         self.columns = cells[0]
@@ -77,6 +87,7 @@ class Table:
         """Records with the same kind of fields as a table; a field that a record lacks is an empty cell."""
         table = cls.__new__(cls)
         table.name, table.separator, table.numerals, table._mixed = clipped(name), ",", Numerals(), {}
+        table.title = ""
         table.columns, table.notes = list(dict.fromkeys(str(key) for record in records for key in record)), ()
         table.positions = {column: k for k, column in enumerate(table.columns)}
         text = [{column: _cell(record.get(column)) for column in table.columns} for record in records]
@@ -84,12 +95,14 @@ class Table:
         return table
 
     def _cells(self, text: str) -> tuple[list[int], list[list[str]]]:
-        """The line numbers and cells of everything that is neither blank nor a comment."""
+        """The line numbers and cells of everything that is neither blank nor a comment nor a title."""
         numbered = enumerate(text.splitlines(), start=1)
         kept = {k: line for k, line in numbered if line.strip(' \t,;"') and not line.lstrip().startswith("#")}
         if _TELLS_SEPARATOR.fullmatch(next(iter(kept.values()), "").strip()):
             kept.pop(next(iter(kept)))
-        self.separator = max(",;\t", key=next(iter(kept.values()), "").count)
+        self._leave_titles(kept)
+        self._leave_footnotes(kept)
+        self.separator = _separator(next(iter(kept.values()), ""))
         try:
             rows = list(csv.reader(io.StringIO("\n".join(kept.values())), delimiter=self.separator))
         except csv.Error as error:
@@ -100,7 +113,36 @@ class Table:
             raise InputError(f"{self.name} has no rows: write a line of column names and at least one line of values.")
         return list(kept), _without_empty_columns([[cell.strip() for cell in row] for row in rows])
 
+    def _leave_titles(self, lines: dict[int, str]) -> None:
+        """Remove the lines above the names of the columns that have a single cell, its first one: titles, dates of an export."""
+        titles: list[int] = []
+        for (number, line), (_, following) in pairwise(lines.items()):
+            if not _is_alone(line):
+                break
+            titles.append(number)
+            if len(_filled(following)) > 1:
+                break
+        else:
+            return
+        if titles and not any(map(_FIGURE.fullmatch, _filled(following))):
+            self.title = ", ".join(clipped(" ".join(_filled(lines.pop(number)))) for number in titles)
+            self.notes += (f"above its header, and left out: {self.title}",)
+
+    def _leave_footnotes(self, lines: dict[int, str]) -> None:
+        """Remove the lines below all others that have a single cell, with a remark."""
+        found: list[str] = []
+        for number in reversed(list(lines)):
+            if len(lines) < 3 or not (_is_alone(lines[number]) and _REMARK.match(lines[number])):
+                break
+            found.append(clipped(" ".join(_filled(lines.pop(number)))))
+        if found:
+            self.notes += (f"below its lines, and left out: {', '.join(reversed(found))}",)
+
     def _check_header(self, line: int) -> None:
+        if (nameless := self.columns.count("")) > 1:
+            raise InputError(
+                f"{self.name}:{line}: {nameless} columns have no name: name them all, or remove this line if it is a title above the names."
+            )
         for k, column in enumerate(self.columns):
             if column in self.columns[:k]:
                 raise InputError(f'{self.name}:{line}: column "{clipped(column)}" occurs twice: rename or remove one.')
@@ -175,6 +217,20 @@ class Table:
     def records(self) -> list[dict[str, str]]:
         """The rows by column, their numbers as Python reads them."""
         return [{column: self._plain(row, column) for column in row.cells} for row in self.rows]
+
+
+def _separator(line: str) -> str:
+    return max(",;\t", key=line.count)
+
+
+def _filled(line: str) -> list[str]:
+    """The cells of a line that are not empty."""
+    return [cell.strip() for row in csv.reader([line], delimiter=_separator(line)) for cell in row if cell.strip()]
+
+
+def _is_alone(line: str) -> bool:
+    """Whether the first cell of a line is its only one."""
+    return len(_filled(line)) == 1 and not line.lstrip('"').startswith((",", ";", "\t"))
 
 
 def _without_empty_columns(rows: list[list[str]]) -> list[list[str]]:

@@ -14,7 +14,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, UInt32
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
@@ -79,6 +79,12 @@ def only_one(batch: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
+class FrontendNumber(eqx.Module):
+    """Which frontend it is, from 0: what `each_frontend` fills in where a policy tells frontends apart by itself, as random numbers do."""
+
+    number: UInt32[Array, "*batch frontends"] | None = None
+
+
 def each_frontend(network: Network, parameters: PyTree, what: str) -> PyTree:
     """Numbers and arrays of a policy with their axes written out: scalars stay, others become `(batch, frontends, ...)`.
 
@@ -119,10 +125,14 @@ class _Axis(NamedTuple):
 
 
 def _each(network: Network, parameters: PyTree, what: str, axis: _Axis) -> PyTree:
-    def complete(path: tuple, leaf: Any) -> Array:
+    def complete(path: tuple, leaf: Any) -> Any:
+        if isinstance(leaf, FrontendNumber):
+            numbers = jnp.arange(network.frontends, dtype=jnp.uint32)
+            return FrontendNumber(jnp.broadcast_to(numbers, network.latency.shape[:-1]))
         return _complete(network.batch, axis, jnp.asarray(leaf), what + jax.tree_util.keystr(path))
 
-    return jax.tree_util.tree_map_with_path(complete, parameters)
+    is_number = lambda leaf: isinstance(leaf, FrontendNumber)
+    return jax.tree_util.tree_map_with_path(complete, parameters, is_leaf=is_number)
 
 
 def _complete(size: int | None, axis: _Axis, leaf: Array, name: str) -> Array:

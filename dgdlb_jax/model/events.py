@@ -59,9 +59,22 @@ class Event:
 
 @dataclass(frozen=True)
 class Fails(Event):
-    """A backend fails: what it holds is lost, and so is what reaches it, until it recovers."""
+    """A backend fails: what it holds is lost, and so is what reaches it, until it recovers.
+
+    With a `timeout` in seconds the frontends send it again, so long after it was lost, by the routing that they have then. No run goes on
+    from one with timeouts.
+    """
 
     backend: Where
+    timeout: float | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.timeout is not None and not in_range(self.timeout, 0, above=True):
+            raise InputError(
+                f"Fails(at={self.at:g}).timeout is {self.timeout}: give a finite time above 0, in seconds, or None for requests that are "
+                "lost for good."
+            )
 
 
 @dataclass(frozen=True)
@@ -101,7 +114,8 @@ class Replicas(Event):
 
 @dataclass(frozen=True)
 class Demand(Event):
-    """The arrival rate of a frontend (of all by default) is `factor` times that at first."""
+    """The arrival rate of a frontend (of all by default) is `factor` times what it is without this event: of a constant rate, or of one
+    that moves in time."""
 
     factor: ArrayLike
     frontend: Where | None = None
@@ -132,13 +146,15 @@ class Latency(Event):
     """Requests take another way: the latency from frontends (all by default) to backends (all by default), and what is charged for it, is
     `factor` times that at first.
 
-    A request keeps the latency with which it was sent. News have ways of their own, which stay as they are; through them a frontend
-    learns what its requests take now.
+    A request keeps the latency with which it was sent. News have ways of their own, which stay as they are, unless `news` says that they
+    take the same way: then their latency is `factor` times that at first as well. They keep the one with which they were sent, too: when
+    a link slows, nothing new is heard for a while. Through the news a frontend learns what its requests take now.
     """
 
     factor: ArrayLike
     frontend: Where | None = None
     backend: Where | None = None
+    news: bool = False
 
     def __post_init__(self):
         super().__post_init__()

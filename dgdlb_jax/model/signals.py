@@ -1,6 +1,7 @@
 """Events as functions of time: what the simulator reads while it steps, and the network as it is after some of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,12 +12,14 @@ from jaxtyping import Array, Float
 from dgdlb_jax.model import events as kinds
 from dgdlb_jax.model.demand import Constant, Jumps
 from dgdlb_jax.model.events import Event, places
+from dgdlb_jax.model.modulated import Modulated
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Replicas
 from dgdlb_jax.numerics.knots import NEVER, Steps
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
 Change = tuple[Event, np.ndarray, object]  # when, which columns, the new value
+Which = Callable[[Any], bool] | None
 
 
 class Signals(eqx.Module):
@@ -26,7 +29,8 @@ class Signals(eqx.Module):
     - `up` `(backends,)`: 1 while a backend runs, 0 while it has failed. `serving` `(backends,)`: 1 while frontends are to use it; they
       know after the feedback latency.
     - `allowed` `(frontends, backends)`: 1 where the mask allows it. `latency` and `intact` `(frontends, backends)`: a factor on the latency
-      of what is sent, and on how much of it arrives.
+      of what is sent, and on how much of it arrives. `news` `(frontends, backends)`: a factor on the latency of news.
+    - `timeout` `(backends,)`: seconds after which frontends send again what a backend that failed has lost; inf where they do not.
     """
 
     demand: Steps | None
@@ -36,26 +40,33 @@ class Signals(eqx.Module):
     allowed: Steps | None
     latency: Steps | None
     intact: Steps | None
+    news: Steps | None = None
+    timeout: Float[Array, "*batch backends"] | None = None
 
     def demand_of(self, network: Network) -> Network:
         """The network, one or a batch, with its demand as these events change it."""
         if self.demand is None:
             return network
+        if not isinstance(network.demand, Constant):
+            return eqx.tree_at(lambda n: n.demand, network, Modulated(network.demand, self.demand))
         rates = network.arrival_rate[..., None, :] * self.demand.values
         return eqx.tree_at(lambda n: n.demand, network, Jumps(self.demand.times, rates))
 
     def with_longest(self, network: Network) -> Network:
-        """The network, one or a batch, with the longest latency of all times on every arc: what delay lines need room for."""
-        if self.latency is None:
-            return network
-        return eqx.tree_at(lambda n: n.latency, network, network.latency * self.latency.values.max(-3))
+        """The network, one or a batch, with the longest latencies of all times on every arc: what delay lines need room for."""
+        longest = lambda steps: 1.0 if steps is None else steps.values.max(-3)
+        ways = network.latency * longest(self.latency), network.feedback_latency * longest(self.news)
+        if self.timeout is not None:
+            waits = jnp.where(jnp.isfinite(self.timeout), self.timeout, 0)[..., None, :]
+            ways = jnp.maximum(ways[0], waits), ways[1]
+        return eqx.tree_at(lambda n: (n.latency, n.feedback_latency), network, ways)
 
     def network_at(self, network: Network, t: float) -> Network:
         """A single network as it is from time `t` on, when everybody knows: what an optimum and step sizes refer to."""
         dtype = network.latency.dtype
         now = lambda steps: None if steps is None else steps.at(jnp.full(steps.times.shape[1:], t, dtype))
         demand, replicas, serving = map(now, (self.demand, self.replicas, self.serving))
-        allowed, latency, intact = map(now, (self.allowed, self.latency, self.intact))
+        allowed, latency, intact, news = map(now, (self.allowed, self.latency, self.intact, self.news))
         mask = network.mask
         for known in (serving, allowed, intact):
             mask = mask if known is None else mask & (known > 0.5)
@@ -65,6 +76,8 @@ class Signals(eqx.Module):
         if latency is not None:
             ways = lambda n: (n.latency, n.cost_latency)
             changed = eqx.tree_at(ways, changed, tuple(latency * way for way in ways(network)))
+        if news is not None:
+            changed = eqx.tree_at(lambda n: n.feedback_latency, changed, news * changed.feedback_latency)
         return changed if demand is None else changed.with_arrival_rate(rate)
 
 
@@ -75,8 +88,8 @@ def signals(network: Network, events: Iterable[Event]) -> Signals:
 
     **Returns:** `Signals`, in a batch with a leading axis.
 
-    **Raises:** `InputError` for a place that there is not, a recovery of what has not failed, a frontend that is left without a backend,
-    and a change of a demand that is a function of time already.
+    **Raises:** `InputError` for a place that there is not, a recovery of what has not failed, and a frontend that is left without a
+    backend.
     """
     ordered = sorted(events, key=lambda event: event.at)
     found = _Tables(network, ordered).signals()
@@ -104,13 +117,6 @@ class _Tables:
             if type(event) not in kinds.KINDS.values():
                 raise InputError(f"{event!r} is no event: use the classes of dgdlb_jax.events.")
         backends = self.network.backends
-        if any(isinstance(event, kinds.Demand) for event in self.ordered) and not isinstance(
-            self.network.demand, Constant
-        ):
-            raise InputError(
-                f"A Demand event changes constant arrival rates, and this demand is a {type(self.network.demand).__name__}: put the change "
-                "into the demand itself."
-            )
         return Signals(
             demand=self._steps((kinds.Demand,), self.network.frontends),
             replicas=self._steps((kinds.Replicas,), backends),
@@ -119,16 +125,38 @@ class _Tables:
             allowed=self._arcs((kinds.Closes, kinds.Opens)),
             latency=self._arcs((kinds.Latency,)),
             intact=self._arcs((kinds.Breaks, kinds.Mends), needs=kinds.Breaks),
+            news=self._arcs((kinds.Latency,), only=lambda event: event.news),
+            timeout=self._timeouts(),
         )
 
-    def _arcs(self, chosen: tuple[type, ...], needs: type | None = None) -> Steps | None:
+    def _timeouts(self) -> Array | None:
+        """Those of failures, one for each backend; None without any."""
+        found = np.full(self.network.backends, np.inf)
+        known: dict[int, float | None] = {}
+        for event in self.ordered:
+            if not isinstance(event, kinds.Fails):
+                continue
+            for backend in self._change(event)[1].tolist():
+                if known.setdefault(backend, event.timeout) != event.timeout:
+                    raise InputError(
+                        f"Fails(at={event.at:g}).timeout is {event.timeout}, but {known[backend]} when backend "
+                        f"{_name(self.network.backend_names, backend)} fails before: give one timeout for each backend."
+                    )
+                found[backend] = np.inf if event.timeout is None else event.timeout
+        return jnp.asarray(found, self.dtype) if np.isfinite(found).any() else None
+
+    def _arcs(self, chosen: tuple[type, ...], needs: type | None = None, only: Which = None) -> Steps | None:
         shape = self.network.frontends, self.network.backends
-        found = self._steps(chosen, shape[0] * shape[1], needs)
+        found = self._steps(chosen, shape[0] * shape[1], needs, only)
         return jax.tree.map(lambda table: table.reshape(-1, *shape), found)
 
-    def _steps(self, chosen: tuple[type, ...], columns: int, needs: type | None = None) -> Steps | None:
-        """The signal that these kinds of events change; None without any."""
-        changes = [self._change(event) for event in self.ordered if isinstance(event, chosen)]
+    def _steps(
+        self, chosen: tuple[type, ...], columns: int, needs: type | None = None, only: Which = None
+    ) -> Steps | None:
+        """The signal that these kinds of events change, all or `only` some of them; None without any."""
+        changes = [
+            self._change(event) for event in self.ordered if isinstance(event, chosen) and (only is None or only(event))
+        ]
         if not any(isinstance(event, needs or chosen) for event, *_ in changes):
             return None
         times = [[] for _ in range(columns)]

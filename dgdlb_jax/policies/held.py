@@ -4,7 +4,8 @@ $$ \hat u \leftarrow (1 - b)\, u(t_k - \tau^{fb}) + b\, \hat u, \qquad x(t) = R(
    b = e^{-T / t_s} $$
 
 A rule of this kind is a report $u$ (what it reads of each backend), a map $R$ from reports to shares, a period $T$ and a time constant
-$t_s$. The first report counts as it is. All frontends read at the same instants $0, T, 2T, \ldots$; `stability.held` has the limits.
+$t_s$. The first report counts as it is. All frontends read at the same instants $0, T, 2T, \ldots$ unless they have offsets;
+`stability.held` has the limits.
 """
 
 from abc import abstractmethod
@@ -13,9 +14,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgdlb_jax.numerics.checks import did_you_mean, positive
-from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.numerics.types import Matrix
+from dgdlb_jax.numerics.checks import did_you_mean, not_negative, positive
+from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked
 
 Arcs = Float[Array, "backends *lanes"]
@@ -47,6 +48,11 @@ class AbstractHeldPolicy(AbstractInstantPolicy):
         """$T$, seconds between two updates; rounded to whole time steps of a simulation, on average."""
 
     @property
+    def offset(self) -> Float[Array, "*frontends"]:
+        """Seconds until the first update, at most a period; 0, the default, is in step with all others, after a period."""
+        return jnp.zeros_like(self.period)
+
+    @property
     @abstractmethod
     def smoothing(self) -> Float[Array, "*frontends"]:
         """$t_s$, the time constant of the average of reports, seconds; 0 for none."""
@@ -67,7 +73,8 @@ class AbstractHeldPolicy(AbstractInstantPolicy):
     def init(self, observation: Observation) -> Held:
         """The first report as it is, and what follows from it."""
         report, start = self.report(observation), jnp.zeros_like(observation.arrival_rate)
-        return Held(start, report, self.shares(start, report, observation))
+        waited = start + jnp.where(self.offset > 0, self.period - self.offset, 0)
+        return Held(waited, report, self.shares(start, report, observation))
 
     def route(self, t, observation: Observation, state: Held) -> tuple[Arcs, Held]:
         """The routing held, renewed where an update is due."""
@@ -80,6 +87,20 @@ class AbstractHeldPolicy(AbstractInstantPolicy):
         routing = jnp.where(due, self.shares(t, report, observation), state.routing)
         left = jnp.where(due, jnp.maximum(waited - period, -step), waited)
         return routing, Held(left, report, routing)
+
+
+def checked_offset(policy: str, offset: Numbers, period: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Seconds until the first update.
+
+    **Raises:** `InputError` for a time that is negative, or longer than a period.
+    """
+    name = f"{policy}.weight_update_offset"
+    found = checked(name, offset, not_negative, "finite and not negative, seconds")
+    if is_concrete(found, period) and bool(jnp.greater(found, period).any()):
+        raise InputError(
+            f"{name} is {float(found.max()):g} s, but must be at most the period of {float(period.min()):g} s."
+        )
+    return found
 
 
 def kept_of_average(period: Float[Array, "..."], smoothing: Float[Array, "..."]) -> Float[Array, "..."]:

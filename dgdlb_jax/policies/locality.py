@@ -9,7 +9,16 @@ from jaxtyping import Array, Float
 from dgdlb_jax.numerics.checks import positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.policies.base import Observation, at_most, checked
-from dgdlb_jax.policies.held import AbstractHeldPolicy, Arcs, Report, checked_report, hosts, one_of, utilization
+from dgdlb_jax.policies.held import (
+    AbstractHeldPolicy,
+    Arcs,
+    Report,
+    checked_offset,
+    checked_report,
+    hosts,
+    one_of,
+    utilization,
+)
 from dgdlb_jax.policies.static import proportional
 
 Local = Literal["nearest", "none"]
@@ -31,6 +40,7 @@ class EnvoyLoadAwareLocality(AbstractHeldPolicy):
     **Arguments:** numbers are scalars or `(frontends,)`, if nothing else is said.
 
     - `weight_update_period`, `smoothing_time_constant`: seconds, 1 and 5 as in Envoy.
+    - `weight_update_offset`: seconds until the first update, for frontends out of step; 0 by default: after a period, in step.
     - `utilization_variance_threshold`: 0.1 as in Envoy, between 0 and 1. `remote_probe_fraction`: 0.03 as in Envoy, from 0 to below 1.
     - `local`: which backend is a frontend's local locality: the `"nearest"` (several equally near ones are one locality), or `"none"`.
     - `report`: what hosts call utilisation: `"throughput"` over capacity, `"concurrency"` (requests over slots: a KV cache), or
@@ -50,6 +60,7 @@ class EnvoyLoadAwareLocality(AbstractHeldPolicy):
     smoothing_knob: ClassVar[str | None] = "smoothing_time_constant"
 
     weight_update_period: Float[Array, "*frontends"]
+    weight_update_offset: Float[Array, "*frontends"]
     smoothing_time_constant: Float[Array, "*frontends"]
     utilization_variance_threshold: Float[Array, "*frontends"]
     remote_probe_fraction: Float[Array, "*frontends"]
@@ -65,6 +76,7 @@ class EnvoyLoadAwareLocality(AbstractHeldPolicy):
         utilization_variance_threshold: Numbers = 0.1,
         remote_probe_fraction: Numbers = 0.03,
         *,
+        weight_update_offset: Numbers = 0.0,
         local: str = "nearest",
         report: str = "throughput",
         host_capacity: Matrix = 1.0,
@@ -73,6 +85,7 @@ class EnvoyLoadAwareLocality(AbstractHeldPolicy):
         name = "EnvoyLoadAwareLocality"
         seconds = "positive and finite, seconds"
         self.weight_update_period = checked(f"{name}.weight_update_period", weight_update_period, positive, seconds)
+        self.weight_update_offset = checked_offset(name, weight_update_offset, self.weight_update_period)
         self.smoothing_time_constant = checked(
             f"{name}.smoothing_time_constant", smoothing_time_constant, positive, seconds
         )
@@ -92,6 +105,11 @@ class EnvoyLoadAwareLocality(AbstractHeldPolicy):
         self.kind, self.host_capacity, self.max_concurrency = checked_report(
             name, report, host_capacity, max_concurrency
         )
+
+    @property
+    def offset(self) -> Float[Array, "*frontends"]:
+        """`weight_update_offset`."""
+        return self.weight_update_offset
 
     @property
     def period(self) -> Float[Array, "*frontends"]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.policies.base import Observation, checked
-from dgdlb_jax.policies.held import AbstractHeldPolicy, Arcs, Report, checked_report, hosts, utilization
+from dgdlb_jax.policies.held import AbstractHeldPolicy, Arcs, Report, checked_offset, checked_report, hosts, utilization
 from dgdlb_jax.policies.static import proportional
 
 
@@ -27,6 +27,7 @@ class OrcaWeights(AbstractHeldPolicy):
     **Arguments:** numbers are scalars or `(frontends,)`, if nothing else is said.
 
     - `weight_update_period`: seconds, 1 as in both; `blackout_period`: seconds from the start in which all hosts are equal, 10 as in both.
+    - `weight_update_offset`: seconds until the first update, for frontends out of step; 0 by default: after a period, in step.
     - `integers`: whether weights are truncated to whole requests/s, at least 1, as Envoy does: coarse below some tens of
       requests/s a host, which is where large language models are. gRPC does not.
     - `report`, `host_capacity`, `max_concurrency`: as for `EnvoyLoadAwareLocality`.
@@ -41,6 +42,7 @@ class OrcaWeights(AbstractHeldPolicy):
     takes_lanes: ClassVar[bool] = True
 
     weight_update_period: Float[Array, "*frontends"]
+    weight_update_offset: Float[Array, "*frontends"]
     blackout_period: Float[Array, "*frontends"]
     host_capacity: Float[Array, "*frontends_backends"]
     max_concurrency: Float[Array, "*frontends_backends"] | None
@@ -52,6 +54,7 @@ class OrcaWeights(AbstractHeldPolicy):
         weight_update_period: Numbers = 1.0,
         blackout_period: Numbers = 10.0,
         *,
+        weight_update_offset: Numbers = 0.0,
         integers: bool = False,
         report: str = "throughput",
         host_capacity: Matrix = 1.0,
@@ -60,6 +63,7 @@ class OrcaWeights(AbstractHeldPolicy):
         self.weight_update_period = checked(
             "OrcaWeights.weight_update_period", weight_update_period, positive, "positive and finite, seconds"
         )
+        self.weight_update_offset = checked_offset("OrcaWeights", weight_update_offset, self.weight_update_period)
         self.blackout_period = checked(
             "OrcaWeights.blackout_period", blackout_period, not_negative, "finite and not negative, seconds"
         )
@@ -67,6 +71,11 @@ class OrcaWeights(AbstractHeldPolicy):
             "OrcaWeights", report, host_capacity, max_concurrency
         )
         self.integers = bool(integers)
+
+    @property
+    def offset(self) -> Float[Array, "*frontends"]:
+        """`weight_update_offset`."""
+        return self.weight_update_offset
 
     @property
     def period(self) -> Float[Array, "*frontends"]:

@@ -13,6 +13,7 @@ from dgdlb_jax.reports.sweep_plots import curves, distribution
 from dgdlb_jax.studies import verdict as ends
 from dgdlb_jax.studies.balancers import BALANCERS
 from dgdlb_jax.studies.claims.judge import OURS, cycles, observed_over_critical
+from dgdlb_jax.studies.claims.updates import decided, restless, rules
 
 if TYPE_CHECKING:
     import xarray
@@ -175,6 +176,33 @@ def requests(data: Data) -> Figure:
     return figure
 
 
+def updates(data: Data) -> Figure:
+    """Claim 9: networks that swing against the update period, a panel for each rule (columns) and load (rows)."""
+    by_rule = rules(data)
+    loads = data["weights"]["load"].values
+    figure = new_figure((3.4 * len(by_rule) + 1.6, 2.6 * len(loads) + 0.6))
+    grid = figure.subplots(len(loads), len(by_rule), squeeze=False, sharex=True, sharey=True)
+    for (row, column), ax in np.ndenumerate(grid):
+        name = list(by_rule)[column]
+        runs = by_rule[name].sel(load=loads[row])
+        simulated = restless(runs).where(decided(runs)).mean("seed")
+        predicted = (runs["multiplier"] > 1).mean("seed")
+        period = runs["policy.weight_update_period"].values
+        for k, scale in enumerate(runs["latency_scale"].values):
+            dots, line = (100 * share.sel(latency_scale=scale) for share in (simulated, predicted))
+            ax.plot(period, dots, "o", ms=5, color=COLOURS[k], label=f"{scale:g}")
+            ax.plot(period, line, lw=1.2, color=COLOURS[k])
+        _log_ticks(ax, period)
+        ax.set_ylim(-4, 104)
+        below, beside = row == len(loads) - 1, column == 0
+        label = f"load {loads[row]:g}:\nnetworks that swing (%)" if beside else ""
+        title = name.replace(", ", ",\n") if row == 0 else ""
+        finish(ax, "update period (s)" if below else "", label, title)
+    title = "9: latency\n/ service time;\ndots simulated,\nlines predicted"
+    grid[0, -1].legend(title=title, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return figure
+
+
 FIGURES: dict[str, Callable[[Data], Figure]] = {
     "1": optimal,
     "2": local,
@@ -184,6 +212,7 @@ FIGURES: dict[str, Callable[[Data], Figure]] = {
     "6": gains,
     "7": gradient,
     "8": requests,
+    "9": updates,
 }
 """The figure of every claim."""
 

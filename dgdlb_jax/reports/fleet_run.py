@@ -12,13 +12,15 @@ from typing import Any
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
-from dgdlb_jax.fleets import load_autoscaler, load_events, load_fleet, read_measured
+from dgdlb_jax.fleets import load_autoscaler, load_events, load_fleet, load_news, read_measured
+from dgdlb_jax.fleets.news import parse_news
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.reports import autoscaling_text, requests_text, text
 from dgdlb_jax.reports.export import export_notes, roundings, write_export
+from dgdlb_jax.reports.policy_limits import policy_report
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
@@ -40,6 +42,7 @@ class Settings:
     - `demand`: `mean`, or the name of a demand over time in the fleet's file for a second comparison under that.
     - `policies`: keys of `BALANCERS`. `current`: path of the user's own routing table.
     - `step_size` in 1/s^2, `dt` and `duration` in seconds, `start`: as for `compare`.
+    - `news`: how frontends get their reports, for `fleets.news.parse_news`; what the fleet's file says by default.
     - `requests`: run the balancers with whole requests as well, at this `scale`, this many `seeds` each, under this `discipline`.
     - `report`: write `report.html` as well. `export`: a format of `FORMATS` to write the routing in.
     """
@@ -51,6 +54,7 @@ class Settings:
     start: str = "proportional"
     dt: float | None = None
     duration: float | None = None
+    news: str | None = None
     requests: bool = False
     scale: float = 1.0
     seeds: int = SEEDS
@@ -81,6 +85,7 @@ class Job:
         self.settled = self.network  # after all events
         self.service = read_measured(fleet)
         self.events = load_events(fleet)
+        self.news = load_news(fleet) if settings.news is None else parse_news(settings.news)
         self.autoscaler = load_autoscaler(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         require_traffic(self.network)
@@ -136,12 +141,18 @@ class Job:
                 stability = later(
                     partial(stability_report, self.settled, step_size=chosen.step_size, start=chosen.start)
                 )
+            limit = None
+            if stability is not None and self.news is not None:
+                limit = later(lambda: policy_report(self.settled, "dgd-lb", {}, self.news))
             for comparison in self._compared(self.network, name, status, show, changes, scattered):
                 self.comparison = comparison
             if stability is not None:
                 status.phase(f"{name}: stability of {DGD}")
                 self.stability = assessed = stability.result()
-                show(f"\nStability of {DGD} (more: dgdlb stability)\n{assessed.text()}")
+                at_once = "" if limit is None else ", with every report at once"
+                show(f"\nStability of {DGD}{at_once} (more: dgdlb stability)\n{assessed.text()}")
+                if limit is not None:
+                    show(f"\nand with reports as they are\n{limit.result().text()}")
         if chosen.requests:
             self._with_requests(name, status, show)
         if self.autoscaler is not None:
@@ -172,7 +183,7 @@ class Job:
         status.phase(f"{name}: optimum")
         work = ComparisonInProgress(
             network, chosen.policies, also=self.also, step_size=chosen.step_size, dt=chosen.dt, start=chosen.start,
-            duration=chosen.duration, alike=self.traced, events=self.events if network is self.network else (),
+            duration=chosen.duration, alike=self.traced, news=self.news, events=self.events if network is self.network else (),
         )  # fmt: skip
         count = len(work.policies)
         if network is self.network:

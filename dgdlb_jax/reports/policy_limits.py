@@ -3,25 +3,32 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
-from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
+from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.formatting import number, ranging, seconds
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.policies.registry import POLICIES
 from dgdlb_jax.reports.held_text import HeldReport, held_report
+from dgdlb_jax.reports.news_text import NewsReport
 from dgdlb_jax.reports.stability_text import StabilityReport, nullified
 from dgdlb_jax.stability.critical import CriticalMode, critical_mode
 from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.studies.balancers import BALANCERS, check_keys
+from dgdlb_jax.studies.news import news_limit
 from dgdlb_jax.studies.settings import with_settings
 
 
@@ -81,28 +88,54 @@ class NoLimit:
         return {"fleet": self.network.name, "policy": self.label, "limit_over_now": None, "null_because": reason}
 
 
-def policy_report(network: Network, key: str, settings: Mapping[str, str]) -> Report:
+def policy_report(network: Network, key: str, settings: Mapping[str, str], news: Scraped | None = None) -> Report:
     """The limit of a balancer with the parameters of `dgdlb run`, but for the settings given.
 
-    **Arguments:** a single `network`; `key` of `BALANCERS`; `settings`: name -> value as text.
+    **Arguments:** a single `network`; `key` of `BALANCERS`; `settings`: name -> value as text; `news`: how frontends get their reports.
 
     **Raises:** `InputError` for an unknown key or setting, and for a rule that jumps or rests away from the optimum: simulate it.
     """
     require_single(network, "policy_report")
     check_keys([key])
     require_traffic(network)
-    optimum = solve_optimum(network)
     label = BALANCERS[key].label
-    policy = BALANCERS[key].make(network, optimum, default_step_size(network, optimum))
-    policy = with_settings(policy, settings) if settings else policy
+    made = partial(_with_settings, network, key, settings)
+    draft = made(_equal_split(network), jnp.ones(()))  # complaints come before any work
+    looks_at_no_load = POLICIES[key].kind in ("static", "reference")
+    if not (isinstance(draft, AbstractHeldPolicy) or looks_at_no_load):
+        _check_limit(network, label, draft, key)
+    optimum = solve_optimum(network)
+    older = 0.0 if news is None else news.oldest
+    policy = made(optimum, default_step_size(network, optimum, averaging=older))
     if isinstance(policy, AbstractHeldPolicy):
+        if news is not None:
+            raise InputError(
+                f"{label} reads its reports at a period of its own ({policy.period_knob}), and its limit is known where they are there at "
+                "once: give --news none, or dgdlb run to simulate both."
+            )
         return held_report(network, policy, label)
-    if POLICIES[key].kind in ("static", "reference"):
+    if looks_at_no_load:
         return NoLimit(network, label)
-    return _factor(network, optimum, label, policy, key)
+    if news is not None:
+        return NewsReport(label, news_limit(network, policy, news, optimum))
+    return FactorReport(network, label, policy, critical_mode(network, policy, optimum))
 
 
-def _factor(network: Network, optimum: Optimum, label: str, policy: AbstractPolicy, key: str) -> FactorReport:
+def _with_settings(
+    network: Network, key: str, settings: Mapping[str, str], optimum: Any, step_size: Float[Array, " *frontends"]
+) -> AbstractPolicy:
+    policy = BALANCERS[key].make(network, optimum, step_size)
+    return with_settings(policy, settings) if settings else policy
+
+
+def _equal_split(network: Network) -> Any:
+    """What a policy may look at in an optimum, of the equal split: enough to learn whether a policy can be made at all."""
+    mask = jnp.asarray(network.mask, network.latency.dtype)
+    return SimpleNamespace(routing=mask / mask.sum(-1, keepdims=True), workload=jnp.ones(network.backends))
+
+
+def _check_limit(network: Network, label: str, policy: AbstractPolicy, key: str) -> None:
+    """Raise `InputError` for a rule whose limit is not known at the optimum."""
     simulate = f"dgdlb run {network.name or 'FLEET'} --policies {key} shows what it does."
     if not isinstance(policy, AbstractFlowPolicy):
         raise InputError(
@@ -110,7 +143,6 @@ def _factor(network: Network, optimum: Optimum, label: str, policy: AbstractPoli
         )
     if POLICIES[key].kind != "gradient":
         raise InputError(f"{label} does not rest at the optimum, which its limit would be computed at: {simulate}")
-    return FactorReport(network, label, policy, critical_mode(network, policy, optimum))
 
 
 def drawable(report: Report) -> bool:

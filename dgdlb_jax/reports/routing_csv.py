@@ -40,7 +40,7 @@ def read_routing(path: str | Path, network: Network) -> FixedRouting:
     path, chosen = _chosen(Path(path))
     if path.suffix in (".yaml", ".yml"):
         raise InputError(f"{path}: YAML is not read; give the same as JSON (kubectl get ... -o json).")
-    text = read_text(path, "--current: ").removeprefix("\ufeff")
+    text = read_text(path, "--current: ")
     if text.lstrip()[:1] in ("{", "["):
         return _from_document(path, chosen, text, network)
     rows = _rows(path, text)

@@ -102,9 +102,7 @@ def save_stability_pictures(report: StabilityReport, folder: Path) -> list[Path]
         {"roots": roots_plot({"at the recommended step sizes": report.spectrum})} if report.spectrum is not None else {}
     )
     if np.isfinite(report.factor):
-        from dgdlb_jax.stability.critical import scaled
-
-        critical = scaled(report.linear, jnp.full(report.network.frontends, report.factor))
+        critical = report.linear.scaled(jnp.full(report.network.frontends, report.factor))
         axes["locus"] = locus_plot(critical, float(report.mode.frequency))
     paths = []
     for key, ax in axes.items():

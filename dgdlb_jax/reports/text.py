@@ -16,6 +16,7 @@ from dgdlb_jax.reports.text_table import GrowingTable, columns
 from dgdlb_jax.studies.balancers import CURRENT, DGD
 from dgdlb_jax.studies.conclusion import conclusion, excess
 from dgdlb_jax.studies.event_words import happening
+from dgdlb_jax.studies.news import news_words
 from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.studies.time_steps import ACCURATE
 from dgdlb_jax.studies.verdict import Verdict
@@ -66,6 +67,8 @@ def run_facts(comparison: "Comparison") -> list[str]:
     if comparison.phases:
         which = "optimum after the last event"
         lines.append(f"events: {'; '.join(map(happening, comparison.phases[1:]))}")
+    if comparison.news is not None:
+        lines.append(f"news: {news_words(comparison.news)}")
     lines += [
         f"{which}: {seconds(float(best.mean_latency))} per request, {percent(float(best.network_share))} of it on the "
         f"network; largest latency x service slope on an arc in use {number(comparison.steepest_latency)}",

@@ -12,6 +12,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import Signals, closest_pair
 from dgdlb_jax.numerics.delay import rows_for, steps_for
 from dgdlb_jax.numerics.delay.line import fits
+from dgdlb_jax.numerics.knots import Steps
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler, AbstractSampledAutoscaler
@@ -163,7 +164,7 @@ def one_event_at_a_time(signals: Signals, time_grid: Grid) -> None:
     if not is_concrete(signals):
         return
     for steps in (getattr(signals, field.name) for field in dataclasses.fields(signals)):
-        gap = np.inf if steps is None else closest_pair(steps.times)
+        gap = closest_pair(steps.times) if isinstance(steps, Steps) else np.inf
         if gap <= time_grid.dt.max():
             raise InputError(
                 f"Two events at the same place are {gap:.3g} s apart, which dt = {time_grid.dt.max():.3g} s does not resolve: "

@@ -223,6 +223,7 @@ def simulate_batch(
     if found is not None:
         checks.one_event_at_a_time(found, made.grid)
         _check_own_requests(made, inputs)
+        _check_timeouts(made, inputs)
         _check_replicas(inputs)
     _check_extra_flow(made, inputs)
     if made.program.fused:
@@ -276,10 +277,28 @@ def _check_own_requests(made: Plan, inputs: _Inputs) -> None:
         )
 
 
+def _check_timeouts(made: Plan, inputs: _Inputs) -> None:
+    """Requests that are sent again have a channel of their own, behind which there is nothing."""
+    if inputs.events is None or inputs.events.timeout is None:
+        return
+    if made.plugins or inputs.extra is not None:
+        raise InputError(
+            "Failures with a timeout have no place for observables, statistics or extensions of your own, or for extra_flow: leave either "
+            "out."
+        )
+
+
 def _check_replicas(inputs: _Inputs) -> None:
-    if inputs.autoscaler is not None and inputs.events is not None and inputs.events.replicas is not None:
+    """What an autoscaler does not go with: other hands on replicas, and channels whose delays change or that it would stand between."""
+    if inputs.autoscaler is None or inputs.events is None:
+        return
+    if inputs.events.replicas is not None:
         raise InputError(
             "Events that change replicas, and an autoscaler that moves them, contradict each other: leave one of them out."
+        )
+    if inputs.events.timeout is not None or inputs.events.news is not None:
+        raise InputError(
+            "Failures with a timeout, and links whose news gets slower, do not go with an autoscaler yet: leave one of them out."
         )
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
+from dgdlb_jax.simulation.retries import cost_of_retries
 from dgdlb_jax.simulation.step import StepState, System, time
 
 
@@ -23,10 +24,7 @@ class ObserveFields:
             "routing": lambda: shape.from_arcs(now.routing),
             "workload": lambda: shape.from_last(now.workload),
             "arrival_rate": lambda: shape.from_last(field.arrival_rate(time(k, clock.frontends))),
-            "cost_rate": lambda: (
-                shape.per_lane(now.workload)
-                + shape.per_lane(jnp.sum(now.flow * field.cost_latency_at(time(k, clock.frontends)), axis=0))
-            ),
+            "cost_rate": lambda: _cost_rate(system, k, now),
             "in_flight": lambda: jnp.asarray(now.in_flight),
         }
         found = {"time": time(k, clock.lanes)} | {name: values[name]() for name in self.fields}
@@ -37,3 +35,11 @@ class ObserveFields:
         if system.plugins is not None and system.plugins.plugins.observable is not None:
             found["observed"] = system.plugins.observe(k, now)
         return found
+
+
+def _cost_rate(system: System, k: Int[Array, ""], now: StepState) -> Float[Array, " lanes"]:
+    """Requests in service and on the network, and those that wait to be sent again."""
+    field, shape = system.field, system.field.shape
+    latency = field.cost_latency_at(time(k, system.clock.frontends))
+    rate = shape.per_lane(now.workload) + shape.per_lane(jnp.sum(now.flow * latency, axis=0))
+    return rate if now.retries is None else rate + cost_of_retries(field, now.retries, now.routing, latency)

@@ -17,8 +17,9 @@ from dgdlb_jax.simulation import attached, autoscaled, own
 from dgdlb_jax.simulation.autoscaled import Scaler
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
-from dgdlb_jax.simulation.step import StepState, flow_channel, wire_delay, wire_shape
-from dgdlb_jax.simulation.timeline import Wires
+from dgdlb_jax.simulation.retries import Retries, no_retries
+from dgdlb_jax.simulation.step import StepState, flow_channel, news_shape, wire_delay, wire_shape
+from dgdlb_jax.simulation.timeline import Left, Wires
 from dgdlb_jax.simulation.trajectory import SimulationState
 
 Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
@@ -114,11 +115,14 @@ def begin(
         routing=x, workload=n, flow=flow, inflow=shape.arrivals(flow), velocity=velocity, policy=policy, peak=n,
         in_flight=shape.per_lane(jnp.sum(flow * field.latency, axis=0)) if count_wires else None, sums=None,
         tail=_delay(field, step)[1] * _on_the_first(field, flow) if field.counts else None, own=requests,
-        lost=None if field.events is None else jnp.zeros_like(n), reported=None if field.events is None else n, scaling=scaling,
+        lost=None if field.events is None else jnp.zeros_like(n), reported=None if field.events is None else n,
+        left=_left(field, seen), retries=_retries(field, seen), scaling=scaling,
     )  # fmt: skip
     wires = _on_the_first(field, flow).reshape(-1)
-    news, flows = ChannelState(line.filled(n, rows), seen), ChannelState(line.filled(wires, rows))
-    return Carry(jnp.zeros((), jnp.int32), state, (news, *commands, *answers, flows))
+    heard = news_shape(field).backend_to_arcs(workload)
+    news, flows = ChannelState(line.filled(n, rows), heard), ChannelState(line.filled(wires, rows))
+    channels = news, *commands, *answers, flows, *_line_of_retries(state, rows)
+    return Carry(jnp.zeros((), jnp.int32), state, channels)
 
 
 def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
@@ -170,10 +174,14 @@ def resume(
         inflow=shape.last(state.inflow), velocity=shape.arcs(state.velocity) if field.flows else None,
         policy=jax.tree.map(shape.first, state.policy_state), peak=shape.last(state.peak_workload),
         in_flight=state.in_flight if count_wires else None, sums=None, tail=tail, lost=lost, reported=reported,
+        left=_left(field, shape.backend_to_arcs(state.workload)) if state.left is None else shape.arcs(state.left),
+        retries=_retries(field, shape.backend_to_arcs(state.workload)),
     )  # fmt: skip
     rows, workloads = flows.shape[0], shape.last(state.workload_line).reshape(-1)
-    news = ChannelState(DelayLine(workloads, rows), shape.arcs(state.reading))
-    carry = Carry(state.step[0], now, (news, ChannelState(DelayLine(flows.reshape(-1), rows))))
+    ways = news_shape(field)
+    news = ChannelState(DelayLine(workloads, rows), ways.arcs(_filled_up(ways, state.reading)))
+    lines = news, ChannelState(DelayLine(flows.reshape(-1), rows)), *_line_of_retries(now, rows)
+    carry = Carry(state.step[0], now, lines)
     if counts_own:
         carry = _counting_own(field, carry, state)
     return carry if scaler is None else _scaled(field, carry, state, scaler)
@@ -217,6 +225,8 @@ def suspend(
     shape, now = field.shape, carry.state
     place = flow_channel(now)
     news, flow, others = carry.channels[0], carry.channels[place], carry.channels[place + 1 :]
+    if now.retries is not None:
+        resumable, others = False, ()  # of what waits to be sent again nothing is kept
     assert news.reading is not None
     nothing = jnp.zeros_like(now.routing)
     flow_line = workload_line = None
@@ -232,17 +242,35 @@ def suspend(
         routing=shape.from_arcs(now.routing), workload=shape.from_last(now.workload),
         flow=shape.from_arcs(now.flow), inflow=shape.from_last(now.inflow),
         velocity=shape.from_arcs(nothing if now.velocity is None else now.velocity),
-        reading=shape.from_arcs(news.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
+        reading=news_shape(field).from_arcs(news.reading), in_flight=in_flight, peak_workload=shape.from_last(now.peak),
         flow_line=flow_line, workload_line=workload_line, policy_state=jax.tree.map(shape.from_first, now.policy),
         tail=None if now.tail is None else wire_shape(field).from_arcs(now.tail),
         extensions=attached.suspend(shape, now.extended, others, resumable),
         own=None if now.own is None else own.suspend(shape, now.own, carry.channels[place - 1], resumable),
         lost=None if now.lost is None else shape.from_last(now.lost),
         reported=None if now.reported is None else shape.from_last(now.reported),
+        left=None if now.left is None else shape.from_arcs(now.left),
         scaling=None
         if now.scaling is None
         else autoscaled.suspend(shape, now.scaling, carry.channels[1 : 1 + now.scaling.channels], resumable),
     )  # fmt: skip
+
+
+def _left(field: Field, reported: Arcs) -> Left | None:
+    """What news will leave behind where its latencies change; None where they do not."""
+    if field.events is None or field.events.news is None:
+        return None
+    return jnp.broadcast_to(reported, field.events.news.times.shape)
+
+
+def _retries(field: Field, arcs: Arcs) -> Retries | None:
+    """None where nothing is sent again."""
+    return None if field.events is None or field.events.timeout is None else no_retries(arcs)
+
+
+def _line_of_retries(state: StepState, rows: int) -> tuple[ChannelState, ...]:
+    """The channel of what is sent again, empty."""
+    return () if state.retries is None else (ChannelState(line.filled(state.retries.lost.reshape(-1), rows)),)
 
 
 def _events_of(field: Field, state: SimulationState) -> tuple[Backends, Backends] | tuple[None, None]:

@@ -42,8 +42,17 @@ from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.own import OwnRequests
 from dgdlb_jax.simulation.replica_sums import add_step
+from dgdlb_jax.simulation.retries import (
+    Retries,
+    by_arc,
+    late_part,
+    lost_for_a_while,
+    retry_delay,
+    returns,
+    waiting_cost,
+)
 from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
-from dgdlb_jax.simulation.timeline import Survival, Wires, total
+from dgdlb_jax.simulation.timeline import Left, Survival, Wires, total
 
 
 class System(eqx.Module):
@@ -98,6 +107,8 @@ class StepState(eqx.Module):
     own: OwnRequests | None = None  # where the policy looks at them
     lost: Backends | None = None  # with events: requests lost since the start
     reported: Backends | None = None  # with events: the workload as frontends hear of it
+    left: Left | None = None  # where news changes its ways: what was reported then
+    retries: Retries | None = None  # with events: what backends that failed have lost for a while
     scaling: Scaling | None = None  # with an autoscaler
 
     @property
@@ -166,15 +177,20 @@ def delayed_system(
     state variables among it; `counts_own`: whether own requests are counted, which takes a channel of answers, and arcs that arrive
     each by itself; `scaler`: the autoscaler, if any.
     """
-    shape, step = field.shape, clock.frontends[0]
+    step = clock.frontends[0]
     delay = wire_delay(field, step)
-    news_delay = field.feedback_latency / step
-    news = Gather(news_delay, shape.ends, rows)
+    late = news_delay(field, step)
+    news = Gather(late, news_shape(field).ends, rows)
     system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached, scaler)
     last = _last_stages(len(extensions), attached)
+    if field.events is not None and field.events.timeout is not None:
+        again = Sum(retry_delay(field, step), Each(field.feedback_latency.shape), rows, interpolates=False)
+        flow = Sum(delay, Each(delay.shape), rows, interpolates=False)
+        stages = (predict, route, partial(arrive_and_lose, rows=rows), collect)
+        return DelayedSystem(system, (news, flow, again), stages, observe, support)
     before, seeing, answering, routing = (news,), (), answer, route
     if scaler is not None:
-        seeing, more = autoscaled.channels(scaler, news_delay, rows, clock.backends[0])
+        seeing, more = autoscaled.channels(scaler, late, rows, clock.backends[0])
         before = (news, *more)
         answering, routing = answer_scaled, route_scaled
     if not counts_own:
@@ -205,6 +221,19 @@ def wire_delay(field: Field, step: Frontends) -> Wires:
     """The latency of every wire in steps."""
     delay = field.latency / step
     return delay if field.events is None else field.events.by_wire(delay)
+
+
+def news_shape(field: Field) -> Shape:
+    """The sizes of a tile of ways of news: as many as there are arcs, or more where events change their latencies."""
+    ways = 1 if field.events is None else field.events.ways_of_news
+    return replace(field.shape, frontends=ways * field.shape.frontends)
+
+
+def news_delay(field: Field, step: Frontends) -> Wires:
+    """The latency of every way of news in steps."""
+    if field.events is None or field.events.news is None:
+        return field.feedback_latency / step
+    return jnp.concatenate([*(field.events.news.values / step)], axis=-1)
 
 
 def overflow(system: DelayedSystem) -> Bool[Array, " lanes"]:
@@ -280,6 +309,7 @@ def route(
     end besides."""
     field, clock, now, k = system.field, system.clock, held.now, context.k
     t, step = time(k + 1, clock.frontends), length(k, clock.frontends)
+    seen = seen if field.events is None else field.events.newest(seen, now.left, t)
     extra = None if context.input is None else jnp.where(context.ends_frame, context.input, 0)
     outstanding = jnp.zeros_like(seen)
     if now.own is not None and answers is not None:
@@ -316,6 +346,10 @@ def arrive(
         arrived = (now.own.arriving + arriving) / 2 if move.sent is None else arriving
         own = now.own.after(step_f, sent, arrived, arriving, *move.answers)
         inflow = shape.arrivals(arriving)
+    arcs = None
+    if now.retries is not None:
+        arcs = by_arc(system.field, inflow)
+        inflow = shape.arrivals(arcs)
     if move.sent is None:
         sent, arrived = now.flow + move.flow, now.inflow + inflow  # twice the mean of the step
     else:
@@ -323,14 +357,32 @@ def arrive(
     first, last = _at_both_ends(system, k, now, move, Field.service_rate)
     served = first + last  # twice the mean, as above
     before, lost, reported, carried, detour = now.workload, now.lost, now.reported, sent, None
+    gone = failed = jnp.zeros_like(before)
     if system.field.events is None:
         workload = now.workload + step_b / 2 * (arrived - served)
     else:
-        (workload, gone, reported, before), carried, detour = _through_events(system, k, move, sent, arrived, served)
+        (workload, gone, reported, before), failed, carried, detour = _through_events(
+            system, k, move, sent, arrived, served
+        )
         lost = gone if lost is None else lost + gone
+    left = now.left
+    if system.field.events is not None and left is not None:
+        first = now.workload if now.reported is None else now.reported
+        ends = shape.spread(first), shape.spread(workload if reported is None else reported)
+        left = system.field.events.leave(left, time(k, clock.frontends), step_f, *ends)
     if recorded is not None:
         workload = hold(workload, recorded.after.workload)
-    in_flight = now.in_flight
+    in_flight, retries = now.in_flight, now.retries
+    if retries is not None and arcs is not None and lost is not None:
+        # Requests count once, when they are sent first; while they wait to be sent again they are under way.
+        again = retries.back * (now.routing + move.routing) / 2
+        returning = lost_for_a_while(system.field, failed, arcs)
+        for_good = gone - failed + jnp.where(returns(system.field), 0, failed)
+        lost, sent = for_good if now.lost is None else now.lost + for_good, sent - 2 * again
+        retries = retries.after(step_f, returning)
+        carried = carried + 2 * (retries.lost - again)
+        cost = 2 * shape.per_lane(waiting_cost(system.field, retries, again))
+        detour = cost if detour is None else detour + cost
     if in_flight is not None:
         gained = shape.per_lane(jnp.sum(carried, axis=0)) - shape.per_lane(arrived)
         in_flight = in_flight + length(k, clock.lanes) / 2 * gained
@@ -349,26 +401,47 @@ def arrive(
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
         peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended, own=own,
-        lost=lost, reported=reported, scaling=scaling,
+        lost=lost, reported=reported, left=left, retries=retries, scaling=scaling,
     )  # fmt: skip
     return after, None
 
 
+def arrive_and_lose(
+    system: System, context: StepContext, move: Routed, inflow: Float[Array, " wires"], *, rows: int
+) -> tuple[StepState, Arcs]:
+    """As `arrive`; and what failed backends lose in the step sets out for the frontends."""
+    after, _ = arrive(system, context, move, inflow)
+    assert after.retries is not None
+    late = late_part(system.field, system.clock.frontends[0], rows)
+    retries, entering = after.retries.enter(late)
+    return replace(after, retries=retries), entering
+
+
+def collect(
+    system: System, context: StepContext, after: StepState, returned: Float[Array, " arcs"]
+) -> tuple[StepState, None]:
+    """What has come back, to be sent in the next step."""
+    del context
+    assert after.retries is not None
+    back = jnp.sum(returned.reshape(system.field.shape.backends, -1), axis=0)
+    return replace(after, retries=replace(after.retries, back=back)), None
+
+
 def _through_events(
     system: System, k: Int[Array, ""], move: Routed, sent: Arcs, arrived: Backends, served: Backends
-) -> tuple[Survival, Arcs, Lanes | None]:
-    """What a step with events leaves; what of `sent` is on the wires; what is charged for other latencies than the first. Rates are twice
-    their means."""
+) -> tuple[Survival, Backends, Arcs, Lanes | None]:
+    """What a step with events leaves; what backends that failed have lost in it; what of `sent` is on the wires; what is charged for
+    other latencies than the first. Rates are twice their means."""
     field, clock, events = system.field, system.clock.backends, system.field.events
     assert events is not None
     step = length(k, clock)
     left = events.survive((time(k, clock), time(k + 1, clock)), step, move.now.workload, arrived, served)
     if move.wired is None:
-        return left, sent, None
+        return left, left.lost, sent, None
     carried = 2 * total(move.wired)
     lost = left.lost + step / 2 * field.shape.arrivals(sent - carried)
     detour = jnp.sum(2 * events.detour(move.wired) * field.cost_latency, axis=0)
-    return left._replace(lost=lost), carried, field.shape.per_lane(detour)
+    return left._replace(lost=lost), left.lost, carried, field.shape.per_lane(detour)
 
 
 def _last_stages(extensions: int, attached: Attached | None) -> tuple[Callable, ...]:
@@ -457,6 +530,8 @@ def _dispatched(
     routed = part * field.mean_arrival_rate(start, step, part) * middle(now.routing, routing)
     if field.events is not None and field.events.closing:
         routed = _routed_around(field, start, step, part, now.routing, routing, routed)
+    if now.retries is not None:
+        routed = routed + part * now.retries.back * middle(now.routing, routing)
     return routed + part * middle(besides, extra)
 
 

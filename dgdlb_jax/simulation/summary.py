@@ -71,7 +71,7 @@ class Window(eqx.Module):
             highest=jnp.where(k >= start, workload, -jnp.inf),
             rise=Total.zero(jnp.stack([workload, workload])),
             detour=None
-            if field.events is None or not field.events.links
+            if field.events is None or not (field.events.links or field.events.timeout is not None)
             else Total.zero(field.shape.per_lane(workload)),
         )
 

@@ -19,6 +19,7 @@ from dgdlb_jax.simulation.lanes import Shape
 
 Arcs = Float[Array, "backends frontend_lanes"]
 Wires = Float[Array, "backends wire_lanes"]
+Left = Float[Array, "jumps backends frontend_lanes"]
 Backends = Float[Array, " backend_lanes"]
 Frontends = Float[Array, " frontend_lanes"]
 Sent = Callable[[Any], Arcs]
@@ -42,6 +43,8 @@ class Timeline(eqx.Module):
     - `replicas`, `seen_replicas`: the factor, over backends and over arcs. `up`: 1 while a backend runs.
     - `closing`: signals over arcs, all of which have to be 1 for an arc to be used.
     - `latency`, `seen_latency`, `intact`: factors, over arcs: on the latency of what is sent, and on how much of it arrives.
+    - `news`: the latency of news, over arcs, seconds; `heard`: the same at the times from which news with it arrive. None if it stays.
+    - `timeout`: over arcs, after which what is lost at a failed backend is sent again, inf for never; None where nothing is.
     """
 
     replicas: Steps | None
@@ -51,20 +54,29 @@ class Timeline(eqx.Module):
     latency: Steps | None
     seen_latency: Steps | None
     intact: Steps | None
+    news: Steps | None
+    heard: Steps | None
+    timeout: Arcs | None
 
     def __init__(self, shape: Shape, signals: Signals, feedback_latency: Arcs):
-        def seen(steps: Steps | None) -> Steps | None:
-            if steps is None:
-                return None
-            arcs = jax.tree.map(shape.backend_to_arcs, steps)
-            return Steps(arcs.times + feedback_latency, arcs.values)
+        self.timeout = None if signals.timeout is None else shape.backend_to_arcs(signals.timeout)
+        factor = jax.tree.map(shape.arcs, signals.news)
+        self.news = None if factor is None else Steps(factor.times, feedback_latency * factor.values)
 
+        def later(steps: Steps | None) -> Steps | None:
+            if steps is None or self.news is None:
+                return None if steps is None else Steps(steps.times + feedback_latency, steps.values)
+            arrive = [time + self.news.at(time) for time in steps.times]
+            # News that is overtaken by later news says nothing any more.
+            return Steps(jax.lax.cummin(jnp.stack(arrive), reverse=True), steps.values)
+
+        seen = lambda steps: later(jax.tree.map(shape.backend_to_arcs, steps))
+        self.heard = later(self.news)
         self.replicas, self.up = jax.tree.map(shape.last, (signals.replicas, signals.up))
         self.seen_replicas = seen(signals.replicas)
         allowed, self.latency, self.intact = jax.tree.map(
             shape.arcs, (signals.allowed, signals.latency, signals.intact)
         )
-        later = lambda steps: None if steps is None else Steps(steps.times + feedback_latency, steps.values)
         self.seen_latency = later(self.latency)
         known = seen(signals.serving), allowed, later(self.intact)
         self.closing = tuple(steps for steps in known if steps is not None)
@@ -82,7 +94,7 @@ class Timeline(eqx.Module):
 
     def seen_jumps(self, start: Frontends, step: Frontends) -> list[Jump]:
         """What changes for a frontend in a step, signal by signal, arc by arc."""
-        several = (*self.closing, self.seen_replicas, self.seen_latency)
+        several = (*self.closing, self.seen_replicas, self.seen_latency, self.heard)
         return [steps.jumps_within(start, step) for steps in several if steps is not None]
 
     @property
@@ -108,6 +120,36 @@ class Timeline(eqx.Module):
     def on_the_first(self, values: Arcs) -> Wires:
         """What stands on the first wires, side by side with the others, where there is nothing."""
         return jnp.concatenate([values, *[jnp.zeros_like(values)] * (self.wires - 1)], axis=-1)
+
+    @property
+    def ways_of_news(self) -> int:
+        """How many latencies the news of an arc will have had."""
+        return 1 if self.news is None else len(self.news.values)
+
+    def newest(self, seen: Wires, left: Left | None, t: Frontends) -> Arcs:
+        """The latest report that has arrived, of those that every latency brings, side by side in `seen`.
+
+        `left`: what was reported when the latency changed: nothing newer comes until news with the
+        new one does.
+        """
+        if self.news is None or left is None:
+            return seen
+        ways = jnp.split(seen, self.ways_of_news, axis=-1)
+        found = jnp.where(t - self.news.values[0] < self.news.times[0], ways[0], left[0])
+        for way, latency in enumerate(self.news.values[1:], start=1):
+            value = ways[way]
+            if way < len(left):
+                value = jnp.where(t - latency < self.news.times[way], value, left[way])
+            found = jnp.where(t - latency >= self.news.times[way - 1], value, found)
+        return found
+
+    def leave(self, left: Left | None, start: Frontends, step: Frontends, before: Arcs, after: Arcs) -> Left | None:
+        """`left`, after a step in which what is reported has moved from one value to another."""
+        if self.news is None or left is None:
+            return left
+        place = (self.news.times - start) / jnp.where(step > 0, step, 1)
+        within = (place > 0) & (place <= 1)
+        return jnp.where(within, before + jnp.clip(place, 0, 1) * (after - before), left)
 
     def sent_by_wire(self, sent: Sent, start: Frontends, step: Frontends, parts: Wires) -> list[Arcs]:
         """What is sent in the first part of a step, wire by wire, each with a part of its own; `sent` tells it for the arc."""

@@ -122,8 +122,9 @@ class SimulationState(eqx.Module):
       (`SaveAt(resumable=False)`) no run goes on from it; requests on the wires are read off them, and are not known either unless
       `in_flight` was saved. `extensions`: state variables of the user's, an `ExtensionState` for each. `own`: requests that frontends
       have under way, counted where the policy looks at them. In a run with events, `lost`: requests lost since the start, and
-      `reported`: the workload of which frontends hear next. Where events change latencies, a frontend has several wires.
-      `scaling`: replicas, in a run with an autoscaler.
+      `reported`: the workload of which frontends hear next. Where events change latencies, a frontend has several wires; where they
+      change those of news, several ways of it, and `left`: what was reported when they changed. `scaling`: replicas, in a run with an
+      autoscaler.
 
     Latencies and dt are those of the run it comes from: the delay lines hold values interpolated for them.
     """
@@ -136,7 +137,7 @@ class SimulationState(eqx.Module):
     flow: Float[Array, "*batch frontends backends"]
     inflow: Float[Array, "*batch backends"]
     velocity: Float[Array, "*batch frontends backends"]
-    reading: Float[Array, "*batch frontends backends"]
+    reading: Float[Array, "*batch ways backends"]
     in_flight: Float[Array, "*batch"] | None
     peak_workload: Float[Array, "*batch backends"]
     flow_line: Float[Array, "*batch rows wires backends"] | None
@@ -147,6 +148,7 @@ class SimulationState(eqx.Module):
     own: OwnState | None = None
     lost: Float[Array, "*batch backends"] | None = None
     reported: Float[Array, "*batch backends"] | None = None
+    left: Float[Array, "*batch jumps frontends backends"] | None = None
     scaling: ScalingState | None = None
 
     @property

@@ -31,10 +31,11 @@ from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.safe import LogDGDLB, ReciprocalDGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB
-from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
+from dgdlb_jax.stability.linearise import check_smooth, linearise_one
 from dgdlb_jax.stability.loop_transfer import Frequency, LoopTransfer, side_by_side
 from dgdlb_jax.stability.sampled import SampledLoop
 from dgdlb_jax.stability.scaled_loop import ScaledLoop, scaled_loop
+from dgdlb_jax.stability.scraped import averaged, is_scraped, scraped_loops
 
 _GRADIENT_RULES = (DGDLB, LogDGDLB, ReciprocalDGDLB)
 """Rules that know backends by their marginal latencies alone, which requests per replica decide, and do not look at their own routing."""
@@ -84,9 +85,9 @@ def critical_step_size(
     **Arguments:**
 
     - `network`: one network or a batch.
-    - `policy`: a smooth flow policy, or `SampledDGDLB` (all frontends update at the same instants); the result then is
-      the factor by which its velocity (for DGDLB: its step sizes) may be
-      multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
+    - `policy`: a smooth flow policy, `SampledDGDLB` (all frontends update at the same instants), or a smooth one behind
+      `estimates.Scraped` (see `stability.scraped`; outside `jit` and `grad`); the result then is the factor by which its velocity (for
+      DGDLB: its step sizes) may be multiplied. Default: `DGDLB(1.0)`, and the result is the critical uniform step size.
     - `optimum`: of that network; solved when left out. It may follow the network directly: `critical_step_size(network, optimum)`.
     - `direction`: `(frontends,)`, step sizes in proportion to which frontends are made faster.
     - `autoscaler`: what moves replicas meanwhile. The limit then is that of swings about the flows of the optimum, with as many replicas as
@@ -106,8 +107,32 @@ def critical_step_size(
 
     **Source:** own derivation; the generalised Nyquist criterion.
     """
-    mode = critical_mode(network, policy, optimum, direction=direction, autoscaler=autoscaler, throw=throw)
-    return mode.step_size
+    rule, best = policy_and_optimum("critical_step_size", network, policy, optimum)
+    if rule is not None and is_scraped(rule):
+        if autoscaler is not None:
+            raise InputError(
+                "Reports that are read every so often, beside an autoscaler: the limit of each is known alone. Leave one out, or simulate."
+            )
+        return _behind_scrapes(network, rule, best, direction, throw)
+    return critical_mode(network, rule, best, direction=direction, autoscaler=autoscaler, throw=throw).step_size
+
+
+def _behind_scrapes(
+    network: Network, policy: AbstractPolicy, optimum: Optimum, direction: ArrayLike | None, throw: bool
+) -> Float[Array, "*batch"]:
+    """`critical_step_size` behind scraped reports: of the map over one period, or where there is none of their average."""
+    require_double(network, "The critical step size")
+    factors = per_frontend(network, 1.0 if direction is None else direction, "direction")
+    rule = each_frontend(network, policy, type(policy).__name__)
+    loops = scraped_loops(network, rule, optimum, factors)
+    if throw:
+        require_served(network, optimum)
+    limits = np.array([np.nan if loop.period is None else loop.limit() for loop in loops])
+    if np.isnan(limits).any():
+        mean = critical_mode(*averaged(network, rule), optimum, direction=factors, throw=throw).step_size
+        limits = np.where(np.isnan(limits), np.atleast_1d(np.asarray(mean)), limits)
+    limits = np.where(np.atleast_1d(np.asarray(optimum.result)) == Result.infeasible, np.nan, limits)
+    return jnp.asarray(limits.reshape(network.latency.shape[:-2]))
 
 
 def critical_mode(
@@ -139,15 +164,6 @@ def critical_mode(
         require_served(network, best)
         raise_on_failure(mode.result, "critical_step_size")
     return mode
-
-
-def scaled(linear: Linearisation, factors: Float[Array, " frontends"]) -> Linearisation:
-    """The linearisation of a policy whose frontend i is `factors[i]` times as fast."""
-    own = None if linear.self_response is None else linear.self_response * factors[:, None, None]
-    memory = None if linear.filter is None else linear.filter.scaled(factors)
-    return dataclasses.replace(
-        linear, response=linear.response * factors[:, None, None], self_response=own, filter=memory
-    )
 
 
 def critical_mode_of(loop: Loop) -> CriticalMode:
@@ -229,12 +245,12 @@ def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors,
 def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, autoscaler=None) -> Loop:
     if autoscaler is not None:
         loop = scaled_loop(network, policy, optimum, autoscaler)
-        return dataclasses.replace(loop, linear=scaled(loop.linear, factors))
+        return dataclasses.replace(loop, linear=loop.linear.scaled(factors))
     if isinstance(policy, SampledDGDLB):
         return SampledLoop(
-            scaled(linearise_one(network, DGDLB(policy.step_size), optimum), factors), policy.interval.max()
+            linearise_one(network, DGDLB(policy.step_size), optimum).scaled(factors), policy.interval.max()
         )
-    return LoopTransfer(scaled(linearise_one(network, policy, optimum), factors))
+    return LoopTransfer(linearise_one(network, policy, optimum).scaled(factors))
 
 
 def _drifts_away(loop: LoopTransfer, found: Array) -> Array:

@@ -10,6 +10,7 @@ $$ x_i[k] = R_i \hat u_i[k], \qquad p_{mj}[k + 1] = e^{-a_j T} p_{mj}[k] + \lamb
 
 with $U_i = \partial u_i / \partial N$ of the report and $R_i = \partial x_i / \partial u_i$ of the rule. Small deviations die out iff all
 eigenvalues of the map, its multipliers $z$, lie within the unit circle; just outside it they swing with the period $2 \pi T / |\arg z|$.
+Frontends that read at instants of their own, a period apart, have the map of `stability.clocked`.
 
 **Source:** own derivation (lifting). For equal backends at equal distance it is the polynomial of `equal_backends`.
 """
@@ -26,6 +27,7 @@ from dgdlb_jax.model.batch import each_frontend, require_double, require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.held import AbstractHeldPolicy, kept_of_average
+from dgdlb_jax.stability.clocked import ClockedLoop, Reading
 from dgdlb_jax.stability.rest_point import RestPoint, check_held, rest_point
 
 _DENSE = 150  # unknowns up to which all multipliers are computed, above it the largest few
@@ -40,7 +42,8 @@ class HeldLoop:
 
     - `arrival_rate` `(frontends,)`, requests/s. `slope` `(backends,)`, 1/s. `latency`, `feedback_latency` `(frontends, backends)`, seconds.
     - `reading`, `answer` `(frontends, backends, backends)`: as in `RestPoint`.
-    - `period` $T$, seconds; `smoothing` $t_s$ `(frontends,)`, seconds, 0 for none.
+    - `period` $T$, seconds; `smoothing` $t_s$ `(frontends,)`, seconds, 0 for none. `offset` `(frontends,)`: when each of them reads,
+      seconds from 0 to T; None in step.
     """
 
     arrival_rate: Float[np.ndarray, " frontends"]
@@ -51,9 +54,12 @@ class HeldLoop:
     answer: Float[np.ndarray, "frontends backends backends"]
     period: float
     smoothing: Float[np.ndarray, " frontends"]
+    offset: Float[np.ndarray, " frontends"] | None = None
 
     def multipliers(self) -> Complex[np.ndarray, " found"]:
         """Eigenvalues of one update, the largest first: all of them, or the few largest of a large network."""
+        if self.offset is not None:
+            return self._clocked(self.offset).multipliers()
         step = _Update(self)
         found = step.multipliers() if step.size <= _DENSE else step.largest()
         return found[np.argsort(-np.abs(found), kind="stable")]
@@ -79,8 +85,30 @@ class HeldLoop:
         return replace(self, smoothing=np.full_like(self.smoothing, smoothing))
 
     def with_period(self, period: float) -> "HeldLoop":
-        """The same loop updated at another period, seconds."""
-        return replace(self, period=float(period))
+        """The same loop updated at another period, seconds; offsets stay the same part of it."""
+        offset = None if self.offset is None else self.offset * (period / self.period)
+        return replace(self, period=float(period), offset=offset)
+
+    def _clocked(self, offset: Float[np.ndarray, " frontends"]) -> ClockedLoop:
+        """The loop of frontends out of step: each moves its contributions by what it holds, averages and weights."""
+        frontends, backends = self.latency.shape
+        alone, none = np.eye(backends), np.zeros((frontends, backends, backends))
+        kept = np.asarray(kept_of_average(jnp.asarray(self.period), jnp.asarray(self.smoothing)))[:, None, None]
+        average, taken = kept * alone, (1 - kept) * self.reading
+        keep = np.concatenate(
+            [np.concatenate([average, none], -1), np.concatenate([self.answer @ average, none], -1)], -2
+        )
+        return ClockedLoop(
+            rate=np.broadcast_to(-np.diag(self.slope), none.shape),
+            drive=np.concatenate([none, self.arrival_rate[:, None, None] * alone], -1),
+            load=np.broadcast_to(alone, none.shape),
+            age=self.feedback_latency[:, None] + self.latency[None],
+            period=self.period,
+            readings=[
+                Reading(float(at) % self.period, m, keep[m], np.concatenate([taken[m], self.answer[m] @ taken[m]]))
+                for m, at in enumerate(offset)
+            ],
+        )
 
 
 def held_loop(network: Network, policy: AbstractHeldPolicy, rest: RestPoint | None = None) -> HeldLoop:
@@ -108,6 +136,7 @@ def held_loop(network: Network, policy: AbstractHeldPolicy, rest: RestPoint | No
             f"{type(policy).__name__}: periods from {period[0]:g} to {period[-1]:g} s: all frontends update at once, so give equal ones."
         )
     array = lambda values: np.asarray(values, float)
+    offset = np.broadcast_to(array(rule.offset), (network.frontends,)) % float(period[0])
     return HeldLoop(
         arrival_rate=array(network.arrival_rate),
         slope=array(rest.slope),
@@ -117,6 +146,7 @@ def held_loop(network: Network, policy: AbstractHeldPolicy, rest: RestPoint | No
         answer=array(rest.answer),
         period=float(period[0]),
         smoothing=np.broadcast_to(array(rule.smoothing), (network.frontends,)).copy(),
+        offset=None if np.ptp(offset) == 0 else offset,
     )
 
 

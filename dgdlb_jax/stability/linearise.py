@@ -1,5 +1,6 @@
 """The dynamics near an equilibrium: Jacobians of the vector field itself, delays kept apart."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -20,6 +21,8 @@ from dgdlb_jax.numerics.graph import connected, count_parts
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.simplex import zero_mean
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, State
+from dgdlb_jax.policies.estimates import Scraped
+from dgdlb_jax.policies.estimates.policy import EstimatedFlow
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.own import reads_outstanding
@@ -58,6 +61,14 @@ class Linearisation(eqx.Module):
     neutral: Int[Array, "*batch"]
     near_tie: Bool[Array, "*batch frontends backends"]
     linear_region: Float[Array, "*batch"]
+
+    def scaled(self, factors: Float[Array, " frontends"]) -> "Linearisation":
+        """Of one network: that of the policy whose frontend i is `factors[i]` times as fast."""
+        own = None if self.self_response is None else self.self_response * factors[:, None, None]
+        memory = None if self.filter is None else self.filter.scaled(factors)
+        return dataclasses.replace(
+            self, response=self.response * factors[:, None, None], self_response=own, filter=memory
+        )
 
     def response_at(self, s: Complex[Array, ""]) -> Array:
         """Of one network: the projected velocity per request seen, memory and averages included, `(frontends, backends, backends)`."""
@@ -158,6 +169,11 @@ def check_smooth(network: Network, policy: AbstractPolicy, optimum: Optimum) -> 
             f"{type(policy).__name__} jumps, so it has no linearisation: use a policy that moves its routing, such as "
             "DGDLB, or a smooth relative such as a softmin of the latencies written as AbstractFlowPolicy."
         )
+    if isinstance(policy, EstimatedFlow) and any(isinstance(each, Scraped) for each in policy.estimates):
+        raise InputError(
+            "Reports that are read every so often jump, so a policy behind Scraped has no linearisation that is constant in time: "
+            "critical_step_size(network, policy) has its limit."
+        )
     if not is_concrete(network, policy, optimum) or not _remembers(network, policy):
         return
     if not np.all(each_network(_rests, network, policy, optimum)):
@@ -198,7 +214,7 @@ def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) ->
         response=response,
         self_response=self_response,
         filter=own_filter,
-        windows=tuple(_per_arc(window, network.latency) for window in policy.windows),
+        windows=tuple(per_arc(window, network.latency) for window in policy.windows),
         neutral=_cycles(point.support),
         near_tie=region < _NEAR_TIE,
         linear_region=region.min(),
@@ -243,10 +259,10 @@ def _remembers(network: Network, policy: AbstractPolicy) -> bool:
     return bool(jax.tree.leaves(eqx.filter_eval_shape(memory, *batch)))
 
 
-def _per_arc(
+def per_arc(
     window: Float[Array, "..."], like: Float[Array, "frontends backends"]
 ) -> Float[Array, "frontends backends"]:
-    """A parameter of frontends, or a scalar, for every arc."""
+    """A parameter of frontends or arcs, or a scalar, for every arc."""
     return jnp.broadcast_to(
         window.reshape(*window.shape, *(1,) * (2 - window.ndim)) if window.ndim else window, like.shape
     )

@@ -13,11 +13,12 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.plugins import AbstractStatistic
 from dgdlb_jax.simulation.trajectory import Statistics, Trajectory
 from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
-from dgdlb_jax.studies.balancers import BALANCERS, check_keys
+from dgdlb_jax.studies.balancers import BALANCERS, behind, check_keys
 from dgdlb_jax.studies.starts import start_state
 from dgdlb_jax.studies.time_steps import time_step
 from dgdlb_jax.studies.verdict import Judgement, Verdict, classify, look_every, save_for_verdict
@@ -28,18 +29,19 @@ class Setup:
     """Networks, what is best in them, and where runs start. For a batch every array has a leading axis.
 
     - `networks`, `optimum`; `step_size` `(frontends,)`: 1/s^2, of the gradient rules.
-    - `initial`: the start, routing `(frontends, backends)` and workload `(backends,)`.
+    - `initial`: the start, routing `(frontends, backends)` and workload `(backends,)`. `news`: how frontends get their reports.
     """
 
     networks: Network
     optimum: Optimum
     step_size: Float[Array, "*batch frontends"]
     initial: tuple[ArrayLike, ArrayLike]
+    news: Scraped | None = None
 
     def balancer(self, key: str) -> AbstractPolicy:
         """The policy with this key of `BALANCERS`."""
         check_keys([key])
-        return BALANCERS[key].make(self.networks, self.optimum, self.step_size)
+        return behind(BALANCERS[key].make(self.networks, self.optimum, self.step_size), self.news)
 
     def time_step(self, policy: AbstractPolicy) -> Float[np.ndarray, "*batch"]:
         """A time step that resolves a policy from this start, seconds."""
@@ -57,17 +59,21 @@ def set_up(
     optimum: Optimum | None = None,
     step_size: ArrayLike | None = None,
     start: str | tuple[ArrayLike, ArrayLike] = "proportional",
+    news: Scraped | None = None,
 ) -> Setup:
     """Optimum, step size and start of a network or a batch, as far as they are not given.
 
     **Arguments:** `step_size`: 1/s^2, a scalar or one number per frontend, `default_step_size` by default; `start`: one of `STARTS`, or
-    `(routing, workload)`.
+    `(routing, workload)`; `news`: how frontends get their reports, at once by default: a default step size counts how much older they
+    are.
 
     **Raises:** `InputError` for demand that exceeds capacity, and an unknown start.
     """
     optimum = solve_optimum(networks) if optimum is None else optimum
-    step = default_step_size(networks, optimum) if step_size is None else per_frontend(networks, step_size, "step_size")
-    return Setup(networks, optimum, step, start_state(networks, start))
+    given = None if step_size is None else per_frontend(networks, step_size, "step_size")
+    older = 0.0 if news is None else news.oldest
+    step = default_step_size(networks, optimum, averaging=older) if given is None else given
+    return Setup(networks, optimum, step, start_state(networks, start), news)
 
 
 @dataclass(frozen=True)

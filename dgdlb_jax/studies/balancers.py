@@ -15,11 +15,12 @@ from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.registry import View
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.estimates import Scraped, estimated
 from dgdlb_jax.policies.registry import POLICIES, Entry
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB
 from dgdlb_jax.policies.smooth import Softmin
-from dgdlb_jax.policies.static import spillover
+from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform, spillover
 from dgdlb_jax.stability.defaults import default_step_size
 
 DGD, ORACLE = POLICIES["dgd-lb"].label, POLICIES["oracle"].label
@@ -131,6 +132,12 @@ def balancers(
     chosen = list(DEFAULT if keys is None else keys)
     check_keys(chosen)
     return {BALANCERS[key].label: BALANCERS[key].make(network, optimum, step_size) for key in chosen}
+
+
+def behind(policy: AbstractPolicy, news: Scraped | None) -> AbstractPolicy:
+    """A policy that gets its reports so; one that looks at none stays as it is."""
+    blind = isinstance(policy, FixedRouting | Nearest | ProportionalToCapacity | Uniform)
+    return policy if news is None or blind else estimated(policy, news)
 
 
 def check_keys(keys: Sequence[str]) -> None:

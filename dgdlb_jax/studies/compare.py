@@ -19,13 +19,14 @@ from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.results import require_values
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.assess import Assessment, set_up
 from dgdlb_jax.studies.balancers import BALANCERS as BALANCERS
 from dgdlb_jax.studies.balancers import CURRENT as CURRENT
 from dgdlb_jax.studies.balancers import DGD as DGD
-from dgdlb_jax.studies.balancers import balancers
+from dgdlb_jax.studies.balancers import balancers, behind
 from dgdlb_jax.studies.comparison import Comparison as Comparison
 from dgdlb_jax.studies.durations import (
     check_times,
@@ -69,7 +70,7 @@ def compare(
     Other arguments:
 
     - `progress`: told after every piece of work.
-    - `options`: as for `ComparisonInProgress`: `also`, `step_size`, `dt`, `duration`, `start`, `instants`, `workers`, `events`.
+    - `options`: as for `ComparisonInProgress`: `also`, `step_size`, `dt`, `duration`, `start`, `instants`, `workers`, `events`, `news`.
 
     **Returns:** a `Comparison`.
 
@@ -101,6 +102,7 @@ class ComparisonInProgress:
     - `instants`: about how many instants to keep of every run (fewer in very large networks).
     - `workers`: how many balancers run at the same time; the number of cores by default, at most 4.
     - `alike`: the same network under a trace, which is compared as well: both share compiled code.
+    - `news`: how frontends get their reports; each as soon as it can be by default. `step_size` then counts by how much older they are.
     - `events`: what happens on the way, of `dgdlb_jax.events`; everything is held against the network as it is after the last of them, and
       a run lasts until that has settled. See `Comparison.recoveries`.
 
@@ -123,6 +125,7 @@ class ComparisonInProgress:
         workers: int | None = None,
         alike: Network | None = None,
         events: Sequence[Event] = (),
+        news: Scraped | None = None,
     ):
         require_single(network, "compare")
         require_values("compare", network, step_size)
@@ -133,20 +136,23 @@ class ComparisonInProgress:
             self.network = network = device.moved(network)
             self._workers, self._instants = workers_for(workers), instants
             self.schedule = schedule = Schedule(network, events) if events else None
-            if schedule is None:
-                self._setups = (set_up(network, step_size=step_size, start=start),)
-            else:
-                self._setups = schedule.set_up(step_size=step_size, start=start)
+            self.news = news
+            options: dict[str, Any] = {
+                "step_size": step_size,
+                "start": start,
+                "news": news,
+            }
+            self._setups = (set_up(network, **options),) if schedule is None else schedule.set_up(**options)
             setup = self._setups[-1]
             self.network = setup.networks
             self._start = start if isinstance(start, str) else "given"
             self.optimum, self.step_size = setup.optimum, setup.step_size
             given = step_size is not None
-            self._step_size_set_by = "" if given else what_sets_step_size(network, self.step_size, self.optimum)
+            self._step_size_set_by = "" if given else what_sets_step_size(network, self.step_size, self.optimum, news)
             first = self._setups[0]  # a table that is made beforehand knows of no event
             named = lambda keys: balancers(first.networks, first.optimum, first.step_size, keys)
             chosen = policies if isinstance(policies, Mapping) else named(policies)
-            self.policies = {**chosen, **(also or {})}
+            self.policies = {name: behind(policy, news) for name, policy in {**chosen, **(also or {})}.items()}
             self.settling = float(setup.settling)
             self._running = network if alike is None else _under_flat_trace(network, alike)
             self._set_by: dict[str, str] = {}
@@ -213,6 +219,7 @@ class ComparisonInProgress:
             step_size_set_by=self._step_size_set_by,
             longer={name: self._longer[name] for name in names if name in self._longer},
             schedule=self.schedule,
+            news=self.news,
         )
 
     def compile(self) -> None:

@@ -12,6 +12,7 @@ from dgdlb_jax.equilibrium.prices import ShadowPrices, shadow_prices
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies import results
 from dgdlb_jax.studies.assess import statistics_of
@@ -44,6 +45,7 @@ class Comparison:
       when demand moves.
     - `longer`: name -> `Trajectory` of the same balancer where the run in `runs` came to no verdict: its figures are those of this one.
     - `reference`: the moving quasi-static optimum; None when demand is constant.
+    - `news`: how frontends got their reports, None for at once.
     - `schedule`: the events on the way, None without any. `network`, `optimum` and all figures are those after the last of them.
     """
 
@@ -64,6 +66,7 @@ class Comparison:
     scatter: Scatter | None = None
     longer: dict[str, Trajectory] = field(default_factory=dict, repr=False)
     schedule: Schedule | None = field(default=None, repr=False)
+    news: Scraped | None = None
 
     @cached_property
     def phases(self) -> list[Phase]:

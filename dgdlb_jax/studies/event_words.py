@@ -30,8 +30,9 @@ def described(event: Event) -> str:
     frontend = enumerated([str(one) for one in event.frontends] or ["every frontend"])
     one = len(event.backends) == 1
     match event:
-        case kinds.Fails():
-            return f"{backend} fail{'s' * one}"
+        case kinds.Fails(timeout=timeout):
+            again = "" if timeout is None else f" (its requests are sent again after {seconds(timeout)})"
+            return f"{backend} fail{'s' * one}{again}"
         case kinds.Drains():
             return f"{backend} drain{'s' * one}"
         case kinds.Recovers():
@@ -44,8 +45,8 @@ def described(event: Event) -> str:
             return f"{frontend} may not use {backend}"
         case kinds.Opens():
             return f"{frontend} may use {backend} again"
-        case kinds.Latency(factor=factor):
-            return f"{_times(factor)} times the latency from {frontend} to {backend}"
+        case kinds.Latency(factor=factor, news=news):
+            return f"{_times(factor)} times the latency{' and that of news' * news} from {frontend} to {backend}"
         case kinds.Breaks():
             return f"the link from {frontend} to {backend} breaks"
     return f"the link from {frontend} to {backend} is back"

@@ -14,6 +14,7 @@ from dgdlb_jax.model.events import Fails
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt, Trajectory
 from dgdlb_jax.studies.assess import Setup
@@ -65,7 +66,7 @@ class FailuresInProgress:
     """The same, balancer by balancer.
 
     **Arguments:** a single `network`, constant in time; `keys` of `BALANCERS` (`FEW` by default); `chosen`: names of backends, all by
-    default; `duration`, `dt`: seconds, suggested by default.
+    default; `duration`, `dt`: seconds, suggested by default; `news`: how frontends get their reports.
 
     **Raises:** `InputError` as `compare`, and for a backend that there is not.
     """
@@ -78,6 +79,7 @@ class FailuresInProgress:
         chosen: Sequence[str] | None = None,
         duration: float | None = None,
         dt: float | None = None,
+        news: Scraped | None = None,
     ):
         self._keys = tuple(FEW if keys is None else keys)
         check_keys(self._keys)
@@ -90,8 +92,7 @@ class FailuresInProgress:
         start = self.optimum.routing, self.optimum.workload
         # The time is not known before the step sizes are: any will do for these.
         setups = [
-            Schedule(network, [Fails(1.0, names.index(name))]).set_up(step_size=None, start=start)
-            for name in self._served
+            Schedule(network, [Fails(1.0, names.index(name))]).set_up(start=start, news=news) for name in self._served
         ]
         self._setups = [before for before, _ in setups]
         settling = max((float(after.settling) for _, after in setups), default=1.0)

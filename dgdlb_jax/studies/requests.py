@@ -184,9 +184,9 @@ class RequestStudyInProgress:
         )  # fmt: skip
 
     def _predict(self) -> Noise | None:
-        """What linear theory says of DGD-LB, where it settles."""
-        network = self._comparison.network
-        if DGD not in self.names or network.latency.dtype != jnp.float64:
+        """What linear theory says of DGD-LB, where it settles and gets its reports at once."""
+        network, held = self._comparison.network, self._comparison.news is not None
+        if held or DGD not in self.names or network.latency.dtype != jnp.float64:
             return None
         found = noise(network, self._policies[DGD], self._comparison.optimum, scale=self._scale, throw=False)
         return found if found.result == Result.successful else None

@@ -23,6 +23,7 @@ from dgdlb_jax.simulation.trajectory import FIELDS, Statistics, Trajectory
 from dgdlb_jax.studies.assess import statistics_of
 from dgdlb_jax.studies.conclusion import no_percentage
 from dgdlb_jax.studies.event_results import event_variables, events_json
+from dgdlb_jax.studies.news import news_json
 from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
 from dgdlb_jax.studies.verdict import Verdict
 from dgdlb_jax.studies.worth import changes_json, scatter_json, switch_json, worth_json
@@ -115,6 +116,8 @@ def to_json(comparison: "Comparison") -> dict[str, Any]:
         "conclusion": comparison.conclusion,
         "units": {"time": "s", "rate": "requests/s", "workload": "requests", "step_size": "1/s^2"},
     }
+    if comparison.news is not None:
+        found["news"] = news_json(comparison.news)
     if comparison.phases:
         found["events"] = events_json(comparison)
     if comparison.reference is not None:

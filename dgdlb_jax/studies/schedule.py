@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
 
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
@@ -116,14 +117,14 @@ class Schedule:
                 f"come after it: run at least {self.shortest:.6g} s."
             )
 
-    def set_up(self, *, step_size: ArrayLike | None, start: str | tuple[ArrayLike, ArrayLike]) -> tuple[Setup, Setup]:
-        """What runs start with, as for `assess.set_up`: for the network at first, and for that after the last event.
+    def set_up(self, **options: Any) -> tuple[Setup, Setup]:
+        """What runs start with, by the options of `assess.set_up`: for the network at first, and for that after the last event.
 
         Both start as the first one does, and have the step size that is cautious enough for both.
         """
-        before = set_up(self.network_at(0.0), step_size=step_size, start=start)
+        before = set_up(self.network_at(0.0), **options)
         try:
-            after = set_up(self.network_at(self.last), step_size=step_size, start=start)
+            after = set_up(self.network_at(self.last), **options)
         except InputError as error:
             raise InputError(f"After the last event, at {self.last:g} s: {error}") from error
         one, other = before.step_size, after.step_size

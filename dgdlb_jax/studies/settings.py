@@ -1,5 +1,6 @@
 """A policy's settings by their names, as on a command line."""
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,13 @@ from dgdlb_jax.policies.base import AbstractPolicy
 _FIELD = {"report": "kind"}  # settings that a policy keeps under another name
 
 
+def settings(module: Any) -> dict[str, Any]:
+    """What a policy, or a service curve, was made with: the arguments of its class that it keeps, by name."""
+    kept = {field.name for field in dataclasses.fields(module)}
+    names = {key: _FIELD.get(key, key) for key in inspect.signature(type(module)).parameters}
+    return {key: getattr(module, name) for key, name in names.items() if name in kept}
+
+
 def with_settings(policy: AbstractPolicy, given: Mapping[str, str]) -> AbstractPolicy:
     """The same kind of policy with some of its settings as given; the others stay.
 
@@ -18,12 +26,12 @@ def with_settings(policy: AbstractPolicy, given: Mapping[str, str]) -> AbstractP
 
     **Raises:** `InputError` for an unknown setting, or a value that the policy does not allow.
     """
-    name = type(policy).__name__
-    known = [key for key in inspect.signature(type(policy)).parameters if hasattr(policy, _FIELD.get(key, key))]
-    current = {key: getattr(policy, _FIELD.get(key, key)) for key in known}
+    name, current = type(policy).__name__, settings(policy)
     for key, text in given.items():
         if key not in current:
-            raise InputError(f"{name} has no setting {key!r}: it has {', '.join(known)}{did_you_mean(key, known, '.')}")
+            raise InputError(
+                f"{name} has no setting {key!r}: it has {', '.join(current)}{did_you_mean(key, current, '.')}"
+            )
         current[key] = _value(f"{name}.{key}", text, current[key])
     return type(policy)(**current)
 

@@ -18,6 +18,7 @@ from dgdlb_jax.numerics.delay import delay_for, rows_for, steps_for
 from dgdlb_jax.numerics.formatting import seconds
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import FIELDS, Trajectory
 from dgdlb_jax.stability.defaults import default_step_size_set_by, suggest_dt
@@ -71,7 +72,7 @@ def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
     return "the loop of news and reaction" if policy.differentiable else "the jumps of the rule"
 
 
-def what_sets_step_size(network: Network, step_size: ArrayLike, optimum: Optimum) -> str:
+def what_sets_step_size(network: Network, step_size: ArrayLike, optimum: Optimum, news: Scraped | None = None) -> str:
     """What decided the `default_step_size` of the frontend that adapts most slowly, in words; nothing where no frontend adapts."""
     steps = np.asarray(step_size, float)
     if not (steps > 0).any():
@@ -81,8 +82,9 @@ def what_sets_step_size(network: Network, step_size: ArrayLike, optimum: Optimum
     delay = float(np.add(network.latency, network.feedback_latency)[slowest, latency]) / 2
     source, names = frontend_names(network)[slowest], backend_names(network)
     where = "" if steps.max() <= 1.01 * steps[slowest] else " where it is smallest"
+    held = "" if news is None else f" with reports up to {seconds(float(news.oldest.max()))} older"
     return (
-        f"a quarter of a stable one, set{where} by the latency of {seconds(delay)} from {source} to {names[latency]} and by how fast "
+        f"a quarter of a stable one{held}, set{where} by the latency of {seconds(delay)} from {source} to {names[latency]} and by how fast "
         f"the marginal latency of {names[response]} rises with load"
     )
 

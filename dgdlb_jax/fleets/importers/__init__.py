@@ -4,14 +4,17 @@ Each layout is one module with an `IMPORTER`, entered once in `IMPORTERS`; the f
 such files as tables, and `dgdlb import` turns them into tidy ones.
 """
 
+import re
 from collections.abc import Iterable
+from typing import Any
 
 from dgdlb_jax.fleets.document import Folder, clipped, listed
 from dgdlb_jax.fleets.importers import (
     aiperf,
-    cloudping,
     counts,
+    guidellm,
     inferencex,
+    latency_json,
     latency_matrix,
     latency_pairs,
     prometheus,
@@ -33,21 +36,23 @@ from dgdlb_jax.fleets.importers.base import (
 from dgdlb_jax.fleets.importers.bins import requests_column
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.plausible import doubted
+from dgdlb_jax.fleets.importers.printed import check_print
 from dgdlb_jax.fleets.importers.same_server import told_apart, with_runs
 from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.times import are_times
 from dgdlb_jax.fleets.importers.words import LATENCIES
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 __all__ = [
     "IMPORTERS", "LATENCIES", "Curve", "Demand", "Finding", "Importer", "Latencies", "Options", "Point", "Series", "Source",
-    "check_selected", "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
+    "check_kind", "check_selected", "find_importer", "gathered", "read_curve", "read_latency", "settled", "workload",
 ]  # fmt: skip
 
 IMPORTERS: tuple[Importer, ...] = tuple(
     module.IMPORTER
     for module in (
-        prometheus, cloudping, aiperf, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
+        prometheus, latency_json, aiperf, guidellm, inferencex, vllm, latency_pairs, latency_matrix, throughput_table, counts, requests,
     )
 )  # fmt: skip
 """All layouts; those that say most of themselves come first, and AIPerf's CSV files, which are no tables, before all tables."""
@@ -58,13 +63,22 @@ def find_importer(source: Source, options: Options) -> Importer:
 
     **Raises:** `InputError` naming all layouts when none does.
     """
-    for importer in IMPORTERS:
-        if importer.recognises(source, options):
-            return importer
+    try:
+        for importer in IMPORTERS:
+            if importer.recognises(source, options):
+                return importer
+    except InputError:
+        check_print(source)  # whose lines look like those of no table
+        raise
+    check_print(source)
     if source.table is not None:
         _complain_about(source.table)
+    if isinstance(source.document, dict):
+        _check_answer(source.name, source.document)
     columns = [] if source.table is None else source.table.columns
     has = f", and has the columns {listed(columns)}" if columns else ""
+    if isinstance(source.document, dict):
+        has = f", and has the fields {listed(list(source.document))}"
     known = ", ".join(one.name for one in IMPORTERS)
     raise InputError(
         f"{clipped(source.name)} is none of the layouts known here ({known}){has}: latencies need from,to and one of "
@@ -73,8 +87,44 @@ def find_importer(source: Source, options: Options) -> Importer:
     )
 
 
+def _check_answer(name: str, document: dict[str, Any]) -> None:
+    """Raise `InputError` for what a program answers that gave nothing, such as `{"message": "Forbidden"}`."""
+    for key in ("error", "message", "detail", "errorMessage", "Message"):
+        if len(document) < 5 and isinstance(document.get(key), str):
+            raise InputError(f'{name} holds an answer without figures, "{clipped(document[key])}": query again.')
+
+
+def check_kind(source: Source, options: Options, section: str, what: str) -> None:
+    """Raise `InputError` for a file that is recognised as one for another section of a fleet; `what` it is called there."""
+    if source.table is not None and are_times(source.table.columns[1:]):
+        raise _across(source.table)
+    for importer in IMPORTERS:
+        if importer.section not in (section, "series") and importer.recognises(source, options):
+            raise InputError(
+                f"{what} is a {importer.name}, and belongs into [{importer.section}]: name another file here."
+            )
+
+
+def _across(table: Table) -> InputError:
+    return InputError(
+        f"{table.name}: its columns {listed(table.columns[1:3])}, ... are times, so its lines are places or figures: turn it, so that "
+        "every line is a time, and call the first column time."
+    )
+
+
 def _complain_about(table: Table) -> None:
     """Raise the complaint of the layout that a table nearly has, if it nearly has one."""
+    if are_times(table.columns[1:]):
+        raise _across(table)
+    if len(table.columns) == 1 and re.search(r"\S(?:[|: ]| {2,})+\S", table.columns[0]):
+        raise InputError(
+            f"{table.name}: its cells are separated by neither commas nor semicolons nor tabs: save it with one of these."
+        )
+    if (figure := next(filter(table.is_number, table.columns), None)) is not None:
+        raise InputError(
+            f"{table.name}: its first line holds the figure {clipped(figure)} and should name the columns: write a line such as "
+            "from,to,rtt_ms above it."
+        )
     if latency_pairs.ends_of(table) is not None:
         latency_pairs.read_pairs(table)
     if any(map(throughput_table.period, table.columns)):
@@ -108,6 +158,12 @@ def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
 def _without_single_points(curves: list[Curve]) -> list[Curve]:
     """The curves with two points or more, where there are any: in a large table many servers were measured only once."""
     single = [curve for curve in curves if len(curve.points) < 2]
+    if len(single) == len(curves) > 1:
+        origins, names = list(dict.fromkeys(curve.origin for curve in curves)), [curve.name for curve in curves]
+        raise InputError(
+            f"{listed(origins)}: runs of {len(curves)} servers, {listed(names)}, and one point of each is no curve, which takes two: give "
+            "runs of each at several concurrencies or rates, or leave out what tells them apart."
+        )
     if not single or len(single) == len(curves):
         return curves
     note = f"left out, as one point is no curve: {listed([curve.name for curve in single])}"
@@ -132,13 +188,10 @@ def read_latency(folder: Folder, name: str, wanted_by: str, options: Options) ->
         if importer.section == "latency" and importer.recognises(source, options):
             found = importer.read(source, options)[0]
             assert isinstance(found, Latencies)
-            return found if _is_own(source) else doubted(found)
+            own = source.table is not None and latency_pairs.is_own(source.table)
+            return found if own else doubted(found)
+    check_kind(source, options, "latency", f"{wanted_by}: {clipped(name)}")
     return latency_pairs.read_pairs(source.table or Table.read(folder, name, wanted_by), options.use("latency"))
-
-
-def _is_own(source: Source) -> bool:
-    """Whether a table of latencies is one that this package writes, of a network that need not be real: nobody mistakes its unit."""
-    return source.table is not None and source.table.columns == ["from", "to", "one_way_s"]
 
 
 def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> Curve:
@@ -151,6 +204,7 @@ def read_curve(folder: Folder, name: str, wanted_by: str, options: Options) -> C
         (one for one in IMPORTERS if one.section in ("curves", "series") and one.recognises(source, options)), None
     )
     if importer is None:
+        check_kind(source, options, "curves", f"{wanted_by}: {clipped(name)}")
         importer = throughput_table.IMPORTER  # whose complaint names the columns it wants
         if source.table is None:
             what = "cannot be read as results of a load test"

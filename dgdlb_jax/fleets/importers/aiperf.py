@@ -15,6 +15,7 @@ from typing import Any
 from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point
 from dgdlb_jax.fleets.importers.fields import figure, needed
+from dgdlb_jax.fleets.importers.same_server import server_of
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.words import UNITS, unit_of
 from dgdlb_jax.numerics.results import InputError
@@ -157,10 +158,21 @@ def _read(source: Source, options: Options) -> tuple[Curve, ...]:
     """A curve for each model."""
     del options
     points: dict[str, list[Point]] = {}
+    servers: dict[str, list[dict[str, Any]]] = {}
     for file, metrics in _files(source):
-        model = clipped(_model(file.document.get("input_config")) if isinstance(file.document, dict) else "")
-        points.setdefault(model or _tool(file, metrics), []).append(_point(file, metrics))
-    return tuple(Curve(name, tuple(found), source.name) for name, found in points.items())
+        config = file.document.get("input_config") if isinstance(file.document, dict) else None
+        name = clipped(_model(config)) or _tool(file, metrics)
+        points.setdefault(name, []).append(_point(file, metrics))
+        servers.setdefault(name, []).append(_plain(config))
+    return tuple(Curve(name, tuple(found), source.name, (), server_of(servers[name])) for name, found in points.items())
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The fields of a configuration and of the sections in it."""
+    if not isinstance(config, dict):
+        return {}
+    inner = {key: value for section in config.values() for key, value in _plain(section).items()}
+    return inner | {key: value for key, value in config.items() if not isinstance(value, dict)}
 
 
 IMPORTER = Importer("AIPerf or GenAI-Perf export", "curves", _recognises, _read)

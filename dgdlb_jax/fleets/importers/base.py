@@ -95,12 +95,13 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """The measurements of one kind of server, by name."""
+    """The measurements of one kind of server, by name; `server`: what its files say of it besides, field by field."""
 
     name: str
     points: tuple[Point, ...]
     origin: str
     notes: tuple[str, ...] = ()
+    server: tuple[tuple[str, str], ...] = ()
 
 
 class Demand(NamedTuple):
@@ -128,12 +129,18 @@ Finding = Latencies | Curve | Demand | Series
 
 
 class Importer(NamedTuple):
-    """One layout of files: its name with the version that was read, the section of a fleet it fills, how to know it, how to read it."""
+    """One layout of files: its name with the version that was read, the section of a fleet it fills, how to know it, how to find what
+    is in it."""
 
     name: str
     section: str
     recognises: Callable[[Source, Options], bool]
-    read: Callable[[Source, Options], tuple[Finding, ...]]
+    find: Callable[[Source, Options], tuple[Finding, ...]]
+
+    def read(self, source: Source, options: Options) -> tuple[Finding, ...]:
+        """What is in a file, with what there is to say of its table whichever layout it has."""
+        found = self.find(source, options)
+        return tuple(one._replace(notes=tuple(dict.fromkeys((*source.notes, *one.notes)))) for one in found)
 
 
 def selected(

@@ -18,10 +18,11 @@ from dgdlb_jax.numerics.results import InputError
 # Bin edges of a trace may be off an even spacing by this fraction of a bin: rounded timestamps, not missing lines.
 UNEVEN = 1e-6
 
-# What the column of all requests may be called besides "requests".
+# What the column of all requests may be called.
 _COUNTS = (
-    "num_requests", "total_requests", "requests_total", "request_count", "requests_count", "count", "counts", "arrivals", "n", "queries",
-    "hits", "calls", "reqs", "num_reqs", "req_count", "reqs_count", "num_calls", "call_count", "num_hits", "hit_count", "invocations",
+    "requests", "num_requests", "total_requests", "requests_total", "request_count", "requests_count", "count", "counts", "arrivals", "n",
+    "queries", "hits", "calls", "reqs", "num_reqs", "req_count", "reqs_count", "num_calls", "call_count", "num_hits", "hit_count",
+    "invocations",
 )  # fmt: skip
 # Words of columns that say something else of a bin or of a single request than how many came from a place.
 _NO_PLACE = {
@@ -108,7 +109,21 @@ def _holds_figures(table: Table, column: str) -> bool:
 
 def requests_column(table: Table) -> str | None:
     """The column that counts all requests of a bin: `requests`, or what else it may be called; a rate is none."""
-    return "requests" if "requests" in table.columns else first_of(table.columns, _COUNTS)
+    return first_of(table.columns, _COUNTS)
+
+
+def in_order(table: Table, options: Options) -> Table:
+    """The table with its lines in the order of their times, which some programs do not keep."""
+    column = time_column(table)
+    if column is None:
+        return table
+    times = _times(table, column, options)
+    order = np.argsort(times, kind="stable")
+    if (np.diff(order) > 0).all():
+        return table
+    ordered = table.only([table.rows[k] for k in order])
+    ordered.notes = (*table.notes, "its lines are put in the order of their times")
+    return ordered
 
 
 def bin_width(table: Table, options: Options) -> float:

@@ -6,10 +6,11 @@ from jaxtyping import Float
 from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
 from dgdlb_jax.fleets.importers.bins import bin_width, columns_of, look_like_bins, requests_column
-from dgdlb_jax.fleets.importers.long_counts import widened
+from dgdlb_jax.fleets.importers.long_counts import Wide, is_long, widened
+from dgdlb_jax.fleets.importers.rates import by_place, is_rate, place_of, speaks_of_requests
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period
-from dgdlb_jax.fleets.importers.times import time_column
+from dgdlb_jax.fleets.importers.times import are_times, time_column
 from dgdlb_jax.fleets.importers.words import summaries, words
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
@@ -30,36 +31,53 @@ def counted_columns(table: Table, names: tuple[str, ...]) -> tuple[str, ...]:
             f"{table.name} has a column {clipped(every)} and columns of the frontends {listed(named)}: remove one or the others."
         )
     if every is None and not named:
-        every = next((column for column in table.columns if period(column)), None)
+        rates = [column for column in table.columns if is_rate(column)]
+        placed = {place_of(column): column for column in rates or filter(speaks_of_requests, table.columns)}
+        if set(names) <= set(placed):
+            return tuple(placed[name] for name in names)
+        if len(placed) > 1 and set(names) & set(placed):
+            by_place(table, rates)  # complains where two of them are about one place
+            return tuple(table.column(name, placed.get(name, name)) for name in names)
+        every = rates[0] if len(rates) == 1 else None
     return (every,) if every is not None and not named else tuple(table.column(name) for name in names)
 
 
-def read_counts(table: Table, options: Options) -> Demand:
-    """The bins of a table as they are; a single column of rates, such as `rps`, counts their requests/s times the width."""
-    width, every = bin_width(table, options), requests_column(table)
+def read_counts(wide: Wide, options: Options) -> Demand:
+    """The bins of a table as they are; rates, of all requests such as `rps` or of each place such as `us_rps`, times the width."""
+    table, every = wide.table, requests_column(wide.table)
+    width = bin_width(table, options)
     columns = counted_columns(table, options.names) if options.names else _columns(table, every)
-    if set(columns) & set(options.names):
+    placed = by_place(table, columns, options.names)
+    names = tuple(placed) or columns
+    if set(names) & set(options.names):
         options.use("names")
-    if len(columns) == 1 and set(words(columns[0])) in _NAMELESS:
+    if len(columns) == 1 and (set(words(columns[0])) in _NAMELESS or speaks_of_requests(columns[0])):
         every = columns[0]
-    rates = [column for column in columns if period(column) and column not in options.names]
-    if rates and len(columns) > 1:
-        raise InputError(f'{table.name}: column "{clipped(rates[0])}" is a rate: give the requests in every bin.')
+    if len(columns) > 1 and are_times(columns):
+        raise InputError(
+            f"{table.name}: its columns {listed(columns)} are times, as its lines are: write a line for each time, with the date and the "
+            "hour in its first column."
+        )
+    rates = [column for column in columns if is_rate(column) and column not in options.names]
     if not rates and columns != (every,):
         summaries(table.name, columns, options.names)
-    names = () if rates or (columns == (every,) and every not in options.names) else columns
-    counts = np.array([table.numbers(column, counts=not rates) for column in columns]).T
-    notes = (*_left_out(table, columns), *_fractions(table, columns, counts, options))
-    if rates:
-        counts *= width / (period(rates[0]) or 1.0)
-    what = f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {_said(columns, names, bool(rates))}"
+    if not placed and (rates or (columns == (every,) and every not in options.names)):
+        names = ()
+    is_count = not rates and wide.seconds is None
+    counts = np.array([table.numbers(column, counts=is_count) for column in columns]).T
+    notes = (*_left_out(table, columns), *(_fractions(table, columns, counts, options) if is_count else ()))
+    if not is_count:
+        counts = counts * width / np.array([wide.seconds or period(column) or 1.0 for column in columns])
+    what = f"{counted(len(table.rows), 'bin', 'bins')} of {width:g} s, {_said(columns, names, not is_count)}"
     return Demand(names, width, counts, table.name, (what, *notes))
 
 
 def _said(columns: tuple[str, ...], names: tuple[str, ...], is_rate: bool) -> str:
     """What is in the bins, in words."""
     if names:
-        return f"a column for each of {', '.join(map(clipped, names))}"
+        return (
+            f"{'rates, times their width, ' if is_rate else ''}in a column for each of {', '.join(map(clipped, names))}"
+        )
     if is_rate:
         return f'requests, "{clipped(columns[0])}" times their width'
     return "requests" if columns[0] == "requests" else f'requests in "{clipped(columns[0])}"'
@@ -69,14 +87,16 @@ def _fractions(
     table: Table, columns: tuple[str, ...], counts: Float[np.ndarray, "bins columns"], options: Options
 ) -> tuple[str, ...]:
     """That counts are no whole numbers, where they are called counts; elsewhere it is asked what they are."""
-    if any(period(column) and column not in options.names for column in columns) or not (counts % 1).any():
+    if not (counts % 1).any():
         return ()
     if not options.names and time_column(table) != "time_s" and requests_column(table) is None:
         raise InputError(
             f"{table.name}: the figures of {listed(columns)} stand at even times and are no whole numbers, of a bin or of a second: call "
-            "the column of times time_s where they are requests per bin, or a single column rps."
+            "the column of times time_s where they are requests per bin, or columns of requests/s us_rps, eu_rps or, a single one, rps."
         )
-    return (f"{listed(columns)}: no whole numbers; if they are requests/s, call a single column rps",)
+    return (
+        f"{listed(columns)}: no whole numbers; if they are requests/s, call them so, as us_rps and eu_rps, or a single one rps",
+    )
 
 
 def _columns(table: Table, every: str | None) -> tuple[str, ...]:
@@ -94,7 +114,8 @@ def _columns(table: Table, every: str | None) -> tuple[str, ...]:
         )
     if every is not None and further:
         raise InputError(
-            f"{table.name} has a column {clipped(every)} and the further columns {listed(further)}: name the frontends, or remove them."
+            f"{table.name} has a column {clipped(every)} and the further columns {listed(further)}: remove it where "
+            "these are frontends, or these where they are none."
         )
     return found.counts if every is None else (every,)
 
@@ -112,7 +133,7 @@ def is_counts(table: Table, options: Options) -> bool:
     column = time_column(table)
     if column is None or len(table.columns) < 2:
         return False
-    if requests_column(table) is not None or set(options.names) & set(table.columns):
+    if requests_column(table) is not None or set(options.names) & set(table.columns) or is_long(table, options):
         return True
     try:
         return look_like_bins(table, options)
@@ -126,9 +147,10 @@ def _recognises(source: Source, options: Options) -> bool:
 
 def _read(source: Source, options: Options) -> tuple[Demand]:
     assert source.table is not None
-    table, notes = widened(source.table, options)
-    found = read_counts(table, options)
-    return (found._replace(notes=(*found.notes, *notes)),)
+    wide = widened(source.table, options)
+    wide = wide.in_order(options)
+    found = read_counts(wide, options)
+    return (found._replace(notes=(*found.notes, *wide.notes)),)
 
 
 IMPORTER = Importer("table of requests per bin", "demand", _recognises, _read)

@@ -7,12 +7,13 @@ from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows
 from dgdlb_jax.fleets.importers.halves import completed, holes_in
 from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
+from dgdlb_jax.fleets.importers.plausible import check_latencies
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
-from dgdlb_jax.fleets.importers.times import time_column
+from dgdlb_jax.fleets.importers.times import are_times, time_column
 from dgdlb_jax.fleets.importers.words import (
     LATENCIES,
-    NOTHING,
+    LOST,
     first_of,
     normal,
     summaries,
@@ -43,6 +44,8 @@ def is_matrix(table: Table, options: Options) -> bool:
     """Whether rows and columns are named alike, half of the shorter side at least, or names stand beside figures that are nothing else:
     neither order nor completeness matters."""
     columns = set(table.columns[1:])
+    if len(set(map(table.is_number, columns))) > 1:  # a line of a list, above which its header lacks
+        return False
     rows = _senders(table)
     shared = len(rows & columns)
     return bool(columns) and (2 * shared >= min(len(rows), len(columns)) > 0 or _is_rectangle(table, options))
@@ -55,7 +58,7 @@ def _senders(table: Table) -> set[str]:
 def _is_rectangle(table: Table, options: Options) -> bool:
     """Names beside figures that are latencies: by the first cell, by a name that is known, as told, or as they can be nothing else."""
     corner, *columns = table.columns
-    if time_column(table) is not None:
+    if time_column(table) is not None or are_times(columns):
         return False
     rows, known = _senders(table), {*options.names, *options.backends}
     said = is_latency(corner) or (known & rows and known & set(columns))
@@ -68,7 +71,7 @@ def _is_rectangle(table: Table, options: Options) -> bool:
 
 def _holds_figures(table: Table, columns: Sequence[str]) -> bool:
     cells = (row.cells[column] for row in table.rows for column in columns)
-    return all(table.is_number(cell) or cell.lower() in NOTHING for cell in cells)
+    return all(table.is_number(cell) or cell.lower() in LOST for cell in cells)
 
 
 def _is_transposed(table: Table, options: Options) -> str:
@@ -136,15 +139,20 @@ def _in_one_order(rows: Sequence[str], columns: Sequence[str]) -> tuple[str, ...
 
 
 def _unit(table: Table, options: Options) -> str:
-    """The word that says what the figures are: that of the first cell, or as told."""
-    corner = table.columns[0]
+    """The word that says what the figures are: that of the first cell or of the title above, or as told."""
+    corner = next(
+        (said for said in (table.columns[0], table.title) if f"{way_of(said)}_{unit_of(said)}" in LATENCIES),
+        table.columns[0],
+    )
     stated, told = f"{way_of(corner)}_{unit_of(corner)}", options.use("latency")
     if stated not in LATENCIES:
         if told is None:
             raise ask(table.name, "the matrix", "does not say what its figures are", "write into its first cell")
+        if (unit := unit_of(corner)) and not told.endswith(f"_{unit}"):
+            raise InputError(f'{table.name}: the figures are in {unit}, unit = "{told}": keep one of the two.')
         return told
     if told not in (None, stated):
-        raise InputError(f'{table.name}: the first cell says {stated}, unit = "{told}": keep one of the two.')
+        raise InputError(f'{table.name}: "{clipped(corner)}" says {stated}, unit = "{told}": keep one of the two.')
     return stated
 
 
@@ -159,7 +167,7 @@ def _figures(table: Table, scale: float) -> dict[Pair, float]:
             raise table.error(row, corner, "names a second row", "keep one of the two.")
         origins.add(origin)
         for target in table.columns[1:]:
-            if row.cells[target].lower() in NOTHING or (origin == target and table.number(row, target) == 0):
+            if row.cells[target].lower() in LOST or (origin == target and table.number(row, target) == 0):
                 continue
             if not (origin and target):
                 raise table.error(
@@ -177,7 +185,9 @@ def _recognises(source: Source, options: Options) -> bool:
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
-    return (read_matrix(source.table, options),)
+    found = read_matrix(source.table, options)
+    check_latencies(found)
+    return (found,)
 
 
 IMPORTER = Importer("matrix of latencies", "latency", _recognises, _read)

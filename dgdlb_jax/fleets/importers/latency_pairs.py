@@ -5,10 +5,11 @@ from statistics import median
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, counted, nearest
-from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, selected
+from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows, selected
 from dgdlb_jax.fleets.importers.halves import completed
+from dgdlb_jax.fleets.importers.plausible import check_latencies
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.words import LATENCIES, first_of, statistic_rank, unit_of, way_of, words
+from dgdlb_jax.fleets.importers.words import LATENCIES, LOST, first_of, statistic_rank, unit_of, way_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
@@ -38,7 +39,12 @@ LAYOUTS = (
 # Two lines for one pair that differ by more than this factor are no repetition, and no median tells which is right.
 _CONTRADICTION = 2
 
+# Columns of lost packets, and cells that say that all were.
+_LOSS = ("loss", "packet_loss", "loss_pct", "loss_percent", "packet_loss_pct", "packet_loss_percent", "lost_pct")
+_ALL = ("100", "100.0", "100.00")
+
 _NO_LATENCY = {"loss", "jitter", "std", "stddev", "mdev", "var", "count", "samples", "date", "timestamp", "km", "hops"}
+_OF_PING = {"min", "avg", "mean", "average", "median", "max", "p50"}
 _SPEAKS_OF_LATENCY = {"latency", "delay", "rtt", "ping", "owd", "time"}
 
 
@@ -62,7 +68,8 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
 
     **Arguments:** `unit`: what the figures are, a word of `LATENCIES`, for a table that does not say.
 
-    A pair that is listed repeatedly has the median of its latencies.
+    A pair that is listed repeatedly has the median of its latencies. One without a figure in any of its lines was not measured, nor was
+    one with 0 where the other way round is above 0, or with a loss of 100 %: it is among the `holes`.
 
     **Raises:** `InputError` where direction or unit is not said, where two columns or two lines contradict each other, and for
     cells that are no latencies.
@@ -72,24 +79,37 @@ def read_pairs(table: Table, unit: str | None = None) -> Latencies:
     chosen = figures[0]
     values: dict[Pair, list[float]] = {}
     last: dict[Pair, Row] = {}
+    lost: list[Pair] = []
+    loss = first_of(table.columns, _LOSS)
     for row in table.rows:
-        _check_agreement(table, row, figures)
-        seconds = table.number(row, chosen.column) * LATENCIES[chosen.unit]
         pair = _named(table, row, ends[0]), _named(table, row, ends[1])
+        measured = [figure for figure in figures if row.cells[figure.column].lower() not in LOST]
+        if not measured or (loss is not None and row.cells[loss].rstrip("% ") in _ALL):
+            lost.append(pair)
+            continue
+        _check_agreement(table, row, measured)
+        seconds = table.number(row, measured[0].column) * LATENCIES[measured[0].unit]
         values.setdefault(pair, []).append(seconds)
         last[pair] = row
+    if not values:
+        raise InputError(
+            f'{table.name}: no cell of "{clipped(chosen.column)}" holds a figure: fill in what was measured.'
+        )
     for pair, found in values.items():
         if len(found) == 2 and max(found) > _CONTRADICTION * min(found):
             problem = f"contradicts an earlier line for {clipped(pair[0])} -> {clipped(pair[1])}"
             raise table.error(last[pair], chosen.column, problem, "keep one of the two.")
     seconds = {pair: median(found) for pair, found in values.items()}
+    for pair in [(i, j) for (i, j), value in seconds.items() if value == 0 and seconds.get((j, i))]:  # as in a matrix
+        del seconds[pair]
+        lost.append(pair)
     notes = (*_read_as(chosen), *_notes(values))
-    both = completed(seconds, *(dict.fromkeys(pair[k] for pair in seconds) for k in (0, 1)))
-    if both is None:
-        return Latencies(seconds, table.name, notes)
-    return Latencies(
-        both, table.name, (*notes, "one direction of every pair is given: it takes the same time both ways")
-    )
+    both = completed(seconds, *(dict.fromkeys(pair[k] for pair in (*seconds, *lost)) for k in (0, 1)))
+    if both is not None:
+        notes = (*notes, *_lost(lost, ()), "one direction of every pair is given: it takes the same time both ways")
+        return Latencies(both, table.name, notes)
+    holes = tuple(dict.fromkeys(pair for pair in lost if pair[0] != pair[1] and pair not in seconds))
+    return Latencies(seconds, table.name, (*notes, *_lost(lost, holes)), holes)
 
 
 def _named(table: Table, row: Row, column: str) -> str:
@@ -119,6 +139,7 @@ def _ends(table: Table) -> tuple[str, str]:
 def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figure]:
     """All columns that state the latency, the one to take first: medians before means, a statistic of one kind only."""
     candidates = [column for column in table.columns if column not in ends and is_latency(column)]
+    candidates = candidates or _statistics(table)
     if not candidates:
         hint = nearest("one_way_ms", [column for column in table.columns if column not in ends])
         hint = hint.replace("did you mean", "is it").replace("known here", "it has the columns").rstrip(".")
@@ -138,6 +159,12 @@ def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figu
         lacks = "its unit or whether it is a round trip or one way" if known == (None, None) else lacks
         raise ask(table.name, f'column "{clipped(column)}"', f"does not say {lacks}")
     return complete
+
+
+def _statistics(table: Table) -> list[str]:
+    """Columns that are called after statistics only, `min`, `avg` and `max`, as the program ping prints those of its round trips."""
+    found = [column for column in table.columns if words(column) and set(words(column)) <= _OF_PING]
+    return found if len(found) > 1 else []
 
 
 def _told(table: Table, candidates: list[str], complete: list[Figure], unit: str) -> list[Figure]:
@@ -204,16 +231,36 @@ def _notes(values: dict[Pair, list[float]]) -> tuple[str, ...]:
     )
 
 
+def is_own(table: Table) -> bool:
+    """Whether a table is one that this package writes, of a network that need not be real: nobody mistakes its unit."""
+    return table.columns == ["from", "to", "one_way_s"]
+
+
+def _lost(lost: Sequence[Pair], holes: Sequence[Pair]) -> tuple[str, ...]:
+    """How many lines have no figure, and which pairs have none at all."""
+    if not lost:
+        return ()
+    what = f"{counted(len(lost), 'line has', 'lines have')} no figure, or 0, and {'is' if len(lost) == 1 else 'are'} left out"
+    return (what + (f"; no figure for {arrows(holes)}" if holes else ""),)
+
+
 def _recognises(source: Source, options: Options) -> bool:
     del options
     table = source.table
-    return table is not None and ends_of(table) is not None and any(map(is_latency, table.columns))
+    return (
+        table is not None
+        and ends_of(table) is not None
+        and bool(any(map(is_latency, table.columns)) or _statistics(table))
+    )
 
 
 def _read(source: Source, options: Options) -> tuple[Latencies]:
     assert source.table is not None
     table = source.table.only(selected(source.name, source.table.rows, lambda row: row.cells, options))
-    return (read_pairs(table, options.use("latency")),)
+    found = read_pairs(table, options.use("latency"))
+    if not is_own(source.table):
+        check_latencies(found)
+    return (found,)
 
 
 IMPORTER = Importer("table of pairs of regions", "latency", _recognises, _read)

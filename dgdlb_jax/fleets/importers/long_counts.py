@@ -1,25 +1,48 @@
-"""Counts with a line for every bin and place, as a database groups them."""
+"""Counts, or rates, with a line for every bin and place, as a database groups them."""
+
+from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Options, check_names, selected
-from dgdlb_jax.fleets.importers.bins import requests_column
+from dgdlb_jax.fleets.importers.bins import in_order, requests_column
+from dgdlb_jax.fleets.importers.rates import is_rate
+from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import read_times, time_column
 from dgdlb_jax.fleets.importers.words import PLACES, first_of, summaries
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 
-def widened(table: Table, options: Options) -> tuple[Table, tuple[str, ...]]:
-    """A table with a line for every bin and place as one with a column for every place, and what there is to say of it; any other
-    table as it is.
+class Wide(NamedTuple):
+    """A table with a column for every place, and what there is to say of it; whether it was a long one, and the seconds for which the
+    figures of that one counted where they were rates."""
+
+    table: Table
+    notes: tuple[str, ...]
+    is_long: bool = False
+    seconds: float | None = None
+
+    def in_order(self, options: Options) -> "Wide":
+        """The same with its lines in the order of their times."""
+        table = in_order(self.table, options)
+        return self if table is self.table else self._replace(table=table, notes=(*self.notes, table.notes[-1]))
+
+
+def is_long(table: Table, options: Options) -> bool:
+    """Whether a table has a line for every bin and place."""
+    return time_column(table) is not None and _figures(table) is not None and _place(table, options) is not None
+
+
+def widened(table: Table, options: Options) -> Wide:
+    """A table with a line for every bin and place as one with a column for every place; any other table as it is.
 
     A place without a line in a bin has no requests in it: databases leave empty groups out.
 
     **Raises:** `InputError` for a place that is no frontend where these are known, and for two lines of one bin and place.
     """
-    time, every, place = time_column(table), requests_column(table), _place(table, options)
-    if time is None or every is None or place is None:
-        return table, table.notes
+    time, figures, place = time_column(table), _figures(table), _place(table, options)
+    if time is None or figures is None or place is None:
+        return Wide(table, table.notes)
     table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
     sums = summaries(table.name, (row.cells[place] for row in table.rows), options.names)
     if sums:
@@ -29,11 +52,27 @@ def widened(table: Table, options: Options) -> tuple[Table, tuple[str, ...]]:
     if options.names:
         check_names(table, place, options.use("names"))
     names = dict.fromkeys((*(row.cells[place] for row in table.rows), *options.names))
+    seconds = period(figures) if is_rate(figures) else None
     bins: dict[float, dict[str, float]] = {}
-    for row, seconds in zip(table.rows, read_times(table, time, options).seconds.tolist(), strict=True):
-        _add(table, row, place, every, bins.setdefault(seconds, {}))
-    wide = [{"time_s": at} | {name: found.get(name, 0) for name in names} for at, found in sorted(bins.items())]
-    return Table.of_records(table.name, wide), _notes(table, {time, every, place}, names, bins)
+    lines: dict[float, int] = {}  # where the first of each bin stands
+    for row, at in zip(table.rows, read_times(table, time, options).seconds.tolist(), strict=True):
+        _add(table, row, place, figures, bins.setdefault(at, {}), counts=seconds is None)
+        lines.setdefault(at, row.line)
+    if len(bins) < 2:
+        raise table.error(table.rows[0], time, "is the only time", "give at least two bins.")
+    wide = Table.of_records(
+        table.name,
+        [{"time_s": at} | {name: found.get(name, 0) for name in names} for at, found in sorted(bins.items())],
+    )
+    wide.rows = [Row(lines[at], row.cells) for at, row in zip(sorted(bins), wide.rows, strict=True)]
+    wide.positions["time_s"] = table.positions[time]
+    return Wide(wide, _notes(table, {time, figures, place}, names, bins), True, seconds)
+
+
+def _figures(table: Table) -> str | None:
+    """The column that counts all requests of a line, or the only one that is their rate."""
+    rates = [column for column in table.columns if is_rate(column)]
+    return requests_column(table) or (rates[0] if len(rates) == 1 else None)
 
 
 def _place(table: Table, options: Options) -> str | None:
@@ -51,13 +90,13 @@ def _place(table: Table, options: Options) -> str | None:
     return place if known else None
 
 
-def _add(table: Table, row: Row, place: str, every: str, found: dict[str, float]) -> None:
+def _add(table: Table, row: Row, place: str, figures: str, found: dict[str, float], counts: bool) -> None:
     name = row.cells[place]
     if not name:
         raise table.error(row, place, "names no place", "complete or remove the line.")
     if name in found:
         raise table.error(row, place, "has a second line in this bin", "keep one of the two, or add them up.")
-    found[name] = table.number(row, every, counts=True)
+    found[name] = table.number(row, figures, counts=counts)
 
 
 def _notes(

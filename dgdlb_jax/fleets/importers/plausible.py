@@ -8,10 +8,12 @@ import numpy as np
 from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Curve, Demand, Latencies, arrows
 from dgdlb_jax.fleets.importers.little import workload
+from dgdlb_jax.numerics.results import InputError
 
 # s one way between regions: 200 m of fibre, seven times as long as light takes through fibre around the world.
 _BETWEEN = 1e-6, 2.0
 _UNEVEN = 2  # times as long in one direction as in the other; cables are the same
+_LONG = 5e-3  # s one way: shorter ones may well differ by chance
 _THROUGHPUT = 1e-4, 1e5  # requests/s of one server
 _RESPONSE = 1e-4, 86400.0  # s in a server
 _HELD = 0.1, 1e6  # requests in a server, when it holds most
@@ -59,6 +61,29 @@ def _latencies(found: Latencies) -> tuple[str, ...]:
     notes = (f"unlikely: {_range(values)} ms one way for {arrows(odd)}, {expected}",) if odd else ()
     factor = f"unlikely: more than {_UNEVEN} times as long one way as back"
     return (*notes, f"{factor}: {arrows(uneven)}") if uneven else notes
+
+
+def check_latencies(found: Latencies) -> None:
+    """Raise `InputError` for figures between regions that no network has, such as requests from each to each.
+
+    A region that is farther from itself than from every other one, or most pairs more than twice as long one way as back: the paths
+    are the same.
+    """
+    seconds = found.seconds
+    farthest = {i: max((value for (a, b), value in seconds.items() if a == i != b), default=0.0) for i, _ in seconds}
+    own = [i for i, j in seconds if i == j and farthest[i]]
+    beyond = [i for i in own if seconds[i, i] > farthest[i]]
+    pairs = [(i, j) for i, j in seconds if i < j and (j, i) in seconds and max(seconds[i, j], seconds[j, i]) > _LONG]
+    uneven = [(i, j) for i, j in pairs if not 1 / _UNEVEN <= seconds[i, j] / (seconds[j, i] or 1.0) <= _UNEVEN]
+    if len(own) > 1 and 2 * len(beyond) > len(own):
+        why = f"by them {listed(beyond)} would be farther from {'itself' if len(beyond) == 1 else 'themselves'} than from all others"
+    elif len(pairs) > 2 and 2 * len(uneven) > len(pairs):
+        why = f"most pairs differ by more than a factor of {_UNEVEN} one way and back, as {arrows(uneven[:3])}"
+    else:
+        return
+    raise InputError(
+        f"{found.origin}: its figures are hardly latencies, {why}: give measured times (if these are, call the columns from,to,one_way_s)."
+    )
 
 
 def _outside(what: str, values: Iterable[float], expected: tuple[float, float], unit: str) -> tuple[str, ...]:

@@ -3,9 +3,10 @@
 Layouts that were read, each from its own description: Azure LLM inference traces (`AzureLLMInferenceDataset2023.md`,
 `...2024.md` and `AzureLMMInferenceDataset2025.md` of Azure/AzurePublicDataset at commits 1a61e6c6, 04e28b8a and 517b239f:
 `TIMESTAMP,ContextTokens,GeneratedTokens`), BurstGPT (`README.md` of HPMLL/BurstGPT at ff1a7c63: `Timestamp` in seconds from the first
-midnight, `Model`, `Request tokens`, ...), Mooncake (`FAST25-release/README.md` of kvcache-ai/Mooncake at 40ea55f8 and its traces: JSON
-lines, `timestamp` in milliseconds, `input_length`, ...), Qwen-Bailian (`README.md` of alibaba-edu/qwen-bailian-usagetraces-anon at
-03a51e31: the same fields and `chat_id`, `timestamp` in seconds), and any other with a time.
+midnight, `Model`, `Request tokens`, `Response tokens`, which are 0 where the request failed), Mooncake (`FAST25-release/README.md` of
+kvcache-ai/Mooncake at 40ea55f8 and its traces: JSON lines, `timestamp` in milliseconds, `input_length`, ...), Qwen-Bailian (`README.md`
+of alibaba-edu/qwen-bailian-usagetraces-anon at 03a51e31: the same fields and `chat_id`, `timestamp` in seconds), and any other with a
+time.
 """
 
 import math
@@ -18,7 +19,7 @@ from dgdlb_jax.fleets.importers.bins import UNEVEN, only_figures
 from dgdlb_jax.fleets.importers.failures import failed_requests
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
-from dgdlb_jax.fleets.importers.times import read_times, time_column
+from dgdlb_jax.fleets.importers.times import BURSTGPT, read_times, time_column
 from dgdlb_jax.fleets.importers.unnamed_counts import check_no_bins
 from dgdlb_jax.fleets.importers.words import PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Row, Table
@@ -44,7 +45,7 @@ def read_requests(table: Table, options: Options) -> Demand:
     """
     column = time_column(table)
     table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
-    table, told = _without_other_metrics(table)
+    table, told = _without_other_metrics(_without_failures(table))
     if column is None:
         hint = (
             nearest("time_s", table.columns)
@@ -103,6 +104,24 @@ def read_requests(table: Table, options: Options) -> Demand:
     return Demand(names, float(width), counts[:bins], table.name, tuple(notes))
 
 
+def _without_failures(table: Table) -> Table:
+    """The lines of a trace of BurstGPT that were answered; its description calls those without response tokens failures, and its files
+    "without fails" lack them. Any other table as it is."""
+    if not set(BURSTGPT) <= set(table.columns):
+        return table
+    rows = [row for row in table.rows if not table.is_number(row.cells[BURSTGPT[1]]) or table.number(row, BURSTGPT[1])]
+    failed = len(table.rows) - len(rows)
+    if not rows:
+        raise InputError(
+            f"{table.name}: all of its {BURSTGPT[1]} are 0, so every request failed: give a trace with answers."
+        )
+    answered = table.only(rows)
+    if failed:
+        what = counted(failed, "request", "requests")
+        answered.notes = (*table.notes, f"{what} of {len(table.rows)} without response tokens failed and are left out")
+    return answered
+
+
 def _without_other_metrics(table: Table) -> tuple[Table, tuple[str, ...]]:
     """The lines of requests in the CSV file of k6, which has one for every sample of every metric; any other table as it is."""
     if not {"metric_name", "metric_value"} <= set(table.columns):
@@ -119,8 +138,8 @@ def _check_no_rate(table: Table) -> None:
         found = set(words(column))
         if (period(column) and not tokens_of(column)) or ("rate" in found and found & _OF_REQUESTS):
             raise InputError(
-                f'{table.name}: "{clipped(column)}" is a rate, so its lines are no single requests: give the requests in every bin, in a '
-                'column "requests", beside the time and, where there are several, the place.'
+                f'{table.name}: "{clipped(column)}" is a rate, so its lines are no single requests: give one rate, or the requests in a '
+                'column "requests", of every bin, beside its time and, where there are several, the place.'
             )
 
 

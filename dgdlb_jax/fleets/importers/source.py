@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.fleets.document import Folder, read_text
+from dgdlb_jax.fleets.importers.cell_units import with_cell_units
 from dgdlb_jax.fleets.importers.date_and_time import with_one_time
+from dgdlb_jax.fleets.importers.unit_column import with_units
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.files import is_folder
 from dgdlb_jax.numerics.results import InputError
@@ -44,7 +46,7 @@ class Source:
 
     @cached_property
     def text(self) -> str:
-        return read_text(self.path, self.wanted_by).removeprefix("\ufeff")
+        return read_text(self.path, self.wanted_by)
 
     @cached_property
     def document(self) -> Any:
@@ -63,12 +65,12 @@ class Source:
 
     @cached_property
     def records(self) -> list[dict[str, Any]] | None:
-        """The objects of a JSON list or of JSON lines, or None where the file holds neither.
+        """The objects of a JSON list, of the only list in a JSON object, or of JSON lines, or None where the file holds none of them.
 
         **Raises:** `InputError` for a line that is no object in a file whose other lines are.
         """
-        if isinstance(self.document, list):
-            found = self.document
+        found = self.document if isinstance(self.document, list) else _only_list(self.document)
+        if isinstance(found, list):
             return found if found and all(isinstance(record, dict) for record in found) else None
         if self.document is not None or self.is_folder or not self.text.lstrip().startswith("{"):
             return None
@@ -87,10 +89,29 @@ class Source:
     def table(self) -> Table | None:
         """The table in the file, or its JSON records as one, with one column of times; None for a folder and for any other JSON."""
         if self.records is not None:
-            return with_one_time(Table.of_records(self.name, self.records))
+            return _prepared(Table.of_records(self.name, self.records))
         if self.is_folder or self.document is not None:
             return None
-        return with_one_time(Table(self.name, self.text))
+        return _prepared(Table(self.name, self.text))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of the table, where the file was read as one."""
+        return () if self.__dict__.get("table") is None else self.__dict__["table"].notes
+
+
+def _only_list(document: Any) -> list[Any] | None:
+    """The list of an object that else says what it is a list of, such as CloudWatch's `{"Label": ..., "Datapoints": [...]}`."""
+    if not isinstance(document, dict):
+        return None
+    lists = [value for value in document.values() if isinstance(value, list)]
+    others = [value for value in document.values() if not isinstance(value, str | int | float | list | None)]
+    return lists[0] if len(lists) == 1 and not others and isinstance(next(iter(lists[0]), None), dict) else None
+
+
+def _prepared(table: Table) -> Table:
+    """A table with one column of times, and with units where they belong: in the names of its columns."""
+    return with_units(with_cell_units(with_one_time(table)))
 
 
 def _below(source: Source, depth: int = 0) -> Iterator[Source]:

@@ -9,6 +9,7 @@ from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, sel
 from dgdlb_jax.fleets.importers.failures import failures_beside
 from dgdlb_jax.fleets.importers.fields import telling
 from dgdlb_jax.fleets.importers.source import Source
+from dgdlb_jax.fleets.importers.whole_servers import of_whole_servers, together, whole_name
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, statistic_rank, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
@@ -117,6 +118,8 @@ def _achieved(table: Table, columns: list[str]) -> str:
 
 def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     """The curves of a table: one for each kind of server that its other columns tell apart."""
+    per_gpu = _per_gpu(table)
+    table = of_whole_servers(table, per_gpu)
     found = layout(table)
     rows = selected(table.name, table.rows, lambda row: row.cells, options)
     differing = telling(_grouping(table, found, rows), [row.cells for row in rows])
@@ -124,7 +127,8 @@ def read_curves(table: Table, options: Options) -> tuple[Curve, ...]:
     for row in rows:
         name = "-".join(_told(table, column, row.cells[column]) for column in differing)
         groups.setdefault(name, []).append(row)
-    notes = (*_notes(table, found, options), *failures_beside(table))
+    about = together(table.only(rows), by_gpu=not per_gpu)
+    notes = (*table.notes, *_notes(table, found, options), *about, *failures_beside(table))
     if differing:
         names = " and ".join(f'"{clipped(column)}"' for column in differing)
         if (every := _summary(rows)) is not None:
@@ -260,9 +264,16 @@ def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
         and not _NO_NAME & set(words(column))
         and (
             normal(column) in _SETTINGS
-            or any(not table.is_number(row.cells[column]) for row in rows if row.cells[column])
+            or any(not table.is_number(row.cells[column].rstrip("% ")) for row in rows if row.cells[column])
         )
     ]
+
+
+def _per_gpu(table: Table) -> list[str]:
+    """The columns of throughput per GPU, where there is none of whole servers."""
+    if any(map(period, table.columns)):
+        return []
+    return [column for column in table.columns if whole_name(column) != column and period(whole_name(column))]
 
 
 def _missing(table: Table, wanted: str) -> InputError:
@@ -275,7 +286,7 @@ def _recognises(source: Source, options: Options) -> bool:
     if source.table is None:
         return False
     columns = source.table.columns
-    return any(map(period, columns)) and (
+    return any(period(whole_name(column)) for column in columns) and (
         first_of(columns, HELD) is not None or first_of(columns, CAPS) is not None or _latency(source.table) is not None
     )
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.fleets.importers.base import Options
 from dgdlb_jax.fleets.importers.date_and_time import JOINED
+from dgdlb_jax.fleets.importers.slashed_dates import slashed
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
@@ -27,10 +29,20 @@ _CALENDAR = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _SLOTS = ("bin", "interval", "slot", "bucket", "window", "period")
 """Columns that number bins without saying how wide they are."""
 
+BURSTGPT = ("Request tokens", "Response tokens")
+"""Columns of BurstGPT, whose times are seconds."""
+
 _PLAIN_DATE = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)(Z|\+00:00| UTC)?")
 _TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d(?:\.\d{1,9})?))?")
 # Day, month and year with points between them, as German and its neighbours write dates.
 _POINTED_DATE = re.compile(r"(\d{1,2})\.(\d{1,2})\.(\d{4})(?:,? (\d{1,2}):(\d\d)(?::(\d\d))?)?")
+
+# What bins that stand across a table are called.
+_TIME = re.compile(
+    r"\d{1,4}(?:[-/.:hT ]+\d{1,4}){0,6}Z?|\d{1,2} ?(?:[ap]\.?m\.?|h)|(?:h|hr|hour|bin|day|week|month|t|min|minute)[ _]?\d{1,5}"
+    r"|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?(?: ?\d{1,4})?|(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?",
+    re.IGNORECASE,
+)
 
 # Seconds since 1970 lie here between the years 2001 and 2128; figures in smaller units lie in ranges of their own.
 _EPOCH = (1e9, 5e9)
@@ -41,6 +53,11 @@ class Times(NamedTuple):
 
     seconds: Float[np.ndarray, " rows"]
     written: str
+
+
+def are_times(columns: Sequence[str]) -> bool:
+    """Whether columns are named after times, as bins are that stand across: dates, times of day, numbers of seconds or of hours."""
+    return len(columns) > 1 and all(map(_TIME.fullmatch, columns))
 
 
 def time_column(table: Table) -> str | None:
@@ -84,6 +101,8 @@ def read_times(table: Table, column: str, options: Options) -> Times:
     dates = _times_of_day(table, column)
     if dates is None:
         dates = _plain_dates(table, column)
+    if dates is None and (found := slashed([row.cells[column] for row in table.rows])) is not None:
+        dates = np.array(found)
     if dates is None:
         dates = np.array([_date(table, row, column) for row in table.rows])
     return Times(dates - dates.min(), f'"{clipped(column)}" as dates')
@@ -120,7 +139,7 @@ def _layout_unit(table: Table, column: str, values: Float[np.ndarray, " rows"]) 
     columns = set(table.columns)
     if column == "timestamp" and {"input_length", "output_length"} <= columns:
         return "s" if "chat_id" in columns else None if (values % 1).any() else "ms"
-    if column == "Timestamp" and {"Request tokens", "Response tokens"} <= columns:
+    if column == "Timestamp" and columns.issuperset(BURSTGPT):
         return "s"
     return None
 

@@ -14,7 +14,9 @@ from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 # Words of columns that count something, as visitors, or that are rates, although they name no place.
-_AMOUNTS = {"user", "users", "session", "sessions", "rate", "active", "load"}
+_AMOUNTS = {
+    "user", "users", "session", "sessions", "rate", "active", "load", "share", "percent", "percentage", "pct", "fraction", "ratio",
+}  # fmt: skip
 
 
 def check_no_bins(table: Table, seconds: Float[np.ndarray, " rows"], options: Options) -> None:
@@ -33,7 +35,10 @@ def _unnamed(table: Table, options: Options) -> list[str]:
     """The columns of figures that are said neither of a single request nor of a place."""
     found, place = columns_of(table), _place(table, options)
     others = [
-        c for c in found.others if _AMOUNTS & set(words(c)) and all(table.is_number(row.cells[c]) for row in table.rows)
+        c
+        for c in found.others
+        if ("%" in c or _AMOUNTS & set(words(c)))
+        and all(table.is_number(row.cells[c].rstrip("% ")) for row in table.rows)
     ]
     return [c for c in (*found.counts, *others) if c != place]
 

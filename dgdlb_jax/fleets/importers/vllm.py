@@ -16,6 +16,7 @@ from typing import Any
 from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.fields import figure, needed
+from dgdlb_jax.fleets.importers.same_server import is_of_a_server, server_of
 from dgdlb_jax.fleets.importers.source import Source
 
 _SERVE = re.compile(r"SERVE-+(.*?)(?:-BENCH-|-WL-|/|$)")
@@ -67,12 +68,13 @@ def _settings(place: str, run: Run) -> dict[str, str]:
 
 
 def _telling(settings: Sequence[Mapping[str, str]], loads: Sequence[str]) -> list[str]:
-    """The settings that tell curves apart, each of which then has several loads: a number of a job, or a parameter that follows the
-    load, does not."""
+    """The settings that tell curves apart: what says which server it was, and what has several loads for each of its values, as the
+    number of a job, or a parameter that follows the load, has not."""
     chosen = []
     for key in dict.fromkeys(key for one in settings for key in one):
         values = [one.get(key, "") for one in settings]
-        if len(set(values)) > 1 and 2 * len(set(values)) <= len(set(zip(values, loads, strict=True))):
+        several = 2 * len(set(values)) <= len(set(zip(values, loads, strict=True)))
+        if len({*values} - {""} if is_of_a_server(key) else set(values)) > 1 and (several or is_of_a_server(key)):
             chosen.append(key)
     return chosen
 
@@ -141,7 +143,7 @@ def _read(source: Source, options: Options) -> tuple[Curve, ...]:
 def _curve(source: Source, name: str, runs: Sequence[tuple[str, Run]]) -> Curve:
     points, origins = zip(*(_point(place, run) for place, run in runs), strict=True)
     notes = [f"end-to-end time from {origin}, as the runs report none" for origin in sorted(set(origins)) if origin]
-    return Curve(clipped(name), points, source.name, tuple(notes))
+    return Curve(clipped(name), points, source.name, tuple(notes), server_of(run for _, run in runs))
 
 
 IMPORTER = Importer("vLLM or SGLang serving benchmark", "curves", _recognises, _read)

@@ -24,6 +24,9 @@ LATENCIES = {
 NOTHING = ("", "-", "--", "x", "n/a", "na", "nan", "none", "null")
 """What stands in a cell where nothing was measured."""
 
+LOST = (*NOTHING, "*", "?", "–", "—", "timeout", "timed out", "time out", "unreachable", "lost", "no data")
+"""What stands in the cell of a latency where nothing was measured, or no answer came."""
+
 PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster")
 """Columns that say where requests enter."""
 

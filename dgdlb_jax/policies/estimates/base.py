@@ -32,6 +32,11 @@ class AbstractEstimate(eqx.Module):
         """Seconds over which reports are averaged evenly, if that is all that it does (see `AbstractPolicy.windows`); else None."""
         return None
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is known to change nothing, so that `estimated` may leave it out; False by default."""
+        return False
+
     def init(self, observation: Observation) -> State:
         """The memory at the start, when the news has always been so; none by default."""
         del observation
@@ -40,6 +45,11 @@ class AbstractEstimate(eqx.Module):
     @abstractmethod
     def estimate(self, observation: Observation, state: State) -> tuple[Observation, State]:
         """What the policy sees instead, and the new memory."""
+
+    def at_instant(self, observation: Observation, state: State) -> tuple[Observation, State]:
+        """`estimate` for a rule that jumps: what it sees at this instant. Only an estimate that jumps itself tells it from the mean over
+        the step around it, which moves a routing with second order."""
+        return self.estimate(observation, state)
 
 
 def follow(state: State, target: State, step, time_constant) -> tuple[State, State]:

@@ -20,13 +20,14 @@ from dgdlb_jax.policies.estimates.base import AbstractEstimate, aligned
 
 
 def estimated(policy: AbstractPolicy, *estimates: AbstractEstimate) -> AbstractPolicy:
-    """A policy that sees what estimates make of the news, the first one first; without estimates it is the policy itself.
+    """A policy that sees what estimates make of the news, the first one first; without any that change something it is the policy itself.
 
     `estimated(DGDLB(step), ExponentialAverage(2.0), LearntCurve(curve))` evaluates a curve at workloads that are averaged over 2 s. Its
     limits are those of the whole loop: `critical_step_size(network, estimated(DGDLB(1.0), MovingAverage(2.0)))`.
 
     **Arguments:** `policy`: any; its parameters and those of estimates have the axes of a policy's parameters.
     """
+    estimates = tuple(each for each in estimates if not each.idle)
     if not estimates:
         return policy
     wrapper = EstimatedFlow if isinstance(policy, AbstractFlowPolicy) else EstimatedInstant
@@ -70,10 +71,12 @@ class _Estimated(AbstractPolicy):
             return rule(self.policy, observation, *others)
         return for_each_frontend(self.policy, rule, observation, *others)
 
-    def _look(self, observation: Observation, states: tuple[State, ...]) -> tuple[Observation, tuple[State, ...]]:
+    def _look(
+        self, observation: Observation, states: tuple[State, ...], at_instant: bool = False
+    ) -> tuple[Observation, tuple[State, ...]]:
         after = []
         for each, state in zip(self.estimates, states, strict=True):
-            observation, state = each.estimate(observation, state)
+            observation, state = (each.at_instant if at_instant else each.estimate)(observation, state)
             after.append(state)
         return observation, tuple(after)
 
@@ -105,7 +108,7 @@ class EstimatedInstant(_Estimated, AbstractInstantPolicy):
 
     def route(self, t, observation: Observation, state: State):
         """Of the policy, with what it sees."""
-        observation, states = self._look(observation, state[0])
+        observation, states = self._look(observation, state[0], at_instant=True)
         rule = lambda policy, seen, t, own: policy.route(t, seen, own)
         routing, own = self._apply(rule, observation, t, state[1])
         return routing, (states, own)

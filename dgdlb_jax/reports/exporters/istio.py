@@ -3,13 +3,15 @@
 Percentages per region of the caller, which sum to 100. Names are regions as nodes carry them (`topology.kubernetes.io/region`), spaces
 and the like made dashes. Istio distributes by locality only where outlier detection is set, so the rule has it.
 
-Schema: DestinationRule of networking.istio.io/v1 (Istio 1.22 and later).
+Schema: DestinationRule of networking.istio.io/v1 (Istio 1.22 and later). That weights sum to 100 is checked by Istio itself
+(`validateLocalityLbSetting` in `pkg/config/validation`: "total locality weight ... != 100").
 """
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports.exporters.base import (
     ByName,
     Names,
@@ -63,11 +65,21 @@ def _read(document: Any) -> ByName | None:
     try:
         for rule in items(document, "DestinationRule", "networking.istio.io/"):
             for entry in rule["spec"]["trafficPolicy"]["loadBalancer"]["localityLbSetting"]["distribute"]:
-                weights = ((str(place).removesuffix("/*"), weight) for place, weight in entry["to"].items())
-                found[str(entry["from"]).removesuffix("/*")] = shares_of(weights)
+                origin = str(entry["from"]).removesuffix("/*")
+                weights = [(str(place).removesuffix("/*"), weight) for place, weight in entry["to"].items()]
+                found[origin] = shares_of(weights)
+                _check_total(origin, sum(weight for _, weight in weights))
     except (KeyError, TypeError, AttributeError):
         return None
     return found or None
+
+
+def _check_total(origin: str, total: float) -> None:
+    """Raise `InputError` for weights that Istio itself refuses, so no system can run by them."""
+    if total != _TOTAL:
+        raise InputError(
+            f'the weights of "{origin}" sum to {total:g}, and Istio takes no others than {_TOTAL}: correct them.'
+        )
 
 
 EXPORTER = json_exporter("istio", _TOTAL, _document, _read, places)

@@ -1,6 +1,7 @@
-r"""How long requests stay at a backend: cohorts of those that arrive in one step, followed until they are old.
+r"""How long requests stay at a backend: cohorts of those that arrive within a short time, followed until they are old.
 
-At any time there are `COHORTS` of them per backend, born at equal distances; what is left of each is noted at equal distances of age.
+At any time there are `COHORTS` of them per backend, begun at equal distances; what is left of each is noted at equal distances of age,
+and a cohort is of those that arrive in the first of these, so that with small steps it is not a request or none.
 
 - Under *processor sharing* all $N$ requests of a backend are alike. When $D$ of them leave, each is among them with probability $D / N$,
   so of a cohort $\prod (1 - D_k / N_k)$ is left in expectation, given how many have left. One number per backend,
@@ -64,24 +65,35 @@ def follow(
     old: Backends,
     new: Backends,
 ) -> Cohorts:
-    """One step, in which `old` of the `workload` requests leave, and `new` of those that `arrived` in it."""
+    """One step, in which `old` of the `workload` requests leave, and `new` of those that `arrived` in it.
+
+    With $s$ steps between two looks a cohort arrives in $s$ of them, so that at look $p$ it is $(p + 1/2) s$ steps old on average.
+    """
     age = jax.lax.rem(k - plan.first, plan.between_births)
     begun = k >= plan.first
     if plan.in_order:
         since = cohorts.since + old + new
-        birth = arrived, workload + arrived - old - new
+        remain = workload + arrived - old - new  # up to the last one that arrived
     else:
         left = jnp.maximum(1 - old / jnp.maximum(workload, 1), _LEAST)
         since = cohorts.since + jnp.log(left)
-        birth = arrived, arrived - new
+        remain = arrived - new
 
     def bear(cohorts: Cohorts) -> Cohorts:
         """A new one; the marks of the others begin anew, so that no difference of large numbers is taken."""
         shifted = lambda first, rest: jnp.concatenate([first[None], rest[:-1]])
         mark = cohorts.mark - since if plan.in_order else cohorts.mark * jnp.exp(since)
         return Cohorts(
-            shifted(birth[0], cohorts.size), shifted(birth[1], mark), jnp.zeros_like(since), cohorts.alive, cohorts.born
+            shifted(arrived, cohorts.size), shifted(remain, mark), jnp.zeros_like(since), cohorts.alive, cohorts.born
         )
+
+    def join(cohorts: Cohorts) -> Cohorts:
+        """Who arrives now belongs to the newest."""
+        youngest = cohorts.mark[0]
+        in_line, shared = jnp.where(arrived > 0, remain + since, youngest), youngest + remain * jnp.exp(-since)
+        mark = in_line if plan.in_order else shared
+        grown = cohorts.size.at[0].add(arrived), cohorts.mark.at[0].set(mark)
+        return eqx.tree_at(lambda c: (c.size, c.mark), cohorts, grown)
 
     def look(cohorts: Cohorts) -> Cohorts:
         phase = age // plan.spacing
@@ -91,5 +103,8 @@ def follow(
         return eqx.tree_at(lambda c: (c.alive, c.born), cohorts, seen)
 
     grown = eqx.tree_at(lambda c: c.since, cohorts, since)
-    grown = jax.lax.cond(begun & (age == 0), bear, lambda cohorts: cohorts, grown)
-    return jax.lax.cond(begun & (jax.lax.rem(age, plan.spacing) == 0), look, lambda cohorts: cohorts, grown)
+    collects = begun & (age < plan.spacing)
+    grown = jax.lax.cond(
+        collects, lambda cohorts: jax.lax.cond(age == 0, bear, join, cohorts), lambda cohorts: cohorts, grown
+    )
+    return jax.lax.cond(begun & (jax.lax.rem(age + 1, plan.spacing) == 0), look, lambda cohorts: cohorts, grown)

@@ -391,5 +391,5 @@ def _sojourns(field: Field, cohorts: Cohorts, inputs: _Inputs) -> Sojourns:
     shape = field.shape
     flat = lambda values: shape.from_last(jnp.swapaxes(values, 0, 1).reshape(COHORTS * PHASES, -1))
     alive, born = flat(cohorts.alive), flat(cohorts.born)
-    age = (jnp.arange(COHORTS * PHASES) * inputs.spacing + 0.5) * inputs.dt[:, None]
+    age = (jnp.arange(COHORTS * PHASES) + 0.5) * inputs.spacing * inputs.dt[:, None]
     return Sojourns(age, jnp.where(born > 0, alive / jnp.where(born > 0, born, 1), 0), born[:, 0])

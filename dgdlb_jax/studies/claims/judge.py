@@ -10,6 +10,7 @@ from dgdlb_jax.studies import verdict as ends
 from dgdlb_jax.studies.claims.judgement import Judgement as Judgement
 from dgdlb_jax.studies.claims.judgement import Verdict as Verdict
 from dgdlb_jax.studies.claims.judgement import case, known, percent, quantile, topologies, worst
+from dgdlb_jax.studies.claims.updates import updates
 from dgdlb_jax.studies.requests import changed_places
 
 if TYPE_CHECKING:
@@ -359,5 +360,6 @@ JUDGES: dict[str, Callable[[Data], Judgement]] = {
     "6": gains,
     "7": gradient,
     "8": requests,
+    "9": updates,
 }
 """The judge of every claim."""

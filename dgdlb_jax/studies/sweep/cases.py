@@ -20,13 +20,15 @@ from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.start import workload_carrying
 from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.studies.assess import Setup
-from dgdlb_jax.studies.balancers import BALANCERS
+from dgdlb_jax.studies.balancers import BALANCERS, behind
+from dgdlb_jax.studies.settings import settings, with_settings
 from dgdlb_jax.studies.starts import STARTS, start_state
 from dgdlb_jax.studies.sweep import optional
-from dgdlb_jax.studies.sweep.inputs import NEAR_OPTIMUM, STEP_SIZES, takes
+from dgdlb_jax.studies.sweep.inputs import NEAR_OPTIMUM, NEWS, STEP_SIZES, takes
 from dgdlb_jax.studies.sweep.measures import CRITICAL, DEFAULT, SUFFICIENT
 
 Columns = Mapping[str, np.ndarray]
@@ -48,11 +50,12 @@ class Cases:
     - `step_size` `(cases, frontends)` 1/s^2; `dt`, `duration` `(cases,)` seconds.
     - `default`, `sufficient` `(cases, frontends)`, `critical` `(cases,)`: step sizes, when something needs them.
     - `result`: how the preparation ended; `defined`: whether the step size is finite.
-    - `parameters`: of the policy, beyond its step size.
+    - `parameters`: of the policy, beyond its step size. `news`: how reports come, as for `Scraped`; empty where each counts at once.
     """
 
     policy: str
     parameters: dict[str, np.ndarray]
+    news: dict[str, np.ndarray]
     networks: Network
     optimum: Optimum
     step_size: Float[np.ndarray, "cases frontends"]
@@ -77,14 +80,15 @@ class Cases:
 
     def balancer(self, networks: Network, optimum: Optimum) -> AbstractPolicy:
         """The policy of these cases, parameters with a leading axis; networks and optimum as they lie on the device."""
-        return _balancer(self.policy, self.parameters, networks, optimum, jnp.asarray(self.step_size))
+        made = _balancer(self.policy, self.parameters, networks, optimum, jnp.asarray(self.step_size))
+        return behind(made, _scraped(self.news))
 
 
 def kinds(columns: Columns) -> list[np.ndarray]:
     """The rows of every kind of case: those that differ in numbers only and can be prepared and run together."""
     size = len(next(iter(columns.values())))
     keys: dict[tuple, list[int]] = {}
-    named = [name for name in _KINDS if name in columns]
+    named = [name for name, values in columns.items() if name in _KINDS or _is_word(values)]
     for k in range(size):
         keys.setdefault(tuple(columns[name][k] for name in named), []).append(k)
     return [np.array(rows) for rows in keys.values()]
@@ -114,18 +118,20 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
     given = set(columns)
     networks = _networks(columns)
     optimum = solve_optimum(networks, throw=False)
-    default = default_step_size(networks, optimum)
+    given_news = {key.removeprefix(NEWS): columns[key] for key in columns if key.startswith(NEWS)}
+    news = _scraped(given_news)
+    default = default_step_size(networks, optimum, averaging=0.0 if news is None else news.delay)
     sufficient = critical = None
     if SUFFICIENT in needs or "step_size_over_sufficient" in given:
         sufficient = optional.sufficient_step_size(networks, optimum)
     if CRITICAL in needs or "step_size_over_critical" in given:
         critical = optional.critical_step_size(networks, optimum)
     step = _step_size(columns, default, sufficient, critical)
-    setup = Setup(networks, optimum, step, _start(columns, networks, optimum))
+    setup = Setup(networks, optimum, step, _start(columns, networks, optimum), news)
     name = str(columns["policy"][0])
     parameters = {key.split(".")[1]: columns[key] for key in given if key.startswith("policy.")}
     usable = jnp.where(jnp.isfinite(step), step, 0)  # a case without a finite step size is not run
-    policy = _balancer(name, parameters, networks, optimum, usable)
+    policy = behind(_balancer(name, parameters, networks, optimum, usable), news)
     dt, duration = _times(columns, np.asarray(setup.time_step(policy)), np.asarray(setup.settling), max_steps)
     result = np.asarray(optimum.result)
     finite = np.isfinite(np.asarray(step)).all(-1) & np.isfinite(dt) & np.isfinite(duration) & (dt > 0)
@@ -133,6 +139,7 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
     return Cases(
         policy=name,
         parameters=parameters,
+        news=given_news,
         networks=host(networks),
         optimum=host(optimum),
         step_size=np.asarray(step),
@@ -148,13 +155,35 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
     )
 
 
+def _scraped(news: Mapping[str, np.ndarray]) -> Scraped | None:
+    """Reports of every case; None where each counts at once."""
+    return Scraped(**{name: values[:, None] for name, values in news.items()}) if news else None
+
+
 def _balancer(
     name: str, parameters: Mapping[str, np.ndarray], networks: Network, optimum: Optimum, step_size: Array
 ) -> AbstractPolicy:
     policy = BALANCERS[name].make(networks, optimum, step_size)
+    words = {parameter: str(values[0]) for parameter, values in parameters.items() if _is_word(values)}
+    policy = _with_words(policy, words, name)
     for parameter, values in parameters.items():
+        if parameter in words:
+            continue
         policy = _with_parameter(policy, parameter, functools.partial(_replaced, jnp.asarray(values)[:, None]), name)
     return policy
+
+
+def _is_word(values: np.ndarray) -> bool:
+    return values.dtype.kind == "U"
+
+
+def _with_words(policy: AbstractPolicy, words: Mapping[str, str], place: str) -> AbstractPolicy:
+    if not words:
+        return policy
+    try:
+        return with_settings(policy, words)
+    except InputError as error:
+        raise KindError(f"{place}: {error}") from None
 
 
 def join(parts: list[Cases], count: int) -> Cases:
@@ -203,12 +232,12 @@ def _networks(columns: Columns) -> Network:
 
 def _random_networks(columns: Columns) -> Network:
     family = str(columns["family"][0])
-    settings: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         name: kind(columns[name][0])
         for name, kind in (("frontends", int), ("backends", int), ("density", float))
         if name in columns and takes(family, name)
     }
-    draw = _drawer(family, tuple(settings.items()), str(columns["curve"][0]) if "curve" in columns else None)
+    draw = _drawer(family, tuple(chosen.items()), str(columns["curve"][0]) if "curve" in columns else None)
     time = columns.get("service_time")
     return draw(jnp.asarray(columns["seed"], jnp.uint32), None if time is None else jnp.asarray(time))
 
@@ -279,8 +308,8 @@ def _made_anew(part: Any, name: str, value: Array) -> Any:
 
     **Raises:** `InputError` for a value that the class does not take.
     """
-    own = {field.name: getattr(part, field.name) for field in fields(part)}
-    taken = {key: own[key] for key in inspect.signature(type(part)).parameters if key in own and key != "capacity"}
+    own = settings(part)
+    taken = {key: setting for key, setting in own.items() if key != "capacity"}
     shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(taken)}
     if isinstance(part, AbstractService) and shapes != {part.nominal_capacity.shape}:  # components as well
         return eqx.tree_at(lambda one: getattr(one, name), part, value)

@@ -42,6 +42,9 @@ class Input:
 
 
 _LARGEST_SEED, _LARGEST_SIZE = 2**31 - 1, 10_000
+_JUST_BELOW_ONE = math.nextafter(1.0, 0.0)
+NEWS = "news."
+"""What the inputs of `Scraped` reports begin with."""
 STEP_SIZES = ("step_size", "step_size_over_default", "step_size_over_critical", "step_size_over_sufficient")
 
 INPUTS: dict[str, Input] = {
@@ -57,6 +60,14 @@ INPUTS: dict[str, Input] = {
     "latency_scale": Input("factor on all latencies", float),
     "scale": Input("factor on all rates and replicas, which whole requests feel", float, above=True),
     "policy": Input("balancer", str, choices=BALANCERS),
+    "news.interval": Input(
+        "time between two reports that a frontend reads and holds; 0: every report at once", float, "s"
+    ),
+    "news.offset": Input("when it reads the first one", float, "s"),
+    "news.jitter": Input("by which part an interval may be shorter or longer", float, below=_JUST_BELOW_ONE),
+    "news.lost": Input("probability that a report is lost", float, below=_JUST_BELOW_ONE),
+    "news.late": Input("by how much later than the feedback latency a report may be", float, "s"),
+    "news.seed": Input("seed of what is random about reports", int, below=_LARGEST_SEED),
     "step_size": Input("step size of all frontends", float, "1/s^2", above=True),
     "step_size_over_default": Input("step size over the default one of each frontend", float, above=True),
     "step_size_over_critical": Input(
@@ -74,7 +85,7 @@ INPUTS: dict[str, Input] = {
 """All inputs with a name of their own; `PARAMETERS` are the others."""
 
 PARAMETERS = {
-    "policy": "parameter of the policy",
+    "policy": "parameter of the policy, a number or a word",
     "curve": "parameter of the service curves, the same for all backends",
     "curve_factor": "factor on a parameter of the service curves",
 }
@@ -121,6 +132,8 @@ def checked(section: Section, key: str, name: str, value: Any) -> Value:
         if name == "fleet" and not _is_fleet(value):
             raise section.error(key, f"contains {shown(value)}", f"no such file, {nearest(value, fleet_names())}")
         return value
+    if isinstance(value, str) and name.startswith("policy.") and value.strip() and "\0" not in value:
+        return value  # such as a report's kind: the policy knows its words
     wanted = int if rule.kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, wanted):
         raise section.error(key, f"contains {shown(value)}", f"give {'whole ' if rule.kind is int else ''}numbers.")
@@ -155,6 +168,11 @@ def check_together(section: Section, given: Mapping[str, tuple[Value, ...]]) -> 
             few = len(having) <= len(families)
             which = f"without the family {' or '.join(having)}" if few else f"with the family {' or '.join(families)}"
             raise section.error(name, f"has no meaning {which}", "remove it.")
+    for name in given:
+        if name.startswith(NEWS) and f"{NEWS}interval" not in given:
+            raise section.error(
+                name, "has no meaning without news.interval", "give the interval of the reports as well."
+            )
     for name, starts in _NEEDS_START.items():
         if name in given and not set(given.get("start", (DEFAULTS["start"],))) & set(starts):
             raise section.error(name, "has no meaning with this start", f'use start = "{starts[0]}", or remove it.')

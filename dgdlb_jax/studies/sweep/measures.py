@@ -154,6 +154,12 @@ def _abscissa(runs: Runs) -> Float[np.ndarray, " cases"]:
     return np.asarray(abscissa(runs.networks, runs.policy, runs.optimum))
 
 
+def _multiplier(runs: Runs) -> Float[np.ndarray, " cases"]:
+    from dgdlb_jax.studies.sweep.optional import multiplier
+
+    return multiplier(runs.networks, runs.policy)
+
+
 def _predicted_noise(runs: Runs) -> Float[np.ndarray, " cases"]:
     from dgdlb_jax.studies.sweep.requests import predicted_noise
 
@@ -255,6 +261,12 @@ _BUILT_IN: dict[str, Measure] = {
         "real part of the rightmost characteristic root of the policy at the optimum; NaN for rules that jump",
         "1/s",
         _abscissa,
+    ),
+    "multiplier": Measure(
+        "largest modulus of a multiplier of one update of a policy that holds its weights at its own equilibrium: deviations die out below "
+        "1; inf without an equilibrium, NaN for other policies",
+        "1",
+        _multiplier,
     ),
     "linear_region": Measure(
         "smallest relative change of a workload that brings an idle arc into use", "1", _linear_region

@@ -194,7 +194,7 @@ def _read(section: Section) -> Spec:
     _check_names(section, fixed, axes)
     given = {name: (value,) for name, value in fixed.items()} | {k: v for axis in axes for k, v in axis.values.items()}
     inputs.check_together(section, given)
-    axes.sort(key=lambda axis: not any(name in _OUTERMOST for name in axis.values))  # stable: the given order otherwise
+    axes.sort(key=lambda axis: not any(map(_compiles, axis.values.items())))  # stable: the given order otherwise
     run = section.section("run", {})
     run.only("chunk", "batch", "max_steps")
     spec = Spec(
@@ -214,6 +214,10 @@ def _read(section: Section) -> Spec:
     return spec
 
 
+def _compiles(values: tuple[str, tuple[Value, ...]]) -> bool:
+    return values[0] in _OUTERMOST or any(isinstance(value, str) for value in values[1])
+
+
 def _values(section: Section, key: str) -> tuple[Value, ...]:
     """The values along an axis: a list, or a range."""
     inputs.input_named(section, key)
@@ -229,7 +233,10 @@ def _values(section: Section, key: str) -> tuple[Value, ...]:
         inputs.checked(section, key, key, values[0])
         inputs.checked(section, key, key, values[-1])
         return tuple(values)
-    return tuple(inputs.checked(section, key, key, value) for value in values)
+    taken = tuple(inputs.checked(section, key, key, value) for value in values)
+    if len({isinstance(value, str) for value in taken}) > 1:
+        raise section.error(key, "mixes numbers and words", "give one or the other.")
+    return taken
 
 
 def _range(section: Section, rule: inputs.Input | None) -> list[Value]:

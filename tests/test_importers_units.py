@@ -1,0 +1,114 @@
+"""Columns beside the figures that change what these mean: units, GPUs, replicas."""
+
+import json
+
+import pytest
+
+from dgdlb_jax.numerics.results import InputError
+from layouts import RATES, only, read, vllm
+
+
+@pytest.mark.parametrize("units", [("ms", "ms"), ("ms", "us"), ("us", "s")])
+def test_a_column_of_units_is_used(units, tmp_path):
+    seconds = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+    first, second = (0.009 / seconds[unit] for unit in units)
+    text = f"from;to;rtt;unit\na;b;{first:g};{units[0]}\nb;a;{second:g};{units[1]}\nb;b;0,5;ms\n".replace(".", ",")
+    found = only(read(tmp_path, {"a.csv": text}))
+    assert found.seconds == pytest.approx({("a", "b"): 0.0045, ("b", "a"): 0.0045, ("b", "b"): 0.00025})
+    assert found.notes[0].startswith(f"rtt: in {units[0]} by the column unit")
+
+
+@pytest.mark.parametrize(("unit", "rate"), [("req/s", 5), ("requests per minute", 5 / 60), ("output tokens/s", 0.05)])
+def test_a_unit_of_throughput_is_used(unit, rate, tmp_path):
+    text = f"concurrency,throughput,unit,output_tokens\n1,5,{unit},100\n2,9,{unit},100\n"
+    assert only(read(tmp_path, {"a.csv": text})).points[0].throughput == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("unit", "total"), [("Count", 11), ("Count/Second", 11 * 300)])
+def test_a_unit_of_demand_is_used(unit, total, tmp_path):
+    text = f"time,value,unit\n2026-01-01 00:00,5,{unit}\n2026-01-01 00:05,6,{unit}\n"
+    assert only(read(tmp_path, {"a.csv": text})).counts.sum() == pytest.approx(total)
+
+
+def test_units_that_contradict_or_differ_are_said(tmp_path):
+    with pytest.raises(InputError, match='"rtt_ms" is in ms by its name, and in s by the column "unit"'):
+        read(tmp_path, {"a.csv": "from,to,rtt_ms,unit\na,b,9,s\nb,a,9,s\n"})
+    found = only(read(tmp_path, {"b.csv": "from,to,rtt_ms,value,unit\na,b,9,1,ms\nb,a,9,1,req/s\n"}))
+    assert '"unit" is not used, as its lines are in ms, req/s' in found.notes
+
+
+def test_throughput_per_gpu_is_that_of_a_server_times_its_gpus(tmp_path):
+    rows = "".join(f"{n},{x},{gpus},100\n" for gpus in (8, 4) for n, x in ((1, 50), (2, 90)))
+    found, _ = read(tmp_path, {"a.csv": f"concurrency,output tok/s per GPU,num_gpus,osl\n{rows}"})
+    assert {curve.name: curve.points[1].throughput for curve in found} == {"num_gpus-8": 7.2, "num_gpus-4": 3.6}
+    assert '"output tok/s per GPU" times "num_gpus"' in found[0].notes
+    with pytest.raises(InputError, match='"req/s/gpu" is that of one GPU, and no column says how many'):
+        read(tmp_path, {"b.csv": "concurrency,req/s/gpu\n1,5\n2,9\n"})
+
+
+def test_a_number_of_gpus_or_replicas_is_one_server_together(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "concurrency,req_per_s,gpus,replicas\n1,50,8,4\n2,90,8,4\n"}))
+    assert [point.throughput for point in found.points] == [50, 90]
+    for name, count in (("gpus", 8), ("replicas", 4)):
+        said = (
+            f'"{name}" is {count}: the throughput is taken for that of all {count} together, as one server of the fleet'
+        )
+        assert said in found.notes
+
+
+def of_server(name, factor=1.0, **more):
+    """Runs of one server, a file each."""
+    return {f"{name}-{cap}.json": json.dumps(vllm(cap, factor * rate, **more)) for cap, rate in RATES.items()}
+
+
+@pytest.mark.parametrize("field", ["backend", "endpoint_type", "tensor_parallel_size", "gpu"])
+def test_runs_whose_files_name_other_servers_are_other_curves(field, tmp_path):
+    """Although their throughputs differ by less than repetitions do."""
+    given = of_server("a", **{field: "x"}) | of_server("b", 1.01, **{field: "y"})
+    found, _ = read(tmp_path / "files", given)
+    assert [(curve.name, len(curve.points)) for curve in found] == [("GLM-4.7-x", 3), ("GLM-4.7-y", 3)]
+    assert f'other runs of "GLM-4.7" differ in {field}, so they are of several servers' in found[0].notes
+    together, _ = read(tmp_path / "folder", {f"runs/{name}": text for name, text in given.items()})
+    assert [curve.points for curve in together] == [curve.points for curve in found]
+    with pytest.raises(InputError, match=r"runs of 2 servers, .*one point of each is no curve"):
+        read(tmp_path / "few", {name: text for name, text in given.items() if name in ("a-1.json", "b-8.json")})
+
+
+def test_runs_that_say_nothing_of_their_server_join_any(tmp_path):
+    found = only(read(tmp_path, of_server("a", backend="x") | of_server("b", 1.01, run_number=7)))
+    assert len(found.points) == 3
+
+
+CELLS = {
+    "times": ("from,to,rtt\na,b,70 ms\nb,a,0.071 s\n", {}, {("a", "b"): 0.035, ("b", "a"): 0.0355}),
+    "decimal commas": ("from;to;rtt\na;b;70,5ms\nb;a;71,5ms\n", {}, {("a", "b"): 0.03525, ("b", "a"): 0.03575}),
+    "a matrix": ("region,a,b\na,,70 ms\nb,71 ms,-\n", {"latency": "rtt_ms"}, {("a", "b"): 0.035, ("b", "a"): 0.0355}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CELLS)
+def test_cells_may_hold_units(case, tmp_path):
+    text, told, seconds = CELLS[case]
+    assert only(read(tmp_path, {"a.csv": text}, **told)).seconds == pytest.approx(seconds)
+    if told:
+        with pytest.raises(InputError, match='the figures are in ms, unit = "rtt_s"'):
+            read(tmp_path, {"a.csv": text}, latency="rtt_s")
+
+
+@pytest.mark.parametrize(("first", "second", "counts"), [("1.2 req/s", "0", [72, 0]), ("1.20K", "950", [1200, 950])])
+def test_cells_of_dashboards_hold_units(first, second, counts, tmp_path):
+    text = f'"Time","us","eu"\n"2026-01-01 00:00:00","{first}","{first}"\n"2026-01-01 00:01:00","{second}","{first}"\n'
+    found = only(read(tmp_path, {"a.csv": text}))
+    assert (found.names, found.counts[:, 0].tolist()) == (("us", "eu"), counts)
+
+
+def test_the_only_list_of_an_answer_is_read_in_the_order_of_its_times(tmp_path):
+    points = [{"Timestamp": f"2026-01-01T00:0{k}:00Z", "Sum": 100.0 + k, "Unit": "Count"} for k in (0, 2, 1)]
+    found = only(read(tmp_path, {"a.json": json.dumps({"Label": "RequestCount", "Datapoints": points})}))
+    assert found.counts.ravel().tolist() == [100, 101, 102]
+    assert "its lines are put in the order of their times" in found.notes
+
+
+def test_percentages_tell_no_servers_apart(tmp_path):
+    found = only(read(tmp_path, {"a.csv": "QPS,avg latency (ms),CPU\n10,50,30%\n20,60,60%\n"}))
+    assert [point.throughput for point in found.points] == [10, 20]
