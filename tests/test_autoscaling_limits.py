@@ -146,7 +146,7 @@ def matrices(loop, frequency):
 
 
 def test_the_gain_at_which_balancer_and_autoscaler_swing(pairs):
-    """At the numbers of independent simulations an eigenvalue of the loop passes through -1, and no default comes near."""
+    """At the numbers of independent simulations an eigenvalue of the loop passes through -1; defaults are a quarter of them."""
     networks, optima, strength = pairs
     metric, _, gain, startup, _, limit = map(np.array, zip(*BALANCED[:3], strict=True))
     assert set(metric) == {"concurrency"}
@@ -157,7 +157,7 @@ def test_the_gain_at_which_balancer_and_autoscaler_swing(pairs):
     values = np.linalg.eigvals(np.asarray(matrices(loops, jnp.geomspace(0.01, 0.3, 1500))))
     assert (np.abs(1 + values).min((1, 2)) < 4e-3).all()
     own = np.asarray(dgd.default_step_size(*three, autoscaler=rule))[:, 0] * strength[:3]
-    assert ((own > 0.05 * limit) & (own < 0.5 * limit)).all()
+    np.testing.assert_allclose(own, limit / 4, rtol=0.06)
     plain = np.asarray(dgd.default_step_size(networks, optima))[:, 0] * strength
     np.testing.assert_allclose(plain / [case[-1] for case in BALANCED], [0.95, 0.24, 13.7, 0.57], rtol=0.02)
 

@@ -16,8 +16,9 @@ from dgdlb_jax.fleets.events import read_events
 from dgdlb_jax.fleets.latencies import Places, read_latencies
 from dgdlb_jax.fleets.news import read_news
 from dgdlb_jax.model.demand import AbstractDemand
-from dgdlb_jax.model.events import Event, Replicas
+from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
@@ -217,10 +218,14 @@ def _read(document: Section, folder: Folder, demand: str | None) -> tuple[Networ
     # A mistake there is one in the fleet, whoever reads it.
     events, autoscaler = read_events(document, network), read_autoscaler(document, network)
     read_news(document, network)
-    if autoscaler is not None and any(isinstance(event, Replicas) for event in events):
-        raise document.error(
-            "autoscaler", "stands beside [[events]] that change replicas", "leave one of them out: both move the same."
-        )
+    if autoscaler is not None and events:
+        found = signals(network, events)
+        if found.replicas is not None or found.timeout is not None or found.news is not None:
+            raise document.error(
+                "autoscaler",
+                "stands beside [[events]] that change replicas, give a timeout or slow news down",
+                "leave one of them out.",
+            )
     return network, service
 
 

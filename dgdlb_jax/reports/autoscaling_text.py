@@ -142,7 +142,10 @@ class AutoscalerReport:
             return [*lines, "  with DGD-LB: the autoscaler swings by itself"]
         size = ranging(float(found.default.min()), float(found.default.max()))
         if math.isinf(found.limit):
-            return [*lines, f"  with DGD-LB (step size {size} 1/s^2): no limit, nothing in the network delays a loop"]
+            return [
+                *lines,
+                f"  with DGD-LB (step size {size} 1/s^2): no limit, no frontend has two backends in use at the optimum",
+            ]
         return [
             *lines,
             f"  with DGD-LB (step size {size} 1/s^2, cautious beside it): critical at {number(found.limit)} times that; beyond it traffic "

@@ -124,6 +124,8 @@ class Job:
         """
         chosen, name = self.settings, self.network.name or "fleet"
         show(text.network_facts(self.network))
+        if self.autoscaler is not None:
+            show("replicas as the file gives them; what balancers cost while the autoscaler moves them stands below")
         status.phase(f"{name}: optimum")
         best = solve_optimum(self.network)  # compiled here, before several threads ask for it
         with in_the_background() as later:

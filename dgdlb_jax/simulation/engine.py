@@ -10,13 +10,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Int
 
 from dgdlb_jax.model.batch import as_batch, each_frontend, of_batch, only_one, require_single
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import Signals, as_signals
-from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import (
     Carry,
     Checkpoints,
@@ -26,7 +25,7 @@ from dgdlb_jax.numerics.delay import (
     run_as_told,
     steps_for,
 )
-from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
+from dgdlb_jax.numerics.delay.checkpoint import join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
@@ -38,14 +37,16 @@ from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import autoscaled, checks
 from dgdlb_jax.simulation.attached import Applied, Attached, Plugins
 from dgdlb_jax.simulation.autoscaled import Scaler
+from dgdlb_jax.simulation.chain import delayed_system, overflow
 from dgdlb_jax.simulation.clock import Clock
 from dgdlb_jax.simulation.dynamics import Field
+from dgdlb_jax.simulation.inputs import Inputs, check_together
 from dgdlb_jax.simulation.observe import ObserveFields
 from dgdlb_jax.simulation.plan import Execution, Plan, Program, plan
 from dgdlb_jax.simulation.plugins import AbstractExtension
 from dgdlb_jax.simulation.replica_sums import replica_statistics, with_sums
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
-from dgdlb_jax.simulation.step import StepState, delayed_system, overflow
+from dgdlb_jax.simulation.state import StepState
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
@@ -203,7 +204,7 @@ def simulate_batch(
     if throw:
         checks.explain(networks, made.grid, max_latency)
     checks.resumable(initial, made.grid)
-    inputs = _Inputs(
+    inputs = Inputs(
         network=networks.anonymous(),
         policy=policy,
         events=None
@@ -222,12 +223,7 @@ def simulate_batch(
     checks.same_autoscaler(inputs.initial, autoscaler, made.program.commands)
     if found is not None:
         checks.one_event_at_a_time(found, made.grid)
-        _check_own_requests(made, inputs)
-        _check_timeouts(made, inputs)
-        _check_replicas(inputs)
-    _check_extra_flow(made, inputs)
-    if made.program.fused:
-        _check_fused(made, inputs)
+    check_together(made, inputs)
     made.memory.check()
     with _kernels().compiling(policy) if made.program.fused else nullcontext():
         runs = _carry_out(made, inputs)
@@ -235,22 +231,6 @@ def simulate_batch(
         raise_on_failure(runs.result, "The simulation" if networks.batch == 1 else "simulate_batch")
     names = {"frontend_names": networks.frontend_names, "backend_names": networks.backend_names}
     return dataclasses.replace(runs, **names, labels=made.plugins.labels)
-
-
-class _Inputs(eqx.Module):
-    """Everything with a batch axis."""
-
-    network: Network
-    policy: AbstractPolicy
-    events: Signals | None  # demand apart, which the network has
-    initial: tuple[Array, Array] | SimulationState
-    reference: Float[Array, "batch backends"] | None
-    dt: Float[Array, " batch"]
-    steps: Int[Array, " batch"]
-    after: Int[Array, " batch"]
-    every: Int[Array, ""] | None  # instead of the plan's, when the number of steps is data
-    extra: Float[Array, "batch instants frontends backends"] | None
-    autoscaler: AbstractAutoscaler | None
 
 
 def _execution(chosen: Execution | None, once: dict[str, Any]) -> Execution:
@@ -268,74 +248,6 @@ def _execution(chosen: Execution | None, once: dict[str, Any]) -> Execution:
     return dataclasses.replace(chosen or Execution(), **once)
 
 
-def _check_own_requests(made: Plan, inputs: _Inputs) -> None:
-    """What a failed backend or a broken link leaves of a frontend's own requests is not modelled."""
-    if made.program.counts_own and jax.tree.leaves(inputs.events):
-        raise InputError(
-            f"{type(inputs.policy).__name__} looks at its frontend's own requests, which events would have to take away: leave the events "
-            "out, or take a policy that looks at workloads or latencies."
-        )
-
-
-def _check_timeouts(made: Plan, inputs: _Inputs) -> None:
-    """Requests that are sent again have a channel of their own, behind which there is nothing."""
-    if inputs.events is None or inputs.events.timeout is None:
-        return
-    if made.plugins or inputs.extra is not None:
-        raise InputError(
-            "Failures with a timeout have no place for observables, statistics or extensions of your own, or for extra_flow: leave either "
-            "out."
-        )
-
-
-def _check_replicas(inputs: _Inputs) -> None:
-    """What an autoscaler does not go with: other hands on replicas, and channels whose delays change or that it would stand between."""
-    if inputs.autoscaler is None or inputs.events is None:
-        return
-    if inputs.events.replicas is not None:
-        raise InputError(
-            "Events that change replicas, and an autoscaler that moves them, contradict each other: leave one of them out."
-        )
-    if inputs.events.timeout is not None or inputs.events.news is not None:
-        raise InputError(
-            "Failures with a timeout, and links whose news gets slower, do not go with an autoscaler yet: leave one of them out."
-        )
-
-
-def _check_extra_flow(made: Plan, inputs: _Inputs) -> None:
-    if inputs.extra is None:
-        return
-    if inputs.events is not None and (inputs.events.latency is not None or inputs.events.intact is not None):
-        raise InputError(
-            "extra_flow has no wires of its own where events change latencies or break links: leave one of them out."
-        )
-    if made.program.steps is None:
-        raise InputError("extra_flow needs a number of steps that is compiled in: leave frames out.")
-    shape = (
-        made.grid.dt.size,
-        count_frames(made.program.steps, made.program.every) + 1,
-        *inputs.network.latency.shape[1:],
-    )
-    if inputs.extra.shape != shape:
-        raise InputError(
-            f"extra_flow has shape {inputs.extra.shape[1:]}, but this run saves {shape[1]} instants of {shape[2]} x {shape[3]} arcs: "
-            "give one matrix for each of them, the start and the end included."
-        )
-
-
-def _check_fused(made: Plan, inputs: _Inputs) -> None:
-    if inputs.events is not None or inputs.autoscaler is not None:
-        raise InputError("fused=True has no place for events and autoscalers: leave it out.")
-    if made.plugins:
-        raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
-    if not device.on_gpu():
-        raise InputError(f"fused=True needs a CUDA device, this is {jax.default_backend()}: leave it out.")
-    if made.program.steps is None or made.program.every is not None or inputs.extra is not None:
-        raise InputError(
-            "fused=True keeps nothing between start and end: use SaveAt.statistics() or SaveAt.final(), leave frames and extra_flow out."
-        )
-
-
 def _kernels():
     """Loaded when asked for: Pallas is experimental, and takes time to import."""
     try:
@@ -347,7 +259,7 @@ def _kernels():
     return fused
 
 
-def _carry_out(made: Plan, inputs: _Inputs) -> Trajectory:
+def _carry_out(made: Plan, inputs: Inputs) -> Trajectory:
     def run(native: bool) -> Trajectory:
         program = dataclasses.replace(made.program, native=native)
         return in_threads(
@@ -359,7 +271,7 @@ def _carry_out(made: Plan, inputs: _Inputs) -> Trajectory:
 
 
 @eqx.filter_jit
-def _run(inputs: _Inputs, plugins: Plugins, program: Program, devices: int, lanes: int) -> Trajectory:
+def _run(inputs: Inputs, plugins: Plugins, program: Program, devices: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
     run_tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared[0]), shared[1], program)
@@ -369,7 +281,7 @@ def _run(inputs: _Inputs, plugins: Plugins, program: Program, devices: int, lane
     return with_automatic_axes(run, inputs.network.latency)(batched, (shared, plugins))
 
 
-def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory:
+def _run_tile(inputs: Inputs, plugins: Plugins, program: Program) -> Trajectory:
     network, dt = inputs.network, inputs.dt
     field = Field(network, inputs.policy, inputs.events)
     count_wires, scaler = "in_flight" in program.fields, None
@@ -413,7 +325,7 @@ def _run_tile(inputs: _Inputs, plugins: Plugins, program: Program) -> Trajectory
     return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results), measured=measured)
 
 
-def _integrate(system: DelayedSystem, carry: Carry, inputs: _Inputs, program: Program) -> tuple[Carry, dict[str, Any]]:
+def _integrate(system: DelayedSystem, carry: Carry, inputs: Inputs, program: Program) -> tuple[Carry, dict[str, Any]]:
     """The run, and what is saved of it: time as second axis, behind the batch."""
     batch_first = partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, 0, 1))
     observe = lambda carry: system.observe(system.parameters, carry.k, carry.state)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dgdlb_jax.simulation.clock import time
 from dgdlb_jax.simulation.retries import cost_of_retries
-from dgdlb_jax.simulation.step import StepState, System, time
+from dgdlb_jax.simulation.state import StepState, System
 
 
 @dataclass(frozen=True)

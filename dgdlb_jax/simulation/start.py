@@ -18,7 +18,7 @@ from dgdlb_jax.simulation.autoscaled import Scaler
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.retries import Retries, no_retries
-from dgdlb_jax.simulation.step import StepState, flow_channel, news_shape, wire_delay, wire_shape
+from dgdlb_jax.simulation.state import StepState, flow_channel, news_shape, wire_delay, wire_shape
 from dgdlb_jax.simulation.timeline import Left, Wires
 from dgdlb_jax.simulation.trajectory import SimulationState
 

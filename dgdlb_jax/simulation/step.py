@@ -20,232 +20,38 @@ computed again that is known: the routing by its support, the workload, and whic
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from dgdlb_jax.numerics import bits
-from dgdlb_jax.numerics.delay import DelayedSystem, Each, Gather, StepContext, Sum, hold
-from dgdlb_jax.numerics.delay.line import interpolate, split
+from dgdlb_jax.numerics.delay import StepContext, hold
+from dgdlb_jax.numerics.delay.line import interpolate
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import Observation, State
 from dgdlb_jax.policies.static import proportional
-from dgdlb_jax.simulation import autoscaled
-from dgdlb_jax.simulation.attached import Applied, Attached, Extended
-from dgdlb_jax.simulation.autoscaled import Scaler, Scaling, Told
-from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
+from dgdlb_jax.simulation.clock import Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
-from dgdlb_jax.simulation.lanes import Shape
-from dgdlb_jax.simulation.own import OwnRequests
 from dgdlb_jax.simulation.replica_sums import add_step
 from dgdlb_jax.simulation.retries import (
-    Retries,
     by_arc,
-    late_part,
     lost_for_a_while,
-    retry_delay,
     returns,
     waiting_cost,
 )
-from dgdlb_jax.simulation.summary import Sums, Window, higher, set_by
-from dgdlb_jax.simulation.timeline import Left, Survival, Wires, total
-
-
-class System(eqx.Module):
-    """Everything that stays the same from step to step; `late`: where the channel of flow carries counts, the fraction of a step in
-    every latency."""
-
-    field: Field
-    clock: Clock
-    window: Window | None
-    late: Wires | None
-    attached: Attached | None = None
-    scaler: Scaler | None = None
-
-    def rate(
-        self,
-        k: Int[Array, ""],
-        at: Int[Array, ""],
-        workload: Backends,
-        extensions: list[PyTree],
-        ready: Backends | None,
-        of: Callable = Field.service_rate,
-    ) -> Backends:
-        """A service rate at one end of step k, with extensions in these states and so many replicas; `of`: all requests of a backend, or
-        each."""
-        clock = self.clock.backends
-        replicas = None if self.scaler is None or ready is None else self.scaler.factor(ready)
-        rate = of(self.field, time(at, clock), workload, (time(k, clock), length(k, clock)), replicas)
-        factor = self.plugins.factor(extensions) if self.plugins is not None else None
-        return rate if factor is None else factor * rate
-
-    @property
-    def plugins(self) -> Applied | None:
-        """What a user has added, None if nothing."""
-        return None if self.attached is None else Applied(self.field, self.clock, self.attached, self.scaler)
-
-
-class StepState(eqx.Module):
-    """What changes from step to step, the channels apart. Few arrays and no scalars: many small ones are slow in XLA's loops."""
-
-    routing: Arcs
-    workload: Backends
-    flow: Arcs
-    inflow: Backends
-    velocity: Arcs | None
-    policy: State
-    peak: Backends
-    in_flight: Lanes | None
-    sums: Sums | None
-    tail: Wires | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
-    measured: tuple[PyTree, ...] = ()  # by statistics of the user's
-    extended: tuple[Extended, ...] = ()  # by state variables of the user's
-    own: OwnRequests | None = None  # where the policy looks at them
-    lost: Backends | None = None  # with events: requests lost since the start
-    reported: Backends | None = None  # with events: the workload as frontends hear of it
-    left: Left | None = None  # where news changes its ways: what was reported then
-    retries: Retries | None = None  # with events: what backends that failed have lost for a while
-    scaling: Scaling | None = None  # with an autoscaler
-
-    @property
-    def ready(self) -> Backends | None:
-        """Replicas that serve, where an autoscaler moves them."""
-        return None if self.scaling is None else self.scaling.ready
-
-
-class Predicted(NamedTuple):
-    """What `predict` hands on; with an autoscaler, `ready`: replicas at the end of the step."""
-
-    now: StepState
-    workload: Backends
-    ready: Backends | None = None
-
-
-class Seen(NamedTuple):
-    """What `answer` hands on: what frontends see of workloads (and replicas), and the rate at which own requests are answered in the
-    step."""
-
-    held: Predicted
-    seen: Arcs
-    left: Arcs
-    replicas: Arcs | None = None
-
-
-class Answers(NamedTuple):
-    """Of own requests: the rates at which they leave backends in the step, and at which answers reach frontends."""
-
-    left: Arcs
-    returned: Arcs
-
-
-class Routed(NamedTuple):
-    """What `route` hands on; with counts, `sent`: what is sent in the step, requests/s, and the `tail` of it; with events that concern
-    links, `wired`: what of it is on each wire."""
-
-    now: StepState
-    predicted: Backends
-    routing: Arcs
-    velocity: Arcs | None
-    policy: State
-    flow: Arcs
-    sent: Arcs | None = None
-    tail: Wires | None = None
-    answers: Answers | None = None
-    wired: list[Arcs] | None = None
-    ready: Backends | None = None
-
-
-def delayed_system(
-    field: Field,
-    clock: Clock,
-    window: Window | None,
-    rows: int,
-    counts: bool,
-    observe: Callable,
-    attached: Attached | None = None,
-    extensions: tuple[Gather, ...] = (),
-    counts_own: bool = False,
-    scaler: Scaler | None = None,
-) -> DelayedSystem:
-    """A tile of networks as a system with delays.
-
-    **Arguments:** `counts`: whether the channel of flow carries counts; `attached`: what a user adds; `extensions`: the channels of the
-    state variables among it; `counts_own`: whether own requests are counted, which takes a channel of answers, and arcs that arrive
-    each by itself; `scaler`: the autoscaler, if any.
-    """
-    step = clock.frontends[0]
-    delay = wire_delay(field, step)
-    late = news_delay(field, step)
-    news = Gather(late, news_shape(field).ends, rows)
-    system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached, scaler)
-    last = _last_stages(len(extensions), attached)
-    if field.events is not None and field.events.timeout is not None:
-        again = Sum(retry_delay(field, step), Each(field.feedback_latency.shape), rows, interpolates=False)
-        flow = Sum(delay, Each(delay.shape), rows, interpolates=False)
-        stages = (predict, route, partial(arrive_and_lose, rows=rows), collect)
-        return DelayedSystem(system, (news, flow, again), stages, observe, support)
-    before, seeing, answering, routing = (news,), (), answer, route
-    if scaler is not None:
-        seeing, more = autoscaled.channels(scaler, late, rows, clock.backends[0])
-        before = (news, *more)
-        answering, routing = answer_scaled, route_scaled
-    if not counts_own:
-        flow = Sum(delay, wire_shape(field).ends, rows, interpolates=not counts)
-        return DelayedSystem(system, (*before, flow, *extensions), (predict, *seeing, routing, *last), observe, support)
-    each = Each(delay.shape)
-    answers = Sum(field.feedback_latency / step, each, rows)
-    flow = Sum(delay, each, rows, interpolates=not counts)
-    stages = (predict, *seeing, answering, route_by_own, *last)
-    return DelayedSystem(system, (*before, answers, flow, *extensions), stages, observe, support)
-
-
-def flow_channel(state: StepState) -> int:
-    """Which channel is that of flow."""
-    return 1 + (state.own is not None) + (0 if state.scaling is None else state.scaling.channels)
-
-
-def wire_shape(field: Field) -> Shape:
-    """The sizes of a tile of wires: as many as there are arcs, or more where events change latencies."""
-    return (
-        field.shape
-        if field.events is None
-        else replace(field.shape, frontends=field.events.wires * field.shape.frontends)
-    )
-
-
-def wire_delay(field: Field, step: Frontends) -> Wires:
-    """The latency of every wire in steps."""
-    delay = field.latency / step
-    return delay if field.events is None else field.events.by_wire(delay)
-
-
-def news_shape(field: Field) -> Shape:
-    """The sizes of a tile of ways of news: as many as there are arcs, or more where events change their latencies."""
-    ways = 1 if field.events is None else field.events.ways_of_news
-    return replace(field.shape, frontends=ways * field.shape.frontends)
-
-
-def news_delay(field: Field, step: Frontends) -> Wires:
-    """The latency of every way of news in steps."""
-    if field.events is None or field.events.news is None:
-        return field.feedback_latency / step
-    return jnp.concatenate([*(field.events.news.values / step)], axis=-1)
-
-
-def overflow(system: DelayedSystem) -> Bool[Array, " lanes"]:
-    """In which lanes a latency does not fit the delay lines."""
-    lanes = system.parameters.field.shape.lanes
-    late = [channel.overflow.reshape(-1, lanes).any(0) for channel in system.channels]
-    return jnp.stack(late).any(0)
-
-
-def support(state: StepState) -> Array:
-    """Where traffic goes, packed: often all that the reverse pass needs of a routing."""
-    return bits.pack(state.routing > 0)
+from dgdlb_jax.simulation.state import (
+    Answers,
+    Predicted,
+    Routed,
+    Seen,
+    StepState,
+    System,
+)
+from dgdlb_jax.simulation.summary import higher, set_by
+from dgdlb_jax.simulation.timeline import Survival, total
 
 
 def predict(system: System, context: StepContext, now: StepState, received: None) -> tuple[Predicted, Any]:
@@ -278,23 +84,12 @@ def answer(system: System, context: StepContext, held: Predicted, seen: Arcs) ->
     return Seen(held, seen, left), (now.own.left, left)
 
 
-def answer_scaled(system: System, context: StepContext, told: Told, replicas: Arcs) -> tuple[Seen, Any]:
-    """`answer` where an autoscaler moves replicas."""
-    seen, sent = answer(system, context, told.held, told.seen)
-    return seen._replace(replicas=replicas), sent
-
-
 def route_by_own(
     system: System, context: StepContext, seen: Seen, returned: Float[Array, "*arcs"]
 ) -> tuple[Routed, Any]:
     """`route` for a policy that looks at its own requests, when so many answers come in."""
     answers = Answers(seen.left, returned.reshape(seen.left.shape))
     return route(system, context, seen.held, seen.seen, answers, seen.replicas)
-
-
-def route_scaled(system: System, context: StepContext, told: Told, replicas: Arcs) -> tuple[Routed, Any]:
-    """`route` where an autoscaler moves replicas."""
-    return route(system, context, told.held, told.seen, None, replicas)
 
 
 def route(
@@ -406,27 +201,6 @@ def arrive(
     return after, None
 
 
-def arrive_and_lose(
-    system: System, context: StepContext, move: Routed, inflow: Float[Array, " wires"], *, rows: int
-) -> tuple[StepState, Arcs]:
-    """As `arrive`; and what failed backends lose in the step sets out for the frontends."""
-    after, _ = arrive(system, context, move, inflow)
-    assert after.retries is not None
-    late = late_part(system.field, system.clock.frontends[0], rows)
-    retries, entering = after.retries.enter(late)
-    return replace(after, retries=retries), entering
-
-
-def collect(
-    system: System, context: StepContext, after: StepState, returned: Float[Array, " arcs"]
-) -> tuple[StepState, None]:
-    """What has come back, to be sent in the next step."""
-    del context
-    assert after.retries is not None
-    back = jnp.sum(returned.reshape(system.field.shape.backends, -1), axis=0)
-    return replace(after, retries=replace(after.retries, back=back)), None
-
-
 def _through_events(
     system: System, k: Int[Array, ""], move: Routed, sent: Arcs, arrived: Backends, served: Backends
 ) -> tuple[Survival, Backends, Arcs, Lanes | None]:
@@ -442,65 +216,6 @@ def _through_events(
     lost = left.lost + step / 2 * field.shape.arrivals(sent - carried)
     detour = jnp.sum(2 * events.detour(move.wired) * field.cost_latency, axis=0)
     return left._replace(lost=lost), left.lost, carried, field.shape.per_lane(detour)
-
-
-def _last_stages(extensions: int, attached: Attached | None) -> tuple[Callable, ...]:
-    """The stages behind the channel of flow: `arrive`, one more for every extension, and the statistics of the user's in the last."""
-    if attached is None:
-        return (arrive,)
-    if not extensions:
-        return (arrive_and_measure,)
-    return (arrive_and_send, *(Extend(number) for number in range(extensions)))
-
-
-class Arrived(NamedTuple):
-    """What stages of extensions hand on: the state before the step, that after it as far as known, extensions by Euler."""
-
-    now: StepState
-    after: StepState
-    ahead: list[PyTree]
-
-
-def arrive_and_measure(
-    system: System, context: StepContext, move: Routed, inflow: Float[Array, "*arcs"] | Backends
-) -> tuple[StepState, None]:
-    """As `arrive`, with statistics of the user's."""
-    after, _ = arrive(system, context, move, inflow)
-    return _measured(system, context.k, move.now, after), None
-
-
-def arrive_and_send(
-    system: System, context: StepContext, move: Routed, inflow: Float[Array, "*arcs"] | Backends
-) -> tuple[Arrived, Any]:
-    """As `arrive`; and what the first extension sends."""
-    after, _ = arrive(system, context, move, inflow)
-    plugins = system.plugins
-    assert plugins is not None
-    held = Arrived(move.now, after, plugins.predicted(context.k, move.now))
-    return held, plugins.sent(0, context.k, *held)
-
-
-@dataclass(frozen=True)
-class Extend:
-    """The stage of an extension: its state after the step; and what the next one sends."""
-
-    number: int
-
-    def __call__(self, system: System, context: StepContext, held: Arrived, reading: Array) -> tuple[Any, Any]:
-        """From what the extension reads."""
-        k, plugins = context.k, system.plugins
-        assert plugins is not None
-        moved = plugins.moved(self.number, k, *held, reading)
-        extended = tuple(moved if n == self.number else own for n, own in enumerate(held.after.extended))
-        held = held._replace(after=eqx.tree_at(lambda s: s.extended, held.after, extended))
-        if self.number + 1 < len(extended):
-            return held, plugins.sent(self.number + 1, k, *held)
-        return _measured(system, k, held.now, held.after), None
-
-
-def _measured(system: System, k: Int[Array, ""], now: StepState, after: StepState) -> StepState:
-    assert system.plugins is not None
-    return eqx.tree_at(lambda s: s.measured, after, system.plugins.measure(k, now, after))
 
 
 def _at_both_ends(

@@ -50,8 +50,8 @@ Backends = Float[Array, "*batch backends"]
 
 _NEWTON = 60
 _NEUTRAL = 1e-9
-_FREQUENCIES = 2000  # at which the largest gain is looked for
-_WIDEST = 1e4  # from how much below the slowest to how much above the fastest rate of a loop
+_FREQUENCIES = 4000  # at which crossings are looked for
+_WIDEST, _WIDEST_ABOVE = 100.0, 10.0  # how far below the slowest and above the fastest rate of a loop
 _DECISIONS = 128  # within a start-up delay, at most, where limits are looked for
 
 
@@ -95,16 +95,23 @@ class ReplicaLoop(eqx.Module):
     def _own(self, s: Complex[Array, ""]) -> Complex[Array, " backends"]:
         return 1 - self.by_command * jnp.exp(-s * self.interval) if self.interval else s - self.by_command
 
-    @property
-    def largest_gain(self) -> Backends:
-        r"""$\max_w |H(jw)| / w$, seconds^2: with less than its reciprocal a balancer is stable whatever its latencies (small gain)."""
-        frequency = self._frequencies()
-        gains = jax.vmap(lambda w: jnp.abs(self.plant(1j * w)) / w)(frequency)
-        return gains.max(0)
+    def critical_gain(self, delay: Float[Array, ""]) -> Backends:
+        r"""The gain $K$ at which equal backends, so many seconds there and back from their frontends, begin to swing, 1/s^2.
 
-    def _frequencies(self) -> Float[Array, " frequencies"]:
-        slowest = self.slope.min() / (1 + (self.slope * (self.startup + self.interval)).max())
-        first, last = jnp.log(slowest / _WIDEST), jnp.log(self.slope.max() * 100)
+        $$ 1 / K = \max \{ -z : z = H(jw)\, e^{-jwd} / (jw) \text{ real and negative} \} $$
+        on a grid of frequencies: conservative where it does not resolve the start-up delay.
+        """
+        frequency = self._frequencies(delay)
+        loop = jax.vmap(lambda w: self.plant(1j * w) * jnp.exp(-1j * w * delay) / (1j * w))(frequency)
+        size = jnp.maximum(-loop.real[1:], -loop.real[:-1])
+        crosses = (loop.imag[1:] * loop.imag[:-1] <= 0) & (size > 0)
+        largest = jnp.where(crosses, size, 0).max(0)
+        return jnp.where(largest > 0, 1 / jnp.where(largest > 0, largest, 1), jnp.inf)
+
+    def _frequencies(self, delay: Float[Array, ""]) -> Float[Array, " frequencies"]:
+        slowest = self.slope.min() / (1 + (self.slope * (self.startup + self.interval + delay)).max())
+        fastest = self.slope.max() + jnp.pi / jnp.maximum(delay, 1 / self.slope.max())
+        first, last = jnp.log(slowest / _WIDEST), jnp.log(_WIDEST_ABOVE * fastest)
         return jnp.exp(jnp.linspace(first, last, _FREQUENCIES))
 
     def at(self, backend: int) -> "ReplicaLoop":

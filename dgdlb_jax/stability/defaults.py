@@ -22,7 +22,7 @@ StepSize = ArrayLike | AbstractPolicy
 """1/s^2: a scalar, one number per frontend (in a batch `(batch, frontends)` or `(batch, 1)` too), or a policy with a `step_size`."""
 
 _SAFETY = 0.25  # of what theorem C with the largest latency allows
-_OF_SMALL_GAIN = 0.5  # of what is proven beside an autoscaler
+_PARTS = (0.0, 0.25, 0.5, 1.0)  # of the longest way there and back, at which limits beside an autoscaler are looked at
 _MATTERS = 1e-3  # of all traffic: what a backend has to receive for its chatter to be worth resolving
 _TIE = 1e-6  # of a marginal latency, which an optimum knows to about 1e-9: no rounding decides which of two equals is the second
 _FAR_ABOVE = 10.0  # times the least marginal latency
@@ -54,8 +54,8 @@ def default_step_size(
     - `averaging`: seconds by which a frontend's estimates make its news older, a scalar or `(frontends,)`: counted as feedback latency.
       It is the `delay` of an estimate, half of a window or a time constant.
     - `autoscaler`: what moves replicas meanwhile. Everything then refers to the replicas that it asks for at the flows of the optimum,
-      and the step size is at most half of $\min_{j \in S^+_i} 1 / (c_j \Lambda^+_j \max_w |H_j(jw)| / w)$, with $H$ of
-      `stability.autoscaling`: by small gain a balancer that is slower than twice that is stable at any latency.
+      and the step size is at most a quarter of $\min_{j \in S^+_i} K_j / (c_j \Lambda^+_j)$, with $K_j$ the critical gain of backends
+      like $j$ beside it (`stability.autoscaling`), at the worst of several latencies up to the largest.
 
     **Returns:** `(frontends,)` in 1/s^2, with a leading axis for a batch; 0 for a frontend with one arc or nothing to send.
 
@@ -217,9 +217,11 @@ def _beside_an_autoscaler(
     point = OperatingPoint(adapted, rest)
     choices = _choices(adapted, point)
     shared = (network.arrival_rate[:, None] * choices).sum(0)
-    proven = jnp.where(choices & free, _ratio(1.0, point.gain * shared * loop.largest_gain), jnp.inf).min(1)
+    longest = jnp.where(choices, network.latency + network.feedback_latency, 0).max() + averaging.max() + 2 * interval
+    critical = jnp.stack([loop.critical_gain(part * longest) for part in _PARTS]).min(0)
+    beside = jnp.where(choices & free, _ratio(critical, point.gain * shared), jnp.inf).min(1)
     alone = _default_step_size(adapted, rest, interval, averaging).step_size
-    return jnp.minimum(alone, _OF_SMALL_GAIN * proven)
+    return jnp.minimum(alone, _SAFETY * beside)
 
 
 def _response_and_delay(

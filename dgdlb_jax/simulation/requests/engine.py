@@ -22,6 +22,7 @@ from dgdlb_jax.numerics.tiles import map_tiles
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractInstantPolicy, AbstractPolicy
 from dgdlb_jax.simulation import checks
+from dgdlb_jax.simulation.clock import Clock
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.memory import Memory
@@ -35,7 +36,6 @@ from dgdlb_jax.simulation.requests.step import Counting, RequestState, request_s
 from dgdlb_jax.simulation.requests.streams import LARGEST, Streams
 from dgdlb_jax.simulation.requests.trajectory import Parts, RequestTrajectory, Sojourns
 from dgdlb_jax.simulation.start import check_start, default_start
-from dgdlb_jax.simulation.step import Clock
 from dgdlb_jax.simulation.summary import Window, statistics
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState
 

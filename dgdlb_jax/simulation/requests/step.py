@@ -25,13 +25,13 @@ from dgdlb_jax.numerics.delay.line import split
 from dgdlb_jax.numerics.sampling import binomial, poisson
 from dgdlb_jax.numerics.simplex import project_simplex
 from dgdlb_jax.policies.base import Observation, State
+from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field
 from dgdlb_jax.simulation.requests.blocks import Blocks, block_of
 from dgdlb_jax.simulation.requests.cohorts import Cohorts, Following, follow
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
 from dgdlb_jax.simulation.requests.own import OwnCounts, age_of_answers, leaving, one_by_one, send_back
 from dgdlb_jax.simulation.requests.streams import Purpose, Streams
-from dgdlb_jax.simulation.step import Clock, Lanes, length, time
 from dgdlb_jax.simulation.summary import Sums, Window, higher
 
 
