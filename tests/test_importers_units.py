@@ -112,3 +112,60 @@ def test_the_only_list_of_an_answer_is_read_in_the_order_of_its_times(tmp_path):
 def test_percentages_tell_no_servers_apart(tmp_path):
     found = only(read(tmp_path, {"a.csv": "QPS,avg latency (ms),CPU\n10,50,30%\n20,60,60%\n"}))
     assert [point.throughput for point in found.points] == [10, 20]
+
+
+BINS = "2026-01-01 00:00,{0}\n2026-01-01 00:05,{0}\n"
+HEADERS = {
+    "requests (k)": 6e3, "requests (thousands)": 6e3, "requests in millions": 6e6, "requests ('000)": 6e3, "krps": 18e5, "k req/s": 18e5,
+    "paris_krps": 18e5, "req/m": 30, "ops/m": 30, "c/m": 30, "rph": 0.5, "rps": 1800, "requests/10s": 180, "paris [1/min]": 30,
+    "paris (ops/s)": 1800,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_a_header_may_tell_multiples_and_any_time(header, tmp_path):
+    """6 of each unit in a bin of 300 s."""
+    found = only(read(tmp_path, {"a.csv": f"time,{header}\n{BINS.format(6)}"}))
+    assert found.counts.ravel() == pytest.approx([HEADERS[header]] * 2)
+
+
+@pytest.mark.parametrize("unit", ["(k)", "(k req/s)", "(req/m)", "[1/min]", "_krps", " rph", "(ops/s)", "(cps)"])
+def test_units_are_no_part_of_the_name_of_a_place(unit, tmp_path):
+    found = only(read(tmp_path, {"a.csv": f"time,paris{unit},tokyo{unit}\n{BINS.format('6,7')}"}))
+    assert found.names == ("paris", "tokyo")
+    kept = only(read(tmp_path, {"b.csv": f"time,Frankfurt (M),tokyo\n{BINS.format('6,7')}"}))
+    assert (kept.names, kept.counts[0].tolist()) == (("Frankfurt (M)", "tokyo"), [6, 7])
+
+
+THROUGHPUTS = {
+    "throughput (k req/s)": 6e3, "throughput (krps)": 6e3, "throughput (req/m)": 0.1, "throughput (requests/10s)": 0.6,
+    "output throughput (ktok/s)": 60, "output throughput (k tokens/s)": 60, "output tok/m": 1e-3, "rph": 6 / 3600,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("header", THROUGHPUTS)
+def test_a_header_of_throughput_may_tell_multiples_and_any_time(header, tmp_path):
+    text = f"concurrency,{header},output_tokens\n1,6,100\n2,7,100\n"
+    assert only(read(tmp_path, {"a.csv": text})).points[0].throughput == pytest.approx(THROUGHPUTS[header])
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ("requests (%)", r'"requests \(%\)" is a share'),
+        ("req/ms", '"ms" in the column "req/ms" is no unit known here'),
+        ("mrps", '"m" in the column "mrps" is no unit known here'),
+        ("requests (m)", '"m" in the column'),
+        ("requests per month", '"month" in the column'),
+    ],
+)
+def test_a_unit_that_is_not_known_is_refused(header, problem, tmp_path):
+    with pytest.raises(InputError, match=problem):
+        read(tmp_path, {"a.csv": f"time,{header}\n{BINS.format(6)}"})
+
+
+def test_cells_in_requests_per_minute_are_rates(tmp_path):
+    lines = "".join(f"2026-01-01 00:0{5 * k},{place},600 req/m\n" for k in range(2) for place in ("paris", "tokyo"))
+    assert only(read(tmp_path, {"a.csv": f"Time,region,requests\n{lines}"})).counts.tolist() == [[3000, 3000]] * 2
+    runs = only(read(tmp_path, {"b.csv": "concurrency,throughput\n1,120 req/m\n2,180 req/m\n"}))
+    assert [point.throughput for point in runs.points] == [2, 3]

@@ -14,8 +14,8 @@ from dgdlb_jax.fleets.importers.bins import UNEVEN, bin_width, only_figures, reb
 from dgdlb_jax.fleets.importers.counts import counted_columns, is_counts
 from dgdlb_jax.fleets.importers.long_counts import Wide, widened
 from dgdlb_jax.fleets.importers.plausible import doubts
+from dgdlb_jax.fleets.importers.rate_units import period
 from dgdlb_jax.fleets.importers.requests import read_requests
-from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import time_column
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.model.demand import AbstractDemand, Constant, DailyCycle, Jumps, Trace

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.fleets.importers.base import Demand, Options
-from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
+from dgdlb_jax.fleets.importers.rate_units import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
 from dgdlb_jax.fleets.importers.words import NOTHING, PLACES, first_of, words
 from dgdlb_jax.fleets.tables import Table

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import listed
+from dgdlb_jax.fleets.importers.rate_units import OF_REQUESTS, OF_TIME, SHORT
 from dgdlb_jax.fleets.importers.unit_column import renamed
 from dgdlb_jax.fleets.importers.words import LOST, UNITS, unit_of
 from dgdlb_jax.fleets.numerals import numerals_of
@@ -14,8 +15,7 @@ _FACTORS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "Mil": 1e6}
 _SPACE = "[ \u00a0\u202f]*"
 _CELL = re.compile(
     rf"([+-]?\d(?:[\d.,'’ \u00a0\u202f]*\d)?){_SPACE}(k|K|Mil|M|){_SPACE}"
-    rf"(ns|us|µs|μs|ms|msec|s|secs?|seconds?|rps|qps|rpm"
-    rf"|(?:r|reqs?|requests?|q|queries|tok|tokens?|ops|c){_SPACE}(?:/|per){_SPACE}(?:s|sec|second|min|m|h)|)"
+    rf"(ns|us|µs|μs|ms|msec|s|secs?|seconds?|{SHORT}|(?:{OF_REQUESTS}|tok|tokens?|){_SPACE}(?:/|per){_SPACE}{OF_TIME}|)"
 )
 
 

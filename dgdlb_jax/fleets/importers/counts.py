@@ -7,9 +7,9 @@ from dgdlb_jax.fleets.document import clipped, counted, listed
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options
 from dgdlb_jax.fleets.importers.bins import bin_width, columns_of, look_like_bins, requests_column
 from dgdlb_jax.fleets.importers.long_counts import Wide, is_long, widened
+from dgdlb_jax.fleets.importers.rate_units import period
 from dgdlb_jax.fleets.importers.rates import by_place, is_rate, place_of, speaks_of_requests
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import are_times, time_column
 from dgdlb_jax.fleets.importers.words import summaries, words
 from dgdlb_jax.fleets.tables import Table

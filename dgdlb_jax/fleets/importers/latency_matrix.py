@@ -8,8 +8,9 @@ from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, 
 from dgdlb_jax.fleets.importers.halves import completed, holes_in
 from dgdlb_jax.fleets.importers.latency_pairs import ask, is_latency
 from dgdlb_jax.fleets.importers.plausible import check_latencies
+from dgdlb_jax.fleets.importers.rate_units import period
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD, period
+from dgdlb_jax.fleets.importers.throughput_table import CAPS, HELD
 from dgdlb_jax.fleets.importers.times import are_times, time_column
 from dgdlb_jax.fleets.importers.words import (
     LATENCIES,

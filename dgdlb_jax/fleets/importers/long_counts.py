@@ -5,8 +5,8 @@ from typing import NamedTuple
 from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Options, check_names, selected
 from dgdlb_jax.fleets.importers.bins import in_order, requests_column
+from dgdlb_jax.fleets.importers.rate_units import period
 from dgdlb_jax.fleets.importers.rates import is_rate
-from dgdlb_jax.fleets.importers.throughput_table import period
 from dgdlb_jax.fleets.importers.times import read_times, time_column
 from dgdlb_jax.fleets.importers.words import PLACES, first_of, summaries
 from dgdlb_jax.fleets.tables import Row, Table

@@ -4,17 +4,15 @@ import re
 from collections.abc import Iterable, Sequence
 
 from dgdlb_jax.fleets.document import clipped, listed
-from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
+from dgdlb_jax.fleets.importers.rate_units import OF_REQUESTS, OF_TIME, SHORT, period, tokens_of
 from dgdlb_jax.fleets.importers.words import summaries
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 # What says of a column that it is a rate of requests: the rest of its name is that of a place.
-_OF_REQUESTS = r"(?:requests?|reqs?|queries|query|calls|hits|arrivals|throughput|tput|count)"
-_OF_TIME = r"(?:s|sec|secs|second|m|min|minute|h|hr|hour|d|day)"
+_OF_REQUESTS = rf"(?:{OF_REQUESTS}|throughput|tput)"
 _RATE = re.compile(
-    rf"(?<![a-z])(?:rps|qps|rpm|qpm|{_OF_REQUESTS}[ _]*(?:/|per)[ _]*{_OF_TIME}|{_OF_REQUESTS}[ _]+{_OF_TIME}"
-    rf"|(?:/|per)[ _]*{_OF_TIME})(?![a-z])",
+    rf"(?<![a-z])(?:{SHORT}|{_OF_REQUESTS}[ _]*(?:/|per)[ _]*{OF_TIME}|{_OF_REQUESTS}[ _]+{OF_TIME}|1? ?(?:/|per)[ _]*{OF_TIME})(?![a-z])",
     re.IGNORECASE,
 )
 # What says of a column that it counts requests.

@@ -17,8 +17,8 @@ from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
 from dgdlb_jax.fleets.importers.bins import UNEVEN, only_figures
 from dgdlb_jax.fleets.importers.failures import failed_requests
+from dgdlb_jax.fleets.importers.rate_units import period, tokens_of
 from dgdlb_jax.fleets.importers.source import Source
-from dgdlb_jax.fleets.importers.throughput_table import period, tokens_of
 from dgdlb_jax.fleets.importers.times import BURSTGPT, read_times, time_column
 from dgdlb_jax.fleets.importers.unnamed_counts import check_no_bins
 from dgdlb_jax.fleets.importers.words import PLACES, first_of, words

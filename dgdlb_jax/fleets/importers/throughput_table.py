@@ -1,13 +1,13 @@
 """Throughput of a server as a plain table: a line for every workload, batch size or concurrency."""
 
 import math
-import re
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, listed, nearest
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.failures import failures_beside
 from dgdlb_jax.fleets.importers.fields import telling
+from dgdlb_jax.fleets.importers.rate_units import period, said_period, tokens_of
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.whole_servers import of_whole_servers, together, whole_name
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, statistic_rank, unit_of, words
@@ -26,23 +26,6 @@ LAYOUT = (
     "throughput_rps or output_tokens_per_s"
 )
 
-_PER_SECOND = {"rps", "qps", "tps", "throughput", "tput"}
-_SECONDS, _COUNTED = (
-    {"s", "sec", "second"},
-    {"request", "requests", "req", "reqs", "queries", "token", "tokens", "tok", "toks"},
-)
-_SECOND = re.compile(r"(?:per[_ ]?|/ ?)s(?:ec(?:ond)?)?(?![a-z])")
-_PER_MINUTE = {"rpm", "qpm", "tpm"}
-# Of a minute, an hour, a day; "min" by itself is a minimum.
-_PERIOD = re.compile(
-    r"(?:per[_ ]?|/ ?)(m)in(?:ute)?(?![a-z])|(?:per[_ ]?|/ ?)(h)(?:r|our)?(?![a-z])|(?:per[_ ]?|/ ?)(d)ay(?![a-z])"
-)
-_PERIODS = {"m": 60.0, "h": 3600.0, "d": 86400.0}
-_MOMENTS = {"timestamp", "start", "end", "arrival", "arrived", "gap"}
-_NO_RATE = {
-    "latency", "time", "duration", "gpu", "chip", "user", "low", "high", "error", "errors", "failed", "failure", "failures", "timeouts",
-    "mbps", "gbps", "kbps", "mb", "gb", "kb", "mib", "bytes", "bits",
-}  # fmt: skip
 _ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
 _INPUT = ("input_tokens", "input_len", "isl", "prompt_tokens", "input_length")
@@ -194,7 +177,7 @@ def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
     if found.tokens is not None:
         told = "" if options.tokens_per_request is None else f", {options.tokens_per_request:g} as told"
         notes.append(f'"{clipped(found.throughput)}" divided by the tokens of a request{told}')
-    if words(found.throughput) in (("throughput",), ("tput",)) and first_of(table.columns, ["workload"]) is None:
+    if said_period(found.throughput) is None and first_of(table.columns, ["workload"]) is None:
         notes.append(f'"{clipped(found.throughput)}" is taken for requests/s, as it does not say')
     if period(found.throughput) != 1.0:
         notes.append(f'"{clipped(found.throughput)}" divided by {period(found.throughput):g} s')
@@ -208,30 +191,6 @@ def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
             f'"{clipped(unclear[0])}" does not say its unit and is not used: call it {clipped(unclear[0])}_s or {clipped(unclear[0])}_ms'
         )
     return tuple(notes)
-
-
-def period(column: str) -> float | None:
-    """The seconds for which a column counts requests or tokens: 1 of a rate per second; None for a column that is no rate."""
-    found = set(words(column))
-    if _NO_RATE & found:
-        return None
-    longer = _PERIOD.search(column.lower())
-    if longer is not None or found & _PER_MINUTE:
-        return _PERIODS[longer[longer.lastindex or 1] if longer is not None else "m"]
-    seconds = _SECOND.search(column.lower()) or (found & _SECONDS and found & _COUNTED and not found & _MOMENTS)
-    return 1.0 if seconds or found & _PER_SECOND else None
-
-
-def tokens_of(column: str) -> str | None:
-    """Which tokens a throughput counts: `"output"`, `"input"`, `"total"`, `"some"` where it does not say, None for requests."""
-    found = set(words(column))
-    if not found & {"token", "tokens", "tok", "toks", "tps"}:
-        return None
-    if found & {"output", "out", "generated", "generation", "gen", "decode"}:
-        return "output"
-    if found & {"input", "in", "prompt", "prefill"}:
-        return "input"
-    return "total" if "total" in found else "some"
 
 
 def _latency(table: Table) -> str | None:
