@@ -169,3 +169,39 @@ def test_cells_in_requests_per_minute_are_rates(tmp_path):
     assert only(read(tmp_path, {"a.csv": f"Time,region,requests\n{lines}"})).counts.tolist() == [[3000, 3000]] * 2
     runs = only(read(tmp_path, {"b.csv": "concurrency,throughput\n1,120 req/m\n2,180 req/m\n"}))
     assert [point.throughput for point in runs.points] == [2, 3]
+
+
+MIXED = {
+    "by column": "rtt_ms,a,b\na,1 ms,0.241 s\nb,242 ms,300 us\n",
+    "the first cell says none": "rtt,a,b\na,1 ms,0.241 s\nb,242 ms,300 us\n",
+    "the title says it": "Median RTT in ms\n,a,b\na,1 ms,0.241 s\nb,242 ms,300 us\n",
+    "some without": "rtt_ms,a,b\na,1,0.241 s\nb,242,0.3\n".replace("0.3", "300 us"),
+}
+
+
+@pytest.mark.parametrize("case", MIXED)
+def test_every_cell_of_a_matrix_is_in_its_own_unit(case, tmp_path):
+    seconds = {("a", "a"): 0.0005, ("a", "b"): 0.1205, ("b", "a"): 0.121, ("b", "b"): 0.00015}
+    assert only(read(tmp_path, {"a.csv": MIXED[case]})).seconds == pytest.approx(seconds)
+
+
+def test_half_a_matrix_and_one_without_a_first_cell_may_hold_units(tmp_path):
+    half = only(read(tmp_path, {"a.csv": "rtt_ms,a,b,c\na,,7 ms,0.2 s\nb,,,8 ms\nc,,,\n"}))
+    assert (half.holes, half.seconds["c", "a"]) == ((), 0.1)
+    full = only(read(tmp_path, {"b.csv": ",a,b\na,1 ms,7 ms\nb,7 ms,1 ms\n"}, latency="rtt_ms"))
+    assert full.seconds["a", "b"] == 0.0035
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("rtt_ms,a,b\na,0.001 s,0.2 s\nb,0.2 s,0.001 s\n", '"rtt_ms" is in ms by its name, and its cells are in s'),
+        ("RTT in ms\n,a,b\na,0.001 s,0.2 s\nb,0.2 s,0.001 s\n", '"RTT in ms" is in ms by its name, and its cells are in s'),
+        ("from,to,rtt_s\na,b,241 ms\nb,a,242 ms\n", '"rtt_s" is in s by its name, and its cells are in ms'),
+        ("from,to,rtt\na,b,241 ms\nb,a,0.24\n", 'rtt "0.24" has no unit, another cell is in ms'),
+        ("concurrency,requests/min\n1,5 req/s\n2,9 req/s\n", "is in figures per 60 s by its name, and its cells are in req/s"),
+    ],
+)  # fmt: skip
+def test_cells_and_names_in_different_units_are_refused(text, problem, tmp_path):
+    with pytest.raises(InputError, match=problem):
+        read(tmp_path, {"a.csv": text})

@@ -17,7 +17,7 @@ _MANY = rf"(?:(?P<k>{_THOUSANDS})|(?P<M>{_MILLIONS}))"
 _COUNTED = rf"(?:{SHORT}|(?i:{OF_REQUESTS})|toks?|[Tt]okens?|/[ ]*{OF_TIME})"
 # `requests (k)`, `requests in millions`; in front of a unit, `k req/s`.
 _APART = re.compile(
-    rf"[ _]*[(\[] *(?:in )?{_MANY} *[)\]]|[ _]+in[ _]+{_MANY.replace('<k>', '<k2>').replace('<M>', '<M2>')}(?![A-Za-z])"
+    rf"[ _]*[(\[] *(?:in )?{_MANY} *[)\]]|[ _]+in[ _]+{_MANY.replace('<k>', '<k2>').replace('<M>', '<M2>')}(?![A-Za-z0-9]|[,.' ]\d)"
 )
 _BEFORE = re.compile(rf"(?<![A-Za-z0-9]){_MANY}[ _]*(?={_COUNTED}(?![A-Za-z]))")
 # `requests/10s`

@@ -9,7 +9,7 @@ from dgdlb_jax.fleets.tables import Cells, Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 _UNIT = ("unit", "units", "uom", "unit_of_measure")
-_QUANTITIES = {
+QUANTITIES = {
     "latency", "delay", "rtt", "ping", "owd", "trip", "response", "duration", "throughput", "tput", "rate", "value", "val",
     "figure", "measurement", "result", "avg", "average", "mean", "median", "min", "minimum", "max", "maximum", "sum", "total",
     "requests", "count",
@@ -29,7 +29,7 @@ def with_units(table: Table) -> Table:
     if column is None or any(table.is_number(row.cells[column]) for row in table.rows):
         return table
     units = list(dict.fromkeys(row.cells[column] for row in table.rows if row.cells[column].lower() not in _NO_UNIT))
-    about = [c for c in table.columns if c != column and _QUANTITIES & set(words(c)) and _has_figures(table, c)]
+    about = [c for c in table.columns if c != column and QUANTITIES & set(words(c)) and _has_figures(table, c)]
     if not units:
         return renamed(table, {}, without=column)
     if not about or (len(units) > 1 and None in map(_time, units)):
@@ -53,7 +53,7 @@ def _time(unit: str) -> str | None:
     return None if "/" in unit or "per" in words(unit) else unit_of(unit)
 
 
-def renamed(table: Table, names: Mapping[str, str], notes: tuple[str, ...] = (), without: str = "") -> Table:
+def renamed(table: Table, names: Mapping[str, str], notes: tuple[str, ...] = (), without: str | None = None) -> Table:
     """The table with some of its columns under new names, and one left out."""
     changed = copy.copy(table)
     kept = [c for c in table.columns if c != without]
