@@ -205,3 +205,34 @@ def test_half_a_matrix_and_one_without_a_first_cell_may_hold_units(tmp_path):
 def test_cells_and_names_in_different_units_are_refused(text, problem, tmp_path):
     with pytest.raises(InputError, match=problem):
         read(tmp_path, {"a.csv": text})
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ("tokens_per_second", "does not say which tokens it counts: call it output tokens/s,"),
+        ("throughput (tokens/min)", "does not say which tokens it counts: call it output tokens/min"),
+        ("total tokens/h", "is in tokens/h, and nothing says .* add a column output_tokens and input_tokens"),
+    ],
+)
+def test_it_is_asked_which_tokens_a_throughput_counts(header, problem, tmp_path):
+    text = f"concurrency,{header},output_tokens\n1,600,100\n2,900,100\n"
+    with pytest.raises(InputError, match=problem):
+        read(tmp_path, {"a.csv": text})
+    each = only(
+        read(
+            tmp_path,
+            {"b.csv": text.replace("output_tokens", "tokens_per_request").replace("/h", "/s").replace("/min", "/s")},
+        )
+    )
+    assert each.points[0].throughput == 6
+
+
+def test_minutes_and_nanoseconds_are_no_units_of_latencies(tmp_path):
+    for text in ("from,to,RTT [ns]\na,b,9\nb,a,9\n", "RTT [ns],a,b\na,,9\nb,9,\n"):
+        with pytest.raises(InputError, match="is in ns: write the figures in us, and"):
+            read(tmp_path, {"a.csv": text})
+    with pytest.raises(InputError, match="min is the least of several"):
+        read(tmp_path, {"b.csv": "from,to,rtt (min)\na,b,9\nb,a,9\n"})
+    found = only(read(tmp_path, {"c.csv": "concurrency,requests/s,latency (min)\n1,2,3\n2,3,3\n"}))
+    assert any("call it latency_s or latency_ms" in note for note in found.notes)

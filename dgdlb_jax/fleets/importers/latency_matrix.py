@@ -148,7 +148,9 @@ def _unit(table: Table, options: Options) -> str:
     stated, told = f"{way_of(corner)}_{unit_of(corner)}", options.use("latency")
     if stated not in LATENCIES:
         if told is None:
-            raise ask(table.name, "the matrix", "does not say what its figures are", "write into its first cell")
+            raise ask(
+                table.name, "the matrix", "does not say what its figures are", "write into its first cell", corner
+            )
         if (unit := unit_of(corner)) and not told.endswith(f"_{unit}"):
             raise InputError(f'{table.name}: the figures are in {unit}, unit = "{told}": keep one of the two.')
         return told

@@ -55,8 +55,15 @@ class Figure(NamedTuple):
     unit: str
 
 
-def ask(place: str, what: str, says: str, remedy: str = "call it") -> InputError:
-    """The question that has to be answered before a latency can be used: which of the units it is, all of them named."""
+def ask(place: str, what: str, says: str, remedy: str = "call it", header: str = "") -> InputError:
+    """The question that has to be answered before a latency can be used: which of the units it is, all of them named.
+
+    **Arguments:** `header`, whose own unit may be none of them.
+    """
+    if unit_of(header) == "ns":
+        says, remedy = "is in ns", f"write the figures in us, and {remedy}"
+    elif not unit_of(header) and "min" in words(header):
+        says += " (min is the least of several, and figures in minutes have to be written in s)"
     return InputError(
         f"{place}: {what} {says}: {remedy} one of {', '.join(LATENCIES)} (a round trip counts half), "
         f"or say which with unit in [latency] (dgdlb import: --latency)."
@@ -157,7 +164,7 @@ def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figu
         known = way_of(column), unit_of(column)
         lacks = "whether it is a round trip or one way" if known[0] is None else "its unit"
         lacks = "its unit or whether it is a round trip or one way" if known == (None, None) else lacks
-        raise ask(table.name, f'column "{clipped(column)}"', f"does not say {lacks}")
+        raise ask(table.name, f'column "{clipped(column)}"', f"does not say {lacks}", header=column)
     return complete
 
 

@@ -29,6 +29,7 @@ LAYOUT = (
 _ASKED_FOR = {"target", "offered", "requested", "limit", "goal"}
 _OUTPUT = ("output_tokens", "output_len", "osl", "generated_tokens", "output_length")
 _INPUT = ("input_tokens", "input_len", "isl", "prompt_tokens", "input_length")
+_OF_REQUEST = ("tokens_per_request", "tokens_per_req", "mean_tokens_per_request")
 # Settings in figures: rows that differ in one of them belong to different servers.
 _SETTINGS = {
     "tp", "pp", "ep", "dp", "gpus", "num_gpus", "n_gpus", "gpu_count", "chips", "num_chips", "nodes", "num_nodes", "instances", "replicas",
@@ -164,12 +165,32 @@ def _tokens_per_request(table: Table, row: Row, found: Layout, options: Options)
     columns = [first_of(table.columns, spellings) for spellings in wanted]
     known = [column for column in columns if column is not None]
     if not known or len(known) < len(columns):
-        raise InputError(
-            f'{table.name}: column "{clipped(found.throughput)}" is in tokens/s, and nothing says how many of these tokens a '
-            "request has: add a column output_tokens (and input_tokens for a total), or say tokens_per_request in the section of "
-            "the curve (dgdlb import: --tokens-per-request)."
-        )
+        each = first_of(table.columns, _OF_REQUEST)
+        if each is None:
+            raise _asked_for_tokens(table, found)
+        known = [each]
     return sum(table.number(row, column, above=True) for column in known)
+
+
+def _asked_for_tokens(table: Table, found: Layout) -> InputError:
+    """The question how many of the tokens that a throughput counts belong to a request."""
+    per = {60.0: "min", 3600.0: "h", 86400.0: "day"}.get(period(found.throughput) or 1.0, "s")
+    there = next((column for names in (_OUTPUT, _INPUT) if (column := first_of(table.columns, names))), None)
+    if found.tokens == "some" and there is not None:
+        return InputError(
+            f'{table.name}: column "{clipped(found.throughput)}" does not say which tokens it counts: call it output tokens/{per}, input '
+            f"tokens/{per} or total tokens/{per}, or say tokens_per_request in the section of the curve (dgdlb import: "
+            "--tokens-per-request)."
+        )
+    lacking = "input_tokens" if found.tokens == "input" else "output_tokens"
+    if found.tokens == "total":
+        lacking = "output_tokens and input_tokens"
+    elif found.tokens == "some":
+        lacking = "output_tokens (and input_tokens for a total)"
+    return InputError(
+        f'{table.name}: column "{clipped(found.throughput)}" is in tokens/{per}, and nothing says how many of these tokens a request has: '
+        f"add a column {lacking}, or say tokens_per_request in the section of the curve (dgdlb import: --tokens-per-request)."
+    )
 
 
 def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
@@ -187,8 +208,10 @@ def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
         )
     unclear = [column for column in table.columns if _is_latency(column) and unit_of(column) is None]
     if found.held is None and found.latency is None and unclear:
+        name, least = normal(unclear[0]).removesuffix("_min"), "min" in words(unclear[0])
+        why = "is in no unit known here, or is the least one (min)" if least else "does not say its unit"
         notes.append(
-            f'"{clipped(unclear[0])}" does not say its unit and is not used: call it {clipped(unclear[0])}_s or {clipped(unclear[0])}_ms'
+            f'"{clipped(unclear[0])}" {why} and is not used: write the mean, and call it {clipped(name)}_s or {clipped(name)}_ms'
         )
     return tuple(notes)
 

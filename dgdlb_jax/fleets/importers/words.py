@@ -27,7 +27,7 @@ NOTHING = ("", "-", "--", "x", "n/a", "na", "nan", "none", "null")
 LOST = (*NOTHING, "*", "?", "–", "—", "timeout", "timed out", "time out", "unreachable", "lost", "no data")
 """What stands in the cell of a latency where nothing was measured, or no answer came."""
 
-PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster")
+PLACES = ("frontend", "region", "site", "location", "datacenter", "pop", "origin", "cluster", "series")
 """Columns that say where requests enter."""
 
 # Words end where a capital begins: `rttMs`, `latencyUS`.
