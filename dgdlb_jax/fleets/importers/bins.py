@@ -21,7 +21,7 @@ UNEVEN = 1e-6
 # What the column of all requests may be called.
 _COUNTS = (
     "requests", "num_requests", "total_requests", "requests_total", "request_count", "requests_count", "count", "counts", "arrivals", "n",
-    "queries", "hits", "calls", "reqs", "num_reqs", "req_count", "reqs_count", "num_calls", "call_count", "num_hits", "hit_count",
+    "queries", "hits", "calls", "req", "reqs", "num_reqs", "req_count", "reqs_count", "num_calls", "call_count", "num_hits", "hit_count",
     "invocations",
 )  # fmt: skip
 # Words of columns that say something else of a bin or of a single request than how many came from a place.
