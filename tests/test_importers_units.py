@@ -118,7 +118,7 @@ BINS = "2026-01-01 00:00,{0}\n2026-01-01 00:05,{0}\n"
 HEADERS = {
     "requests (k)": 6e3, "requests (thousands)": 6e3, "requests in millions": 6e6, "requests ('000)": 6e3, "krps": 18e5, "k req/s": 18e5,
     "paris_krps": 18e5, "req/m": 30, "ops/m": 30, "c/m": 30, "rph": 0.5, "rps": 1800, "requests/10s": 180, "paris [1/min]": 30,
-    "paris (ops/s)": 1800,
+    "paris (ops/s)": 1800, "kRPS": 18e5, "requests_k": 6e3, "thousands of requests": 6e3, "requests x1000": 6e3, "requests per 5 min": 6,
 }  # fmt: skip
 
 
@@ -135,6 +135,15 @@ def test_units_are_no_part_of_the_name_of_a_place(unit, tmp_path):
     assert found.names == ("paris", "tokyo")
     kept = only(read(tmp_path, {"b.csv": f"time,Frankfurt (M),tokyo\n{BINS.format('6,7')}"}))
     assert (kept.names, kept.counts[0].tolist()) == (("Frankfurt (M)", "tokyo"), [6, 7])
+
+
+def test_letters_and_other_columns_are_left_alone(tmp_path):
+    letters = only(read(tmp_path, {"a.csv": f"time,requests_j,requests_k,requests_l\n{BINS.format('6,7,8')}"}))
+    assert (letters.names, letters.counts[0].tolist()) == (("j", "k", "l"), [6, 7, 8])
+    beside = only(
+        read(tmp_path, {"b.csv": "concurrency,req/s,errors per 1000 requests,hits (%)\n1,6,3,50\n2,7,3,50\n"})
+    )
+    assert [point.throughput for point in beside.points] == [6, 7]
 
 
 THROUGHPUTS = {

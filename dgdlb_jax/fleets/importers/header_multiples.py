@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from dgdlb_jax.fleets.document import clipped
-from dgdlb_jax.fleets.importers.rate_units import OF_REQUESTS, OF_TIME, SHORT
+from dgdlb_jax.fleets.importers.rate_units import OF_REQUESTS, OF_TIME, SHORT, is_no_rate
 from dgdlb_jax.fleets.importers.unit_column import renamed
 from dgdlb_jax.fleets.importers.words import words
 from dgdlb_jax.fleets.numerals import is_unclear
@@ -112,12 +112,14 @@ def _check_known(table: Table, column: str, columns: Sequence[str]) -> None:
     found, said = set(words(column)), _UNKNOWN.search(column)
     if (
         said is None
+        or is_no_rate(column)
         or not (_AMOUNTS & found or said["letter"] or _is_in_all(said["one"], columns))
         or (said["per"] and not _RATES & found)
     ):
         return
     if said["share"]:
-        if found <= _NO_SHARE:
+        others = [c for c in columns if c != column and _AMOUNTS & set(words(c))]
+        if found <= _NO_SHARE and not others:
             raise InputError(
                 f'{table.name}: "{clipped(column)}" is a share, which tells no number of requests: give counts, or requests/s.'
             )

@@ -31,13 +31,13 @@ def period(column: str) -> float | None:
     """The seconds for which a column counts requests or tokens: 1 of a rate per second; None for a column that is no rate."""
     said = said_period(column)
     found = set(words(column))
-    return 1.0 if said is None and found & {"throughput", "tput"} and not _is_none(column) else said
+    return 1.0 if said is None and found & {"throughput", "tput"} and not is_no_rate(column) else said
 
 
 def said_period(column: str) -> float | None:
     """The same, None also for a throughput that does not say it."""
     found = set(words(column))
-    if _is_none(column):
+    if is_no_rate(column):
         return None
     if (per := _PERIOD.search(column.lower())) is not None:
         return _PER[per[1][0]]
@@ -46,7 +46,8 @@ def said_period(column: str) -> float | None:
     return 1.0 if found & _SECONDS and found & _COUNTED and not found & _MOMENTS else None
 
 
-def _is_none(column: str) -> bool:
+def is_no_rate(column: str) -> bool:
+    """Whether a column is about something else than requests or tokens that were served."""
     return bool(_NO_RATE & set(words(column))) or _BYTES.search(column) is not None
 
 
