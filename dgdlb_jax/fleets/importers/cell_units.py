@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, listed
 from dgdlb_jax.fleets.importers.rate_units import OF_REQUESTS, OF_TIME, SHORT, said_period
-from dgdlb_jax.fleets.importers.unit_column import QUANTITIES, renamed
-from dgdlb_jax.fleets.importers.words import LOST, UNITS, unit_of, words
+from dgdlb_jax.fleets.importers.unit_column import is_quantity, renamed
+from dgdlb_jax.fleets.importers.words import LOST, UNITS, unit_of
 from dgdlb_jax.fleets.numerals import numerals_of
 from dgdlb_jax.fleets.tables import Cells, Row, Table
 from dgdlb_jax.numerics.results import InputError
@@ -119,7 +119,7 @@ def _is_matrix(table: Table, found: Mapping[str, Sequence[_Figure]]) -> bool:
         len(columns) > 1
         and bool(timed)
         and all(not row.cells[corner][:1].isdigit() for row in table.rows)
-        and not any(QUANTITIES & set(words(column)) or unit_of(column) for column in columns)
+        and not any(is_quantity(column) or unit_of(column) for column in columns)
         and all(column in timed or (unit_of(corner) and _has_only_figures(table, column)) for column in _full(table))
     )
 

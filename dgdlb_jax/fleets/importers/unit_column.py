@@ -9,7 +9,7 @@ from dgdlb_jax.fleets.tables import Cells, Row, Table
 from dgdlb_jax.numerics.results import InputError
 
 _UNIT = ("unit", "units", "uom", "unit_of_measure")
-QUANTITIES = {
+_QUANTITIES = {
     "latency", "delay", "rtt", "ping", "owd", "trip", "response", "duration", "throughput", "tput", "rate", "value", "val",
     "figure", "measurement", "result", "avg", "average", "mean", "median", "min", "minimum", "max", "maximum", "sum", "total",
     "requests", "count",
@@ -29,7 +29,7 @@ def with_units(table: Table) -> Table:
     if column is None or any(table.is_number(row.cells[column]) for row in table.rows):
         return table
     units = list(dict.fromkeys(row.cells[column] for row in table.rows if row.cells[column].lower() not in _NO_UNIT))
-    about = [c for c in table.columns if c != column and QUANTITIES & set(words(c)) and _has_figures(table, c)]
+    about = [c for c in table.columns if c != column and _QUANTITIES & set(words(c)) and _has_figures(table, c)]
     if not units:
         return renamed(table, {}, without=column)
     if not about or (len(units) > 1 and None in map(_time, units)):
@@ -63,6 +63,11 @@ def renamed(table: Table, names: Mapping[str, str], notes: tuple[str, ...] = (),
     changed.rows = [Row(row.line, Cells(places, [row.cells[c] for c in kept])) for row in table.rows]
     changed.notes = (*table.notes, *notes)
     return changed
+
+
+def is_quantity(column: str) -> bool:
+    """Whether a column is called after what is measured in it, which may have a unit."""
+    return bool(_QUANTITIES & set(words(column)))
 
 
 def _has_figures(table: Table, column: str) -> bool:
