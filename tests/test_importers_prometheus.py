@@ -26,7 +26,7 @@ def test_prometheus_gives_curves_with_their_scatter(tmp_path):
         assert "middle half of their throughputs" in curve.notes[-1]
         again = only(read(tmp_path / curve.name, {"a.csv": curve_csv(curve)}))
         np.testing.assert_allclose(
-            [p[:2] + p[6:] for p in again.points], [p[:2] + p[6:] for p in curve.points], rtol=1e-15
+            [p[:2] + p[6:11] for p in again.points], [p[:2] + p[6:11] for p in curve.points], rtol=1e-15
         )
     with pytest.raises(InputError, match=r"^wait.json \(waiting\): .* add throughput=FILE and running=FILE\.$"):
         read(tmp_path / "x", {"wait.json": prometheus()["wait.json"]})
@@ -126,7 +126,9 @@ def test_samples_at_other_times_are_no_lack_of_requests(tmp_path):
     files = {name: json.loads(text) for name, text in prometheus().items() if name != "wait.json"}
     for one in files["run.json"]["data"]["result"]:
         one["values"] = [[t + 7, value] for t, value in one["values"]]
-    with pytest.raises(InputError, match="none of them at times at which the requests in it were sampled too: query all"):
+    with pytest.raises(
+        InputError, match="none of them at times at which the requests in it were sampled too: query all"
+    ):
         read(tmp_path, {name: json.dumps(document) for name, document in files.items()})
 
 

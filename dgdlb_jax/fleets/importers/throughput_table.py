@@ -207,7 +207,14 @@ def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
         notes.append(
             f'"{clipped(unclear[0])}" does not say its unit and is not used: call it {clipped(unclear[0])}_s or {clipped(unclear[0])}_ms'
         )
+    if found.latency is None and (times := [c for c in table.columns if _is_of_another_time(c)]):
+        notes.append(f"not used, as they are no mean end-to-end times of a line: {listed(times)}")
     return tuple(notes)
+
+
+def _is_of_another_time(column: str) -> bool:
+    """Whether a column holds response times as Locust's history does: percentiles, and means since the test began."""
+    return {"total", "response", "time"} <= set(words(column)) or re.fullmatch(r"\d+(\.\d+)?%", column) is not None
 
 
 def period(column: str) -> float | None:
