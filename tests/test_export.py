@@ -20,10 +20,10 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports.export import _renamed as renamed
 from dgdlb_jax.reports.export import export_notes, rounding_costs, roundings, routings, write_export
 from dgdlb_jax.reports.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
-from dgdlb_jax.reports.exporters.istio import _LABEL as LABEL
-from dgdlb_jax.reports.exporters.istio import regions
 from dgdlb_jax.reports.exporters.base import addressable
 from dgdlb_jax.reports.exporters.envoy import envoy_bootstrap
+from dgdlb_jax.reports.exporters.istio import _LABEL as LABEL
+from dgdlb_jax.reports.exporters.istio import regions
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.studies.compare import compare
 from dgdlb_jax.studies.verdict import Verdict

@@ -103,8 +103,8 @@ class _Page:
 def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, keep: Sequence[Path] = ()) -> Composed:
     """Write a fleet file and its tables beside it. It is loaded on trial first, so that only a fleet that loads is written.
 
-    **Arguments:** `findings`: latencies, at least one curve, and a demand or none; `path`: of the `.toml` file, replaced if there and made so;
-    `keep`: files that must not be replaced, those that were read.
+    **Arguments:** `findings`: latencies, at least one curve, and a demand or none; `path`: of the `.toml` file, replaced if
+    made here; `keep`: files that must not be replaced, those that were read.
 
     **Returns:** the paths, and what was assumed.
 

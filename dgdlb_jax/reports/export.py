@@ -73,7 +73,7 @@ def roundings(comparison: Comparison, form: str) -> dict[str, Rounding]:
 
 
 def export_notes(comparison: Comparison, form: str) -> list[str]:
-    """What somebody who is about to use the files has to know: whether DGD-LB came to rest, what is renamed, and what whole weights cost."""
+    """What somebody who is about to use the files has to know: whether DGD-LB came to rest, renamed places, and what whole weights cost."""
     return [*_unsettled(comparison, form), *_renamed(comparison, form), *rounding_costs(comparison, form)]
 
 

@@ -302,8 +302,8 @@ def _grouped(origin: str, name: str, served: Samples, held: list[Samples]) -> tu
         times = np.intersect1d(times, found)
     if times.size < 2 * _LEAST <= served[0].size:
         raise InputError(
-            f"{origin}: {_called(name)} has {served[0].size} samples of its throughput, and {times.size or 'none'} of them at times at which "
-            "the requests in it were sampled too: query all with the same start, end and step."
+            f"{origin}: {_called(name)} has {served[0].size} samples of its throughput, and {times.size or 'none'} of them at times at "
+            "which the requests in it were sampled too: query all with the same start, end and step."
         )
     rate = served[1][np.isin(served[0], times)]
     number = sum((values[np.isin(found, times)] for found, values in held), start=np.zeros(times.size))

@@ -1,7 +1,8 @@
 """Istio: a DestinationRule whose `localityLbSetting.distribute` says where each region's requests go.
 
 Percentages per region of the caller, which sum to 100. Names are regions as nodes carry them (`topology.kubernetes.io/region`), as
-far as values of labels may be such; spaces and the like are made dashes, and letters lose their accents. Istio distributes by locality only where outlier detection is set, so the rule has it.
+far as values of labels may be such; spaces and the like are made dashes, and letters lose their accents. Istio distributes by locality
+only where outlier detection is set, so the rule has it.
 
 Schema: DestinationRule of networking.istio.io/v1 (Istio 1.22 and later). That weights sum to 100 is checked by Istio itself
 (`validateLocalityLbSetting` in `pkg/config/validation`: "total locality weight ... != 100").
