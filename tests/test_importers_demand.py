@@ -200,13 +200,13 @@ def test_figures_of_a_dashboard_say_what_they_are(tmp_path):
     """Grafana exports rates and counts alike, and calls series after all of their labels."""
     head = '"Time","{region=""paris"", job=""gw""}","{region=""tokyo"", job=""gw""}"\n'
     lines = "".join(f"2026-01-01 00:0{m}:00,{5 + m}{{0}},{m}{{0}}\n" for m in range(4))
-    with pytest.raises(InputError, match="figures of paris, tokyo are .*: call columns paris_requests, or paris_rps"):
+    with pytest.raises(InputError, match=r"figures of paris, tokyo are .*: call columns paris_requests, or paris_rps"):
         read(tmp_path, {"a.csv": head + lines.format("")})
     rates = only(read(tmp_path, {"b.csv": head + lines.format(" req/s")}))
     assert (rates.names, rates.counts[0].tolist()) == (("paris", "tokyo"), [300, 0])
     counts = only(read(tmp_path, {"c.csv": "Time,paris_requests,tokyo_requests\n" + lines.format("")}))
     assert (counts.names, counts.counts[0].tolist()) == (("paris", "tokyo"), [5, 0])
-    with pytest.raises(InputError, match="figures of Value are .*: call the column requests, or rps"):
+    with pytest.raises(InputError, match=r"figures of Value are .*: call the column requests, or rps"):
         read(tmp_path, {"d.csv": "time,Value\n2026-01-01 00:00:00,5\n2026-01-01 00:01:00,6\n"})
 
 

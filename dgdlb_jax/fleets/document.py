@@ -213,14 +213,16 @@ class Section:
             for number, value in enumerate(values, start=1)
         ]
 
-    def build(
-        self, maker: Callable[..., Any], *args: Any, _keys: Mapping[str, str] | None = None, **kwargs: Any
-    ) -> Any:
-        """`maker(...)`, whose complaints get this section's place in front, and its words for arguments: `_keys`, by argument."""
+    def build(self, maker: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`maker(...)`, whose complaints get this section's place in front."""
+        return self.build_by({}, maker, *args, **kwargs)
+
+    def build_by(self, keys: Mapping[str, str], maker: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The same where keys are not called after arguments: `keys` by argument."""
         try:
             return maker(*args, **kwargs)
         except InputError as error:
-            raise self._in_own_words(str(error), getattr(maker, "__name__", ""), _keys or {}) from error
+            raise self._in_own_words(str(error), getattr(maker, "__name__", ""), keys) from error
 
     def _in_own_words(self, complaint: str, maker: str, keys: Mapping[str, str]) -> InputError:
         """A complaint about an argument, `Fails(at=5).timeout is 0: ...`, as one about its key."""

@@ -46,7 +46,7 @@ def _event(section: Section, network: Network) -> Event:
         if key in section or _is_required(fields[name])
     }
     names = {name: key for key, name in keys.items()}
-    return section.build(kind, section.number("at_s", above=True), _keys=names, **given)
+    return section.build_by(names, kind, section.number("at_s", above=True), **given)
 
 
 def _is_required(field: dataclasses.Field) -> bool:

@@ -26,7 +26,7 @@ def read_news(document: Section, network: Network) -> Scraped | None:
     section.only(*keys)
     section.numbers("interval_s", network.frontends)  # complains if it is missing
     given = {name: _value(section, key, network) for key, name in keys.items() if key in section}
-    return section.build(Scraped, _keys={name: key for key, name in keys.items()}, **given)
+    return section.build_by({name: key for key, name in keys.items()}, Scraped, **given)
 
 
 def parse_news(text: str) -> Scraped | None:
