@@ -83,7 +83,11 @@ scale_down = {stabilization_window_s = 60, policies = [{kind = "pods", value = 4
         ('kind = "keda"\ntarget = 0.7\nstartup_s = 3', r"fleet.toml:\d+: autoscaler.kind is \"keda\""),
         ("target = 0.7\nstartup_s = 3\ntargt = 1", r"fleet.toml:\d+: autoscaler.targt is not a known key.*target"),
         ("target = [0.7]\nstartup_s = 3", r"autoscaler.target has 1 entry: give 2"),
-        ("target = 70\nstartup_s = 3", r"fleet.toml \[autoscaler\]: HPA.target is 70"),
+        (
+            "target = 0.7\nstartup_s = 3\nmin_replicas = 5\nmax_replicas = 2",
+            "autoscaler.min_replicas is 5, above max_replicas = 2: exch",
+        ),
+        ("target = 70\nstartup_s = 3", r"fleet.toml:\d+: autoscaler.target is 70"),
         ('target = 0.7\nstartup_s = "3"', r"autoscaler.startup_s is \"3\": give a number"),
         ("target = 0.7\nstartup_s = 3\ninterval_s = [15, 15]", r"autoscaler.interval_s is \[15, 15\]: give a number"),
         ("target = 0.7\nstartup_s = 3\nscale_up = 4", r"autoscaler.scale_up is 4: give a table"),

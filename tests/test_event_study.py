@@ -129,7 +129,11 @@ MISTAKES = {
     r'fleet.toml:19: events\[1\].backend is "eats": did you mean "east"': ('backend = "east"', 'backend = "eats"'),
     r"events\[1\].factor is missing": ('"fails"', '"replicas"'),
     r"events\[2\].factor is not a known key": ('what = "recovers"', 'what = "recovers"\nfactor = 2'),
-    r"fleet.toml: \[\[events\]\] Recovers\(at=500\): backend west is not out of service": ('["east"]', '["west"]'),
+    r'fleet.toml: \[\[events\]\] "recovers" at 500 s: backend west is not out of service': ('["east"]', '["west"]'),
+    r"fleet.toml:\d+: events\[1\].timeout_s is 0.0: .* or leave it out for": (
+        'what = "fails"',
+        'what = "fails"\ntimeout_s = 0',
+    ),
     r"leaves frontend west without a backend": ('backend = "east"', 'backend = ["west", "east"]'),
 }
 

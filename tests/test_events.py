@@ -366,6 +366,12 @@ WRONG = {
     "no backend 'aa'; did you mean a": [happen.Fails(1.0, "aa")],
     "there is no backend 3: give one of a, b, c": [happen.Fails(1.0, 3)],
     "backend a is not out of service then: let it fail": [happen.Recovers(1.0, "a")],
+    "no such link is broken then: let it break": [happen.Breaks(1.0, "p", "b"), happen.Mends(2.0, "p", "a")],
+    "no such link is closed then: close it": [
+        happen.Closes(1.0, "p", "b"),
+        happen.Opens(2.0, "p", "b"),
+        happen.Opens(3.0),
+    ],
     "leaves frontend p without a backend": [happen.Fails(1.0, ["a", "b"]), happen.Closes(2.0, "p", "c")],
     "0.02 s apart, which dt = 0.04 s does not resolve": [happen.Fails(1.0, "a"), happen.Recovers(1.02, "a")],
     "Fails\\(at=1.5\\).timeout is 2.0, but None when backend a fails before": [

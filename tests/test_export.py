@@ -1,5 +1,6 @@
 """Routings for other programs: read back, and held against the published schemas."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -16,10 +17,13 @@ from dgdlb_jax.fleets import load_fleet
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.reports.export import _renamed as renamed
 from dgdlb_jax.reports.export import export_notes, rounding_costs, roundings, routings, write_export
 from dgdlb_jax.reports.exporters import EXPORTERS, TOTAL_WEIGHT, Names, slugs, whole_weights
 from dgdlb_jax.reports.exporters.base import addressable
 from dgdlb_jax.reports.exporters.envoy import envoy_bootstrap
+from dgdlb_jax.reports.exporters.istio import _LABEL as LABEL
+from dgdlb_jax.reports.exporters.istio import regions
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.studies.compare import compare
 from dgdlb_jax.studies.verdict import Verdict
@@ -234,6 +238,24 @@ def test_labels_are_valid_and_differ(names):
     found = slugs(names)
     assert len(set(found)) == len(names)
     assert all(re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", label) for label in found)
+
+
+@given(st.lists(st.text(max_size=80), max_size=6, unique=True))
+def test_regions_of_istio_are_valid_and_differ_and_those_that_are_stay(names):
+    found = regions(names)
+    assert len(set(found)) == len(names)
+    assert all(map(LABEL.fullmatch, found))
+    assert all(label == name for name, label in zip(names, found, strict=True) if LABEL.fullmatch(name))
+    assert regions(["US_East", "S\xe3o Paulo DC"]) == ["US_East", "Sao-Paulo-DC"]
+
+
+def test_names_that_a_format_cannot_hold_are_said(comparison):
+    network = copy.copy(comparison.network)
+    object.__setattr__(network, "backend_names", ("US_East", *comparison.network.backend_names[1:]))
+    found = dataclasses.replace(comparison, network=network)
+    (said,) = renamed(found, "envoy")
+    assert '"US_East" is called us-east' in said
+    assert renamed(found, "istio") == renamed(found, "csv") == []
 
 
 def test_json_has_every_share(comparison, tmp_path):

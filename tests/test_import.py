@@ -261,6 +261,8 @@ WRONG = {
     "a latency that was measured": (["full.csv", "runs", *TO, "--inside-ms", "3"], "--inside-ms changes nothing in this fleet"),
     "a matrix with a hole": (["hole.csv"], "hole.csv has no latency for us -> in: fill in"),
     "a matrix with a hole, in a fleet": (["hole.csv", "runs", *TO], "hole.csv has no latency for us -> in: fill in"),
+    "holes that are not there": (["rtt.csv", "runs", *TO, "--sparse"], "--sparse changes nothing in this fleet"),
+    "a fleet by hand": (["rtt.csv", "runs", "--fleet", "hand.toml"], "hand.toml is there and was not made by this command"),
     "overwriting": (["rtt.csv", "runs", "in.latency.csv", "--fleet", "in.toml"], "was read and would be replaced"),
 }  # fmt: skip
 
@@ -277,6 +279,7 @@ def test_what_is_wrong_is_said_in_one_sentence(case, raw, capsys):
     (raw / "long.csv").write_text("time_s,region,requests\n0,eu,5\n0,us,6\n60,eu,7\n60,us,8\n")
     (raw / "full.csv").write_text("rtt_ms,us,eu\nus,1,68\neu,68,1\n")
     (raw / "hole.csv").write_text("rtt_ms,us,eu,in\nus,,68,\neu,68,,90\nin,150,90,\n")
+    (raw / "hand.toml").write_text('name = "by hand"\n')
     before = {path.name for path in raw.iterdir()}
     assert main(["import", *WRONG[case][0]]) == 2
     message = capsys.readouterr().err

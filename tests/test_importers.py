@@ -325,6 +325,21 @@ def test_mean_response_times_are_end_to_end_times(column, tmp_path):
     assert [workload(point) for point in found.points] == pytest.approx([0.9999, 3.9975])
 
 
+def test_prompts_of_other_lengths_are_no_repetitions(tmp_path):
+    files = {
+        f"c{n}_{length}.json": json.dumps(vllm(n, x / (1 + length / 1000), total_input_tokens=100 * length))
+        for length in (100, 4000)
+        for n, x in ((1, 0.4), (8, 3.0))
+    }
+    assert [curve.name for curve in read(tmp_path, files)[0]] == ["GLM-4.7-input-100", "GLM-4.7-input-4000"]
+
+
+def test_percentiles_of_locust_are_not_used(tmp_path):
+    text = "User Count,Requests/s,50%,Total Average Response Time\n10,9.5,90,100\n20,17.5,100,110\n"
+    notes = only(read(tmp_path, {"a.csv": text})).notes
+    assert "not used, as they are no mean end-to-end times of a line: 50%, Total Average Response Time" in notes
+
+
 def test_locust_has_lines_of_all_requests(tmp_path):
     """Its total average is since the test began, so no time at the number of users of a line."""
     header = "Timestamp,User Count,Type,Name,Requests/s,Total Average Response Time\n"

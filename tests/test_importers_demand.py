@@ -196,9 +196,23 @@ def test_a_log_with_a_date_and_a_time(tmp_path):
         read(tmp_path, {"a.csv": text.replace("08:00:02.5", "noon")})
 
 
+def test_figures_of_a_dashboard_say_what_they_are(tmp_path):
+    """Grafana exports rates and counts alike, and calls series after all of their labels."""
+    head = '"Time","{region=""paris"", job=""gw""}","{region=""tokyo"", job=""gw""}"\n'
+    lines = "".join(f"2026-01-01 00:0{m}:00,{5 + m}{{0}},{m}{{0}}\n" for m in range(4))
+    with pytest.raises(InputError, match=r"figures of paris, tokyo are .*: call columns paris_requests, or paris_rps"):
+        read(tmp_path, {"a.csv": head + lines.format("")})
+    rates = only(read(tmp_path, {"b.csv": head + lines.format(" req/s")}))
+    assert (rates.names, rates.counts[0].tolist()) == (("paris", "tokyo"), [300, 0])
+    counts = only(read(tmp_path, {"c.csv": "Time,paris_requests,tokyo_requests\n" + lines.format("")}))
+    assert (counts.names, counts.counts[0].tolist()) == (("paris", "tokyo"), [5, 0])
+    with pytest.raises(InputError, match=r"figures of Value are .*: call the column requests, or rps"):
+        read(tmp_path, {"d.csv": "time,Value\n2026-01-01 00:00:00,5\n2026-01-01 00:01:00,6\n"})
+
+
 def test_figures_at_even_times_are_bins(tmp_path):
-    """As a dashboard exports them: whole numbers are counts, and of others nobody knows whether they are rates."""
-    text = "Time,paris,tokyo\n" + "".join(f"2026-01-01 00:0{m}:00,{5 + m},{m}\n" for m in range(4))
+    """Whole numbers are counts, and of others nobody knows whether they are rates."""
+    text = "time,paris,tokyo\n" + "".join(f"2026-01-01 00:0{m}:00,{5 + m},{m}\n" for m in range(4))
     found = only(read(tmp_path, {"a.csv": text}))
     assert (found.names, found.width, found.counts.tolist()) == (
         ("paris", "tokyo"),
@@ -224,7 +238,7 @@ REFUSED_DEMAND = {
     "shares": ("time_s,eu,us\n0,50%,50%\n60,40%,60%\n", r'a\.csv:2:2: eu "50%" is not a number'),
     "rates of several places": (
         "time_s,avg_rps,max_rps\n0,1,2\n60,2,3\n",
-        '"avg" sums the others up and is no place',
+        '"avg" is a statistic and is no place',
     ),
     "unit": ("time,x\n0,1\n9,1\n", "does not say its unit.*time_s, time_ms.*--time-unit"),
     "no time": ("2023-11-16 18:15:46,x\n2023-11-16 18:15:47,x\n", "none of the layouts"),
@@ -253,6 +267,14 @@ REFUSED_DEMAND = {
         for column in ("events", "users", "Anfragen", "value")
     },
     "a rate or users": ("time_s,users\n0,40\n10,50\n20,45\n30,50\n", "nothing says whether users counts requests"),
+    "days or months": (
+        "time,requests\n11/01/2025 00:00,5\n11/02/2025 00:00,6\n",
+        "of which nothing tells the day from the month: write",
+    ),
+    "days and hours": (
+        "day,hour,requests\n" + "".join(f"{d},{h},5\n" for d in (1, 2) for h in range(24)),
+        r'a\.csv:26:2: hour "0" .*write "day" and "hour" as one column of times',
+    ),
     "all at once": ("time_s,user\n5,x\n5,y\n", "less than two bins"),
 }
 

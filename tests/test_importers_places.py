@@ -30,8 +30,8 @@ def test_rates_of_each_place_are_counted_by_their_width(case, names, tmp_path):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n", '"mean" sums the others up and is no place'),
-        ("rtt_ms,eu,us,avg\neu,,80,80\nus,80,,80\n", '"avg" sums the others up'),
+        ("rtt_ms,gpu-a,gpu-b\nparis,10,20\ntokyo,200,180\nmean,105,100\n", '"mean" is a statistic and is no place'),
+        ("rtt_ms,eu,us,avg\neu,,80,80\nus,80,,80\n", '"avg" is a statistic'),
         ("time_s,eu,us,total\n0,600,300,900\n3600,500,200,700\n", '"total" sums the others up'),
         ("timestamp,region,rps\n2025-01-01 00:00,paris,3\n2025-01-01 00:00,tokyo,4\n", "is the only time"),
         (

@@ -26,7 +26,7 @@ def test_prometheus_gives_curves_with_their_scatter(tmp_path):
         assert "middle half of their throughputs" in curve.notes[-1]
         again = only(read(tmp_path / curve.name, {"a.csv": curve_csv(curve)}))
         np.testing.assert_allclose(
-            [p[:2] + p[6:] for p in again.points], [p[:2] + p[6:] for p in curve.points], rtol=1e-15
+            [p[:2] + p[6:11] for p in again.points], [p[:2] + p[6:11] for p in curve.points], rtol=1e-15
         )
     with pytest.raises(InputError, match=r"^wait.json \(waiting\): .* add throughput=FILE and running=FILE\.$"):
         read(tmp_path / "x", {"wait.json": prometheus()["wait.json"]})
@@ -101,6 +101,35 @@ def test_samples_that_are_no_numbers_are_counted(tmp_path):
         ]
     with pytest.raises(InputError, match="the backend has 6 samples with requests, too few"):
         read(tmp_path / "e", {name: json.dumps(document) for name, document in few.items()})
+
+
+def test_servers_that_are_added_are_said(tmp_path):
+    """By the label that was told, while another one differs; by that one each has a curve."""
+    files = {name: json.loads(text) for name, text in prometheus().items() if name != "wait.json"}
+    for document in files.values():
+        document["data"]["result"] = [
+            {"metric": one["metric"] | {"zone": "z"}, "values": one["values"]} for one in document["data"]["result"]
+        ]
+    first, second = (one["metric"] for one in files["run.json"]["data"]["result"])
+    label = next(key for key in first if first[key] != second[key])
+    texts = {name: json.dumps(document) for name, document in files.items()}
+    (zone,) = read(tmp_path / "a", texts, by="zone")[0]
+    count = len(files["run.json"]["data"]["result"])
+    said = f"each zone is the sum over up to {count} values of {label}: one curve of all of them together"
+    assert sum(note.startswith(said) for note in zone.notes) >= 1
+    each = read(tmp_path / "b", texts, by=label)[0]
+    assert len(each) == count
+    assert not any("is the sum over" in note for curve in each for note in curve.notes)
+
+
+def test_samples_at_other_times_are_no_lack_of_requests(tmp_path):
+    files = {name: json.loads(text) for name, text in prometheus().items() if name != "wait.json"}
+    for one in files["run.json"]["data"]["result"]:
+        one["values"] = [[t + 7, value] for t, value in one["values"]]
+    with pytest.raises(
+        InputError, match="none of them at times at which the requests in it were sampled too: query all"
+    ):
+        read(tmp_path, {name: json.dumps(document) for name, document in files.items()})
 
 
 NO_RANGES = {

@@ -97,7 +97,7 @@ def test_cells_may_hold_units(case, tmp_path):
 
 @pytest.mark.parametrize(("first", "second", "counts"), [("1.2 req/s", "0", [72, 0]), ("1.20K", "950", [1200, 950])])
 def test_cells_of_dashboards_hold_units(first, second, counts, tmp_path):
-    text = f'"Time","us","eu"\n"2026-01-01 00:00:00","{first}","{first}"\n"2026-01-01 00:01:00","{second}","{first}"\n'
+    text = f'"time","us","eu"\n"2026-01-01 00:00:00","{first}","{first}"\n"2026-01-01 00:01:00","{second}","{first}"\n'
     found = only(read(tmp_path, {"a.csv": text}))
     assert (found.names, found.counts[:, 0].tolist()) == (("us", "eu"), counts)
 
@@ -107,6 +107,16 @@ def test_the_only_list_of_an_answer_is_read_in_the_order_of_its_times(tmp_path):
     found = only(read(tmp_path, {"a.json": json.dumps({"Label": "RequestCount", "Datapoints": points})}))
     assert found.counts.ravel().tolist() == [100, 101, 102]
     assert "its lines are put in the order of their times" in found.notes
+
+
+def test_samples_of_a_latency_are_requests(tmp_path):
+    points = [
+        {"Timestamp": f"2026-01-01T00:0{k}:00Z", "SampleCount": 9 + k, "Average": 0.2, "Unit": "Seconds"}
+        for k in range(3)
+    ]
+    found = only(read(tmp_path, {"a.json": json.dumps({"Label": "Latency", "Datapoints": points})}))
+    assert (found.names, found.counts.ravel().tolist()) == ((), [9, 10, 11])
+    assert "not used, as they name no frontend: Average (Seconds)" in found.notes
 
 
 def test_percentages_tell_no_servers_apart(tmp_path):

@@ -18,7 +18,9 @@ from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import Observation
 from dgdlb_jax.policies.estimates import ExponentialAverage, MovingAverage, Scraped, estimated
+from dgdlb_jax.reports import policy_limits
 from dgdlb_jax.stability.scraped import common_period, scraped_loops
+from dgdlb_jax.studies.news import limits_behind_reports
 from helpers import central_difference
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -251,6 +253,25 @@ def command(monkeypatch, capsys):
     return run
 
 
+def test_a_picture_over_step_size_and_interval_has_both_limits(tmp_path):
+    """Simulated runs turn at the limit with every report at once, which that behind ever fresher reports goes to: they are held for half
+    an interval on average. Behind each interval the limit is that of a network alone."""
+    fleet = dgd.load_fleet("two-by-two")
+    report = policy_limits.policy_report(fleet, "mirror-descent", {})
+    assert isinstance(report, policy_limits.FactorReport)
+    limit = float(report.mode.step_size)
+    assert report.simulated == pytest.approx((0.98 * limit, 1.02 * limit))
+    case = fleet, report.policy, report.optimum
+    trip = float((fleet.latency + fleet.feedback_latency).max())
+    found = limits_behind_reports(*case, np.array([0.02 * trip, 5.0]))
+    assert found[0] == pytest.approx(limit / 1.01, rel=0.01)
+    alone = dgd.critical_step_size(fleet, estimated(report.policy, Scraped(5.0)), report.optimum)
+    assert found[1] == pytest.approx(float(alone), rel=1e-6)
+    pytest.importorskip("matplotlib", reason="install the cli extra")
+    (picture,) = policy_limits.save_pictures(report, tmp_path)
+    assert picture.stat().st_size > 10_000
+
+
 def test_the_command_says_the_limit_behind_reports(command, tmp_path, monkeypatch):
     """As the fleet's file has them and as the command line does; simulated edges on both sides of it."""
     fleet = dgd.load_fleet("two-by-two")
@@ -264,7 +285,7 @@ def test_the_command_says_the_limit_behind_reports(command, tmp_path, monkeypatc
     assert found["limit_over_now_with_reports_at_once"] > 2 * limit
     assert found["simulated_stable"] == pytest.approx(0.98 * limit)
     assert found["simulated_unstable"] == pytest.approx(1.02 * limit)
-    monkeypatch.setattr("dgdlb_jax.studies.news._PATIENCE", 0.0)  # one simulation is enough
+    monkeypatch.setattr("dgdlb_jax.studies.onset._PATIENCE", 0.0)  # one simulation is enough
     path = tmp_path / "mine.toml"
     fleet.to_toml(path)
     toml = path.read_text().replace('name = "two-by-two"', 'name = "mine"')
@@ -273,7 +294,8 @@ def test_the_command_says_the_limit_behind_reports(command, tmp_path, monkeypatc
     code, text, _ = command(path)
     assert text.startswith("mine: DGD-LB, reports every 5.00 s to 6.00 s, 10 % lost\n  limit of step_size (now ")
     for wrong, sentence in (
-        ("lst = 0.1", 'mine.toml:'), ("offset_s = true", "news.offset_s is True"), ("lost = 1.0", "mine.toml [news]: Scraped.lost is 1"),
+        ("lst = 0.1", 'mine.toml:'), ("offset_s = true", "news.offset_s is True"), ("lost = 1.0", "news.lost is 1, but must be"),
+        ('offset_s = "rand"', 'news.offset_s is "rand": give seconds, or "random".'), ("offset_s = 6", "news.offset_s is 6 s, but must"),
         ("interval_s = -1", "news.interval_s contains -1"),
     ):  # fmt: skip
         path.write_text(toml + f"\n[news]\n{'' if 'interval' in wrong else 'interval_s = 5'}\n{wrong}\n")

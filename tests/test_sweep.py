@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
+from dgdlb_jax.fleets import FleetWarning
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.studies.outcome import outcome
@@ -191,6 +192,11 @@ def test_a_fleet_and_its_load():
         expected = dgd.solve_optimum(network.with_load(load))
         np.testing.assert_allclose(found["optimum_latency"][k], expected.mean_latency, rtol=1e-9)
         np.testing.assert_allclose(found["total_rate"][k], load * float(network.nominal_capacity.sum()), rtol=1e-12)
+
+
+def test_what_a_sweep_leaves_out_of_a_fleet_is_said():
+    with pytest.warns(FleetWarning, match=r"failover: a sweep leaves out its \[\[events\]\]\.$"):
+        cases.fleet_network("failover")
 
 
 def test_an_overload_has_no_optimum_and_says_so():

@@ -33,9 +33,8 @@ def read_autoscaler(document: Section, network: Network) -> AbstractAutoscaler |
     for name, argument in arguments.items():
         if argument.default is inspect.Parameter.empty and name not in given.values():
             raise section.error(files.get(name, name), "is missing", f"give it for kind = {shown(_name(kind))}.")
-    return section.build(
-        kind, **{name: _value(section, key, arguments[name].annotation, network) for key, name in given.items()}
-    )
+    values = {name: _value(section, key, arguments[name].annotation, network) for key, name in given.items()}
+    return section.build_by(files, kind, **values)
 
 
 def _name(kind: type) -> str:

@@ -35,6 +35,7 @@ from dgdlb_jax.model.document import check_not_inputs, toml_value, write_all
 from dgdlb_jax.numerics.results import InputError
 
 _SUN = "how much later the sun is than over {}, by longitude and in whole bins: a modelling choice, everybody has the same day"
+_MADE = "made by dgdlb import"  # stands in every fleet file that is written here
 _INSIDE_MS = 0.5  # one way between a frontend and a backend of one region, where nobody says it
 _LOAD = 0.7  # of the highest measured throughput, where nobody says how many servers there are
 
@@ -102,8 +103,8 @@ class _Page:
 def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, keep: Sequence[Path] = ()) -> Composed:
     """Write a fleet file and its tables beside it. It is loaded on trial first, so that only a fleet that loads is written.
 
-    **Arguments:** `findings`: latencies, at least one curve, and a demand or none; `path`: of the `.toml` file, replaced if there;
-    `keep`: files that must not be replaced, those that were read.
+    **Arguments:** `findings`: latencies, at least one curve, and a demand or none; `path`: of the `.toml` file, replaced if
+    made here; `keep`: files that must not be replaced, those that were read.
 
     **Returns:** the paths, and what was assumed.
 
@@ -111,6 +112,7 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
     """
     if path.suffix != ".toml":
         raise InputError(f"{str(path)!r} is no name for a fleet: give a path that ends in .toml.")
+    _check_not_by_hand(path)
     latencies = _merged([one for one in findings if isinstance(one, Latencies)])
     curves = _by_slug([one for one in findings if isinstance(one, Curve)])
     demand = _only([one for one in findings if isinstance(one, Demand)], "demand")
@@ -122,7 +124,7 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         raise InputError("--load has nothing to say beside a demand and --replicas: leave it, or --replicas, out.")
     check_common(choices.shift_s, demand)
     page, files = _Page(), {}
-    page.put("name", path.stem, "made by dgdlb import; every figure has its origin in the comment above it")
+    page.put("name", path.stem, f"{_MADE}; every figure has its origin in the comment above it")
     frontends = _frontends(page, choices, latencies, demand)
     backends, chosen = _backends(page, choices, latencies, curves)
     rate = _rates(page, choices, frontends, demand)
@@ -167,6 +169,14 @@ def compose_fleet(findings: Sequence[Finding], path: Path, choices: Choices, *, 
         *left_out(frontends, backends, latencies, demand),
     ]
     return Composed([path.parent / name for name in files], notes)
+
+
+def _check_not_by_hand(path: Path) -> None:
+    """Raise `InputError` for a fleet file that somebody wrote: it would be lost."""
+    if path.is_file() and _MADE.encode() not in path.read_bytes():
+        raise InputError(
+            f'{path} is there and was not made by this command (it lacks "{_MADE}"): give another name, or delete it first.'
+        )
 
 
 def _only(found: Sequence[F], what: str) -> F | None:
@@ -329,7 +339,7 @@ def _latency(
     both = set(frontends) & set(backends)
     pairs = latencies.seconds
     missing = missing_arcs(list(frontends), list(backends), latencies)
-    if not choices.use("sparse"):
+    if missing and not choices.use("sparse"):
         check_complete(missing, latencies)
     if any((name, name) not in pairs for name in both):
         told = choices.use("inside_ms")

@@ -6,7 +6,7 @@ import stat
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -106,10 +106,13 @@ class Section:
 
     def error(self, key: str, problem: str, remedy: str) -> InputError:
         """The exception to raise about `key`: `fleet.toml:7: frontends.rate <problem>: <remedy>`."""
+        return InputError(f"{self._where(key)} {problem}: {remedy}")
+
+    def _where(self, key: str) -> str:
+        """`fleet.toml:7: frontends.rate`."""
         line = _line_of(self.text, self.path, key)
         place = f"{self.file}:{line}" if line else self.file
-        field = clipped(".".join([*self.path, key]))
-        return InputError(f"{place}: {field} {problem}: {remedy}")
+        return f"{place}: {clipped('.'.join([*self.path, key]))}"
 
     def only(self, *known: str) -> None:
         """Raise for the first key that is not among the known ones."""
@@ -212,10 +215,25 @@ class Section:
 
     def build(self, maker: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """`maker(...)`, whose complaints get this section's place in front."""
+        return self.build_by({}, maker, *args, **kwargs)
+
+    def build_by(self, keys: Mapping[str, str], maker: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The same where keys are not called after arguments: `keys` by argument."""
         try:
             return maker(*args, **kwargs)
         except InputError as error:
-            raise InputError(f"{self.place}: {error}") from error
+            raise self._in_own_words(str(error), getattr(maker, "__name__", ""), keys) from error
+
+    def _in_own_words(self, complaint: str, maker: str, keys: Mapping[str, str]) -> InputError:
+        """A complaint about an argument, `Fails(at=5).timeout is 0: ...`, as one about its key."""
+        text = complaint.replace(", or None for", ", or leave it out for")
+        for argument, key in keys.items():
+            text = re.sub(rf"\b{argument}(?= = )", key, text)
+        found = re.match(rf"{maker}(?:\(at=[^()]*\))?\.(\w+) ", text)
+        key = keys.get(found[1], found[1]) if found else ""
+        if found is None or key not in self.content:
+            return InputError(f"{self.place}: {text.removeprefix(f'{maker}: ')}")
+        return InputError(f"{self._where(key)} {text[found.end() :]}")
 
     @property
     def place(self) -> str:

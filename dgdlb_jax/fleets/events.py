@@ -1,6 +1,7 @@
 """The `[[events]]` of a fleet file: when, what, where, to what."""
 
 import dataclasses
+import re
 
 from dgdlb_jax.fleets.document import Section, nearest, shown
 from dgdlb_jax.model.events import KINDS, Event
@@ -21,8 +22,17 @@ def read_events(document: Section, network: Network) -> tuple[Event, ...]:
     try:
         signals(network, found)
     except InputError as error:
-        raise InputError(f"{document.file}: [[events]] {error}") from error
+        raise InputError(f"{document.file}: [[events]] {_CALLED.sub(_in_own_words, str(error))}") from error
     return found
+
+
+_CALLED = re.compile(r"\b(\w+)\(at=([^()]*)\)(?:\.(\w+))?")
+
+
+def _in_own_words(found: re.Match[str]) -> str:
+    """`"fails" at 5 s` for `Fails(at=5)`, and `"fails" at 5 s: timeout_s` where it is about an argument."""
+    field = f": {found[3]}{'_s' * (found[3] in _SECONDS)}" if found[3] else ""
+    return f'"{found[1].lower()}" at {found[2]} s{field}'
 
 
 def _event(section: Section, network: Network) -> Event:
@@ -35,7 +45,8 @@ def _event(section: Section, network: Network) -> Event:
         for key, name in keys.items()
         if key in section or _is_required(fields[name])
     }
-    return section.build(kind, section.number("at_s", above=True), **given)
+    names = {name: key for key, name in keys.items()}
+    return section.build_by(names, kind, section.number("at_s", above=True), **given)
 
 
 def _is_required(field: dataclasses.Field) -> bool:

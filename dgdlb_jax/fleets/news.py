@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dgdlb_jax.fleets.document import Section
+from dgdlb_jax.fleets.document import Section, shown
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
@@ -26,7 +26,7 @@ def read_news(document: Section, network: Network) -> Scraped | None:
     section.only(*keys)
     section.numbers("interval_s", network.frontends)  # complains if it is missing
     given = {name: _value(section, key, network) for key, name in keys.items() if key in section}
-    return section.build(Scraped, **given)
+    return section.build_by({name: key for key, name in keys.items()}, Scraped, **given)
 
 
 def parse_news(text: str) -> Scraped | None:
@@ -59,6 +59,8 @@ def _value(section: Section, key: str, network: Network) -> Any:
         return int(value) if value == int(value) else value
     if key == "offset_s" and section.content[key] == _DRAWN:
         return None
+    if key == "offset_s" and isinstance(section.content[key], str):
+        raise section.error(key, f"is {shown(section.content[key])}", f'give seconds, or "{_DRAWN}".')
     one = not isinstance(section.content[key], list)
     return section.number(key) if one else section.numbers(key, network.frontends)
 

@@ -1,6 +1,7 @@
 """Events as functions of time: what the simulator reads while it steps, and the network as it is after some of them."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from typing import Any
 
 import equinox as eqx
@@ -88,12 +89,13 @@ def signals(network: Network, events: Iterable[Event]) -> Signals:
 
     **Returns:** `Signals`, in a batch with a leading axis.
 
-    **Raises:** `InputError` for a place that there is not, a recovery of what has not failed, and a frontend that is left without a
-    backend.
+    **Raises:** `InputError` for a place that there is not, a recovery of what has not failed, broken or closed, and a frontend that is left
+    without a backend.
     """
     ordered = sorted(events, key=lambda event: event.at)
     found = _Tables(network, ordered).signals()
     _check_recoveries(network, ordered)
+    _check_links(network, ordered)
     _check_reach(network, ordered, found)
     if network.batch is None:
         return found
@@ -204,6 +206,28 @@ def _check_recoveries(network: Network, ordered: Sequence[Event]) -> None:
                     f"Recovers(at={event.at:g}): backend {who} is not out of service then: let it fail or drain before."
                 )
             out = out - where if isinstance(event, kinds.Recovers) else out | where
+
+
+_LINKS = (
+    (kinds.Breaks, kinds.Mends, "broken then: let it break before"),
+    (kinds.Closes, kinds.Opens, "closed then: close it before"),
+)
+"""What is done to links, and undone."""
+
+
+def _check_links(network: Network, ordered: Sequence[Event]) -> None:
+    """Raise `InputError` where something is undone that was not done to any of the links."""
+    for does, undoes, lacks in _LINKS:
+        done: set[tuple[int, int]] = set()
+        for event in ordered:
+            if not isinstance(event, does | undoes):
+                continue
+            frontends = places(event, "frontend", event.frontends, network.frontend_names, network.frontends).tolist()
+            backends = places(event, "backend", event.backends, network.backend_names, network.backends).tolist()
+            where = set(product(frontends, backends))
+            if isinstance(event, undoes) and not where & done:
+                raise InputError(f"{event.name}(at={event.at:g}): no such link is {lacks}.")
+            done = done - where if isinstance(event, undoes) else done | where
 
 
 def _check_reach(network: Network, ordered: Sequence[Event], found: Signals) -> None:

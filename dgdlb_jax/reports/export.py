@@ -73,8 +73,17 @@ def roundings(comparison: Comparison, form: str) -> dict[str, Rounding]:
 
 
 def export_notes(comparison: Comparison, form: str) -> list[str]:
-    """What somebody who is about to use the files has to know: whether DGD-LB came to rest, and what whole weights cost."""
-    return [*_unsettled(comparison, form), *rounding_costs(comparison, form)]
+    """What somebody who is about to use the files has to know: whether DGD-LB came to rest, renamed places, and what whole weights cost."""
+    return [*_unsettled(comparison, form), *_renamed(comparison, form), *rounding_costs(comparison, form)]
+
+
+def _renamed(comparison: Comparison, form: str) -> list[str]:
+    """Which names a format cannot hold, and what stands for them."""
+    names = Names(frontend_names(comparison.network), backend_names(comparison.network))
+    labels = EXPORTERS[form].labels(names)
+    pairs = zip((*names.frontends, *names.backends), (*labels.frontends, *labels.backends), strict=True)
+    changed = [f'"{name}" is called {label}' for name, label in dict.fromkeys(pairs) if name != label]
+    return [f"{form}: {', '.join(changed)}: use these names in the configuration around it."] if changed else []
 
 
 def _unsettled(comparison: Comparison, form: str) -> list[str]:

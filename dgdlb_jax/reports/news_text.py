@@ -6,9 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.numerics.formatting import number, ranging, seconds
 from dgdlb_jax.reports.stability_text import nullified
 from dgdlb_jax.studies.news import NewsLimit, news_json, news_words
+from dgdlb_jax.studies.onset import Onset
+
+
+def simulated_words(onset: Onset | None) -> str:
+    """Where runs begin to grow."""
+    return "simulating it takes too long here" if onset is None else f"simulated: {onset.words}"
+
+
+def simulated_document(onset: Onset | None) -> dict[str, float | None]:
+    """The same as numbers; null where nothing was simulated."""
+    stable, unstable = (None, None) if onset is None else onset
+    return {"simulated_stable": stable, "simulated_unstable": unstable}
 
 
 @dataclass(frozen=True)
@@ -17,6 +30,7 @@ class NewsReport:
 
     label: str
     found: NewsLimit
+    optimum: Optimum
 
     def text(self) -> str:
         """What the reports are, the limit, and what is seen beyond it."""
@@ -30,17 +44,9 @@ class NewsReport:
         lines = [
             begin,
             f"  limit of step_size{now}: {number(found.factor)} times that; with every report at once {fresh} times",
-            f"  beyond it swings with a period of {seconds(found.period)}{self._simulated()}",
+            f"  beyond it swings with a period of {seconds(found.period)}; {simulated_words(found.simulated)}",
         ]
         return "\n".join([*lines, *(f"  {caveat}" for caveat in self._caveats())])
-
-    def _simulated(self) -> str:
-        if self.found.simulated is None:
-            return "; simulating it takes too long here"
-        stable, unstable = self.found.simulated
-        if stable == 0 or not math.isfinite(unstable):
-            return f"; simulated: {'grows' if stable == 0 else 'dies out'} from {number(min(unstable, stable) or unstable)} times on"
-        return f"; simulated: dies out at {number(stable)}, grows at {number(unstable)} times"
 
     def _caveats(self) -> list[str]:
         news, told = self.found.news, []
@@ -61,7 +67,6 @@ class NewsReport:
     def document(self) -> dict[str, Any]:
         """Null where there is no limit."""
         found = self.found
-        stable, unstable = found.simulated or (None, None)
         return nullified(
             {
                 "fleet": found.network.name,
@@ -71,8 +76,7 @@ class NewsReport:
                 "limit_over_now_with_reports_at_once": found.fresh,
                 "period": found.period,
                 "exact": found.exact,
-                "simulated_stable": stable,
-                "simulated_unstable": unstable,
                 "units": {"time": "s"},
             }
+            | simulated_document(found.simulated)
         )

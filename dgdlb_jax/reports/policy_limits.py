@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.feasibility import require_traffic
-from dgdlb_jax.equilibrium.optimum import solve_optimum
+from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.formatting import number, ranging, seconds
@@ -24,12 +24,13 @@ from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.policies.registry import POLICIES
 from dgdlb_jax.policies.sampled import SampledDGDLB
 from dgdlb_jax.reports.held_text import HeldReport, held_report
-from dgdlb_jax.reports.news_text import NewsReport
+from dgdlb_jax.reports.news_text import NewsReport, simulated_document, simulated_words
 from dgdlb_jax.reports.stability_text import StabilityReport, nullified
 from dgdlb_jax.stability.critical import CriticalMode, critical_mode
 from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.studies.balancers import BALANCERS, check_keys
 from dgdlb_jax.studies.news import news_limit
+from dgdlb_jax.studies.onset import Onset, simulated_onset
 from dgdlb_jax.studies.settings import with_settings
 
 
@@ -53,23 +54,31 @@ class FactorReport:
     network: Network
     label: str
     policy: AbstractPolicy
+    optimum: Optimum
     mode: CriticalMode
+    simulated: Onset | None
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return math.isfinite(float(self.mode.step_size))
 
     def text(self) -> str:
         """One sentence."""
         begin = f"{self.network.name or 'network'}: {self.label}"
         factor = float(self.mode.step_size)
-        if not math.isfinite(factor):
+        if not self.limited:
             return f"{begin}: no limit: nothing in the network delays a loop"
         sizes = np.asarray(getattr(self.policy, "step_size", np.nan))
         now = f" (now {ranging(float(sizes.min()), float(sizes.max()))} 1/s^2)" if np.isfinite(sizes).all() else ""
         beyond = f"beyond it swings with a period of {seconds(float(self.mode.period))}"
-        return f"{begin}, limit of step_size{now}: {number(factor)} times that; {beyond}"
+        return f"{begin}, limit of step_size{now}: {number(factor)} times that; {beyond}; {simulated_words(self.simulated)}"
 
     def document(self) -> dict[str, Any]:
         """Null where there is no limit."""
         found = {"fleet": self.network.name, "policy": self.label, "limit_over_now": float(self.mode.step_size)}
-        return nullified(found | {"period": float(self.mode.period), "units": {"time": "s"}})
+        found |= {"period": float(self.mode.period), "units": {"time": "s"}}
+        return nullified(found | simulated_document(self.simulated))
 
 
 @dataclass(frozen=True)
@@ -119,8 +128,12 @@ def policy_report(network: Network, key: str, settings: Mapping[str, str], news:
     if looks_at_no_load:
         return NoLimit(network, label)
     if news is not None:
-        return NewsReport(label, news_limit(network, policy, news, optimum))
-    return FactorReport(network, label, policy, critical_mode(network, policy, optimum))
+        return NewsReport(label, news_limit(network, policy, news, optimum), optimum)
+    mode = critical_mode(network, policy, optimum)
+    limit, period, simulated = float(mode.step_size), float(mode.period), None
+    if math.isfinite(limit) and limit > 0:
+        simulated = simulated_onset(network, policy, optimum, limit, period)
+    return FactorReport(network, label, policy, optimum, mode, simulated)
 
 
 def _with_settings(
@@ -149,14 +162,30 @@ def _check_limit(network: Network, label: str, policy: AbstractPolicy, key: str)
 
 def drawable(report: Report) -> bool:
     """Whether there is a picture of it."""
-    return isinstance(report, StabilityReport) or (isinstance(report, HeldReport) and bool(report.found.limits))
+    if isinstance(report, HeldReport):
+        return bool(report.found.limits)
+    if isinstance(report, FactorReport):  # a rule with a period of its own has no limit behind reports with another one
+        return report.limited and not isinstance(report.policy, SampledDGDLB)
+    return isinstance(report, StabilityReport) or (
+        isinstance(report, NewsReport) and math.isfinite(report.found.factor)
+    )
 
 
 def save_pictures(report: Report, folder: Path) -> list[Path]:
     """What there is to draw of a report, written into a folder. **Returns:** the paths."""
     from dgdlb_jax.reports.held_plots import save_stable_region  # late: they load matplotlib
+    from dgdlb_jax.reports.onset import save_step_size_region
     from dgdlb_jax.reports.stability_plots import save_stability_pictures
 
+    if not drawable(report):
+        return []
     if isinstance(report, StabilityReport):
         return save_stability_pictures(report, folder)
+    if isinstance(report, FactorReport):
+        case = report.network, report.policy, report.optimum, report.label, float(report.mode.period)
+        return save_step_size_region(folder, *case, onset=report.simulated)
+    if isinstance(report, NewsReport):
+        found = report.found
+        case = found.network, found.policy, report.optimum, report.label, found.period
+        return save_step_size_region(folder, *case, news=found.news, onset=found.simulated)
     return save_stable_region(report, folder) if isinstance(report, HeldReport) else []

@@ -37,7 +37,7 @@ from dgdlb_jax.fleets.importers.bins import requests_column
 from dgdlb_jax.fleets.importers.little import settled, workload
 from dgdlb_jax.fleets.importers.plausible import doubted
 from dgdlb_jax.fleets.importers.printed import check_print
-from dgdlb_jax.fleets.importers.same_server import told_apart, with_runs
+from dgdlb_jax.fleets.importers.same_server import by_prompts, told_apart, with_runs
 from dgdlb_jax.fleets.importers.source import Source
 from dgdlb_jax.fleets.importers.times import are_times
 from dgdlb_jax.fleets.importers.words import LATENCIES
@@ -148,7 +148,7 @@ def gathered(findings: Iterable[Finding]) -> list[Latencies | Curve | Demand]:
             series.append(finding)
         else:
             found.append(doubted(finding))
-    made = _without_single_points(told_apart(curves))
+    made = _without_single_points(told_apart([part for curve in curves for part in by_prompts(curve)]))
     rest = [one for one in series if one.role != "arrivals"]
     made += prometheus.curves(rest) if rest else ()
     found += [doubted(prometheus.demand(one)) for one in series if one.role == "arrivals"]

@@ -78,6 +78,7 @@ class Point(NamedTuple):
     - `tokens`: mean number of tokens that a request generated, where known.
     - `setting`: what was set in this run; runs with equal settings are repetitions of one measurement.
     - `low`, `high`: quartiles of the throughput over `samples` measurements, where there are several, and never beyond the throughput.
+    - `inputs`: mean number of tokens of a prompt, where known.
     - `completed`, `failed`: how many requests succeeded and failed, where known.
     """
 
@@ -92,6 +93,7 @@ class Point(NamedTuple):
     samples: int = 1
     completed: float = 0.0
     failed: float = 0.0
+    inputs: float | None = None
 
 
 class Curve(NamedTuple):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.fleets.importers.base import Demand, Options
 from dgdlb_jax.fleets.importers.rate_units import period, tokens_of
 from dgdlb_jax.fleets.importers.times import read_times, time_column
@@ -22,7 +23,7 @@ UNEVEN = 1e-6
 _COUNTS = (
     "requests", "num_requests", "total_requests", "requests_total", "request_count", "requests_count", "count", "counts", "arrivals", "n",
     "queries", "hits", "calls", "req", "reqs", "num_reqs", "req_count", "reqs_count", "num_calls", "call_count", "num_hits", "hit_count",
-    "invocations",
+    "invocations", "sample_count", "samplecount",
 )  # fmt: skip
 # Words of columns that say something else of a bin or of a single request than how many came from a place.
 _NO_PLACE = {
@@ -34,6 +35,10 @@ _NO_PLACE = {
     "minute", "weekday", "week", "month", "year", "date",
 }  # fmt: skip
 _PERCENTILE = re.compile(r"p\d+")
+# Columns that say only together with that of times when a bin begins.
+_OTHER_TIMES = ("date", "day", "weekday", "day_of_week", "week", "month", "year", "hour")
+# A unit of time behind a name is that of a latency.
+_IN_TIME = re.compile(r"[(\[](?:[num\u00b5\u03bc]?s|m?secs?|(?:milli|micro|nano)?seconds?)[)\]]$", re.IGNORECASE)
 # Requests do not come at multiples of this many seconds by chance.
 _NO_CHANCE = 60.0
 # A figure with its unit or a suffix, as dashboards write: `1.2 req/s`, `3K`.
@@ -60,7 +65,12 @@ def _is_no_place(column: str) -> bool:
     if period(column) and not tokens_of(column):
         return False
     found = words(column)
-    return "%" in column or bool(_NO_PLACE & set(found)) or any(map(_PERCENTILE.fullmatch, found))
+    return (
+        "%" in column
+        or _IN_TIME.search(column) is not None
+        or bool(_NO_PLACE & set(found))
+        or any(map(_PERCENTILE.fullmatch, found))
+    )
 
 
 def _is_index(table: Table, column: str) -> bool:
@@ -139,6 +149,10 @@ def bin_width(table: Table, options: Options) -> float:
     for k, row in list(enumerate(table.rows))[1:]:
         if times[k] == times[k - 1]:
             remedy = "say which column names places with by (dgdlb import: --by), or give one line per bin."
+            other = first_of([c for c in table.columns if c != column], _OTHER_TIMES)
+            if other is not None:
+                both = f'"{clipped(other)}" and "{clipped(column)}"'
+                remedy = f"write {both} as one column of times such as 2026-01-31 13:00."
             raise table.error(row, column, "is that of the line above", remedy)
         if not width > 0 or abs(times[k] - times[0] - k * width) > UNEVEN * width * k:
             raise table.error(row, column, "breaks the even spacing of the bins", "give one line per bin, in order.")

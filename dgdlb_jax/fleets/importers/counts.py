@@ -16,6 +16,8 @@ from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.results import InputError
 
 # What a single column of figures is called that has no name of its own, as monitoring systems export it.
+_UNSAID = ({"value"}, {"val"}, {"y"})  # of these, not even that they are sums
+_GRAFANA = "Time"
 _NAMELESS = ({"value"}, {"sum"}, {"total"}, {"val"}, {"y"})
 
 
@@ -64,6 +66,8 @@ def read_counts(wide: Wide, options: Options) -> Demand:
     if not placed and (rates or (columns == (every,) and every not in options.names)):
         names = ()
     is_count = not rates and wide.seconds is None
+    if is_count and not options.names:
+        _check_said(table, columns)
     counts = np.array([table.numbers(column, counts=is_count) for column in columns]).T
     notes = (*_left_out(table, columns), *(_fractions(table, columns, counts, options) if is_count else ()))
     if not is_count:
@@ -81,6 +85,22 @@ def _said(columns: tuple[str, ...], names: tuple[str, ...], is_rate: bool) -> st
     if is_rate:
         return f'requests, "{clipped(columns[0])}" times their width'
     return "requests" if columns[0] == "requests" else f'requests in "{clipped(columns[0])}"'
+
+
+def _check_said(table: Table, columns: tuple[str, ...]) -> None:
+    """Raise `InputError` for what Grafana exports without a unit: it draws rates and counts alike, and calls its times `Time`."""
+    nameless = len(columns) == 1 and set(words(columns[0])) in _UNSAID
+    if (
+        (time_column(table) != _GRAFANA and not nameless)
+        or requests_column(table)
+        or any(map(speaks_of_requests, columns))
+    ):
+        return
+    each = "" if nameless else f"{clipped(columns[0])}_"
+    raise InputError(
+        f"{table.name}: nothing says whether the figures of {listed(columns)} are requests of a bin or requests/s, and dashboards export "
+        f"both: call {'the column' if nameless else 'columns'} {each}requests, or {each}rps."
+    )
 
 
 def _fractions(

@@ -71,6 +71,7 @@ def series(source: Source, options: Options) -> tuple[Series, ...]:
         every = sum(len(result["values"]) for result in results)
         series_by_name = {key: _summed(source, key, parts) for key, parts in values.items()}
         notes = [f"{role} from {name or 'a result without a name'}" + (f", by {label}" if label else "")]
+        notes += _added(role, label, results)
         if counter:
             notes.append(f"{name} is a counter: its increase over each step is taken")
         elif role in ("arrivals", "throughput"):
@@ -137,10 +138,8 @@ def _role(source: Source, result: Mapping[str, Any]) -> str:
 
 def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Options) -> str | None:
     """The label whose values name frontends or backends: the only one that differs, or the one that the user says."""
-    labels = {
-        key: {str(r["metric"].get(key)) for r in results} for r in results for key in r["metric"] if key != "__name__"
-    }
-    differing = sorted(key for key, values in labels.items() if len(values) > 1 and key not in _PARTS)
+    labels = _labels(results)
+    differing = _differing(labels)
     if (told := options.use("by")) is not None:
         if told in labels:
             return told
@@ -150,6 +149,34 @@ def _label(source: Source, results: Sequence[Mapping[str, Any]], options: Option
             f"{source.name}: the labels {listed(differing)} all differ: say which one names places with --by."
         )
     return differing[0] if differing else None
+
+
+def _labels(results: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """The values of every label."""
+    keys = {key: None for result in results for key in result["metric"] if key != "__name__"}
+    return {key: {str(result["metric"].get(key)) for result in results} for key in keys}
+
+
+def _differing(labels: Mapping[str, set[str]]) -> list[str]:
+    return sorted(key for key, values in labels.items() if len(values) > 1 and key not in _PARTS)
+
+
+def _added(role: str, label: str | None, results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """That series of several servers are added under one name, where they are."""
+    if label is None or role == "arrivals":
+        return ()
+    places: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        places.setdefault(str(result["metric"].get(label, "")), []).append(result)
+    labels = [_labels(found) for found in places.values()]
+    others = sorted({key for found in labels for key in _differing(found)} - {label})
+    if not others:
+        return ()
+    most = max(len({tuple(str(r["metric"].get(key)) for key in others) for r in found}) for found in places.values())
+    return (
+        f"each {label} is the sum over up to {most} values of {listed(others)}: one curve of all of them together, as one server; "
+        f"--by {others[0]} makes a curve of each",
+    )
 
 
 def _samples(source: Source, result: Mapping[str, Any]) -> Samples:
@@ -273,6 +300,11 @@ def _grouped(origin: str, name: str, served: Samples, held: list[Samples]) -> tu
     times = served[0]
     for found, _ in held:
         times = np.intersect1d(times, found)
+    if times.size < 2 * _LEAST <= served[0].size:
+        raise InputError(
+            f"{origin}: {_called(name)} has {served[0].size} samples of its throughput, and {times.size or 'none'} of them at times at "
+            "which the requests in it were sampled too: query all with the same start, end and step."
+        )
     rate = served[1][np.isin(served[0], times)]
     number = sum((values[np.isin(found, times)] for found, values in held), start=np.zeros(times.size))
     order = np.argsort(number[number > 0], kind="stable")

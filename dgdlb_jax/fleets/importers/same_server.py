@@ -1,15 +1,18 @@
 """Runs that were given separately: of one server, or of several that their files call the same."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import PurePath
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from dgdlb_jax.fleets.document import clipped, listed
-from dgdlb_jax.fleets.importers.base import Curve
+from dgdlb_jax.fleets.importers.base import Curve, Point
 
 # Repetitions of a whole series of runs lie closer together than this.
 _SCATTER = 0.05
+# Prompts whose lengths differ by more than this factor are of different kinds; sampled ones differ by less.
+_UNLIKE = 1.5
 # Fields of results that say which server it was; a date, a seed or the number of a job do not.
 _OF_A_SERVER = {
     "model", "model_id", "tokenizer_id", "backend", "endpoint", "endpoint_type", "framework", "engine", "version", "vllm_version",
@@ -71,6 +74,27 @@ def _joined(one: Curve, other: Curve) -> Curve:
     origin = one.origin if one.origin == other.origin else f"{one.origin}, {other.origin}"
     server = tuple((dict(one.server) | dict(other.server)).items())
     return Curve(one.name, one.points + other.points, origin, tuple(dict.fromkeys(one.notes + other.notes)), server)
+
+
+def by_prompts(curve: Curve) -> list[Curve]:
+    """The runs of a curve by the length of their prompts, where runs of one setting differ in it: these are no repetitions."""
+    lengths = sorted({point.inputs for point in curve.points if point.inputs})
+    breaks = [long for short, long in pairwise(lengths) if long > _UNLIKE * short]
+    kinds: dict[int, list[Point]] = {}
+    for point in curve.points:
+        kinds.setdefault(sum((point.inputs or 0.0) >= length for length in breaks), []).append(point)
+    settings = [{point.setting for point in points if point.setting} for points in kinds.values()]
+    if sum(map(len, settings)) == len(set().union(*settings)):
+        return [curve]
+    why = "runs of one setting differ in the tokens of their prompts, so they are of several kinds of requests"
+    return [
+        curve._replace(
+            name=f"{curve.name}-input-{fmean(point.inputs or 0.0 for point in points):.4g}",
+            points=tuple(points),
+            notes=(*curve.notes, why),
+        )
+        for _, points in sorted(kinds.items())
+    ]
 
 
 def told_apart(curves: Sequence[Curve]) -> list[Curve]:

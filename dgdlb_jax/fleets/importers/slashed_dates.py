@@ -32,6 +32,15 @@ def slashed(cells: Sequence[str]) -> list[float] | None:
         return None
 
 
+def are_unclear(cells: Sequence[str]) -> bool:
+    """Whether cells are dates with strokes, of which nothing tells days from months."""
+    found = [_SLASHED.fullmatch(cell) for cell in cells]
+    parts = [match.groups() for match in found if match]
+    return len(parts) == len(cells) and all(
+        len(first) < 4 and int(first) <= 12 and int(second) <= 12 and not half for first, second, *_, half in parts
+    )
+
+
 def _seconds(part: Sequence[str], year_first: bool, day_first: bool) -> float:
     first, second, third = map(int, part[:3])
     year, month, day = (

@@ -11,6 +11,7 @@ from dgdlb_jax.fleets.document import Folder, read_text
 from dgdlb_jax.fleets.importers.cell_units import with_cell_units
 from dgdlb_jax.fleets.importers.date_and_time import with_one_time
 from dgdlb_jax.fleets.importers.header_multiples import with_plain_units
+from dgdlb_jax.fleets.importers.label_sets import with_label_sets
 from dgdlb_jax.fleets.importers.unit_column import with_units
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.numerics.files import is_folder
@@ -111,8 +112,8 @@ def _only_list(document: Any) -> list[Any] | None:
 
 
 def _prepared(table: Table) -> Table:
-    """A table with one column of times, and with units where they belong: in the names of its columns."""
-    return with_plain_units(with_units(with_cell_units(with_one_time(table))))
+    """A table with one column of times, short names, and units where they belong: in the names of its columns."""
+    return with_plain_units(with_units(with_cell_units(with_one_time(with_label_sets(table)))))
 
 
 def _below(source: Source, depth: int = 0) -> Iterator[Source]:

@@ -1,6 +1,7 @@
 """Throughput of a server as a plain table: a line for every workload, batch size or concurrency."""
 
 import math
+import re
 from typing import NamedTuple
 
 from dgdlb_jax.fleets.document import clipped, listed, nearest
@@ -213,7 +214,14 @@ def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
         notes.append(
             f'"{clipped(unclear[0])}" {why} and is not used: write the mean, and call it {clipped(name)}_s or {clipped(name)}_ms'
         )
+    if found.latency is None and (times := [c for c in table.columns if _is_of_another_time(c)]):
+        notes.append(f"not used, as they are no mean end-to-end times of a line: {listed(times)}")
     return tuple(notes)
+
+
+def _is_of_another_time(column: str) -> bool:
+    """Whether a column holds response times as Locust's history does: percentiles, and means since the test began."""
+    return {"total", "response", "time"} <= set(words(column)) or re.fullmatch(r"\d+(\.\d+)?%", column) is not None
 
 
 def _latency(table: Table) -> str | None:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.fleets.importers.base import Options
 from dgdlb_jax.fleets.importers.date_and_time import JOINED
-from dgdlb_jax.fleets.importers.slashed_dates import slashed
+from dgdlb_jax.fleets.importers.slashed_dates import are_unclear, slashed
 from dgdlb_jax.fleets.importers.words import UNITS, first_of, normal, unit_of, words
 from dgdlb_jax.fleets.tables import Row, Table
 from dgdlb_jax.numerics.results import InputError
@@ -103,6 +103,13 @@ def read_times(table: Table, column: str, options: Options) -> Times:
         dates = _plain_dates(table, column)
     if dates is None and (found := slashed([row.cells[column] for row in table.rows])) is not None:
         dates = np.array(found)
+    if dates is None and are_unclear([row.cells[column] for row in table.rows]):
+        raise table.error(
+            table.rows[0],
+            column,
+            "and all below are dates of which nothing tells the day from the month",
+            "write 2026-01-31 12:00, year first, in every line.",
+        )
     if dates is None:
         dates = np.array([_date(table, row, column) for row in table.rows])
     return Times(dates - dates.min(), f'"{clipped(column)}" as dates')

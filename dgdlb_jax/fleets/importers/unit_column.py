@@ -17,6 +17,7 @@ _QUANTITIES = {
 """Words of columns that a unit may be about."""
 _NO_UNIT = {"", "none", "count", "counts", "request", "requests", "req", "1", "-"}
 """Units of what is counted, which say nothing."""
+_COUNT = {"count", "counts", "request", "requests", "req"}
 
 
 def with_units(table: Table) -> Table:
@@ -30,8 +31,11 @@ def with_units(table: Table) -> Table:
         return table
     units = list(dict.fromkeys(row.cells[column] for row in table.rows if row.cells[column].lower() not in _NO_UNIT))
     about = [c for c in table.columns if c != column and _QUANTITIES & set(words(c)) and _has_figures(table, c)]
+    if units and all(map(_time, units)):  # how many times were measured is in no unit of time
+        about = [c for c in about if not {"count", "requests"} & set(words(c))]
     if not units:
-        return renamed(table, {}, without=column)
+        counts = any(row.cells[column].lower() in _COUNT for row in table.rows)
+        return renamed(table, {c: f"{c} (requests)" for c in about if counts and len(words(c)) == 1}, without=column)
     if not about or (len(units) > 1 and None in map(_time, units)):
         why = f"its lines are in {listed(units)}" if about else "no column is one that it could be about"
         return renamed(table, {}, (f'"{clipped(column)}" is not used, as {why}',), without=column)

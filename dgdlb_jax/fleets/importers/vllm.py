@@ -83,6 +83,7 @@ def _point(place: str, run: Run) -> tuple[Point, str]:
     """A run, and where its mean end-to-end time comes from."""
     latency, origin = _latency(place, run)
     generated, requests = figure(place, run, "total_output_tokens"), figure(place, run, "completed")
+    read = figure(place, run, "total_input_tokens")
     return Point(
         needed(place, run, "request_throughput"),
         cap=figure(place, run, "max_concurrency"),
@@ -91,6 +92,7 @@ def _point(place: str, run: Run) -> tuple[Point, str]:
         setting=_load(run),
         completed=requests or 0.0,
         failed=figure(place, run, "failed") or 0.0,
+        inputs=read / requests if read and requests else None,
     ), origin
 
 

@@ -108,8 +108,11 @@ def summaries(file: str, names: Iterable[str], known: Collection[str]) -> tuple[
     """
     found = tuple(name for name in dict.fromkeys(names) if name not in known and set(words(name)) & _SUMMARIES)
     if found and not known:
+        what = (
+            "sums the others up" if {"total", "totals", "sum", "overall"} & set(words(found[0])) else "is a statistic"
+        )
         raise InputError(
-            f'{file}: "{clipped(found[0])}" sums the others up and is no place: remove it, or name the places (dgdlb import: --frontends, '
+            f'{file}: "{clipped(found[0])}" {what} and is no place: remove it, or name the places (dgdlb import: --frontends, '
             "--backends)."
         )
     return found

@@ -1,14 +1,17 @@
 """Istio: a DestinationRule whose `localityLbSetting.distribute` says where each region's requests go.
 
-Percentages per region of the caller, which sum to 100. Names are regions as nodes carry them (`topology.kubernetes.io/region`), spaces
-and the like made dashes. Istio distributes by locality only where outlier detection is set, so the rule has it.
+Percentages per region of the caller, which sum to 100. Names are regions as nodes carry them (`topology.kubernetes.io/region`), as
+far as values of labels may be such; spaces and the like are made dashes, and letters lose their accents. Istio distributes by locality
+only where outlier detection is set, so the rule has it.
 
 Schema: DestinationRule of networking.istio.io/v1 (Istio 1.22 and later). That weights sum to 100 is checked by Istio itself
 (`validateLocalityLbSetting` in `pkg/config/validation`: "total locality weight ... != 100").
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from dgdlb_jax.numerics.results import InputError
@@ -19,7 +22,6 @@ from dgdlb_jax.reports.exporters.base import (
     items,
     json_exporter,
     shares_of,
-    slugs,
     weights_of,
 )
 
@@ -28,8 +30,21 @@ _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 def regions(names: Sequence[str]) -> list[str]:
-    """Names that can be values of labels in Kubernetes; all of them changed where one could not be."""
-    return list(names) if all(map(_LABEL.fullmatch, names)) else slugs(names)
+    """Names that can be values of labels in Kubernetes, all different: those that can be stay, others are made such."""
+    found = [name if _LABEL.fullmatch(name) else _label(name) for name in names]
+    taken = set(found)
+    for k, name in enumerate(names):
+        if found[k] != name and found.count(found[k]) > 1:
+            found[k] = next(f"{found[k]}-{n}" for n in count(k) if f"{found[k]}-{n}" not in taken)
+            taken.add(found[k])
+    return found
+
+
+def _label(name: str) -> str:
+    """The nearest value of a label: at most 63 letters, digits, points, dashes and underscores, the first and the last none of these
+    three; 5 are left for a number."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain)[:58].strip("._-") or "region"
 
 
 def places(names: Names) -> Names:

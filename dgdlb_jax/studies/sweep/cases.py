@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
-from dgdlb_jax.fleets import load_fleet
+from dgdlb_jax.fleets import FleetWarning, load_autoscaler, load_events, load_fleet, load_news
 from dgdlb_jax.model.network import Network, pad
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
@@ -207,6 +208,11 @@ def fleet_network(name: str) -> Network:
 
 @functools.cache
 def _load(name: str) -> Network:
+    sections = {"[[events]]": load_events, "[autoscaler]": load_autoscaler, "[news]": load_news}
+    there = [section for section, load in sections.items() if load(name)]
+    if there:
+        inputs = "; how reports come is an input, news.interval" if "[news]" in there else ""
+        warnings.warn(f"{name}: a sweep leaves out its {' and '.join(there)}{inputs}.", FleetWarning, stacklevel=2)
     return load_fleet(name, demand="constant").anonymous()
 
 
