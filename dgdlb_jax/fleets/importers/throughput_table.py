@@ -212,11 +212,6 @@ def _notes(table: Table, found: Layout, options: Options) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _is_of_another_time(column: str) -> bool:
-    """Whether a column holds response times as Locust's history does: percentiles, and means since the test began."""
-    return {"total", "response", "time"} <= set(words(column)) or re.fullmatch(r"\d+(\.\d+)?%", column) is not None
-
-
 def period(column: str) -> float | None:
     """The seconds for which a column counts requests or tokens: 1 of a rate per second; None for a column that is no rate."""
     found = set(words(column))
@@ -259,6 +254,11 @@ def _is_latency(column: str) -> bool:
         {"response", "time"} <= found and "total" not in found
     )  # Locust's total is the mean since the test began
     return whole and not {"first", "token", "ttft", "tpot", "itl", "inter", "std"} & found
+
+
+def _is_of_another_time(column: str) -> bool:
+    """Whether a column holds response times as Locust's history does: percentiles, and means since the test began."""
+    return {"total", "response", "time"} <= set(words(column)) or re.fullmatch(r"\d+(\.\d+)?%", column) is not None
 
 
 def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
