@@ -258,7 +258,8 @@ def _is_latency(column: str) -> bool:
 
 def _is_of_another_time(column: str) -> bool:
     """Whether a column holds response times as Locust's history does: percentiles, and means since the test began."""
-    return {"total", "response", "time"} <= set(words(column)) or re.fullmatch(r"\d+(\.\d+)?%", column) is not None
+    percentile = column.endswith("%") and column.rstrip("%").replace(".", "").isdigit()
+    return percentile or {"total", "response", "time"} <= set(words(column))
 
 
 def _grouping(table: Table, found: Layout, rows: list[Row]) -> list[str]:
