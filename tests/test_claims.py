@@ -215,8 +215,8 @@ def test_mistakes_are_answered_in_a_sentence(capsys, tmp_path):
         read_claims(["nearly tigth"])
     with pytest.raises(InputError, match="size"):
         read_claims(size="huge")
-    assert main(["reproduce", "9", "--output", str(tmp_path / "x")]) == 2
-    assert "No claim is called '9'" in capsys.readouterr().err
+    assert main(["reproduce", "99", "--output", str(tmp_path / "x")]) == 2
+    assert "No claim is called '99'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
     (tmp_path / "file").write_text("")
     assert main(["reproduce", "1", "--output", str(tmp_path / "file")]) == 2

@@ -352,7 +352,7 @@ def test_a_routing_table_keeps_to_the_arcs_there_are(tmp_path):
     with pytest.raises(InputError, match=r"now\.csv:2: west cannot reach virginia"):
         read_routing(path, network)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a text file in UTF-8"):
+    with pytest.raises(InputError, match="not a text file in UTF-16"):
         read_routing(path, network)
 
 

@@ -14,6 +14,7 @@ import dgdlb_jax as dgd
 from dgdlb_jax.fleets import FleetWarning
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation.engine import simulate_batch
+from dgdlb_jax.studies.balancers import BALANCERS
 from dgdlb_jax.studies.outcome import outcome
 from dgdlb_jax.studies.settings import settings
 from dgdlb_jax.studies.sweep import cases, measures, progress, read_spec, sweep
@@ -159,6 +160,18 @@ def test_words_of_a_policy_are_inputs_too():
         read_spec(small(axes={"policy.local": ["none", 1.0]}))
     with pytest.raises(InputError, match="local is 'nearby': choose from nearest, none"):
         sweep(small(axes={"policy.local": ["nearby"]}, fixed=FIXED | {"policy": "envoy-load-aware"}), progress=False)
+
+
+def test_the_multiplier_of_an_update_is_that_of_each_network_alone():
+    axes = {"policy": ["orca-weights", "dgd-lb"], "seed": [1, 2]}
+    fixed = FIXED | {"dt": 0.05, "duration": 1.0, "load": 0.7}
+    found = sweep({"measures": ["multiplier"], "axes": axes, "fixed": fixed, "run": RUN}, progress=False)["multiplier"]
+    assert np.isnan(found.sel(policy="dgd-lb")).all()
+    for seed in (1, 2):
+        network = dgd.topologies.complete(jax.random.key(seed), frontends=2, backends=2, load=0.7)
+        rule = BALANCERS["orca-weights"].make(network, dgd.solve_optimum(network), jnp.ones(2))
+        expected = dgd.held_loop(network, rule).radius()
+        assert float(found.sel(policy="orca-weights", seed=seed)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_how_reports_come_is_an_input():

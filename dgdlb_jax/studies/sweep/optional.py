@@ -59,7 +59,8 @@ def multiplier(networks: Network, policy: AbstractPolicy) -> Float[np.ndarray, "
     host = jax.tree.map(np.asarray, (networks, rule, rest))
 
     def of_case(k: int) -> tuple[Network, AbstractHeldPolicy, RestPoint]:
-        return jax.tree.map(lambda leaf: leaf[k if leaf.shape[0] == size else 0] if leaf.ndim else leaf, host)
+        own = lambda leaf: jnp.asarray(leaf[k if leaf.shape[0] == size else 0] if leaf.ndim else leaf)
+        return jax.tree.map(own, host)
 
     return np.array([_radius(*of_case(k)) if found else np.inf for k, found in enumerate(host[-1].found)])
 
