@@ -110,7 +110,7 @@ def largest_crossing(
         for _ in range(BLOCK):
             at.append(jnp.minimum(at[-1] + stride(at[-1]), last))
         here = jnp.stack(at[:-1])
-        found = jax.lax.map(lambda w: _candidates(matrix, stride(w), w), here, batch_size=min(together, BLOCK))
+        found = jax.lax.map(lambda w: _candidates(matrix, stride, w), here, batch_size=min(together, BLOCK))
         open_end = (here < last)[:, None]  # the last frequency itself has been looked at already
         found = eqx.tree_at(lambda s: s.promise, found, jnp.where(open_end, found.promise, 0))
         starts = _keep_best(walk.starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found))
@@ -178,11 +178,12 @@ def slope_of(matrix: MatrixOf, at: Frequency) -> Complex[Array, "n n"]:
     return jax.jvp(matrix, (at,), (jnp.ones_like(at),))[1]
 
 
-def _candidates(matrix: MatrixOf, stride: Frequency, w: Frequency) -> _Starts:
-    """All eigenvalues at one frequency, with what they promise."""
+def _candidates(matrix: MatrixOf, stride_at: Callable[[Frequency], Frequency], w: Frequency) -> _Starts:
+    """All eigenvalues at one frequency, with what they promise. The matrix and the stride may be solutions of linear systems."""
     here, along = jax.jvp(matrix, (w,), (jnp.ones_like(w),))
-    values, vectors = eig(here)
-    slopes = jnp.diagonal(jnp.linalg.solve(vectors, along @ vectors))
+    values, vectors = eig(in_turn(along, here))
+    stride = stride_at(in_turn(values, w))
+    slopes = jnp.diagonal(jnp.linalg.solve(in_turn(stride, vectors), along @ vectors))
     move = -values.imag / jnp.where(slopes.imag == 0, jnp.inf, slopes.imag)
     predicted = -(values.real + slopes.real * move)
     near = (jnp.abs(move) <= _REACH * stride) & (predicted > 0)
@@ -209,9 +210,10 @@ def _try_best(matrix: MatrixOf, stride, walk: _Walk, last: Frequency) -> _Walk:
 
     def improve(state, _):
         w, value, _, right, left = state
-        right, left = _follow(matrix(w), value, right, left)
-        value = eigenvalue_near(matrix(w), right, left)
-        slope = left.conj() @ slope_of(matrix, w) @ right
+        here, along = jax.jvp(matrix, (w,), (jnp.ones_like(w),))
+        right, left = _follow(in_turn(along, here), value, right, left)
+        value = eigenvalue_near(here, right, left)
+        slope = left.conj() @ along @ right
         move = -value.imag / jnp.where(slope.imag == 0, 1, slope.imag)
         move = jnp.clip(move, -longest, longest)
         return (jnp.minimum(w + move, last), value + slope * move, jnp.abs(move), right, left), None

@@ -258,7 +258,7 @@ def _drifts_away(loop: LoopTransfer, found: Array) -> Array:
     been found."""
     lin = loop.linear
     tiny = 1e-6 / (1 / jnp.where(lin.support.any(0), lin.slope, jnp.inf).min() + loop.delay + 1e-300)
-    slow = eigvals(in_turn(found, tiny) * loop.at(tiny + 0j))
+    slow = eigvals(tiny * loop.at(in_turn(found, tiny) + 0j))
     return (slow.real.min() < -1e-4 * jnp.abs(slow).max()) & loop.closed
 
 
