@@ -34,6 +34,9 @@ from dgdlb_jax.stability import conditions
 from oracles import service, workload_serving
 
 ROOT = Path(__file__).resolve().parents[1]
+HISTORY = ("routing", "workload", "arrival_rate", "cost_rate", "in_flight")
+# Rounding: some 1e-16 per operation, a hundred operations per step, not amplified in runs that stay bounded.
+ROUNDING = {"rtol": 1e-11, "atol": 1e-11}
 
 
 def _between(rng, low, high, *shape):

@@ -17,8 +17,10 @@ from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import (
     CURVES,
     DT,
+    HISTORY,
     MAX_LATENCY,
     POLICIES,
+    ROUNDING,
     SETTINGS,
     STEPS,
     central_difference,
@@ -30,10 +32,6 @@ from helpers import (
 
 # As a user compiles: test_resuming, test_engine_order, test_native.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-HISTORY = ("routing", "workload", "arrival_rate", "cost_rate", "in_flight")
-# Rounding: some 1e-16 per operation, a hundred operations per step, not amplified in runs that stay bounded.
-ROUNDING = {"rtol": 1e-11, "atol": 1e-11}
 
 
 def assert_same(run, other, **tolerance):

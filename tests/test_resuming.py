@@ -10,10 +10,18 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
-from helpers import DT, MAX_LATENCY, POLICIES, SETTINGS, STEPS, single_precision, small_network, some_start
-
-HISTORY = ("routing", "workload", "arrival_rate", "cost_rate", "in_flight")
-ROUNDING = {"rtol": 1e-11, "atol": 1e-11}
+from helpers import (
+    DT,
+    HISTORY,
+    MAX_LATENCY,
+    POLICIES,
+    ROUNDING,
+    SETTINGS,
+    STEPS,
+    single_precision,
+    small_network,
+    some_start,
+)
 
 
 @pytest.mark.parametrize("policy", ["DGDLB", "LeastLatency", pytest.param("PeakEWMA", marks=pytest.mark.full)])

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum
-from dgdlb_jax.model.batch import each_frontend
+from dgdlb_jax.model.batch import as_batch, each_frontend
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.formatting import percent, ranging, seconds
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -97,7 +97,6 @@ def limits_behind_reports(
 ) -> Float[np.ndarray, " intervals"]:
     """How many times as fast a smooth rule may be, for each interval of its reports in seconds, with clocks in step."""
     count = len(intervals)
-    lifted = jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, policy)
     best = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), optimum)
-    rule = estimated(lifted, Scraped(jnp.asarray(intervals)[:, None]))
+    rule = estimated(as_batch(policy, shared_scalars=True), Scraped(jnp.asarray(intervals)[:, None]))
     return np.asarray(critical_step_size(stack([network.anonymous()] * count), rule, best, throw=False))

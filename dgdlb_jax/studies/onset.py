@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dgdlb_jax.equilibrium.optimum import Optimum
+from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.formatting import number
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -77,7 +78,7 @@ def simulated_onset(
     networks = stack([network.anonymous()] * count)
     best = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), optimum)
     factors = jnp.asarray(PARTS)[:, None] * limit * jnp.asarray(step)
-    shared, reports = jax.tree.map(lambda leaf: leaf[None] if leaf.ndim else leaf, (policy, news))
+    shared, reports = as_batch((policy, news), shared_scalars=True)
     rule = behind(eqx.tree_at(lambda each: each.step_size, shared, factors), reports)
     kick = 1 + _KICK * np.random.default_rng(0).standard_normal(optimum.workload.shape)
     runs = simulate_batch(
