@@ -130,6 +130,19 @@ def test_balancers_while_replicas_move(fleet):
     assert document["autoscaler"]["max_replicas"] == [12.0, 10.0]
 
 
+def test_balancers_get_their_reports_as_they_are(fleet):
+    """Older news takes smaller step sizes; what does not look at any stays as it is."""
+    path = fleet(SWINGS)
+    case = dgd.load_fleet(path), dgd.load_autoscaler(path), ["dgd-lb", "proportional"]
+    fresh, old = (
+        AutoscalingStudyInProgress(*case, duration=60.0, news=news) for news in (None, dgd.estimates.Scraped(60.0))
+    )
+    assert np.all(old.study.step_size < 0.9 * fresh.study.step_size)
+    ends = [{row.balancer: row.mean_latency for row in work.finished()} for work in (fresh, old)]
+    assert ends[0]["proportional"] == ends[1]["proportional"]
+    assert ends[0]["DGD-LB"] != ends[1]["DGD-LB"]
+
+
 @pytest.mark.full
 def test_verdicts_know_of_replicas():
     """More than the first replicas could ever serve, and settled all the same."""

@@ -244,7 +244,7 @@ class Job:
             duration = self.trace.duration
         work = AutoscalingStudyInProgress(
             network, self.autoscaler, chosen.policies, also=self.also, step_size=chosen.step_size, duration=duration,
-            start=chosen.start, events=self.events,
+            start=chosen.start, events=self.events, news=self.news,
         )  # fmt: skip
         table = autoscaling_text.growing_table(work.names)
         show(f"\nWith the autoscaler: {autoscaling_text.title(self.autoscaler)}\n{table.head()}")

@@ -21,6 +21,7 @@ from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.rounding import round_up
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler, AbstractSampledAutoscaler
 from dgdlb_jax.policies.base import AbstractPolicy
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import FIELDS, Trajectory
 from dgdlb_jax.stability.autoscaling import ReplicaLoop, replica_loop
@@ -28,7 +29,7 @@ from dgdlb_jax.stability.critical import critical_mode
 from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.stability.ranges import stable_ranges
 from dgdlb_jax.studies.assess import set_up, statistics_of
-from dgdlb_jax.studies.balancers import balancers
+from dgdlb_jax.studies.balancers import balancers, behind
 from dgdlb_jax.studies.evidence import LAST_PART, SWING_LIMIT
 from dgdlb_jax.studies.time_steps import usual_step
 from dgdlb_jax.studies.turns import crossings
@@ -83,7 +84,7 @@ class AutoscalingStudyInProgress:
     """A study whose runs come one after the other.
 
     **Arguments:** a single `network`, its `autoscaler`; `policies`: keys of `BALANCERS`, or name -> policy; `also`: more of these;
-    `step_size`, `duration`, `start`, `events`: as for `compare`.
+    `step_size`, `duration`, `start`, `events`, `news`: as for `compare`.
     """
 
     def __init__(
@@ -97,18 +98,20 @@ class AutoscalingStudyInProgress:
         duration: float | None = None,
         start: str = "proportional",
         events: Sequence[Event] = (),
+        news: Scraped | None = None,
     ):
         require_single(network, "autoscaling_study")
         require_traffic(network)
         self._home = device.small_work()
         with jax.default_device(self._home):
             self._network, self._autoscaler = network, autoscaler
-            setup = set_up(network, step_size=step_size, start=start)
+            setup = set_up(network, step_size=step_size, start=start, news=news)
             step = setup.step_size
             if step_size is None:
-                step = default_step_size(network, setup.optimum, autoscaler=autoscaler)
+                older = 0.0 if news is None else news.oldest
+                step = default_step_size(network, setup.optimum, averaging=older, autoscaler=autoscaler)
             named = policies if isinstance(policies, Mapping) else balancers(network, setup.optimum, step, policies)
-            self._policies = {**named, **(also or {})}
+            self._policies = {name: behind(policy, news) for name, policy in {**named, **(also or {})}.items()}
             self._setup, self._step = setup, np.asarray(step)
             self._events = signals(network, events) if events else None
             last = max((event.at for event in events), default=0.0)
