@@ -18,6 +18,8 @@ def pytest_configure(config: pytest.Config) -> None:
     ):  # as shells start what runs in the background; processes of tests inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     jax.config.update("jax_enable_x64", True)
+    # Tests of internals replace some, which programs kept for others must not have in them; processes of their own keep theirs.
+    os.environ["DGDLB_KEEP_PROGRAMS"] = "0"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", compiling.CACHED)

@@ -216,6 +216,7 @@ def own_process(optimisation: int = 0) -> dict[str, str]:
         "XLA_FLAGS": compiling.flags(optimisation),
         "JAX_COMPILATION_CACHE_DIR": jax.config.values["jax_compilation_cache_dir"] or "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(compiling.CACHED),
+        "DGDLB_KEEP_PROGRAMS": "1",
     }
 
 

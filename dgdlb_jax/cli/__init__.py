@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import contextvars
 import os
 import signal
 import sys
@@ -139,7 +140,7 @@ def _answer(options: argparse.Namespace) -> int:
     try:
         for name in options.imports:
             plugins.load(name)
-        options.command(options)
+        contextvars.copy_context().run(options.command, options)  # what it sets up ends with it
     except InputError as error:
         return _refuse(str(error))
     except ConvergenceError as error:

@@ -84,6 +84,18 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
     warnings.filterwarnings("ignore", _CACHE_TROUBLE)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    _keep_programs()
+
+
+def _keep_programs() -> None:
+    """Beside what JAX keeps, if it does and on a disk; not where DGDLB_KEEP_PROGRAMS=0 says so."""
+    import jax
+
+    from dgdlb_jax.numerics import programs
+
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    wanted = jax.config.values["jax_enable_compilation_cache"] and os.environ.get("DGDLB_KEEP_PROGRAMS", "1") != "0"
+    programs.kept_in(Path(folder) / "programs" if wanted and folder and "://" not in folder else None)
 
 
 def _choose_older_emitters(version: tuple[int, ...]) -> None:

@@ -1,6 +1,5 @@
 """The mean latency of routings that never change."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
+from dgdlb_jax.numerics.programs import compiled
 
 
 def latency_at_rest(network: Network, routing: ArrayLike) -> float | Float[np.ndarray, "..."]:
@@ -39,6 +39,6 @@ def latency_of_flows(
     return (held + network_cost) / float(network.arrival_rate.sum())
 
 
-@eqx.filter_jit
+@compiled
 def _workload(service: AbstractService, inflow: Float[Array, "many backends"]) -> Float[Array, "many backends"]:
     return jax.vmap(service.inverse)(inflow)

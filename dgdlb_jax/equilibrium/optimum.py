@@ -25,6 +25,7 @@ from dgdlb_jax.equilibrium.interior_point import interior_point
 from dgdlb_jax.model.batch import of_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
@@ -119,7 +120,7 @@ def _tiling(networks: PyTree) -> tuple[int, int]:
     return lanes, max(1, min(devices, batch // lanes))
 
 
-@eqx.filter_jit
+@compiled
 def _solve_batch(networks: PyTree, lanes: int, devices: int) -> Optimum:
     """Networks with the batch axis first, solved in tiles that stay in the cache."""
     return map_tiles(lambda tile, _: _solve_tile(tile), networks, (), lanes=lanes, devices=devices)

@@ -9,6 +9,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Replicas
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import Result, raise_on_failure
 
 
@@ -51,7 +52,7 @@ def shadow_prices(network: Network, *, throw: bool = True) -> ShadowPrices:
     return jax.tree.map(lambda leaf: jnp.where(good(leaf), leaf, jnp.nan), prices)
 
 
-@eqx.filter_jit
+@compiled
 def _prices(network: Network, optimum: Optimum) -> ShadowPrices:
     """By the envelope theorem: what changes the cost at fixed flows, over the total rate."""
     service, rate = network.service, network.arrival_rate

@@ -13,6 +13,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.checks import require_patience
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import (
     ConvergenceError,
     InputError,
@@ -209,7 +210,7 @@ class _Run(eqx.Module):
     settings: tuple = eqx.field(static=True)
 
 
-@eqx.filter_jit
+@compiled
 def _differentiate(network: Network, policy: AbstractFlowPolicy, initial, run: _Run):
     """Cotangents of extra flow: closed loop (until the end, and until the middle of running on), open loop; and the run they belong to."""
     settings = dict(run.settings)

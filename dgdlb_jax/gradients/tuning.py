@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
@@ -96,7 +97,7 @@ def tune(
         "throw": False,
     }
 
-    @eqx.filter_jit
+    @compiled
     def value_and_slope(point, fixed):
         def value(point):
             policy = _shared(_exponentials(point, fixed))

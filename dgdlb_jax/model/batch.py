@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PyTree, UInt32
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
 _LANES = 4  # networks side by side on a CPU; they wait for the slowest of them, and few are faster there
@@ -208,12 +209,12 @@ def _is_shared(leaf: Any) -> bool:
     return not eqx.is_array(leaf) or leaf.ndim == 0
 
 
-@eqx.filter_jit
+@compiled
 def _one(function, arguments):
     return function(*arguments)
 
 
-@eqx.filter_jit
+@compiled
 def _many(function, effort, arguments):
     shared, batched = eqx.partition(arguments, _is_shared)
     size = jax.tree.leaves(batched)[0].shape[0]

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import contextvars
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -77,12 +78,12 @@ def in_the_background() -> Iterator[Callable[[Callable[[], Any]], concurrent.fut
 
 def in_this_context(work: Callable[[], Any]) -> Callable[[], Any]:
     """The same work, with this thread's precision, default device, search for NaN and the like, which another thread would not know."""
-    values = [context.value for context in _CONTEXTS]
+    values, variables = [context.value for context in _CONTEXTS], contextvars.copy_context()
 
     def here() -> Any:
         with contextlib.ExitStack() as stack:
             for context, value in zip(_CONTEXTS, values, strict=True):
                 stack.enter_context(context(value))
-            return work()
+            return variables.run(work)
 
     return here

@@ -76,6 +76,11 @@ def is_concrete(*trees) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in itertools.chain(*map(jax.tree.leaves, trees)))
 
 
+def under_jit() -> bool:
+    """Whether what is computed here is traced, even with numbers that are known."""
+    return not is_concrete(jnp.zeros(()) + 0)
+
+
 def require_values(what: str, *trees) -> None:
     """Raise `InputError` for a function that has to look at values, where a transformation of JAX hides them."""
     if not is_concrete(*trees):

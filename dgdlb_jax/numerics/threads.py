@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import in_this_context, thread_limit
-from dgdlb_jax.numerics.results import is_concrete
+from dgdlb_jax.numerics.results import is_concrete, under_jit
 
 LEAST = 8
 """Items of a part: for fewer of them a thread is not worth its start."""
@@ -78,13 +78,8 @@ def _is_shared(leaf: Any) -> bool:
 def _may_use_threads(batch: PyTree) -> bool:
     in_main = threading.current_thread() is threading.main_thread()
     plain = in_main and device.on_cpu() and not jax.config.values["jax_disable_jit"]
-    known = is_concrete(batch) and not _under_jit()
+    known = is_concrete(batch) and not under_jit()
     return plain and known and jax.sharding.get_abstract_mesh().empty and _on_one_device(batch)
-
-
-def _under_jit() -> bool:
-    """Whether what is computed here is traced, even with numbers that are known."""
-    return not is_concrete(jnp.zeros(()) + 0)
 
 
 def _on_one_device(batch: PyTree) -> bool:

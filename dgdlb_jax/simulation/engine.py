@@ -28,6 +28,7 @@ from dgdlb_jax.numerics.delay import (
 from dgdlb_jax.numerics.delay.checkpoint import join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.precision import with_float_type
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads
 from dgdlb_jax.numerics.tiles import map_tiles, one_by_one, with_automatic_axes
@@ -270,7 +271,7 @@ def _carry_out(made: Plan, inputs: Inputs) -> Trajectory:
     return or_without(run, (jax.tree.structure((inputs, made.program, made.plugins)), sizes, made.devices, made.lanes))
 
 
-@eqx.filter_jit
+@compiled
 def _run(inputs: Inputs, plugins: Plugins, program: Program, devices: int, lanes: int) -> Trajectory:
     """Cut the batch into tiles of lanes, spread the tiles over devices, run them one after the other on each."""
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)

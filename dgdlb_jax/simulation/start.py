@@ -10,6 +10,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Each, Sum, line
 from dgdlb_jax.numerics.delay.line import DelayLine
 from dgdlb_jax.numerics.precision import with_float_type
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrices, Matrix
 from dgdlb_jax.policies.static import proportional
@@ -25,7 +26,7 @@ from dgdlb_jax.simulation.trajectory import SimulationState
 Start = tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]] | SimulationState
 
 
-@eqx.filter_jit
+@compiled
 def default_start(networks: Network) -> tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]]:
     """Routing in proportion to nominal capacity, and the workload that carries it at time 0 (0 where it cannot be carried)."""
     capacity = jnp.broadcast_to(networks.nominal_capacity[:, None], networks.mask.shape)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from dgdlb_jax.numerics.labelled import Label, label
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation import dataset
@@ -240,7 +241,7 @@ class Statistics(eqx.Module):
     }
 
     @property
-    @eqx.filter_jit  # one program, instead of one for every operation
+    @compiled  # one program, instead of one for every operation
     def mean_latency(self) -> Float[Array, "*batch"]:
         """Time-integrated cost over time-integrated arrivals, seconds; 0 where nothing was sent and nothing was there."""
         return self.cost / jnp.where(self.cost > 0, self.arrivals, 1)

@@ -14,12 +14,12 @@ unit circle, directions that nothing moves (multipliers of 1) apart.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Complex, Float
 from scipy.linalg import expm
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
+
+from dgdlb_jax.numerics.arnoldi import all_eigenvalues, largest_eigenvalues
 
 _DENSE = 400  # unknowns up to which all multipliers are computed, above it the largest few
 _NEUTRAL = 1e-7  # distance from 1 of a multiplier of a direction that nothing moves
@@ -114,18 +114,12 @@ class _Period:
 
     def multipliers(self) -> Complex[np.ndarray, " size"]:
         """All of them."""
-        return np.linalg.eigvals(self.advance(np.eye(self.size))).astype(complex)
+        return all_eigenvalues(self.advance, self.size)
 
     def largest(self) -> Complex[np.ndarray, " found"]:
-        """Those of the largest modulus, by Arnoldi iteration; all of them where it does not converge."""
-        apply = lambda vector: self.advance(np.asarray(vector).reshape(-1, 1))[:, 0]
-        operator = LinearOperator((self.size, self.size), matvec=apply, dtype=float)  # pyright: ignore[reportCallIssue]
-        start, count = np.random.default_rng(0).standard_normal(self.size), 12 + 2 * self.shape[0]  # neutral ones apart
-        options: dict[str, Any] = {"ncv": 3 * count, "tol": 1e-9, "maxiter": 500, "v0": start}
-        try:
-            return np.asarray(eigs(operator, count, return_eigenvectors=False, **options))
-        except ArpackError:
-            return self.multipliers()
+        """Those of the largest modulus."""
+        count = 12 + 2 * self.shape[0]  # neutral ones apart
+        return largest_eigenvalues(self.advance, self.size, count, basis=3 * count, accuracy=1e-9)
 
 
 def _last_instant(clock: np.ndarray, time: np.ndarray, done: int, period: float) -> tuple[np.ndarray, np.ndarray]:

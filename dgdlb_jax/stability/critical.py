@@ -24,6 +24,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
 from dgdlb_jax.numerics.nyquist import BLOCK, eigenvalue_near, largest_crossing, slope_of
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, Result, code, first_failure, raise_on_failure, require_values
 from dgdlb_jax.numerics.winding import turn
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
@@ -60,7 +61,7 @@ class CriticalMode(eqx.Module):
     result: Int[Array, "*batch"]
 
     @property
-    @eqx.filter_jit  # one program, instead of one for every operation
+    @compiled  # one program, instead of one for every operation
     def period(self) -> Float[Array, "*batch"]:
         """Seconds."""
         swings = self.frequency > 0
@@ -316,24 +317,24 @@ def count_unstable_roots(
     return round(-(principal(first) - principal(last) + turn(phase, first, last)) / np.pi)
 
 
-@jax.jit
+@compiled
 def _matrix(loop: Loop, w: Frequency) -> Complex[Array, "n n"]:
     return loop.matrix(w)
 
 
-@jax.jit
+@compiled
 def _bound(loop: Loop, w: Frequency) -> Frequency:
     return loop.bound(w)
 
 
-@jax.jit
+@compiled
 def _where_phases_begin(loop: Loop) -> Frequency:
     return jnp.where(
         loop.delay > 0, loop.first, 1e-3 * jnp.where(loop.linear.support.any(0), loop.linear.slope, jnp.inf).min()
     )
 
 
-@jax.jit
+@compiled
 def _phase_of(loop: Loop, points: Float[Array, " points"]) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
     def logarithm(w):
         matrix = loop.matrix(w)

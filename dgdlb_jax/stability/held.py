@@ -16,15 +16,14 @@ Frontends that read at instants of their own, a period apart, have the map of `s
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Complex, Float
-from scipy.sparse.linalg import ArpackError, LinearOperator, eigs
 
 from dgdlb_jax.model.batch import each_frontend, require_double, require_single
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.arnoldi import all_eigenvalues, largest_eigenvalues
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.held import AbstractHeldPolicy, kept_of_average
 from dgdlb_jax.stability.clocked import ClockedLoop, Reading
@@ -208,18 +207,11 @@ class _Update:
 
     def multipliers(self) -> Complex[np.ndarray, " size"]:
         """All of them."""
-        return np.linalg.eigvals(self.advance(np.eye(self.size))).astype(complex)
+        return all_eigenvalues(self.advance, self.size)
 
     def largest(self, count: int = 6) -> Complex[np.ndarray, " found"]:
-        """Those of the largest modulus, by Arnoldi iteration; all of them where it does not converge."""
-        apply = lambda vector: self.advance(np.asarray(vector).reshape(-1, 1))[:, 0]
-        operator = LinearOperator((self.size, self.size), matvec=apply, dtype=float)  # pyright: ignore[reportCallIssue]
-        start = np.random.default_rng(0).standard_normal(self.size)
-        options: dict[str, Any] = {"ncv": 40, "tol": _EXACT, "maxiter": 500, "v0": start, "return_eigenvectors": False}
-        try:
-            return np.asarray(eigs(operator, count, **options))
-        except ArpackError:
-            return self.multipliers()
+        """Those of the largest modulus."""
+        return largest_eigenvalues(self.advance, self.size, count, basis=40, accuracy=_EXACT)
 
 
 def equal_backends(

@@ -12,6 +12,7 @@ from dgdlb_jax.model.batch import of_batch, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
 from dgdlb_jax.numerics.device import check_fits, on_host
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.stability.linearise import Linearisation, linearise
@@ -45,7 +46,7 @@ class Spectrum(eqx.Module):
     # Properties are compiled: one program each, instead of one for every operation in it.
 
     @property
-    @eqx.filter_jit
+    @compiled
     def dominant(self) -> Complex[Array, "*batch"]:
         """The rightmost root, with positive imaginary part if it is one of a pair."""
         first = self.roots[..., 0]
@@ -53,7 +54,7 @@ class Spectrum(eqx.Module):
         return first.real + 1j * jnp.where(swings, jnp.abs(first.imag), 0)
 
     @property
-    @eqx.filter_jit
+    @compiled
     def damping(self) -> Float[Array, "*batch"]:
         r"""Damping ratio of the rightmost root, $-\mathrm{Re}\, s / |s|$: 1 when it does not swing or there is none, 0 at the limit."""
         none = jnp.isneginf(self.dominant.real)
@@ -61,14 +62,14 @@ class Spectrum(eqx.Module):
         return -root.real / jnp.abs(root)
 
     @property
-    @eqx.filter_jit
+    @compiled
     def period(self) -> Float[Array, "*batch"]:
         """Seconds of one swing of the rightmost root; inf when it does not swing."""
         swing = self.dominant.imag
         return jnp.where(swing > 0, 2 * jnp.pi / jnp.where(swing > 0, swing, 1), jnp.inf)
 
     @property
-    @eqx.filter_jit
+    @compiled
     def settling_time(self) -> Float[Array, "*batch"]:
         """Seconds in which a small deviation falls to 1 %; inf when it does not."""
         return jnp.where(self.abscissa < 0, jnp.log(100.0) / -jnp.minimum(self.abscissa, -1e-300), jnp.inf)
@@ -204,7 +205,7 @@ def _zero_sum(support: np.ndarray) -> np.ndarray:
     return vectors[:, : support.sum() - 1]
 
 
-@eqx.filter_jit
+@compiled
 def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
     """A frequency above which no root crosses the imaginary axis, roughly; 0 without a loop."""
 
@@ -217,7 +218,7 @@ def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
     return jax.vmap(one)(linear)
 
 
-@eqx.filter_jit
+@compiled
 def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spectrum:
     """Successive linear problems for the characteristic matrix (Newton's method); a start that runs away is dropped."""
 

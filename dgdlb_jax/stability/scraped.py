@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.optimize import root_scalar
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_network
@@ -172,6 +171,8 @@ class ScrapedLoop:
                 high /= 2
             else:
                 low = high / 2
+        from scipy.optimize import root_scalar  # late: it takes longer to import than this package
+
         return float(root_scalar(grows, bracket=(low, high), rtol=1e-7).root)
 
     def swing(self, factor: float) -> float:

@@ -10,6 +10,7 @@ from dgdlb_jax.equilibrium.operating_point import OperatingPoint
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.demand import Constant
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.stability.critical import CriticalMode, limit_near
 from dgdlb_jax.stability.linearise import linearise_one
@@ -56,12 +57,12 @@ def _left_vector(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
     return left / np.vdot(left, right).conj()
 
 
-@eqx.filter_jit
+@compiled
 def _matrix(network: Network, policy: DGDLB, optimum: Optimum, frequency: Float[Array, ""]) -> Array:
     return LoopTransfer(linearise_one(network, policy, optimum)).matrix(frequency)
 
 
-@eqx.filter_jit
+@compiled
 def _gradient(network: Network, policy: DGDLB, optimum: Optimum, frequency, right, left) -> tuple[Array, ...]:
     """Of the logarithm of the limit: by links, by capacities and by workloads, each while the others stay."""
 
@@ -102,7 +103,7 @@ def _through_optimum(network: Network, optimum: Optimum, weight: np.ndarray) -> 
     return np.asarray(network.cost_latency) * across, pull / slope - served * potential[frontends:]
 
 
-@eqx.filter_jit
+@compiled
 def _at_optimum(network: Network, optimum: Optimum) -> tuple[Array, Array, Array]:
     point = OperatingPoint(network, optimum)
     return point.used, point.slope, point.gain

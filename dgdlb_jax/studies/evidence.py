@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dgdlb_jax.equilibrium.feasibility import missing_capacity
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import replicas
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.turns import Turns, one_way, turns
 
@@ -235,7 +235,7 @@ def _instants(time: Float[np.ndarray, "runs time"]) -> Int[np.ndarray, "runs loo
     return np.rint(first[:, None] + (last - first)[:, None] * np.linspace(0, 1, _LOOKS)).astype(int)
 
 
-@eqx.filter_jit
+@compiled
 def _inputs(networks: Network, time: Array, workload: Array, scaled: tuple[Array, Array] | None):
     """Over time: arrival rates, factors on the capacity, service rates at the workloads. At the end: suprema, times of lone requests.
 

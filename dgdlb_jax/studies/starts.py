@@ -2,13 +2,13 @@
 
 from functools import partial
 
-import equinox as eqx
 import jax
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import did_you_mean
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import least, share_equally
 from dgdlb_jax.policies.static import proportional
@@ -37,7 +37,7 @@ def start_routing(network: Network, start: str) -> Float[Array, "frontends backe
     return _start(network.anonymous(), start)[0]
 
 
-@eqx.filter_jit
+@compiled
 def _start(network: Network, start: str) -> tuple[Array, Array]:
     return over_networks(partial(_of_one, start), network)
 

@@ -16,6 +16,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Carry, run_as_told, steps_for
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import one_native_loop, or_without
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
@@ -289,7 +290,7 @@ def _spacing(networks: Network, workload: Array, dt: Float[np.ndarray, " batch"]
     return max(1, min(round(longest_stay / (dt.min() * COHORTS * PHASES)), 2**31 // (4 * COHORTS * PHASES)))
 
 
-@eqx.filter_jit
+@compiled
 def _run(inputs: _Inputs, kept: _Kept, lanes: int) -> RequestTrajectory:
     shared, batched = eqx.partition(inputs, lambda leaf: leaf.ndim == 0)
     tile = lambda batched, shared: _run_tile(eqx.combine(batched, shared), kept)

@@ -19,6 +19,7 @@ from dgdlb_jax.fleets import FleetWarning, load_autoscaler, load_events, load_fl
 from dgdlb_jax.model.network import Network, pad
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
+from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
@@ -351,7 +352,7 @@ def _start(columns: Columns, networks: Network, optimum: Optimum) -> tuple[Array
     return _random_starts(start == NEAR_OPTIMUM, networks, optimum, seeds, distance)
 
 
-@eqx.filter_jit
+@compiled
 def _random_starts(
     near: bool, networks: Network, optimum: Optimum, seeds: Array, distance: Array
 ) -> tuple[Array, Array]:
