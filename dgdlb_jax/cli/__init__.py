@@ -36,6 +36,9 @@ _EXAMPLES = """examples:
   dgdlb fleets                               what is built in
   dgdlb --import mine.py run --policies dgd-lb,mine   with a balancer that mine.py registers
 
+compiled programs are kept for later runs in dgdlb_jax under XDG_CACHE_HOME or ~/.cache, or in JAX_COMPILATION_CACHE_DIR; the folder
+may be deleted at any time, DGDLB_KEEP_PROGRAMS=0 keeps only what JAX does
+
 exit codes: 0 done, 1 a computation did not converge, 2 something is wrong with the input (one sentence says what), 130 interrupted"""
 
 

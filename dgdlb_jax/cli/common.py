@@ -88,14 +88,16 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
 
 
 def _keep_programs() -> None:
-    """Beside what JAX keeps, if it does and on a disk; not where DGDLB_KEEP_PROGRAMS=0 says so."""
+    """Beside what JAX keeps, if it does and on a disk; not where DGDLB_KEEP_PROGRAMS=0 says so, nor with code of the user's own."""
     import jax
 
+    from dgdlb_jax.cli import plugins
     from dgdlb_jax.numerics import programs
 
     folder = jax.config.values["jax_compilation_cache_dir"]
-    wanted = jax.config.values["jax_enable_compilation_cache"] and os.environ.get("DGDLB_KEEP_PROGRAMS", "1") != "0"
-    programs.kept_in(Path(folder) / "programs" if wanted and folder and "://" not in folder else None)
+    refused = os.environ.get("DGDLB_KEEP_PROGRAMS") == "0" or not jax.config.values["jax_enable_compilation_cache"]
+    wanted = folder and "://" not in folder and not refused and not plugins.loaded
+    programs.kept_in(Path(folder) / "programs" if wanted else None)
 
 
 def _choose_older_emitters(version: tuple[int, ...]) -> None:

@@ -5,6 +5,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
+loaded: list[str] = []
+"""What has been imported so far: it may have replaced anything."""
+
 
 def load(name: str) -> None:
     """Import a module by its name (the current folder counts), or a file by its path ending in `.py`.
@@ -19,6 +22,7 @@ def load(name: str) -> None:
         else:
             sys.path.insert(0, str(Path.cwd()))
             importlib.import_module(name)
+        loaded.append(name)
     except InputError:
         raise
     except Exception as error:  # the module is the user's: whatever goes wrong in it is told in one sentence

@@ -68,16 +68,20 @@ def as_batch(tree: Any, *, shared_scalars: bool = False) -> Any:
 
     **Arguments:** `shared_scalars`: leave scalars as they are, which a policy has in common for all networks.
     """
-    return jax.tree.map(lambda leaf: leaf if shared_scalars and jnp.ndim(leaf) == 0 else _with_axis(leaf), tree)
-
-
-def _with_axis(leaf: Any) -> Array:
-    return jax.device_put(np.asarray(leaf)[None]) if device.at_hand(leaf) else leaf[None]
+    stays, others = eqx.partition(tree, lambda leaf: shared_scalars and jnp.ndim(leaf) == 0)
+    return eqx.combine(stays, _indexed(others, None))
 
 
 def only_one(batch: Any) -> Any:
     """The inverse of `as_batch`: what a batch of one holds."""
-    return jax.tree.map(lambda leaf: leaf[0], batch)
+    return _indexed(batch, 0)
+
+
+def _indexed(tree: Any, index: int | None) -> Any:
+    """`leaf[index]` of every leaf; by the host where it has them all, as every shape would be a program."""
+    if not device.at_hand(tree):
+        return jax.tree.map(lambda leaf: leaf[index], tree)
+    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[index], tree))
 
 
 class FrontendNumber(eqx.Module):
