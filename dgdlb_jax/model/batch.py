@@ -69,19 +69,19 @@ def as_batch(tree: Any, *, shared_scalars: bool = False) -> Any:
     **Arguments:** `shared_scalars`: leave scalars as they are, which a policy has in common for all networks.
     """
     stays, others = eqx.partition(tree, lambda leaf: shared_scalars and jnp.ndim(leaf) == 0)
-    return eqx.combine(stays, _indexed(others, None))
+    if device.at_hand(others):
+        return eqx.combine(stays, jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[None], others)))
+    return eqx.combine(stays, jax.tree.map(lambda leaf: leaf[None], others))
 
 
 def only_one(batch: Any) -> Any:
     """The inverse of `as_batch`: what a batch of one holds."""
-    return _indexed(batch, 0)
-
-
-def _indexed(tree: Any, index: int | None) -> Any:
-    """`leaf[index]` of every leaf; by the host where it has them all, as every shape would be a program."""
-    if not device.at_hand(tree):
-        return jax.tree.map(lambda leaf: leaf[index], tree)
-    return jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[index], tree))
+    ours, others = eqx.partition(batch, lambda leaf: isinstance(leaf, jax.Array))
+    if device.at_hand(ours):  # by the host and in one go: for the device every shape is a program
+        found = jax.device_put(jax.tree.map(lambda leaf: np.asarray(leaf)[0], ours))
+    else:
+        found = jax.tree.map(lambda leaf: leaf[0], ours)
+    return eqx.combine(found, jax.tree.map(lambda leaf: leaf[0], others))
 
 
 class FrontendNumber(eqx.Module):
