@@ -403,7 +403,7 @@ def test_the_command_names_relays_neutral_splits_and_rules_without_a_limit(comma
         (("orca-weights", "--set", "period=3"), "OrcaWeights has no setting 'period'"),
         (("orca-weights", "--set", "weight_update_period=x"), "OrcaWeights.weight_update_period is 'x': give a number"),
         (("orca-weights", "--set", "weight_update_period"), "give NAME=VALUE"),
-        (("orca-weights", "--set", "integers=1"), "give true or false"),
+        (("orca-weights", "--set", "variant=nginx"), "choose from grpc, envoy"),
         (("orca-weights", "--set", "weight_update_period=-1"), "weight_update_period is -1, but must be positive"),
         (("dgd-lb", "--set", "interval=1"), "--set gives settings of another balancer"),
     ],

@@ -92,18 +92,38 @@ def test_orca_weights_of_the_sources_tests():
     given = {"report": "concurrency", "max_concurrency": 1.0}
     weights = np.array([1000, 100, 100]) / used
     assert first(OrcaWeights(**given), **sight) == pytest.approx(weights / weights.sum())
-    assert first(OrcaWeights(integers=True, **given), **sight) == pytest.approx(np.array([2000, 111, 400]) / 2511)
+    assert first(OrcaWeights(variant="envoy", **given), **sight) == pytest.approx(np.array([2000, 111, 400]) / 2511)
     slow = sight | {"service_rate": [1.9, 1.0, 0.2], "workload": [0.8, 0.4, 0.9]}
-    assert first(OrcaWeights(integers=True, **given), **slow) == pytest.approx(np.array([2, 2, 1]) / 5)
-    # Who reports nothing yet gets the mean of the others; in the blackout all hosts are equal.
-    idle = sight | {"service_rate": [1000.0, 0.0, 100.0]}
-    assert first(OrcaWeights(**given), **idle) == pytest.approx(np.array([2000, 1200, 400]) / 3600)
+    assert first(OrcaWeights(variant="envoy", **given), **slow) == pytest.approx(np.array([2, 2, 1]) / 5)
+    # In the blackout all hosts are equal.
     dark = OrcaWeights(**given)
     assert np.asarray(dark.init(seen(**sight)).routing) == pytest.approx(1 / 3)
     # Throughput over capacity: the capacities, whatever the load.
     assert first(OrcaWeights(), service_rate=[1.0, 5.0, 9.0], nominal_capacity=[10.0, 20.0, 30.0]) == pytest.approx(
         np.array([1, 2, 3]) / 6
     )
+
+
+@pytest.mark.parametrize(
+    ("variant", "hosts", "rates", "weights"),
+    [
+        ("grpc", (1, 1, 1), (1000, 0, 100), (2000, 1200, 400)),
+        ("grpc", (1, 1, 1), (1000, 0, 0), (1, 1, 1)),  # one usable host is too few
+        ("grpc", (2, 1, 1), (1000, 0, 0), (2, 1, 1)),  # two, of the same weight
+        ("envoy", (1, 1, 1), (1000, 0, 100), (2000, 1200, 400)),  # the mean of the two in the middle
+        ("envoy", (1, 1, 1), (1000, 0, 0), (1, 1, 1)),
+        ("envoy", (1, 1, 1), (0, 0, 0), (1, 1, 1)),
+        ("envoy", (1, 1, 2), (1000, 0, 200), (2000, 400, 800)),  # of 2000, 400, 400
+        ("grpc", (1, 1, 2), (1000, 0, 200), (2000, 2800 / 3, 800)),
+    ],
+)
+def test_a_host_without_a_usable_weight(variant, hosts, rates, weights):
+    """gRPC takes the mean of the usable weights, round robin below two of them; Envoy the median in whole numbers, 1 without any."""
+    policy = OrcaWeights(variant=variant, report="concurrency", max_concurrency=1.0)
+    hosts = np.array(hosts, float)
+    sight = {"service_rate": hosts * rates, "workload": hosts * [0.5, 0.9, 0.25 if rates[2] != 200 else 0.5]}
+    found = first(policy, nominal_capacity=hosts, **sight)
+    assert found == pytest.approx(np.array(weights) / np.sum(weights))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +216,7 @@ def test_llm_ds_tiers_strategies_and_pickers():
         (lambda: EnvoyLoadAwareLocality(report="kv"), "choose from throughput, concurrency, saturated"),
         (lambda: OrcaWeights(report="concurrency"), "needs max_concurrency"),
         (lambda: OrcaWeights(blackout_period=-1.0), "blackout_period is -1"),
+        (lambda: OrcaWeights(variant="Envoy"), "did you mean envoy"),
         (lambda: OrcaWeights(host_capacity=[[1.0, 0.0]]), r"host_capacity\[0, 1\] is 0"),
         (lambda: LocalityFailover(0.0), "overprovisioning_factor is 0"),
         (lambda: DnsLatency(-1.0), "ttl is -1"),
