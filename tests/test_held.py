@@ -398,7 +398,7 @@ def test_the_command_names_relays_neutral_splits_and_rules_without_a_limit(comma
     ("options", "expected"),
     [
         (("gmsr",), "GMSR jumps"),
-        (("softmin",), "softmin does not rest at the optimum"),
+        (("softmin", "--news", "interval=1"), "softmin does not rest at the optimum"),
         (("envoy",), "No balancer is called 'envoy'"),
         (("orca-weights", "--set", "period=3"), "OrcaWeights has no setting 'period'"),
         (("orca-weights", "--set", "weight_update_period=x"), "OrcaWeights.weight_update_period is 'x': give a number"),

@@ -70,7 +70,7 @@ class LatencyObservationScorer(AbstractInstantPolicy):
 
     **Arguments:** numbers are scalars or `(frontends,)`, if nothing else is said.
 
-    - `floor_latency`: the part of $F_j$ in the backend, seconds, a scalar or `(frontends, backends)`; 0 by default. The network comes on top.
+    - `floor_latency`: the part of $F_j$ in the backend, the network apart, seconds, a scalar or `(frontends, backends)`; 0 by default.
     - `exploration_rate`: the probability of probing a backend with fewer than `min_requests` recent answers; 0.1 as in llm-d.
     - `min_inflight_gap`: requests by which both anchors have to differ, 2 as in llm-d.
     - `interval_duration`: seconds between two publications of the observer, 1 as in llm-d.
