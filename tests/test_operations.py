@@ -9,6 +9,7 @@ from dgdlb_jax.policies import (
     AbstractHeldPolicy,
     DnsLatency,
     EnvoyLoadAwareLocality,
+    KvCacheScorer,
     LatencyScorer,
     LocalityFailover,
     Observation,
@@ -205,6 +206,15 @@ def test_llm_ds_tiers_strategies_and_pickers():
     assert first(LatencyScorer(), cost_latency=np.zeros(3)) == pytest.approx(1 / 3)
 
 
+def test_llm_ds_score_of_free_caches():
+    """A fifth, half and nine tenths in use: by scores, or all to the emptiest; nobody has room: all alike."""
+    pools = {"workload": [4.0, 10.0, 18.0]}
+    by_chance = KvCacheScorer(picker="weighted-random", max_concurrency=2.0)
+    assert first(by_chance, **pools) == pytest.approx(np.array([8, 5, 1]) / 14)
+    assert first(KvCacheScorer(max_concurrency=2.0), **pools) == pytest.approx([1, 0, 0])
+    assert first(by_chance, workload=[20.0, 30.0, 21.0]) == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -221,6 +231,8 @@ def test_llm_ds_tiers_strategies_and_pickers():
         (lambda: LocalityFailover(0.0), "overprovisioning_factor is 0"),
         (lambda: DnsLatency(-1.0), "ttl is -1"),
         (lambda: DnsLatency(expiry="never"), "expiry is 'never'"),
+        (lambda: KvCacheScorer(0.0), "interval is 0, but must be positive"),
+        (lambda: KvCacheScorer(max_concurrency=0.0), "max_concurrency is 0"),
         (lambda: LatencyScorer(-0.1), "slo is -0.1"),
         (lambda: LatencyScorer(picker="maxscore"), "did you mean max-score"),
     ],

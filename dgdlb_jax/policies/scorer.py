@@ -126,6 +126,11 @@ class KvCacheScorer(AbstractHeldPolicy):
         """None."""
         return jnp.zeros_like(self.interval)
 
+    @property
+    def switches(self) -> bool:
+        """With the picker for the highest score."""
+        return self.picker == "max-score"
+
     def report(self, observation: Observation) -> Arcs:
         """The part of each pool's cache that is in use."""
         return utilization("concurrency", observation, self.host_capacity, self.max_concurrency)

@@ -66,7 +66,7 @@ def held_report(network: Network, policy: AbstractHeldPolicy, label: str) -> Hel
     optimum = solve_optimum(network)
     found = held_stability(network, policy)
     if not bool(found.rest.found):
-        overloaded = np.asarray(found.rest.overloaded).any()
+        overloaded = np.asarray(found.rest.overloaded).any() and not policy.switches
         return HeldReport(label, found, math.nan, None if overloaded else relay_cycle(network, policy))
     over = float(latency_at_rest(network, found.rest.routing)) / float(optimum.mean_latency) - 1
     return HeldReport(label, found, over, None)
@@ -85,6 +85,8 @@ def _at_rest(report: HeldReport) -> list[str]:
     found, network = report.found, report.found.network
     if report.cycle is not None:
         cycle = report.cycle
+        if cycle.high - cycle.low < _SWING and found.policy.switches:
+            return [f"it {found.why_not}", "simulated: it stands still, where reports tie"]
         if cycle.high - cycle.low < _SWING:
             return ["no rest point was found, but a simulation comes to rest: nothing is known of its limits"]
         arc = f"{frontend_names(network)[cycle.frontend]} to {backend_names(network)[cycle.backend]}"

@@ -14,7 +14,8 @@ from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy, Observation, for_each_frontend
 from dgdlb_jax.policies.held import AbstractHeldPolicy
-from dgdlb_jax.policies.smooth import Softmin
+from dgdlb_jax.policies.latency import latency_as_seen
+from dgdlb_jax.policies.smooth import Softmin, softmin
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.stability.linearise import field_at_rest
 
@@ -22,6 +23,7 @@ Backends = Float[Array, " backends"]
 
 _STEPS = 400
 _LONGEST = 1e9  # implicit step
+_COLD = 1e-3  # temperature, of the fastest service
 _EXACT = 1e-11  # residual over all arrivals that counts as none
 
 
@@ -86,6 +88,8 @@ def _rest_point(network: Network, policy: AbstractHeldPolicy) -> RestPoint:
         return for_each_frontend(rule, lambda rule, *seen: rule.shares(*seen), late, report, sight(workload))
 
     rest = _settled(network, lambda workload: decide(read(workload), workload))
+    if policy.switches:  # where reports tie it stands on the edge
+        rest = rest._replace(worst=jnp.where(((rest.routing > 0) & (rest.routing < 1)).any(), jnp.inf, rest.worst))
     report, still = read(rest.workload), jnp.zeros_like(rest.workload)
     return _answered(
         network,
@@ -121,6 +125,27 @@ def _rest_of_softmin(network: Network, policy: Softmin) -> RestPoint:
         jax.jacfwd(lambda change: read(rest.workload + change))(still),
         jax.jacfwd(lambda change: target(price + change[:, None], rest.workload))(still),
     )
+
+
+def rest_of_latencies(network: Network) -> tuple[Float[Array, "frontends backends"], Float[Array, " backends"]]:
+    """Routing and workload of a single network where the latencies that each frontend sees are equal on all arcs in use (Wardrop).
+
+    Found as the rest point of a softmin so cold that they differ by some thousandths.
+    """
+
+    return each_network(_rest_of_latencies, network)
+
+
+def _rest_of_latencies(network: Network):
+    sight, _ = _sights(network, Softmin(1.0, 1.0))
+    fastest = jnp.min(jnp.where(network.backend_mask, 1 / network.mean_service.initial_slope, jnp.inf))
+
+    def route(workload):
+        seen = sight(workload)
+        return softmin(latency_as_seen(seen), seen.mask, _COLD * fastest)
+
+    rest = _settled(network, route)
+    return rest.routing.T, rest.workload
 
 
 class _Rest(NamedTuple):

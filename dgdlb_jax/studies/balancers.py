@@ -16,6 +16,7 @@ from dgdlb_jax.numerics.registry import View
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped, estimated
+from dgdlb_jax.policies.observed import LatencyObservationScorer
 from dgdlb_jax.policies.registry import POLICIES, Entry
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB
@@ -147,8 +148,8 @@ def balancers(
 
 
 def behind(policy: AbstractPolicy, news: Scraped | None) -> AbstractPolicy:
-    """A policy that gets its reports so; one that looks at none stays as it is."""
-    blind = isinstance(policy, FixedRouting | Nearest | ProportionalToCapacity | Uniform)
+    """A policy that gets its reports so; one that looks at none, or measures its answers itself, stays as it is."""
+    blind = isinstance(policy, FixedRouting | LatencyObservationScorer | Nearest | ProportionalToCapacity | Uniform)
     return policy if news is None or blind else estimated(policy, news)
 
 

@@ -236,7 +236,7 @@ def held_stability(network: Network, policy: AbstractHeldPolicy, *, simulate: bo
     network = network.with_arrival_rate(network.arrival_rate)
     rest = rest_point(network, policy)
     if not bool(rest.found):
-        return HeldStability(network, policy, rest, None, why_no_rest(network, rest), [])
+        return HeldStability(network, policy, rest, None, why_no_rest(network, policy, rest), [])
     loop = held_loop(network, policy, rest)
     if loop.neutral():
         why = "leaves every split at rest: its reports say nothing of how loaded a backend is"
