@@ -141,7 +141,14 @@ def test_all_have_an_answer_by_hand():
 # Powers of the unit of time that parameters are measured in.
 UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1, "interval": 1, "reference": 1, "speed": -1}
 UNITS |= {"weight_update_period": 1, "smoothing_time_constant": 1, "blackout_period": 1, "host_capacity": -1}
-UNITS |= {"slo": 1, "ttl": 1, "interval_duration": 1, "floor_latency": 1, "max_observation_age": 1}
+UNITS |= {
+    "slo": 1,
+    "ttl": 1,
+    "request_interval": 1,
+    "interval_duration": 1,
+    "floor_latency": 1,
+    "max_observation_age": 1,
+}
 # To these one request is one request.
 COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA", "LatencyObservationScorer"}
 

@@ -1,5 +1,7 @@
 """Balancers in operation: worked examples of their documentation, and what a run of them does."""
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -186,9 +188,35 @@ def test_dns_follows_within_its_time_to_live(expiry):
     assert left[-1] == 0
     # From 30 s on; a step of one second adds at most that. All at once at 60 s where they expire together.
     assert sum(left[29:]) == pytest.approx(30, abs=1)
-    # What is closed is left at once, by those whose caches say otherwise as well.
+    # What is closed by configuration is left at once, by those whose caches say otherwise as well.
     closed = seen(mask=[False, True, True], time_step=step)
     np.testing.assert_allclose(policy.route(jnp.asarray(0.0), closed, policy.init(before))[0], [0, 1, 0])
+
+
+@pytest.mark.parametrize("recovers", [False, True])
+def test_dns_leaves_a_dead_record_after_checks_and_caches(recovers):
+    """Three checks of 30 s and a time to live of 60 s: (3 - 1/2) 30 + 60/2 = 105 s on average over instants of failures, 150 s at most."""
+    policy, step = DnsLatency(), 0.5
+    lasts, last = [], []
+    for fails in np.arange(45.0, 75.0, 2.5) + 0.25:
+        dead = lambda t, fails=fails: t > fails and not (recovers and t > fails + 600)
+        ups = [np.array([not dead(step * k), True, True]) for k in range(1, 2000 if recovers else 600)]
+        sight = seen(time_step=step, healthy=EQUAL > 0)
+
+        def follow(state, up, sight=sight):
+            now = eqx.tree_at(lambda o: o.healthy, sight, up)
+            routing, state = policy.route(LATE, now, state)
+            return state, routing[0]
+
+        share = np.asarray(jax.lax.scan(follow, policy.init(sight), jnp.asarray(ups))[1])
+        times = step * np.arange(1, share.size + 1)
+        after = (times > fails) & (times <= fails + 600)
+        lasts.append(step * share[after].sum())
+        last.append(times[after][share[after] > 0].max() - fails)
+        if recovers:  # the same on the way back
+            lasts[-1] = step * (1 - share[times > fails + 600]).sum()
+    assert np.mean(lasts) == pytest.approx(105, abs=1)  # twelve instants, and half a step
+    assert np.max(last) == pytest.approx(149.75, abs=1)
 
 
 def test_llm_ds_tiers_strategies_and_pickers():
@@ -231,6 +259,8 @@ def test_llm_ds_score_of_free_caches():
         (lambda: LocalityFailover(0.0), "overprovisioning_factor is 0"),
         (lambda: DnsLatency(-1.0), "ttl is -1"),
         (lambda: DnsLatency(expiry="never"), "expiry is 'never'"),
+        (lambda: DnsLatency(request_interval=0.0), "request_interval is 0"),
+        (lambda: DnsLatency(failure_threshold=0.5), "failure_threshold is 0.5, but must be at least 1 check"),
         (lambda: KvCacheScorer(0.0), "interval is 0, but must be positive"),
         (lambda: KvCacheScorer(max_concurrency=0.0), "max_concurrency is 0"),
         (lambda: LatencyScorer(-0.1), "slo is -0.1"),
