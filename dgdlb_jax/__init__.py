@@ -82,6 +82,8 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import FixedRouting as FixedRouting
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
     from dgdlb_jax.policies import HotCold as HotCold
+    from dgdlb_jax.policies import KvCacheScorer as KvCacheScorer
+    from dgdlb_jax.policies import LatencyObservationScorer as LatencyObservationScorer
     from dgdlb_jax.policies import LatencyScorer as LatencyScorer
     from dgdlb_jax.policies import LeastLatency as LeastLatency
     from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
@@ -212,10 +214,10 @@ _HOME = {
     "policies": (
         "AbstractFlowPolicy", "AbstractHeldPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB",
         "DGDLB", "DnsLatency", "EnvoyLoadAwareLocality", "FixedRouting", "GreatestMarginalRate", "HotCold",
-        "LatencyScorer", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
-        "LocalityFailover", "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "OrcaWeights", "PeakEWMA",
-        "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay",
-        "Softmin", "Uniform", "WeightedLeastRequest", "register_policy", "spillover",
+        "KvCacheScorer", "LatencyObservationScorer", "LatencyScorer", "LeastLatency", "LeastMarginalLatency",
+        "LeastRequest", "LeastWorkload", "LocalityFailover", "LogDGDLB", "MirrorDescent", "Nearest", "Observation",
+        "OrcaWeights", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB",
+        "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest", "register_policy", "spillover",
     ),
     "equilibrium.at_rest": ("latency_at_rest",),
     "policies.autoscalers": (

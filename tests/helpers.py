@@ -18,6 +18,8 @@ from dgdlb_jax.policies import (
     EnvoyLoadAwareLocality,
     FixedRouting,
     HotCold,
+    KvCacheScorer,
+    LatencyObservationScorer,
     LatencyScorer,
     LeastRequest,
     LocalityFailover,
@@ -103,8 +105,14 @@ _WITH_PARAMETERS = {
         max_concurrency=_per_arc(network, 5.0, 9.0),
     ),
     "LocalityFailover": lambda network: LocalityFailover(1.4),
-    "DnsLatency": lambda network: DnsLatency(0.5 * (1 + np.arange(network.frontends))),
+    "DnsLatency": lambda network: DnsLatency(0.5 * (1 + np.arange(network.frontends)), request_interval=0.2),
     "LatencyScorer": lambda network: LatencyScorer(0.9 + 0.2 * np.arange(network.frontends)),
+    "KvCacheScorer": lambda network: KvCacheScorer(
+        0.3, "weighted-random", host_capacity=_per_arc(network, 2.0, 3.0), max_concurrency=_per_arc(network, 9.0, 12.0)
+    ),
+    "LatencyObservationScorer": lambda network: LatencyObservationScorer(
+        _per_arc(network, 0.2, 0.3), 0.2, 0.5, 0.1, 4.0 + np.arange(network.frontends), 1.5, 1.0
+    ),
 }
 
 

@@ -123,7 +123,7 @@ class _Held:
     def route(self, seen):
         self.t += seen.dt
         self.waited += seen.dt
-        period = float(_own(self.policy.weight_update_period, self.i))
+        period = float(_own(self.policy.period, self.i))
         if self.waited >= period - seen.dt / 2:
             self.waited -= period
             self.report = self.averaged(self.read(seen), period)
@@ -181,6 +181,105 @@ class _Orca(_Held):
         return _shares(hosts * [self.report[j] if j in usable else mean for j in range(len(hosts))], seen.mask)
 
 
+class _KvCache(_Held):
+    """The part of slots that is free."""
+
+    def read(self, seen):
+        hosts = seen.nominal_capacity / _own(self.policy.host_capacity, self.i)
+        return seen.workload / (hosts * _own(self.policy.max_concurrency, self.i))
+
+    def averaged(self, new, period):
+        return new
+
+    def decide(self, seen):
+        return _shares(np.maximum(0, 1 - self.report), seen.mask)
+
+
+class _LatencyObservation:
+    """A list of parts of the window for each backend, newest first, of (answers, own requests, latency); probes by enumeration."""
+
+    PARTS = 16
+
+    def __init__(self, policy, i, seen):
+        self.policy, self.i, self.waited = policy, i, 0.0
+        self.most, self.oldest = _own(policy.max_requests, i), _own(policy.max_observation_age, i)
+        self.answered = [list(pair) for pair in zip(seen.outstanding, _latency_as_seen(seen), strict=True)]
+        self.window = [
+            [(min(self.most, self.oldest * o / latency) / self.PARTS, o, latency)] * self.PARTS
+            for o, latency in self.answered
+        ]
+        self.newest, self.age = [[] for _ in self.window], [0.0] * len(self.window)
+        self.publish()
+
+    def publish(self):
+        self.known = []
+        for newest, age, window in zip(self.newest, self.age, self.window, strict=True):
+            filled = self.PARTS * max(sum(n for n, *_ in newest) / self.most, age / self.oldest)
+            parts = [
+                _mean_of(newest),
+                *window[:-1],
+                (window[-1][0] * (1 - min(filled, 1)), *window[-1][1:]),
+            ]
+            typical = _mean_of(parts)
+            low = _mean_of([part for part in parts if part[0] > 0 and part[2] < typical[2]])
+            self.known.append((typical, low if low[0] > 0 else typical))
+
+    def route(self, seen):
+        for j, (o, latency) in enumerate(zip(seen.outstanding, _latency_as_seen(seen), strict=True)):
+            self.answered[j] = [
+                old + (1 - np.exp(-seen.dt / latency)) * (new - old)
+                for old, new in zip(self.answered[j], (o, latency), strict=True)
+            ]
+            self.newest[j].append((seen.dt * o / latency, *self.answered[j]))
+            self.age[j] += seen.dt
+            number = sum(n for n, *_ in self.newest[j])
+            if number >= self.most / self.PARTS or self.age[j] >= self.oldest / self.PARTS:
+                self.window[j] = [_mean_of(self.newest[j]), *self.window[j][:-1]]
+                self.newest[j], self.age[j] = [], 0.0
+        self.waited += seen.dt
+        interval = _own(self.policy.interval_duration, self.i)
+        if self.waited >= interval - seen.dt / 2:
+            self.waited -= interval
+            self.publish()
+        return self.choose(seen)
+
+    def choose(self, seen):
+        floor = seen.cost_latency + _own(self.policy.floor_latency, self.i)
+        there, trusted, predicted = np.flatnonzero(seen.mask), [], {}
+        for j in there:
+            typical, low = self.known[j]
+            points = [(0.0, floor[j]), (low[1], low[2]), (typical[1], typical[2])]
+            if not (
+                low[1] > 0
+                and low[2] > floor[j]
+                and typical[2] > low[2]
+                and typical[1] - low[1] >= _own(self.policy.min_inflight_gap, self.i)
+            ):
+                del points[1]
+            predicted[j] = floor[j]
+            if typical[0] >= _own(self.policy.min_requests, self.i) and typical[1] > 0 and typical[2] > floor[j]:
+                trusted.append(j)
+                (a, b) = points[-2:] if seen.outstanding[j] >= points[-2][0] else points[:2]
+                slope = (b[1] - a[1]) / (b[0] - a[0])
+                predicted[j] = max(floor[j], a[1] + slope * (seen.outstanding[j] - a[0]))
+        best = min(trusted or there, key=predicted.get)
+        unknown = [j for j in there if j not in trusted and j != best]
+        share, rate = np.zeros(len(seen.mask)), _own(self.policy.exploration_rate, self.i)
+        for drawn in product((False, True), repeat=len(unknown)):
+            chosen = [j for j, heads in zip(unknown, drawn, strict=True) if heads]
+            if not chosen or predicted[best] <= min(predicted.values()):
+                chosen = [best, *chosen]
+            chance = np.prod([rate if heads else 1 - rate for heads in drawn])
+            share[chosen] += chance / len(chosen)
+        return share
+
+
+def _mean_of(parts):
+    """(answers, mean own requests, mean latency)"""
+    number = sum(n for n, *_ in parts)
+    return (number, *(sum(n * part[k] for n, *part in parts) / number if number > 0 else 0.0 for k in (0, 1)))
+
+
 class _PeakEWMA:
     """An average that jumps to every peak, times the own requests and one more."""
 
@@ -195,8 +294,14 @@ class _PeakEWMA:
         return _best_of_draws(self.average * (seen.outstanding + 1), seen.mask, _different_pairs(seen.mask))
 
 
-MEMORY = {"PeakEWMA": _PeakEWMA, "EnvoyLoadAwareLocality": _Envoy, "OrcaWeights": _Orca}
-COUNTING = {"LeastRequest", "WeightedLeastRequest", "PeakEWMA"}
+MEMORY = {
+    "PeakEWMA": _PeakEWMA,
+    "EnvoyLoadAwareLocality": _Envoy,
+    "OrcaWeights": _Orca,
+    "KvCacheScorer": _KvCache,
+    "LatencyObservationScorer": _LatencyObservation,
+}
+COUNTING = {"LeastRequest", "WeightedLeastRequest", "PeakEWMA", "LatencyObservationScorer"}
 """Rules that look at their own requests."""
 
 

@@ -16,6 +16,7 @@ from dgdlb_jax.policies import (
     EnvoyLoadAwareLocality,
     FixedRouting,
     HotCold,
+    LatencyObservationScorer,
     LeastRequest,
     MirrorDescent,
     PeakEWMA,
@@ -89,6 +90,8 @@ BALANCED = {
     "EnvoyLoadAwareLocality": lambda r: r / (MAX_RATE / [2, 3] * (1 - r / MAX_RATE)),
     "OrcaWeights": lambda r: _workload(r) / (MAX_RATE / [2, 3] * [5, 9]),
     "LatencyScorer": _seen,  # nobody meets the objective of 0.9 s
+    "LatencyObservationScorer": _seen,
+    "KvCacheScorer": lambda r: (1 - _workload(r) / (MAX_RATE / [2, 3] * [9, 12])) / r,
     "Uniform": lambda r: r,
     "ProportionalToCapacity": lambda r: r / MAX_RATE,
     "FixedRouting": lambda r: r * np.array([2.0, 1.0]),
@@ -100,6 +103,7 @@ TO_NEAREST = {"Nearest", "DnsLatency", "LocalityFailover"}
 AT_REST = {
     "HotCold": HotCold(0.84),
     "EnvoyLoadAwareLocality": EnvoyLoadAwareLocality(0.3, 0.5, local="none", host_capacity=[[2.0, 3.0]]),
+    "LatencyObservationScorer": LatencyObservationScorer([[0.5, 1.2]]),  # its window long beside its chatter
 }
 
 
@@ -137,9 +141,16 @@ def test_all_have_an_answer_by_hand():
 # Powers of the unit of time that parameters are measured in.
 UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1, "interval": 1, "reference": 1, "speed": -1}
 UNITS |= {"weight_update_period": 1, "smoothing_time_constant": 1, "blackout_period": 1, "host_capacity": -1}
-UNITS |= {"slo": 1, "ttl": 1}
+UNITS |= {
+    "slo": 1,
+    "ttl": 1,
+    "request_interval": 1,
+    "interval_duration": 1,
+    "floor_latency": 1,
+    "max_observation_age": 1,
+}
 # To these one request is one request.
-COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA"}
+COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA", "LatencyObservationScorer"}
 
 
 def in_units(policy, time):

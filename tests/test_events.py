@@ -14,8 +14,9 @@ from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import project_simplex
 from dgdlb_jax.policies.base import AbstractFlowPolicy
+from dgdlb_jax.policies.failover import DnsLatency
 from dgdlb_jax.policies.gradient import DGDLB
-from dgdlb_jax.policies.static import FixedRouting
+from dgdlb_jax.policies.static import FixedRouting, Nearest
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import central_difference
@@ -66,6 +67,19 @@ def test_what_is_lost_is_exact_at_every_step():
     sent = RATE.sum() * np.asarray(runs.time)
     held = np.asarray(runs.workload).sum(-1) + np.asarray(runs.lost).sum(-1) + np.asarray(runs.in_flight)
     np.testing.assert_allclose(held, on_the_way + sent, rtol=1e-11)
+
+
+def test_dns_goes_on_sending_to_a_dead_backend():
+    """Checks at 3, 6, 9, 12 s; it fails after 4 s, which is known 0.2 s later: out of the answer at 12 s, out of caches 6 s later. Lost
+    is what reaches it until it is back, and it gets no more. Everybody else leaves it with the news."""
+    network = Network([5.0], [[0.1, 0.3]], Hyperbolic([20.0, 20.0], [1.0, 1.0]), feedback_latency=[[0.2, 0.2]])
+    options = {"duration": 25.0, "dt": 0.05, "events": [happen.Fails(4.0, 0)], "save": SaveAt(every=100)}
+    start = np.array([[1.0, 0.0]]), np.array([1 / 3, 0.0])
+    dns = simulate(network, DnsLatency(6.0, request_interval=3.0), initial=start, **options)
+    # What was on the wires and at the backend, and all that is sent until 12 s, then half of it for 6 s.
+    assert float(dns.lost[-1, 0]) == pytest.approx(1 / 3 + 5 * 0.1 + 5 * (12 - 4) + 5 * 6 / 2, rel=2e-3)
+    nearest = simulate(network, Nearest(), initial=start, **options)
+    assert float(nearest.lost[-1, 0]) == pytest.approx(1 / 3 + 5 * 0.1 + 5 * 0.2, rel=1e-6)
 
 
 def test_requests_of_a_failed_backend_are_sent_again():

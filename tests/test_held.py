@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 
 import dgdlb_jax as dgd
 from dgdlb_jax.cli import main
-from dgdlb_jax.policies import EnvoyLoadAwareLocality, OrcaWeights
+from dgdlb_jax.policies import EnvoyLoadAwareLocality, KvCacheScorer, OrcaWeights
 from dgdlb_jax.reports import policy_limits
 from dgdlb_jax.reports.held_text import held_report
 from dgdlb_jax.stability.held import HeldLoop, equal_backends, held_loop
@@ -46,7 +46,7 @@ def by_slots(policy, **options):
     ("load", "slope", "period", "delay", "smoothing"),
     [(0.9, 1.0, 1.0, 0.5, 2.2), (0.8, 4.0, 1.0, 1.25, 3.4), (0.7, 45.0, 0.5, 0.2, 0.5), (0.93, 0.012, 2.0, 8.0, 9.0)],
 )
-@pytest.mark.parametrize("kind", ["headroom of throughput", "headroom of slots", "throughput over slots"])
+@pytest.mark.parametrize("kind", ["headroom of throughput", "headroom of slots", "throughput over slots", "free cache"])
 def test_multipliers_of_equal_backends_are_the_roots_of_one_polynomial(load, slope, period, delay, smoothing, kind):
     """Only the gain differs: u / (1 - u), that over the elasticity, and (1 - e) / e. Derivatives of the rule are exact, so is this."""
     network = equal_network(load, slope, delay)
@@ -57,6 +57,10 @@ def test_multipliers_of_equal_backends_are_the_roots_of_one_polynomial(load, slo
         "headroom of throughput": (envoy(period, smoothing), load / (1 - load)),
         "headroom of slots": (
             envoy(period, smoothing, report="concurrency", max_concurrency=slots),
+            used / (1 - used) / e,
+        ),
+        "free cache": (
+            KvCacheScorer(period, "weighted-random", max_concurrency=slots),
             used / (1 - used) / e,
         ),
         "throughput over slots": (by_slots(OrcaWeights, weight_update_period=period), (1 - e) / e),
@@ -388,6 +392,13 @@ def test_the_command_names_relays_neutral_splits_and_rules_without_a_limit(comma
     folder = tmp_path / "out"
     code, text, _ = command("envoy-load-aware", "--output", str(folder))
     assert (code, "relay" in text, "and back every" in text, folder.exists()) == (0, True, True, False)
+    _, text, _ = command("kv-cache-scorer", "--no-files")
+    assert "it is a switch (bang-bang)" in text
+    assert "stands still, where reports tie" in text
+    unequal = dgd.Network([6.0], [[0.1, 0.1]], dgd.Hyperbolic([8.0, 5.0], [4.0, 6.0]))
+    assert (
+        "goes from 0 % to 100 % and back every" in held_report(unequal, KvCacheScorer(max_concurrency=9.0), "").text()
+    )
     code, text, _ = command("orca-weights", "--set", "report=saturated", "--no-files", "--json")
     assert "every split" in json.loads(text)["why_not"]
     assert "looks at no load" in command("dns-latency", "--no-files")[1]
@@ -398,12 +409,12 @@ def test_the_command_names_relays_neutral_splits_and_rules_without_a_limit(comma
     ("options", "expected"),
     [
         (("gmsr",), "GMSR jumps"),
-        (("softmin",), "softmin does not rest at the optimum"),
+        (("softmin", "--news", "interval=1"), "softmin does not rest at the optimum"),
         (("envoy",), "No balancer is called 'envoy'"),
         (("orca-weights", "--set", "period=3"), "OrcaWeights has no setting 'period'"),
         (("orca-weights", "--set", "weight_update_period=x"), "OrcaWeights.weight_update_period is 'x': give a number"),
         (("orca-weights", "--set", "weight_update_period"), "give NAME=VALUE"),
-        (("orca-weights", "--set", "integers=1"), "give true or false"),
+        (("orca-weights", "--set", "variant=nginx"), "choose from grpc, envoy"),
         (("orca-weights", "--set", "weight_update_period=-1"), "weight_update_period is -1, but must be positive"),
         (("dgd-lb", "--set", "interval=1"), "--set gives settings of another balancer"),
     ],

@@ -315,7 +315,8 @@ def test_the_command_says_the_limit_behind_reports(command, tmp_path, monkeypatc
         ("interval=a", "interval is 'a': give a number."),
         ("interval=5,seed=1.5", "seed is '1.5': give a whole number."),
         ("interval=5,offset=drawn", "offset is 'drawn': give a number, or random."),
-        ("interval=3,late=4", "--news interval=3,late=4: Scraped: reports may be 4 s late"),
+        ("interval=3,late=4", "--news interval=3,late=4: reports may be 4 s late"),
+        ("interval=-1", "--news interval=-1: interval is -1, but must be finite and not negative"),
         ("often", "give NAME=VALUE, separated by commas, such as interval=15,lost=0.1, or none."),
     ],
 )

@@ -1,5 +1,7 @@
 """Balancers in operation: worked examples of their documentation, and what a run of them does."""
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from dgdlb_jax.policies import (
     AbstractHeldPolicy,
     DnsLatency,
     EnvoyLoadAwareLocality,
+    KvCacheScorer,
     LatencyScorer,
     LocalityFailover,
     Observation,
@@ -92,18 +95,38 @@ def test_orca_weights_of_the_sources_tests():
     given = {"report": "concurrency", "max_concurrency": 1.0}
     weights = np.array([1000, 100, 100]) / used
     assert first(OrcaWeights(**given), **sight) == pytest.approx(weights / weights.sum())
-    assert first(OrcaWeights(integers=True, **given), **sight) == pytest.approx(np.array([2000, 111, 400]) / 2511)
+    assert first(OrcaWeights(variant="envoy", **given), **sight) == pytest.approx(np.array([2000, 111, 400]) / 2511)
     slow = sight | {"service_rate": [1.9, 1.0, 0.2], "workload": [0.8, 0.4, 0.9]}
-    assert first(OrcaWeights(integers=True, **given), **slow) == pytest.approx(np.array([2, 2, 1]) / 5)
-    # Who reports nothing yet gets the mean of the others; in the blackout all hosts are equal.
-    idle = sight | {"service_rate": [1000.0, 0.0, 100.0]}
-    assert first(OrcaWeights(**given), **idle) == pytest.approx(np.array([2000, 1200, 400]) / 3600)
+    assert first(OrcaWeights(variant="envoy", **given), **slow) == pytest.approx(np.array([2, 2, 1]) / 5)
+    # In the blackout all hosts are equal.
     dark = OrcaWeights(**given)
     assert np.asarray(dark.init(seen(**sight)).routing) == pytest.approx(1 / 3)
     # Throughput over capacity: the capacities, whatever the load.
     assert first(OrcaWeights(), service_rate=[1.0, 5.0, 9.0], nominal_capacity=[10.0, 20.0, 30.0]) == pytest.approx(
         np.array([1, 2, 3]) / 6
     )
+
+
+@pytest.mark.parametrize(
+    ("variant", "hosts", "rates", "weights"),
+    [
+        ("grpc", (1, 1, 1), (1000, 0, 100), (2000, 1200, 400)),
+        ("grpc", (1, 1, 1), (1000, 0, 0), (1, 1, 1)),  # one usable host is too few
+        ("grpc", (2, 1, 1), (1000, 0, 0), (2, 1, 1)),  # two, of the same weight
+        ("envoy", (1, 1, 1), (1000, 0, 100), (2000, 1200, 400)),  # the mean of the two in the middle
+        ("envoy", (1, 1, 1), (1000, 0, 0), (1, 1, 1)),
+        ("envoy", (1, 1, 1), (0, 0, 0), (1, 1, 1)),
+        ("envoy", (1, 1, 2), (1000, 0, 200), (2000, 400, 800)),  # of 2000, 400, 400
+        ("grpc", (1, 1, 2), (1000, 0, 200), (2000, 2800 / 3, 800)),
+    ],
+)
+def test_a_host_without_a_usable_weight(variant, hosts, rates, weights):
+    """gRPC takes the mean of the usable weights, round robin below two of them; Envoy the median in whole numbers, 1 without any."""
+    policy = OrcaWeights(variant=variant, report="concurrency", max_concurrency=1.0)
+    hosts = np.array(hosts, float)
+    sight = {"service_rate": hosts * rates, "workload": hosts * [0.5, 0.9, 0.25 if rates[2] != 200 else 0.5]}
+    found = first(policy, nominal_capacity=hosts, **sight)
+    assert found == pytest.approx(np.array(weights) / np.sum(weights))
 
 
 @pytest.mark.parametrize(
@@ -165,9 +188,35 @@ def test_dns_follows_within_its_time_to_live(expiry):
     assert left[-1] == 0
     # From 30 s on; a step of one second adds at most that. All at once at 60 s where they expire together.
     assert sum(left[29:]) == pytest.approx(30, abs=1)
-    # What is closed is left at once, by those whose caches say otherwise as well.
+    # What is closed by configuration is left at once, by those whose caches say otherwise as well.
     closed = seen(mask=[False, True, True], time_step=step)
     np.testing.assert_allclose(policy.route(jnp.asarray(0.0), closed, policy.init(before))[0], [0, 1, 0])
+
+
+@pytest.mark.parametrize("recovers", [False, True])
+def test_dns_leaves_a_dead_record_after_checks_and_caches(recovers):
+    """Three checks of 30 s and a time to live of 60 s: (3 - 1/2) 30 + 60/2 = 105 s on average over instants of failures, 150 s at most."""
+    policy, step = DnsLatency(), 0.5
+    lasts, last = [], []
+    for fails in np.arange(45.0, 75.0, 2.5) + 0.25:
+        dead = lambda t, fails=fails: t > fails and not (recovers and t > fails + 600)
+        ups = [np.array([not dead(step * k), True, True]) for k in range(1, 2000 if recovers else 600)]
+        sight = seen(time_step=step, healthy=EQUAL > 0)
+
+        def follow(state, up, sight=sight):
+            now = eqx.tree_at(lambda o: o.healthy, sight, up)
+            routing, state = policy.route(LATE, now, state)
+            return state, routing[0]
+
+        share = np.asarray(jax.lax.scan(follow, policy.init(sight), jnp.asarray(ups))[1])
+        times = step * np.arange(1, share.size + 1)
+        after = (times > fails) & (times <= fails + 600)
+        lasts.append(step * share[after].sum())
+        last.append(times[after][share[after] > 0].max() - fails)
+        if recovers:  # the same on the way back
+            lasts[-1] = step * (1 - share[times > fails + 600]).sum()
+    assert np.mean(lasts) == pytest.approx(105, abs=1)  # twelve instants, and half a step
+    assert np.max(last) == pytest.approx(149.75, abs=1)
 
 
 def test_llm_ds_tiers_strategies_and_pickers():
@@ -185,6 +234,15 @@ def test_llm_ds_tiers_strategies_and_pickers():
     assert first(LatencyScorer(), cost_latency=np.zeros(3)) == pytest.approx(1 / 3)
 
 
+def test_llm_ds_score_of_free_caches():
+    """A fifth, half and nine tenths in use: by scores, or all to the emptiest; nobody has room: all alike."""
+    pools = {"workload": [4.0, 10.0, 18.0]}
+    by_chance = KvCacheScorer(picker="weighted-random", max_concurrency=2.0)
+    assert first(by_chance, **pools) == pytest.approx(np.array([8, 5, 1]) / 14)
+    assert first(KvCacheScorer(max_concurrency=2.0), **pools) == pytest.approx([1, 0, 0])
+    assert first(by_chance, workload=[20.0, 30.0, 21.0]) == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -196,10 +254,15 @@ def test_llm_ds_tiers_strategies_and_pickers():
         (lambda: EnvoyLoadAwareLocality(report="kv"), "choose from throughput, concurrency, saturated"),
         (lambda: OrcaWeights(report="concurrency"), "needs max_concurrency"),
         (lambda: OrcaWeights(blackout_period=-1.0), "blackout_period is -1"),
+        (lambda: OrcaWeights(variant="Envoy"), "did you mean envoy"),
         (lambda: OrcaWeights(host_capacity=[[1.0, 0.0]]), r"host_capacity\[0, 1\] is 0"),
         (lambda: LocalityFailover(0.0), "overprovisioning_factor is 0"),
         (lambda: DnsLatency(-1.0), "ttl is -1"),
         (lambda: DnsLatency(expiry="never"), "expiry is 'never'"),
+        (lambda: DnsLatency(request_interval=0.0), "request_interval is 0"),
+        (lambda: DnsLatency(failure_threshold=0.5), "failure_threshold is 0.5, but must be at least 1 check"),
+        (lambda: KvCacheScorer(0.0), "interval is 0, but must be positive"),
+        (lambda: KvCacheScorer(max_concurrency=0.0), "max_concurrency is 0"),
         (lambda: LatencyScorer(-0.1), "slo is -0.1"),
         (lambda: LatencyScorer(picker="maxscore"), "did you mean max-score"),
     ],

@@ -268,7 +268,14 @@ def test_the_registry_lists_every_policy():
 
 
 # Runs of these are held against references for one frontend at a time, which know no lanes: see test_engine.
-IN_OPERATION = {"EnvoyLoadAwareLocality", "OrcaWeights", "LatencyScorer", "LocalityFailover", "DnsLatency"}
+IN_OPERATION = {
+    "EnvoyLoadAwareLocality",
+    "OrcaWeights",
+    "LatencyScorer",
+    "LocalityFailover",
+    "DnsLatency",
+    "KvCacheScorer",
+}
 
 
 def of_one_frontend(rule):

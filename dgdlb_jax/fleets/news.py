@@ -1,5 +1,6 @@
 """How frontends get their reports: `[news]` of a fleet file, and the same in one line of a command."""
 
+import re
 from typing import Any
 
 from dgdlb_jax.fleets.document import Section, shown
@@ -50,7 +51,8 @@ def parse_news(text: str) -> Scraped | None:
     try:
         return Scraped(**given)
     except InputError as error:
-        raise InputError(f"--news {text}: {error}") from error
+        own_words = re.sub(r"\bScraped(\.|: )", "", str(error))
+        raise InputError(f"--news {text}: {own_words}") from error
 
 
 def _value(section: Section, key: str, network: Network) -> Any:

@@ -9,7 +9,7 @@
 | by margin | `gmsr`, `gmsr-network`, `softmin` | what one more request would cost |
 | gradient | `dgd-lb`, `sampled-dgd-lb` (once a second), `mirror-descent`, `log-dgd-lb` | the same, followed step by step |
 | by reports | `envoy-load-aware`, `orca-weights` (gRPC, Envoy) | what backends report every so often, averaged and held |
-| by headroom | `latency-scorer` (llm-d) | an objective minus the latency |
+| by score (llm-d) | `latency-scorer`, `latency-observation-scorer`, `kv-cache-scorer` | an objective, answers to its own requests, caches |
 | by health | `locality-failover` (Envoy, Istio), `dns-latency` (Route 53) | what is near, and not down |
 | safer | `reciprocal-dgd-lb`, `curvature-dgd-lb`, `capped-dgd-lb` | the same, in other steps |
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies.latency import HotCold as HotCold
     from dgdlb_jax.policies.latency import LeastLatency as LeastLatency
     from dgdlb_jax.policies.locality import EnvoyLoadAwareLocality as EnvoyLoadAwareLocality
+    from dgdlb_jax.policies.observed import LatencyObservationScorer as LatencyObservationScorer
     from dgdlb_jax.policies.orca import OrcaWeights as OrcaWeights
     from dgdlb_jax.policies.requests import LeastRequest as LeastRequest
     from dgdlb_jax.policies.requests import PeakEWMA as PeakEWMA
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies.safe import LogDGDLB as LogDGDLB
     from dgdlb_jax.policies.safe import ReciprocalDGDLB as ReciprocalDGDLB
     from dgdlb_jax.policies.sampled import SampledDGDLB as SampledDGDLB
+    from dgdlb_jax.policies.scorer import KvCacheScorer as KvCacheScorer
     from dgdlb_jax.policies.scorer import LatencyScorer as LatencyScorer
     from dgdlb_jax.policies.smooth import MirrorDescent as MirrorDescent
     from dgdlb_jax.policies.smooth import Softmin as Softmin

@@ -43,6 +43,8 @@ class Observation(eqx.Module):
     - `mask`: which backends it may use. Entries of the others have no meaning, but are finite.
     - `arrival_rate`: of this frontend now, requests/s, a scalar.
     - `time_step`: seconds since the last call, a scalar; for rules with memory.
+    - `healthy`: which backends answered a feedback latency ago; for policies that check health themselves (`checks_health`), where events
+      take backends out of service, else None.
 
     A rule that takes lanes sees many frontends in one such object, along the axes behind that of the backends; any other sees one.
     """
@@ -57,6 +59,7 @@ class Observation(eqx.Module):
     mask: Bool[Array, "backends *lanes"]
     arrival_rate: Float[Array, "*lanes"]
     time_step: Float[Array, "*lanes"]
+    healthy: Bool[Array, "backends *lanes"] | None = None
 
 
 class AbstractPolicy(eqx.Module):
@@ -75,6 +78,11 @@ class AbstractPolicy(eqx.Module):
     def time_scale(self) -> Float[Array, "*parameters"]:
         """The shortest time constant of the rule itself, seconds, which a time step has to resolve; inf by default."""
         return jnp.asarray(jnp.inf)
+
+    @property
+    def checks_health(self) -> bool:
+        """Whether it finds out itself which backends have failed. The mask then leaves those open, and what is sent there is lost."""
+        return False
 
     @property
     def windows(self) -> tuple[Float[Array, "*parameters"], ...]:

@@ -73,12 +73,23 @@ class LocalityFailover(AbstractInstantPolicy):
         return proportional(jnp.where(share.sum(0) > 0, share, state), observation.mask), state
 
 
+class Health(NamedTuple):
+    """What health checks say: whether each backend counts as healthy (1 or 0), how many of the last checks said otherwise, and seconds
+    since the last."""
+
+    healthy: Float[Array, "backends *lanes"]
+    against: Float[Array, "backends *lanes"]
+    waited: Float[Array, "*lanes"]
+
+
 class Record(NamedTuple):
-    """What clients have in their caches: a mixture of the answer before the last and the last, and for how long that has been given."""
+    """What clients have in their caches: a mixture of the answer before the last and the last, and for how long that has been given; and
+    what the answer depends on."""
 
     before: Float[Array, "backends *lanes"]
     answer: Float[Array, "backends *lanes"]
     since: Float[Array, "*lanes"]
+    health: Health
 
 
 class DnsLatency(AbstractInstantPolicy):
@@ -88,48 +99,90 @@ class DnsLatency(AbstractInstantPolicy):
     with $D$ the time to live, where caches expire spread out over it; all at once every $D$ seconds where they expire together. Changes of
     the answer at least $D$ apart are followed exactly; of faster ones the last counts, from where the caches were.
 
+    A backend that [[events]] take out of service stays in the answer until $n$ checks in a row have failed, one every $I$ seconds, and in
+    caches for a time to live: for $(n - 1/2) I + D/2$ on average over the instants of a failure, $n I + D$ at most. What is sent to it
+    meanwhile is lost, if it failed. It comes back the same way. Where nothing is healthy, everything counts as healthy.
+
     No feedback of load, hence no limit; at rest it is `Nearest`.
 
     **Arguments:**
 
     - `ttl`: $D$, seconds, a scalar or `(frontends,)`; 60 as recommended for records with health checks.
     - `expiry`: `"spread"` or `"together"`.
+    - `request_interval`: $I$, seconds, a scalar or `(frontends,)`; 30, or 10, in Route 53. All check at once, after an interval first.
+    - `failure_threshold`: $n$, checks, a scalar or `(frontends,)`; 3 in Route 53.
 
-    **Raises:** `InputError` for a time to live that is not positive and finite, or an unknown expiry.
+    **Raises:** `InputError` for a time that is not positive and finite, fewer than one check, or an unknown expiry.
 
-    **Source:** Amazon Route 53 Developer Guide, latency-based routing, and how it chooses records when health checking is configured. What
-    [[events]] close, clients leave as soon as the news is there, and not after checks (30 s, 3 failures in a row) and their caches: the
-    requests that DNS loses to a dead backend, for (3 - 1/2) 30 s + D/2 on average, are not in a run.
+    **Source:** Amazon Route 53 Developer Guide, latency-based routing, how it chooses records when health checking is configured, and how
+    it determines whether an endpoint is healthy. One checker stands for the many that vote there.
     """
 
     takes_lanes: ClassVar[bool] = True
 
     ttl: Float[Array, "*frontends"]
     expiry: Expiry = eqx.field(static=True)
+    request_interval: Float[Array, "*frontends"]
+    failure_threshold: Float[Array, "*frontends"]
 
-    def __init__(self, ttl: Numbers = 60.0, expiry: str = "spread"):
-        self.ttl = checked("DnsLatency.ttl", ttl, positive, "positive and finite, seconds")
+    def __init__(
+        self,
+        ttl: Numbers = 60.0,
+        expiry: str = "spread",
+        request_interval: Numbers = 30.0,
+        failure_threshold: Numbers = 3.0,
+    ):
+        seconds = "positive and finite, seconds"
+        self.ttl = checked("DnsLatency.ttl", ttl, positive, seconds)
         self.expiry = one_of("DnsLatency.expiry", expiry, Expiry)
+        self.request_interval = checked("DnsLatency.request_interval", request_interval, positive, seconds)
+        self.failure_threshold = checked(
+            "DnsLatency.failure_threshold", failure_threshold, lambda n: jnp.isfinite(n) & (n >= 1), "at least 1 check"
+        )
+
+    @property
+    def checks_health(self) -> bool:
+        """It does."""
+        return True
 
     def init(self, observation: Observation) -> Record:
-        """All have the answer of the start."""
-        answer = least(observation.cost_latency, observation.mask)
-        return Record(answer, answer, jnp.zeros_like(observation.arrival_rate))
+        """All have the answer of the start, and are healthy."""
+        start = jnp.zeros_like(observation.arrival_rate)
+        health = Health(jnp.ones_like(observation.workload), jnp.zeros_like(observation.workload), start)
+        answer = self._answer(observation, health)
+        return Record(answer, answer, start, health)
 
     def route(self, t, observation: Observation, state: Record):
         """Part of the clients still where they were sent before."""
         del t
-        answer, step = least(observation.cost_latency, observation.mask), observation.time_step
-        since = state.since + step
+        health, step = self._checked(observation, state.health), observation.time_step
+        answer, since = self._answer(observation, health), state.since + step
         if self.expiry == "together":
             due = since >= jnp.maximum(self.ttl, step) - step / 2
             gone = ~(observation.mask & (state.answer > 0)).any(0)
             answer = jnp.where(due | gone, answer, state.answer)
-            return answer, Record(answer, answer, jnp.where(due, since - jnp.maximum(self.ttl, step), since))
+            return answer, Record(answer, answer, jnp.where(due, since - jnp.maximum(self.ttl, step), since), health)
         caught_up = jnp.minimum(1, since / self.ttl)
         held = jnp.where(observation.mask, state.before + (state.answer - state.before) * caught_up, 0)
         held = jnp.where(held.sum(0) > 0, proportional(held, observation.mask), answer)
         changed = (answer != state.answer).any(0)
-        return held, Record(
-            jnp.where(changed, held, state.before), answer, jnp.where(changed, 0, jnp.minimum(since, self.ttl))
-        )
+        before, since = jnp.where(changed, held, state.before), jnp.where(changed, 0, jnp.minimum(since, self.ttl))
+        return held, Record(before, answer, since, health)
+
+    def _answer(self, observation: Observation, health: Health) -> Float[Array, "backends *lanes"]:
+        """The nearest of those that count as healthy."""
+        healthy = observation.mask & (health.healthy > 0)
+        return least(observation.cost_latency, jnp.where(healthy.any(0), healthy, observation.mask))
+
+    def _checked(self, observation: Observation, health: Health) -> Health:
+        """After the checks that are due: as many in a row as the threshold says turn what a backend counts as."""
+        if observation.healthy is None:
+            return health
+        step = observation.time_step
+        waited, interval = health.waited + step, jnp.maximum(self.request_interval, step)
+        due = waited >= interval - step / 2
+        otherwise = observation.healthy != (health.healthy > 0)
+        against = jnp.where(due, jnp.where(otherwise, health.against + 1, 0), health.against)
+        turns = against >= self.failure_threshold
+        left = jnp.where(due, jnp.maximum(waited - interval, -step), waited)
+        return Health(jnp.where(turns, 1 - health.healthy, health.healthy), jnp.where(turns, 0, against), left)

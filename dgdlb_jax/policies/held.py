@@ -57,6 +57,11 @@ class AbstractHeldPolicy(AbstractInstantPolicy):
     def smoothing(self) -> Float[Array, "*frontends"]:
         """$t_s$, the time constant of the average of reports, seconds; 0 for none."""
 
+    @property
+    def switches(self) -> bool:
+        """Whether it sends everything to the best until the next report (bang-bang), by reports that its own traffic moves."""
+        return False
+
     @abstractmethod
     def report(self, observation: Observation) -> Arcs:
         """What is read of each backend, and averaged."""

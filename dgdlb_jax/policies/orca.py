@@ -1,24 +1,35 @@
 """Weighted round robin by the client, on weights that follow from what backends report (ORCA)."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.policies.base import Observation, checked
-from dgdlb_jax.policies.held import AbstractHeldPolicy, Arcs, Report, checked_offset, checked_report, hosts, utilization
+from dgdlb_jax.policies.held import (
+    AbstractHeldPolicy,
+    Arcs,
+    Report,
+    checked_offset,
+    checked_report,
+    hosts,
+    one_of,
+    utilization,
+)
 from dgdlb_jax.policies.static import proportional
+
+Variant = Literal["grpc", "envoy"]
 
 
 class OrcaWeights(AbstractHeldPolicy):
     r"""gRPC's `weighted_round_robin`, and Envoy's client-side one: a host's weight is its throughput over its utilisation.
 
     $$ w_j = \frac{\ell_j / h_j}{u_j}, \qquad x_j \propto h_j w_j $$
-    with $h_j$ hosts in backend $j$, renewed every `weight_update_period`, as long as throughput and utilisation are above 0; a host of
-    which that is not so gets the mean of the others.
+    with $h_j$ hosts in backend $j$, renewed every `weight_update_period`. A weight is usable while throughput and utilisation are above
+    0; a host without a usable one gets the mean of the others (gRPC), or their median (Envoy).
 
     What it does depends on what hosts report. A throughput over capacity gives constant weights, the capacities: no loop, nothing
     that could swing. Requests over slots (a KV cache) give the reciprocal of the latency, a loop with gain $\rho / (1 - \rho)$ where
@@ -28,15 +39,14 @@ class OrcaWeights(AbstractHeldPolicy):
 
     - `weight_update_period`: seconds, 1 as in both; `blackout_period`: seconds from the start in which all hosts are equal, 10 as in both.
     - `weight_update_offset`: seconds until the first update, for frontends out of step; 0 by default: after a period, in step.
-    - `integers`: whether weights are truncated to whole requests/s, at least 1, as Envoy does: coarse below some tens of
-      requests/s a host, which is where large language models are. gRPC does not.
+    - `variant`: `"grpc"`, or `"envoy"`. With fewer than two usable weights gRPC treats all hosts alike. Envoy truncates weights to whole
+      requests/s, at least 1: coarse below some tens of requests/s a host, which is where large language models are.
     - `report`, `host_capacity`, `max_concurrency`: as for `EnvoyLoadAwareLocality`.
 
     **Raises:** `InputError` for a value that is not allowed, or slots that are missing.
 
     **Source:** grpc/proposal A58; envoyproxy/envoy, `client_side_weighted_round_robin` and `orca_weight_manager.cc`. Nothing fails in
-    the fluid, so there is no penalty for errors. Reports are always fresh, so weights do not expire. Envoy gives a host without a weight
-    the median of the others, not the mean.
+    the fluid, so there is no penalty for errors. Reports are always fresh, so weights do not expire.
     """
 
     takes_lanes: ClassVar[bool] = True
@@ -47,7 +57,7 @@ class OrcaWeights(AbstractHeldPolicy):
     host_capacity: Float[Array, "*frontends_backends"]
     max_concurrency: Float[Array, "*frontends_backends"] | None
     kind: Report = eqx.field(static=True)
-    integers: bool = eqx.field(static=True)
+    variant: Variant = eqx.field(static=True)
 
     def __init__(
         self,
@@ -55,7 +65,7 @@ class OrcaWeights(AbstractHeldPolicy):
         blackout_period: Numbers = 10.0,
         *,
         weight_update_offset: Numbers = 0.0,
-        integers: bool = False,
+        variant: str = "grpc",
         report: str = "throughput",
         host_capacity: Matrix = 1.0,
         max_concurrency: Matrix | None = None,
@@ -70,7 +80,7 @@ class OrcaWeights(AbstractHeldPolicy):
         self.kind, self.host_capacity, self.max_concurrency = checked_report(
             "OrcaWeights", report, host_capacity, max_concurrency
         )
-        self.integers = bool(integers)
+        self.variant = one_of("OrcaWeights.variant", variant, Variant)
 
     @property
     def offset(self) -> Float[Array, "*frontends"]:
@@ -94,13 +104,30 @@ class OrcaWeights(AbstractHeldPolicy):
         usable = (count > 0) & (observation.service_rate > 0) & (used > 0)
         rate = observation.service_rate / jnp.where(count > 0, count, 1)
         weight = jnp.where(usable, rate / jnp.where(usable, used, 1), 0)
-        return jnp.where(usable, jnp.maximum(jnp.floor(weight), 1), 0) if self.integers else weight
+        return jnp.where(usable, jnp.maximum(jnp.floor(weight), 1), 0) if self.variant == "envoy" else weight
 
     def shares(self, t, report: Arcs, observation: Observation) -> Arcs:
         """In proportion to hosts times weights; equal for all hosts until the blackout is over."""
         count = jnp.where(observation.mask, hosts(observation, self.host_capacity), 0)
         over = t >= self.blackout_period - observation.time_step / 2
         usable = observation.mask & (report > 0) & over
-        total = jnp.where(usable, count, 0).sum(0)
-        mean = jnp.where(usable, count * report, 0).sum(0) / jnp.where(total > 0, total, 1)
-        return proportional(count * jnp.where(usable, report, jnp.where(total > 0, mean, 1)), observation.mask)
+        known = jnp.where(usable, count, 0)
+        if self.variant == "envoy":
+            enough, default = known.sum(0) > 0, jnp.floor(_median(report, known))
+        else:
+            total = known.sum(0)
+            enough, default = total >= 2, (known * report).sum(0) / jnp.where(total > 0, total, 1)
+        return proportional(count * jnp.where(enough, jnp.where(usable, report, default), 1), observation.mask)
+
+
+def _median(values: Arcs, weight: Arcs) -> Float[Array, "*lanes"]:
+    """The median of as many values as their weights say: the mean of both where two lie in the middle; 0 without weight."""
+    below, upto = (
+        (jnp.where(order, weight[None], 0)).sum(1)
+        for order in (values[None] < values[:, None], values[None] <= values[:, None])
+    )
+    half = weight.sum(0) / 2
+    middle: Bool[Array, "backends *lanes"] = (weight > 0) & (below <= half) & (half <= upto)
+    low = jnp.min(jnp.where(middle, values, jnp.inf), axis=0)
+    high = jnp.max(jnp.where(middle, values, -jnp.inf), axis=0)
+    return jnp.where(middle.any(0), (low + high) / 2, 0)

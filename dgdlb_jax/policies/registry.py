@@ -27,6 +27,7 @@ RECIPES = (
     "softmin",
     "hosts",
     "slots",
+    "empty backends",
     "spillover",
     "optimum",
 )
@@ -86,6 +87,13 @@ POLICIES: Registry[Entry] = Registry(
         Entry("envoy-load-aware", "Envoy load-aware locality", "locality:EnvoyLoadAwareLocality", "hosts"),
         Entry("orca-weights", "ORCA weights", "orca:OrcaWeights", "slots"),
         Entry("latency-scorer", "latency scorer (llm-d)", "scorer:LatencyScorer"),
+        Entry("kv-cache-scorer", "KV-cache scorer (llm-d)", "scorer:KvCacheScorer", "hosts"),
+        Entry(
+            "latency-observation-scorer",
+            "latency observation (llm-d)",
+            "observed:LatencyObservationScorer",
+            "empty backends",
+        ),
         Entry("locality-failover", "locality failover", "failover:LocalityFailover", kind="static"),
         Entry("dns-latency", "DNS latency", "failover:DnsLatency", kind="static"),
         Entry("spillover", "spillover", "static:FixedRouting", "spillover", "static"),

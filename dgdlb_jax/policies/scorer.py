@@ -6,10 +6,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from dgdlb_jax.numerics.checks import not_negative
-from dgdlb_jax.numerics.types import Numbers
+from dgdlb_jax.numerics.checks import not_negative, positive
+from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least
-from dgdlb_jax.policies.held import one_of
+from dgdlb_jax.policies.held import AbstractHeldPolicy, Arcs, checked_report, one_of, utilization
 from dgdlb_jax.policies.latency import latency_as_seen
 from dgdlb_jax.policies.static import proportional
 
@@ -70,6 +70,78 @@ class LatencyScorer(AbstractInstantPolicy):
         if self.picker == "max-score":
             return least(off, scored), state
         return proportional(relative_score(off, scored), scored), state
+
+
+class KvCacheScorer(AbstractHeldPolicy):
+    r"""llm-d's `multicluster-kv-cache-utilization-scorer`: pools by the part of their KV cache that is free.
+
+    $$ s_j = 1 - u_j, \qquad u_j = N_j / \text{slots}_j $$
+    as last reported. The picker for the highest score is a switch: all traffic goes to the emptiest pool until the next report (bang-bang;
+    it has no linearisation). The random one, $x \propto s$, has a loop with gain $\frac{1}{e} \frac{u}{1 - u}$ between equal pools, $e$
+    the elasticity of their throughput.
+
+    **Arguments:** numbers are scalars or `(frontends,)`, if nothing else is said.
+
+    - `interval`: seconds between two reports. 5 by default: a pool renews its average that often (`refresh-prometheus-metrics-interval`),
+      whichever shorter interval it is read at.
+    - `picker`: `"max-score"` as in llm-d's example, ties shared equally, or `"weighted-random"`, in proportion to scores.
+    - `host_capacity`: what one replica serves, requests/s, a scalar or `(frontends, backends)`; a pool has as many as that goes into its
+      nominal capacity. `max_concurrency`: requests whose caches fit into one replica, of the same shape.
+
+    **Raises:** `InputError` for a value that is not allowed.
+
+    **Source:** llm-d-router, READMEs of the scorer, the pickers and the multi-cluster plugins, 2026-11. A cache fills by requests
+    here, not by their tokens.
+    """
+
+    takes_lanes: ClassVar[bool] = True
+    period_knob: ClassVar[str] = "interval"
+
+    interval: Float[Array, "*frontends"]
+    host_capacity: Float[Array, "*frontends_backends"]
+    max_concurrency: Float[Array, "*frontends_backends"] | None
+    picker: Picker = eqx.field(static=True)
+
+    def __init__(
+        self,
+        interval: Numbers = 5.0,
+        picker: str = "max-score",
+        *,
+        host_capacity: Matrix = 1.0,
+        max_concurrency: Matrix = 1.0,
+    ):
+        self.interval = checked("KvCacheScorer.interval", interval, positive, "positive and finite, seconds")
+        self.picker = one_of("KvCacheScorer.picker", picker, Picker)
+        _, self.host_capacity, self.max_concurrency = checked_report(
+            "KvCacheScorer", "concurrency", host_capacity, max_concurrency
+        )
+
+    @property
+    def period(self) -> Float[Array, "*frontends"]:
+        """`interval`."""
+        return self.interval
+
+    @property
+    def smoothing(self) -> Float[Array, "*frontends"]:
+        """None."""
+        return jnp.zeros_like(self.interval)
+
+    @property
+    def switches(self) -> bool:
+        """With the picker for the highest score."""
+        return self.picker == "max-score"
+
+    def report(self, observation: Observation) -> Arcs:
+        """The part of each pool's cache that is in use."""
+        return utilization("concurrency", observation, self.host_capacity, self.max_concurrency)
+
+    def shares(self, t, report: Arcs, observation: Observation) -> Arcs:
+        """By what is free."""
+        del t
+        score = jnp.maximum(1 - report, 0)
+        if self.picker == "max-score":
+            return least(-score, observation.mask)
+        return proportional(score, observation.mask)
 
 
 def relative_score(

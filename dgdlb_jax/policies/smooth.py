@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Numbers
@@ -86,7 +86,16 @@ class Softmin(AbstractFlowPolicy):
     def velocity(self, t, routing, observation: Observation, state: State):
         """Towards the softmin."""
         del t
-        mask, seen = observation.mask, observation.marginal_latency + observation.cost_latency
-        above = seen - jnp.min(jnp.where(mask, seen, jnp.inf), axis=0)
-        weight = jnp.exp(-jnp.where(mask, above, 0) / self.temperature)
-        return self.rate * (proportional(weight, mask) - routing), state
+        return self.rate * (self.target(observation) - routing), state
+
+    def target(self, observation: Observation) -> Float[Array, "backends *lanes"]:
+        """The softmin of what is seen."""
+        return softmin(observation.marginal_latency + observation.cost_latency, observation.mask, self.temperature)
+
+
+def softmin(
+    score: Float[Array, "backends *lanes"], mask: Bool[Array, "backends *lanes"], temperature: Float[Array, "*#lanes"]
+) -> Float[Array, "backends *lanes"]:
+    r"""Shares in proportion to $e^{-\text{score} / T}$ over the backends within reach."""
+    above = score - jnp.min(jnp.where(mask, score, jnp.inf), axis=0)
+    return proportional(jnp.exp(-jnp.where(mask, above, 0) / temperature), mask)

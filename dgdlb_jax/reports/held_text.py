@@ -10,14 +10,16 @@ from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.formatting import percent, ranging, seconds
+from dgdlb_jax.numerics.formatting import number, percent, ranging, seconds
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.reports.stability_text import nullified
 from dgdlb_jax.studies.held import LOAD, HeldStability, Limit, held_stability
 from dgdlb_jax.studies.outcome import backend_names, frontend_names
 from dgdlb_jax.studies.relay import Cycle, relay_cycle
+from dgdlb_jax.studies.softmin import RATE
 
 _SWING = 1e-3  # of a share, below which a simulation has come to rest
+_FORMS = {LOAD: percent, RATE: lambda value: f"{number(value)} 1/s"}  # of settings that are no times
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class HeldReport:
 
     def text(self) -> str:
         """What a person reads."""
-        return "\n".join([_title(self), *_at_rest(self), *(_limit(each) for each in self.found.limits)])
+        return "\n".join([_title(self), *_at_rest(self), *(limit_words(each) for each in self.found.limits)])
 
     def document(self) -> dict[str, Any]:
         """What a script reads: null where there is no number."""
@@ -47,7 +49,7 @@ class HeldReport:
             "why_not": found.why_not or None,
             "over_optimum_at_rest": self.over,
             "largest_multiplier": math.nan if found.loop is None else found.loop.radius(),
-            "settings": {each.setting: _limit_document(each) for each in found.limits},
+            "settings": {each.setting: limit_document(each) for each in found.limits},
             "cycle": None if self.cycle is None else vars(self.cycle),
             "units": {"time": "s"},
         }
@@ -64,7 +66,7 @@ def held_report(network: Network, policy: AbstractHeldPolicy, label: str) -> Hel
     optimum = solve_optimum(network)
     found = held_stability(network, policy)
     if not bool(found.rest.found):
-        overloaded = np.asarray(found.rest.overloaded).any()
+        overloaded = np.asarray(found.rest.overloaded).any() and not policy.switches
         return HeldReport(label, found, math.nan, None if overloaded else relay_cycle(network, policy))
     over = float(latency_at_rest(network, found.rest.routing)) / float(optimum.mean_latency) - 1
     return HeldReport(label, found, over, None)
@@ -83,6 +85,8 @@ def _at_rest(report: HeldReport) -> list[str]:
     found, network = report.found, report.found.network
     if report.cycle is not None:
         cycle = report.cycle
+        if cycle.high - cycle.low < _SWING and found.policy.switches:
+            return [f"it {found.why_not}", "simulated: it stands still, where reports tie"]
         if cycle.high - cycle.low < _SWING:
             return ["no rest point was found, but a simulation comes to rest: nothing is known of its limits"]
         arc = f"{frontend_names(network)[cycle.frontend]} to {backend_names(network)[cycle.backend]}"
@@ -105,8 +109,9 @@ def _at_rest(report: HeldReport) -> list[str]:
     return lines
 
 
-def _limit(limit: Limit) -> str:
-    form = percent if limit.setting == LOAD else seconds
+def limit_words(limit: Limit) -> str:
+    """Where a rule is stable along one setting, and what is seen beyond."""
+    form = _FORMS.get(limit.setting, seconds)
     begin = f"{limit.setting} (now {form(limit.now)}): "
     searched = ranging(*limit.searched, form)
     if not limit.ranges:
@@ -137,7 +142,8 @@ def _edges(limit: Limit, form) -> str:
     return "; ".join(parts)
 
 
-def _limit_document(limit: Limit) -> dict[str, Any]:
+def limit_document(limit: Limit) -> dict[str, Any]:
+    """The same as numbers."""
     edges = [
         {"at": edge, "swing_period": period, "simulated": list(simulated)}
         for edge, period, simulated in zip(limit.edges, limit.periods, limit.simulated, strict=True)

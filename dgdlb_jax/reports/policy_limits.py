@@ -21,17 +21,23 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.policies.held import AbstractHeldPolicy
+from dgdlb_jax.policies.observed import LatencyObservationScorer
 from dgdlb_jax.policies.registry import POLICIES
 from dgdlb_jax.policies.sampled import SampledDGDLB
+from dgdlb_jax.policies.smooth import Softmin
 from dgdlb_jax.reports.held_text import HeldReport, held_report
 from dgdlb_jax.reports.news_text import NewsReport, simulated_document, simulated_words
+from dgdlb_jax.reports.observed_text import SlidingReport
+from dgdlb_jax.reports.softmin_text import SoftminReport
 from dgdlb_jax.reports.stability_text import StabilityReport, nullified
 from dgdlb_jax.stability.critical import CriticalMode, critical_mode
 from dgdlb_jax.stability.defaults import default_step_size
+from dgdlb_jax.stability.observed import slow_loop
 from dgdlb_jax.studies.balancers import BALANCERS, check_keys
 from dgdlb_jax.studies.news import news_limit
 from dgdlb_jax.studies.onset import Onset, simulated_onset
 from dgdlb_jax.studies.settings import with_settings
+from dgdlb_jax.studies.softmin import softmin_stability
 
 
 @runtime_checkable
@@ -103,7 +109,7 @@ def policy_report(network: Network, key: str, settings: Mapping[str, str], news:
 
     **Arguments:** a single `network`; `key` of `BALANCERS`; `settings`: name -> value as text; `news`: how frontends get their reports.
 
-    **Raises:** `InputError` for an unknown key or setting, and for a rule that jumps or rests away from the optimum: simulate it.
+    **Raises:** `InputError` for an unknown key or setting, and for a rule that jumps: simulate it.
     """
     require_single(network, "policy_report")
     check_keys([key])
@@ -118,13 +124,22 @@ def policy_report(network: Network, key: str, settings: Mapping[str, str], news:
             "--news none, or dgdlb run to simulate both."
         )
     looks_at_no_load = POLICIES[key].kind in ("static", "reference")
-    if not (isinstance(draft, AbstractHeldPolicy) or looks_at_no_load):
+    if news is not None and isinstance(draft, Softmin):
+        raise InputError(
+            f"{label} does not rest at the optimum, which limits behind reports that are held are computed at: give --news none, or "
+            "dgdlb run to simulate both."
+        )
+    if isinstance(draft, LatencyObservationScorer):  # it measures answers, no reports
+        return SlidingReport(network, label, slow_loop(network, draft))
+    if not (isinstance(draft, AbstractHeldPolicy | Softmin) or looks_at_no_load):
         _check_limit(network, label, draft, key)
     optimum = solve_optimum(network)
     older = 0.0 if news is None else news.oldest
     policy = made(optimum, default_step_size(network, optimum, averaging=older))
     if isinstance(policy, AbstractHeldPolicy):
         return held_report(network, policy, label)
+    if isinstance(policy, Softmin):
+        return SoftminReport(label, softmin_stability(network, policy, optimum))
     if looks_at_no_load:
         return NoLimit(network, label)
     if news is not None:

@@ -59,7 +59,8 @@ class Field(eqx.Module):
         self.mask = shape.arcs(network.mask)
         self.nominal_capacity = shape.backend_to_arcs(network.nominal_capacity)
         self.policy = shape.policy(with_float_type(policy, network.latency.dtype))
-        self.events = None if signals is None else Timeline(shape, signals, self.feedback_latency)
+        checks = self.policy.checks_health
+        self.events = None if signals is None else Timeline(shape, signals, self.feedback_latency, checks)
 
     def arrival_rate(self, t: Frontends) -> Frontends:
         r"""$\lambda_i(t)$, requests/s."""
@@ -140,6 +141,7 @@ class Field(eqx.Module):
             mask=self.open_arcs(t),
             arrival_rate=self.arrival_rate(t),
             time_step=time_step,
+            healthy=None if self.events is None or self.events.health is None else self.events.health.at(t) > 0.5,
         )
 
     def cost_latency_at(self, t: Frontends) -> Arcs:

@@ -41,7 +41,8 @@ class Timeline(eqx.Module):
     """The signals of a tile, laid out for the time step; those that frontends see at the times at which they know of it.
 
     - `replicas`, `seen_replicas`: the factor, over backends and over arcs. `up`: 1 while a backend runs.
-    - `closing`: signals over arcs, all of which have to be 1 for an arc to be used.
+    - `closing`: signals over arcs, all of which have to be 1 for an arc to be used. `health`: over arcs, 1 while a backend is in service;
+      one of these unless the policy checks health itself.
     - `latency`, `seen_latency`, `intact`: factors, over arcs: on the latency of what is sent, and on how much of it arrives.
     - `news`: the latency of news, over arcs, seconds; `heard`: the same at the times from which news with it arrive. None if it stays.
     - `timeout`: over arcs, after which what is lost at a failed backend is sent again, inf for never; None where nothing is.
@@ -51,6 +52,7 @@ class Timeline(eqx.Module):
     seen_replicas: Steps | None
     up: Steps | None
     closing: tuple[Steps, ...]
+    health: Steps | None
     latency: Steps | None
     seen_latency: Steps | None
     intact: Steps | None
@@ -58,7 +60,7 @@ class Timeline(eqx.Module):
     heard: Steps | None
     timeout: Arcs | None
 
-    def __init__(self, shape: Shape, signals: Signals, feedback_latency: Arcs):
+    def __init__(self, shape: Shape, signals: Signals, feedback_latency: Arcs, checks_health: bool):
         self.timeout = None if signals.timeout is None else shape.backend_to_arcs(signals.timeout)
         factor = jax.tree.map(shape.arcs, signals.news)
         self.news = None if factor is None else Steps(factor.times, feedback_latency * factor.values)
@@ -78,7 +80,9 @@ class Timeline(eqx.Module):
             shape.arcs, (signals.allowed, signals.latency, signals.intact)
         )
         self.seen_latency = later(self.latency)
-        known = seen(signals.serving), allowed, later(self.intact)
+        serving = seen(signals.serving)
+        self.health = serving if checks_health else None
+        known = None if checks_health else serving, allowed, later(self.intact)
         self.closing = tuple(steps for steps in known if steps is not None)
 
     def open_arcs(self, t: Frontends, mask: Bool[Array, "..."]) -> Bool[Array, "backends frontend_lanes"]:

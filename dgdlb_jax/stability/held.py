@@ -126,7 +126,7 @@ def held_loop(network: Network, policy: AbstractHeldPolicy, rest: RestPoint | No
     rest = rest_point(network, policy) if rest is None else rest
     if not bool(rest.found):
         raise InputError(
-            f"{type(policy).__name__} {why_no_rest(network, rest)}, so that it has no linearisation: simulate it."
+            f"{type(policy).__name__} {why_no_rest(network, policy, rest)}, so that it has no linearisation: simulate it."
         )
     rule: AbstractHeldPolicy = each_frontend(network, policy, type(policy).__name__)
     period = np.unique(np.asarray(rule.period))
@@ -149,8 +149,10 @@ def held_loop(network: Network, policy: AbstractHeldPolicy, rest: RestPoint | No
     )
 
 
-def why_no_rest(network: Network, rest: RestPoint) -> str:
+def why_no_rest(network: Network, policy: AbstractHeldPolicy, rest: RestPoint) -> str:
     """What a policy without a rest point does, for a sentence."""
+    if policy.switches:
+        return "is a switch (bang-bang): everything goes to whoever is best by the last report, which ends that"
     if np.asarray(rest.overloaded).any():
         names = network.backend_names or tuple(str(j) for j in range(network.backends))
         return f"overloads {names[int(np.argmax(np.asarray(rest.overloaded)))]}"

@@ -1,6 +1,7 @@
-"""Where a policy that holds its weights comes to rest, which need not be the optimum, and how it answers small changes there."""
+"""Where a policy comes to rest that need not rest at the optimum, and how one that holds its weights answers small changes there."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,8 +12,10 @@ from dgdlb_jax.model.batch import each_frontend, each_network
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.policies.base import AbstractPolicy, for_each_frontend
+from dgdlb_jax.policies.base import AbstractPolicy, Observation, for_each_frontend
 from dgdlb_jax.policies.held import AbstractHeldPolicy
+from dgdlb_jax.policies.latency import latency_as_seen
+from dgdlb_jax.policies.smooth import Softmin, softmin
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.stability.linearise import field_at_rest
 
@@ -20,6 +23,7 @@ Backends = Float[Array, " backends"]
 
 _STEPS = 400
 _LONGEST = 1e9  # implicit step
+_COLD = 1e-3  # temperature, of the fastest service
 _EXACT = 1e-11  # residual over all arrivals that counts as none
 
 
@@ -74,40 +78,116 @@ def check_held(policy: AbstractPolicy) -> None:
 
 
 def _rest_point(network: Network, policy: AbstractHeldPolicy) -> RestPoint:
+    sight, rule = _sights(network, policy)
+    late = jnp.full(network.frontends, jnp.inf, network.latency.dtype)
+
+    def read(workload):
+        return for_each_frontend(rule, lambda rule, seen: rule.report(seen), sight(workload))
+
+    def decide(report, workload):
+        return for_each_frontend(rule, lambda rule, *seen: rule.shares(*seen), late, report, sight(workload))
+
+    rest = _settled(network, lambda workload: decide(read(workload), workload))
+    if policy.switches:  # where reports tie it stands on the edge
+        rest = rest._replace(worst=jnp.where(((rest.routing > 0) & (rest.routing < 1)).any(), jnp.inf, rest.worst))
+    report, still = read(rest.workload), jnp.zeros_like(rest.workload)
+    return _answered(
+        network,
+        rest,
+        jax.jacfwd(lambda change: read(rest.workload + change))(still),
+        jax.jacfwd(lambda change: decide(report + change[:, None], rest.workload))(still),
+    )
+
+
+def rest_of_softmin(network: Network, policy: Softmin) -> RestPoint:
+    """Where `Softmin` comes to rest, whatever its rate: what it reads are marginal latencies, what it answers its target.
+
+    **Arguments:** one `network` or a batch; `policy`, parameters as for `simulate`. **Returns:** a `RestPoint`.
+
+    **Source:** own, as `rest_point`.
+    """
+    return each_network(_rest_of_softmin, network, each_frontend(network, policy, "Softmin"))
+
+
+def _rest_of_softmin(network: Network, policy: Softmin) -> RestPoint:
+    sight, rule = _sights(network, policy)
+
+    def target(price, workload):
+        seen = eqx.tree_at(lambda o: o.marginal_latency, sight(workload), price)
+        return for_each_frontend(rule, lambda rule, seen: rule.target(seen), seen)
+
+    read = lambda workload: sight(workload).marginal_latency
+    rest = _settled(network, lambda workload: target(read(workload), workload))
+    price, still = read(rest.workload), jnp.zeros_like(rest.workload)
+    return _answered(
+        network,
+        rest,
+        jax.jacfwd(lambda change: read(rest.workload + change))(still),
+        jax.jacfwd(lambda change: target(price + change[:, None], rest.workload))(still),
+    )
+
+
+def rest_of_latencies(network: Network) -> tuple[Float[Array, "frontends backends"], Float[Array, " backends"]]:
+    """Routing and workload of a single network where the latencies that each frontend sees are equal on all arcs in use (Wardrop).
+
+    Found as the rest point of a softmin so cold that they differ by some thousandths.
+    """
+
+    return each_network(_rest_of_latencies, network)
+
+
+def _rest_of_latencies(network: Network):
+    sight, _ = _sights(network, Softmin(1.0, 1.0))
+    fastest = jnp.min(jnp.where(network.backend_mask, 1 / network.mean_service.initial_slope, jnp.inf))
+
+    def route(workload):
+        seen = sight(workload)
+        return softmin(latency_as_seen(seen), seen.mask, _COLD * fastest)
+
+    rest = _settled(network, route)
+    return rest.routing.T, rest.workload
+
+
+class _Rest(NamedTuple):
+    """Routing `(backends, frontends)`, workload, and the largest difference left between flows and what is served, requests/s."""
+
+    routing: Float[Array, "backends frontends"]
+    workload: Backends
+    worst: Float[Array, ""]
+
+
+def _sights(network: Network, policy: AbstractPolicy) -> tuple[Callable[[Backends], Observation], AbstractPolicy]:
+    """What frontends see of workloads at rest, and the policy as it is laid out for that."""
     field = field_at_rest(network, policy)
-    service, there = network.mean_service, network.backend_mask
-    rates = network.arrival_rate
-    start = jnp.zeros(network.frontends, network.latency.dtype)
-    late, nothing = start + jnp.inf, jnp.zeros_like(network.latency.T)
+    start, nothing = jnp.zeros(network.frontends, network.latency.dtype), jnp.zeros_like(network.latency.T)
 
     def sight(workload):
         return field.observe(start, jnp.broadcast_to(workload[:, None], nothing.shape), nothing, start)
 
-    def read(workload):
-        return for_each_frontend(field.policy, lambda rule, seen: rule.report(seen), sight(workload))
+    return sight, field.policy
 
-    def decide(report, workload):
-        return for_each_frontend(field.policy, lambda rule, *seen: rule.shares(*seen), late, report, sight(workload))
 
-    def gained(workload):
-        return jnp.where(there, decide(read(workload), workload) @ rates, 0)
-
+def _settled(network: Network, route: Callable[[Backends], Float[Array, "backends frontends"]]) -> _Rest:
+    """Where a routing by workloads is served, from routing by capacity on."""
+    service, there, rates = network.mean_service, network.backend_mask, network.arrival_rate
     capacity = jnp.where(there, service.nominal_capacity, 0)
     share = jax.vmap(proportional, in_axes=(None, 0))(capacity, network.mask)
+    gained = lambda workload: jnp.where(there, route(workload) @ rates, 0)
     flow, worst = _at_rest(gained, service, jnp.minimum(rates @ share, 0.9 * capacity))
     workload = service.inverse(flow)
-    report = read(workload)
-    still = jnp.zeros_like(workload)
-    reading = jax.jacfwd(lambda change: read(workload + change))(still)
-    answer = jax.jacfwd(lambda change: decide(report + change[:, None], workload))(still)
-    routing = decide(report, workload)
-    arrives = routing @ rates
+    return _Rest(route(workload), workload, worst)
+
+
+def _answered(network: Network, rest: _Rest, reading: Array, answer: Array) -> RestPoint:
+    """A rest point with the Jacobians of what is read and of what is answered, `(backends, frontends, backends)`."""
+    service = network.mean_service
+    arrives = rest.routing @ network.arrival_rate
     return RestPoint(
-        routing=routing.T,
-        workload=workload,
-        found=worst <= _EXACT * jnp.sum(rates),
-        overloaded=there & (arrives >= service.supremum),
-        slope=service.slope(workload),
+        routing=rest.routing.T,
+        workload=rest.workload,
+        found=rest.worst <= _EXACT * jnp.sum(network.arrival_rate),
+        overloaded=network.backend_mask & (arrives >= service.supremum),
+        slope=service.slope(rest.workload),
         reading=jnp.swapaxes(reading, 0, 1),
         answer=jnp.swapaxes(answer, 0, 1),
     )
@@ -140,7 +220,7 @@ def _at_rest(
         moved = jnp.clip(flow + change, flow / 4, flow + 0.75 * (service.supremum - flow))
         after = off(moved)
         ratio = size(difference) / jnp.maximum(size(after), jnp.finfo(start.dtype).tiny)
-        longer = jnp.where(ratio >= 1, jnp.clip(ratio, 1.5, 4.0), jnp.clip(ratio, 0.1, 0.5))
+        longer = jnp.where(ratio >= 1, jnp.clip(ratio, 1.2, 1.5), jnp.clip(ratio, 0.1, 0.5))
         return moved, after, jnp.minimum(h * longer, _LONGEST), k + 1
 
     flow, difference, _, _ = jax.lax.while_loop(unfinished, advance, (start, off(start), jnp.ones((), start.dtype), 0))

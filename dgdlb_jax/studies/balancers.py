@@ -16,6 +16,7 @@ from dgdlb_jax.numerics.registry import View
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped, estimated
+from dgdlb_jax.policies.observed import LatencyObservationScorer
 from dgdlb_jax.policies.registry import POLICIES, Entry
 from dgdlb_jax.policies.safe import CappedDGDLB, CurvatureDGDLB
 from dgdlb_jax.policies.sampled import SampledDGDLB
@@ -95,6 +96,17 @@ def _per_host(network: Network) -> tuple[Float[Array, "frontends backends"], Flo
     return spread(capacity), spread(slots)
 
 
+def of_empty_backends(policy: Callable[..., AbstractPolicy], network: Network) -> AbstractPolicy:
+    r"""A rule that knows how long a request takes in a backend that is otherwise empty: $1 / \ell_j'(0)$."""
+
+    def alone(one: Network) -> Float[Array, "frontends backends"]:
+        slope = one.mean_service.initial_slope
+        there = one.backend_mask & (slope > 0)
+        return jnp.broadcast_to(jnp.where(there, 1 / jnp.where(there, slope, 1), 0), one.latency.shape)
+
+    return policy(floor_latency=over_networks(alone, network))
+
+
 _RECIPES: dict[str, Callable[[Any, Network, Optimum, StepSize], AbstractPolicy]] = {
     "no parameters": lambda policy, network, optimum, step: policy(),
     "step size": lambda policy, network, optimum, step: policy(step),
@@ -105,6 +117,7 @@ _RECIPES: dict[str, Callable[[Any, Network, Optimum, StepSize], AbstractPolicy]]
     "softmin": lambda policy, network, optimum, step: calm_softmin(network),
     "hosts": lambda policy, network, optimum, step: by_hosts(policy, network),
     "slots": lambda policy, network, optimum, step: by_hosts(policy, network, report="concurrency"),
+    "empty backends": lambda policy, network, optimum, step: of_empty_backends(policy, network),
     "spillover": lambda policy, network, optimum, step: spillover(network),
     "optimum": lambda policy, network, optimum, step: policy(optimum.routing),
 }
@@ -135,8 +148,8 @@ def balancers(
 
 
 def behind(policy: AbstractPolicy, news: Scraped | None) -> AbstractPolicy:
-    """A policy that gets its reports so; one that looks at none stays as it is."""
-    blind = isinstance(policy, FixedRouting | Nearest | ProportionalToCapacity | Uniform)
+    """A policy that gets its reports so; one that looks at none, or measures its answers itself, stays as it is."""
+    blind = isinstance(policy, FixedRouting | LatencyObservationScorer | Nearest | ProportionalToCapacity | Uniform)
     return policy if news is None or blind else estimated(policy, news)
 
 

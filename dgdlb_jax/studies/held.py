@@ -141,7 +141,11 @@ def simulated_edge(
     steps = steps_in_a_period(networks, policies)
     if _UPDATES * steps * usual_step(networks.latency.size) > _PATIENCE:
         return math.nan, math.nan
-    grows = deviations_grow(networks, policies)
+    return nearest_turn(values, deviations_grow(networks, policies), edge)
+
+
+def nearest_turn(values: Sequence[float], grows: np.ndarray, edge: float) -> tuple[float, float]:
+    """Between which values, in ascending order, simulations turn from decay to growth, or back, nearest to an edge; NaN if they do not."""
     turns = np.flatnonzero(grows[1:] != grows[:-1])
     if not turns.size:
         return math.nan, math.nan
@@ -232,7 +236,7 @@ def held_stability(network: Network, policy: AbstractHeldPolicy, *, simulate: bo
     network = network.with_arrival_rate(network.arrival_rate)
     rest = rest_point(network, policy)
     if not bool(rest.found):
-        return HeldStability(network, policy, rest, None, why_no_rest(network, rest), [])
+        return HeldStability(network, policy, rest, None, why_no_rest(network, policy, rest), [])
     loop = held_loop(network, policy, rest)
     if loop.neutral():
         why = "leaves every split at rest: its reports say nothing of how loaded a backend is"

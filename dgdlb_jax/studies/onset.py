@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import as_batch
@@ -73,20 +74,38 @@ def simulated_onset(
     dt = float(time_step(network, policy, limit * step, optimum))
     every = max(10, math.ceil(look / dt))
     dt, count = look / every, len(PARTS)
-    if _LOOKS * every * usual_step(count * network.latency.size) > _PATIENCE:
+    if takes_too_long(network, count, every):
         return None
     networks = stack([network.anonymous()] * count)
     best = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), optimum)
     factors = jnp.asarray(PARTS)[:, None] * limit * jnp.asarray(step)
     shared, reports = as_batch((policy, news), shared_scalars=True)
     rule = behind(eqx.tree_at(lambda each: each.step_size, shared, factors), reports)
-    kick = 1 + _KICK * np.random.default_rng(0).standard_normal(optimum.workload.shape)
+    grows = deviations_grow(networks, rule, best.routing, best.workload, dt, every)
+    parts = np.array(PARTS)
+    return Onset(limit * parts[~grows].max(initial=0.0), limit * parts[grows].min(initial=np.inf))
+
+
+def takes_too_long(network: Network, count: int, every: int) -> bool:
+    """Whether simulating so many copies of a network, with so many steps between two looks, takes longer than people wait."""
+    return _LOOKS * every * usual_step(count * network.latency.size) > _PATIENCE
+
+
+def deviations_grow(
+    networks: Network,
+    rule: AbstractPolicy,
+    routing: Float[Array, "batch frontends backends"],
+    workload: Float[Array, "batch backends"],
+    dt: ArrayLike,
+    every: int,
+) -> Bool[np.ndarray, " batch"]:
+    """Whether small deviations from rest grow in a batch of runs whose workloads are looked at every so many steps of `dt` seconds, a
+    scalar or `(batch,)`."""
+    kick = 1 + _KICK * np.random.default_rng(0).standard_normal(workload.shape[1:])
     runs = simulate_batch(
-        networks, rule, duration=_LOOKS * look, dt=dt, initial=(best.routing, best.workload * kick),
+        networks, rule, duration=_LOOKS * every * dt, dt=dt, initial=(routing, workload * kick),
         save=SaveAt(every=every, fields=("workload",)), throw=False,
     )  # fmt: skip
     moved = np.abs(np.diff(np.asarray(runs.workload), axis=1)).max(-1)
     size = lambda part: moved[:, part * moved.shape[1] // 8 : (part + 1) * moved.shape[1] // 8].max(1)
-    grows = (size(7) > size(3)) | (size(7) > 1e3 * _KICK * float(optimum.workload.max()))
-    parts = np.array(PARTS)
-    return Onset(limit * parts[~grows].max(initial=0.0), limit * parts[grows].min(initial=np.inf))
+    return (size(7) > size(3)) | (size(7) > 1e3 * _KICK * np.asarray(workload).max(-1))

@@ -47,6 +47,11 @@ class _Estimated(AbstractPolicy):
         return reduce(jnp.minimum, scales)
 
     @property
+    def checks_health(self) -> bool:
+        """As the policy itself."""
+        return self.policy.checks_health
+
+    @property
     def windows(self) -> tuple[Float[Array, "*parameters"], ...]:
         """Of its own estimates and of what it wraps."""
         own = (each.averages_over for each in self.estimates)
