@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
+from dgdlb_jax.numerics.delay import Adjoint
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
@@ -52,7 +52,7 @@ def tune(
     initial: tuple[Matrices, Matrix] | None = None,
     iterations: int = 100,
     save: SaveAt | None = None,
-    adjoint: FullStorage | Checkpoints | None = None,
+    adjoint: Adjoint | None = None,
 ) -> Tuned:
     r"""Choose the positive parameters of a policy, such as step sizes, so that runs cost least.
 
