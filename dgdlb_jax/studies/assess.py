@@ -16,7 +16,8 @@ from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.plugins import AbstractStatistic
-from dgdlb_jax.simulation.trajectory import Statistics, Trajectory
+from dgdlb_jax.simulation.statistics import Statistics
+from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
 from dgdlb_jax.studies.balancers import BALANCERS, behind, check_keys
 from dgdlb_jax.studies.starts import start_state

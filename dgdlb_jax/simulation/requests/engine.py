@@ -36,7 +36,7 @@ from dgdlb_jax.simulation.requests.step import Counting, RequestState, request_s
 from dgdlb_jax.simulation.requests.streams import LARGEST, Streams
 from dgdlb_jax.simulation.requests.trajectory import Parts, RequestTrajectory, Sojourns
 from dgdlb_jax.simulation.start import check_start, default_start
-from dgdlb_jax.simulation.summary import Window, statistics
+from dgdlb_jax.simulation.statistics import Summary
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState
 
 _LANES = 8  # networks side by side: what they draw with stays in the cache
@@ -318,11 +318,11 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
     shape = field.shape
     last = jnp.broadcast_to(inputs.steps, (shape.lanes,))
     clock = Clock(shape, inputs.dt, last)
-    window = Window(field, jnp.broadcast_to(inputs.first, last.shape), last, None)
+    summary = Summary(shape, jnp.broadcast_to(inputs.first, last.shape), last)
     following = Following(inputs.spacing, inputs.first, kept.in_order) if kept.follow else None
     observe = ObserveRequests(kept.fields)
     system = request_system(
-        field, clock, window, (inputs.first, inputs.steps), kept.rows, Streams(shape, inputs.words), following,
+        field, clock, summary, (inputs.first, inputs.steps), kept.rows, Streams(shape, inputs.words), following,
         kept.counting, observe,
     )  # fmt: skip
     carry = begin(system, *inputs.initial)
@@ -341,7 +341,7 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
     )
     return RequestTrajectory(
         **fields,
-        statistics=statistics(field, window, inputs.dt, now.sums, now.peak),
+        statistics=summary.finish(field, inputs.dt, now.sums, now.peak),
         final=_final(field, carry, inputs.dt),
         result=first_failure(*(result.astype(jnp.int32) for result in results)),
         parts=_parts(field, now.blocks, inputs),
