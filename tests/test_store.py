@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.studies.sweep import batches, read_spec, run, sweep
 from dgdlb_jax.studies.sweep.batches import OutOfMemory
@@ -229,9 +230,8 @@ def test_what_says_that_memory_is_out():
         raise RuntimeError("something else")
 
 
-def test_more_memory_than_the_device_has_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "device_memory", lambda: 10_000)
-    with pytest.raises(InputError, match=r"needs about .* GB, the device has"):
+def test_more_memory_than_the_device_has_is_refused_before_anything_is_written(tmp_path):
+    with device.assumed(memory=1e4), pytest.raises(InputError, match=r"needs about .* GB, the device has"):
         sweep(small(), tmp_path / "small.zarr", progress=False)
     assert not list(tmp_path.iterdir())
 
