@@ -15,6 +15,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 
+
 Arrays = Sequence[Any]  # of arrays; in some transformations JAX has other things in their place
 Linear = Callable[[Arrays, Arrays], Arrays]
 """From what it depends on otherwise, and what it is linear in."""

@@ -12,6 +12,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.formatting import number
+from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -73,7 +74,7 @@ def simulated_onset(
     dt = float(time_step(network, policy, limit * step, optimum))
     every = max(10, math.ceil(look / dt))
     dt, count = look / every, len(PARTS)
-    if _LOOKS * every * usual_step(count * network.latency.size) > _PATIENCE:
+    if _LOOKS * every * usual_step(count * network.latency.size) > patience(_PATIENCE):
         return None
     networks = stack([network.anonymous()] * count)
     best = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), optimum)
