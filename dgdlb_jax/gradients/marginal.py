@@ -13,6 +13,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Adjoint
 from dgdlb_jax.numerics.patience import require_patience
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import (
     ConvergenceError,
     InputError,
@@ -89,6 +90,7 @@ class MarginalLatency(eqx.Module):
         return jnp.where(still[..., None], 0, step)
 
 
+@standard_promotion
 def marginal_latency(
     network: Network,
     policy: AbstractPolicy,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Adjoint
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
@@ -41,6 +42,7 @@ def transient_latency(runs: Trajectory) -> Float[Array, "*batch"]:
     return runs.statistics.mean_latency
 
 
+@standard_promotion
 def tune(
     networks: Network,
     policy: AbstractPolicy,

@@ -27,6 +27,7 @@ from dgdlb_jax.numerics.delay import (
 from dgdlb_jax.numerics.delay.checkpoint import join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.precision import with_float_type
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads
 from dgdlb_jax.numerics.tiles import map_tiles, one_by_one, with_automatic_axes
@@ -49,6 +50,7 @@ from dgdlb_jax.simulation.statistics import Summary
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
 
+@standard_promotion
 def simulate(
     network: Network,
     policy: AbstractPolicy,
@@ -142,6 +144,7 @@ def simulate(
     return only_one(runs)
 
 
+@standard_promotion
 def simulate_batch(
     networks: Network,
     policy: AbstractPolicy,
@@ -241,7 +244,7 @@ def _execution(chosen: Execution | None, once: dict[str, Any]) -> Execution:
         warnings.warn(
             f"simulate_batch({given}) is deprecated: write execution=Execution({given}).",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return dataclasses.replace(chosen or Execution(), **once)
 

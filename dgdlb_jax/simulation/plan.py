@@ -13,6 +13,7 @@ from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Adjoint
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import TOO_LARGE
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.threads import parts_for
 from dgdlb_jax.numerics.tiles import has_a_mesh
@@ -109,6 +110,7 @@ class Plan:
         )
 
 
+@standard_promotion
 def plan(
     networks: Network,
     *,

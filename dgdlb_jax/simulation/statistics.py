@@ -194,11 +194,12 @@ class Growth(AbstractTileStatistic):
         del end
         start, middle, last = step.window.marks
         late = step.k >= middle
-        lever = (step.k - jnp.where(late, middle, start)) + (1 - jnp.where(late, last - middle, middle - start)) / 2
+        passed, steps = step.k - jnp.where(late, middle, start), jnp.where(late, last - middle, middle - start)
         # Compared, not stacked: a fused kernel cannot put arrays together.
         second = jax.lax.broadcasted_iota(jnp.int32, (2, 1), 0) == 1
         mean = (step.before + step.after) / 2
-        rise = jnp.where(step.weights[1] > 0, lever.astype(mean.dtype) * mean, 0)
+        lever = passed.astype(mean.dtype) + (1 - steps).astype(mean.dtype) / 2
+        rise = jnp.where(step.weights[1] > 0, lever * mean, 0)
         return state.plus(jnp.where(late == second, rise, 0))
 
     def finish(self, state: Total, end: End) -> dict[str, Array]:

@@ -84,7 +84,7 @@ class End(NamedTuple):
     @property
     def duration(self) -> Lanes:
         """The length of the window, seconds."""
-        return (self.halves[0] + self.halves[1]) * self.dt
+        return (self.halves[0] + self.halves[1]).astype(self.dt.dtype) * self.dt
 
 
 class AbstractTileStatistic(eqx.Module):

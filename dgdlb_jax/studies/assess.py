@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.batch import per_frontend
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -126,6 +127,7 @@ class Assessment:
         return np.asarray((self.verdict == Verdict.settled) & (self.excess < close))
 
 
+@standard_promotion
 def assess(
     networks: Network,
     policy: AbstractPolicy | str = "dgd-lb",

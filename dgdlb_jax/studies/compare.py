@@ -17,6 +17,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.patience import patience
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import require_values
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -54,6 +55,7 @@ _STATIC = {Uniform: "uniform", ProportionalToCapacity: "proportional", Nearest: 
 _REFERENCE = "quasi-static optimum"
 
 
+@standard_promotion
 def compare(
     network: Network,
     policies: Mapping[str, AbstractPolicy] | Sequence[str] | None = None,

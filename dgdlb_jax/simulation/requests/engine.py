@@ -16,6 +16,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import Carry, run_as_told, steps_for
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import one_native_loop, or_without
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
@@ -43,6 +44,7 @@ _LANES = 8  # networks side by side: what they draw with stays in the cache
 _LONGEST_STAY = 15.0  # times in service for which requests are followed
 
 
+@standard_promotion
 def simulate_requests(
     network: Network,
     policy: AbstractPolicy,
@@ -105,6 +107,7 @@ def simulate_requests(
     return only_one(runs)
 
 
+@standard_promotion
 def simulate_requests_batch(
     networks: Network,
     policy: AbstractPolicy,
