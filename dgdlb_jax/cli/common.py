@@ -44,6 +44,20 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def add_sweep_axes(parser: argparse.ArgumentParser) -> None:
+    """A sweep, and along which of its inputs it is drawn."""
+    option = parser.add_argument
+    option("store", metavar="STORE", type=Path, help="folder that dgdlb sweep wrote")
+    option("--x", metavar="INPUT", help="input to draw along (default: the step size if it varies)")
+    option("--y", metavar="MEASURE", help="measure to draw (default: excess)")
+    option("--by", metavar="INPUT", help="input that makes lines, or the other direction of heatmaps")
+
+
+def beside(store: Path, ending: str) -> Path:
+    """Where what is made of a sweep goes by default: STORE without .zarr, then the ending."""
+    return Path(f"{str(store).removesuffix('/').removesuffix('.zarr')}{ending}")
+
+
 def require_extra(options: argparse.Namespace) -> None:
     """Say which line to type when files are asked for and a package for them is missing."""
     if not options.no_files:

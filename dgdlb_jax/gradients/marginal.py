@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay import Adjoint
+from dgdlb_jax.numerics.delay import ReverseMode
 from dgdlb_jax.numerics.patience import require_patience
 from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import (
@@ -101,7 +101,7 @@ def marginal_latency(
     run_on: float | None = None,
     initial: tuple[Matrices, Matrix] | SimulationState | None = None,
     max_latency: float | None = None,
-    adjoint: Adjoint | None = None,
+    adjoint: ReverseMode | None = None,
     throw: bool = True,
 ) -> MarginalLatency:
     r"""The marginal latency of a request in a run: as DGD-LB sees it, exact with everybody else's routing frozen, exact with reactions.

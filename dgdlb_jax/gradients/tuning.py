@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Adjoint
+from dgdlb_jax.numerics.delay import ReverseMode
 from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
@@ -54,7 +54,7 @@ def tune(
     initial: tuple[Matrices, Matrix] | None = None,
     iterations: int = 100,
     save: SaveAt | None = None,
-    adjoint: Adjoint | None = None,
+    adjoint: ReverseMode | None = None,
 ) -> Tuned:
     r"""Choose the positive parameters of a policy, such as step sizes, so that runs cost least.
 

@@ -17,9 +17,9 @@ from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import Signals, as_signals
 from dgdlb_jax.numerics.delay import (
-    Adjoint,
     Carry,
     DelayedSystem,
+    ReverseMode,
     delayed_scan,
     run_as_told,
     steps_for,
@@ -61,7 +61,7 @@ def simulate(
     save: SaveAt | None = None,
     max_latency: float | None = None,
     throw: bool = True,
-    adjoint: Adjoint | None = None,
+    adjoint: ReverseMode | None = None,
     extra_flow: Matrices | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     events: Sequence[Event] | Signals | None = None,
@@ -157,7 +157,7 @@ def simulate_batch(
     frames: int | None = None,
     throw: bool = True,
     execution: Execution | None = None,
-    adjoint: Adjoint | None = None,
+    adjoint: ReverseMode | None = None,
     extra_flow: ArrayLike | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     events: Sequence[Event] | Signals | None = None,

@@ -10,7 +10,7 @@ import jax
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay import Adjoint
+from dgdlb_jax.numerics.delay import ReverseMode
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import TOO_LARGE
 from dgdlb_jax.numerics.promotion import standard_promotion
@@ -65,7 +65,7 @@ class Program(eqx.Module):
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
     resumable: bool = eqx.field(static=True)
-    adjoint: Adjoint | None = eqx.field(static=True)
+    adjoint: ReverseMode | None = eqx.field(static=True)
     networks: int = eqx.field(static=True)
     frames: int = eqx.field(static=True)
     fused: bool = eqx.field(static=True)
@@ -120,7 +120,7 @@ def plan(
     max_latency: float | None = None,
     frames: int | None = None,
     execution: Execution | None = None,
-    adjoint: Adjoint | None = None,
+    adjoint: ReverseMode | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     policy: AbstractPolicy | None = None,
     autoscaler: AbstractAutoscaler | None = None,

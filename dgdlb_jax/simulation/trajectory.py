@@ -16,6 +16,7 @@ from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation import dataset
 from dgdlb_jax.simulation.attached import ExtensionState
 from dgdlb_jax.simulation.autoscaled import ScalingState
+from dgdlb_jax.simulation.observe import OBSERVED
 from dgdlb_jax.simulation.own import OwnState
 from dgdlb_jax.simulation.plugins import AbstractStatistic, Observable
 from dgdlb_jax.simulation.statistics import Statistics
@@ -23,7 +24,7 @@ from dgdlb_jax.simulation.statistics import Statistics
 if TYPE_CHECKING:
     import xarray
 
-FIELDS = ("routing", "workload", "arrival_rate", "cost_rate", "in_flight")
+FIELDS = tuple(OBSERVED)
 
 
 class SaveAt(eqx.Module):

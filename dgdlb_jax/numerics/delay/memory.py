@@ -36,14 +36,14 @@ class Autodiff(eqx.Module):
     """JAX's own derivative of the loop: slow, and it remembers every delay line of every step. To hold the others to."""
 
 
-Adjoint = FullStorage | Checkpoints | Autodiff
+ReverseMode = FullStorage | Checkpoints | Autodiff
 
 
 @dataclass(frozen=True)
 class Memory:
     """What the user chose to remember, and how many runs like this one share the memory."""
 
-    adjoint: Adjoint | None
+    adjoint: ReverseMode | None
     runs: float
 
     def segment(self, steps: int, rows: int, step: int, checkpoint: int) -> int | None:
