@@ -20,7 +20,7 @@ from dgdlb_jax.policies.registry import POLICIES, RECIPES
 from dgdlb_jax.simulation.autoscaled import Scaling
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.statistics import Statistics, Summary
-from dgdlb_jax.simulation.tile_statistic import End
+from dgdlb_jax.simulation.tile_statistic import RunEnd
 from dgdlb_jax.studies.balancers import _RECIPES, BALANCERS
 from helpers import central_difference, own_process
 
@@ -298,7 +298,11 @@ def test_a_sweep_has_the_topology_the_curve_and_the_policy(mine, tmp_path):
 def test_the_command_line_imports_a_file(mine):
     run = "run fleet.toml --policies doubled,uniform --duration 5 --dt 0.05 --no-files --json --quiet"
     command = [sys.executable, "-m", "dgdlb_jax", "--import", "mine.py", *run.split()]
-    done = subprocess.run(command, cwd=mine["folder"], env=own_process(), capture_output=True, text=True)
+    strict = {
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    }  # of the user's, for other code
+    done = subprocess.run(command, cwd=mine["folder"], env=own_process() | strict, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert {row["balancer"] for row in json.loads(done.stdout)["balancers"]} == {"uniform", "twice as fast"}
 
@@ -451,7 +455,7 @@ def test_every_field_of_the_record_is_the_result_of_one_built_in_statistic():
     summary = Summary(field.shape, first, first + 10, reference=jnp.ones((3, 2)), scales=True)
     scaling = Scaling(ready=workload, commands=workload[None], memory=None, used=None, continuous=True)
     state = summary.begin(field, jnp.int32(0), workload, scaling)
-    end = End(field, (first + 5, first + 5), dt)
+    end = RunEnd(field, (first + 5, first + 5), dt)
     results = [name for part, own in zip(summary.parts, state, strict=True) for name in part.finish(own, end)]
     assert sorted([*results, "duration", "peak_workload"]) == sorted(
         each.name for each in dataclasses.fields(Statistics)

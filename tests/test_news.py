@@ -242,9 +242,8 @@ def test_what_is_refused(groups):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """`dgdlb stability` in this process."""
-    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda **_: None)
 
     def run(*options) -> tuple[int, str, str]:
         code = main(["stability", *map(str, options), "--quiet", "--no-files"])

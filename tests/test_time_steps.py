@@ -10,6 +10,8 @@ from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.numerics.patience import patience, within_patience
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies import DGDLB, LeastLatency, PeakEWMA, SampledDGDLB, Softmin, Uniform
 from dgdlb_jax.reports.text import notes, resolution, run_facts
 from dgdlb_jax.simulation.engine import simulate
@@ -144,6 +146,16 @@ def test_long_runs_end_early_and_say_so(monkeypatch):
     assert "wait for it" not in "\n".join(run_facts(whole.comparison))
     given = ComparisonInProgress(pair(), ["dgd-lb"], duration=1000.0)
     assert given.grid.duration == 1000.0
+
+
+def test_patience_is_a_factor(monkeypatch):
+    assert (patience(15.0), within_patience(900), within_patience(901)) == (15.0, True, False)
+    monkeypatch.setenv("DGDLB_PATIENCE", "0.5")
+    assert (patience(15.0), within_patience(451)) == (7.5, False)
+    for value in ("long", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv("DGDLB_PATIENCE", value)
+        with pytest.raises(InputError, match=f"DGDLB_PATIENCE is '{value}': give a positive finite factor"):
+            patience(15.0)
 
 
 def test_all_of_a_long_trace_is_run_with_twice_the_step(monkeypatch):

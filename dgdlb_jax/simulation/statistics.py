@@ -15,7 +15,7 @@ from dgdlb_jax.simulation.autoscaled import Scaling
 from dgdlb_jax.simulation.clock import Clock, Lanes, length
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field
 from dgdlb_jax.simulation.lanes import Shape
-from dgdlb_jax.simulation.tile_statistic import AbstractTileStatistic, Begin, End, Range, Step, Window
+from dgdlb_jax.simulation.tile_statistic import AbstractTileStatistic, Range, RunEnd, RunStart, RunStep, Window
 
 
 class Statistics(eqx.Module):
@@ -118,34 +118,34 @@ class Statistics(eqx.Module):
         return jnp.max(self.workload_growth, axis=-1) * (self.duration / self.arrivals)[..., None]
 
 
-class _Load(eqx.Module):
+class _Costs(eqx.Module):
     flow: Total  # over arcs
     workload: Total  # over backends
     detour: Total | None  # over lanes: network cost beyond that of the first latencies, where these change
 
 
-class Load(AbstractTileStatistic):
+class Costs(AbstractTileStatistic):
     """What was sent where, how many requests there were, and what both cost, by the trapezoidal rule."""
 
-    def init(self, begin: Begin) -> _Load:
+    def init(self, begin: RunStart) -> _Costs:
         """Nothing yet."""
         field, events = begin.field, begin.field.events
         changes = events is not None and (events.links or events.timeout is not None)
         detour = Total.zero(field.shape.per_lane(begin.workload)) if changes else None
-        return _Load(Total.zero(field.latency), Total.zero(begin.workload), detour)
+        return _Costs(Total.zero(field.latency), Total.zero(begin.workload), detour)
 
-    def update(self, state: _Load, step: Step, end: Any) -> _Load:
+    def update(self, state: _Costs, step: RunStep, end: Any) -> _Costs:
         """One step more."""
         del end
         of_frontends, of_backends = step.weights
         detour = state.detour
-        return _Load(
+        return _Costs(
             flow=state.flow.plus(of_frontends * step.flows),
             workload=state.workload.plus(of_backends * (step.before + step.after)),
             detour=detour if detour is None or step.detour is None else detour.plus(step.detour),
         )
 
-    def finish(self, state: _Load, end: End) -> dict[str, Array]:
+    def finish(self, state: _Costs, end: RunEnd) -> dict[str, Array]:
         """Totals, means and shares."""
         shape = end.field.shape
         flow, workload = shape.from_arcs(state.flow.value), shape.from_last(state.workload.value)
@@ -166,17 +166,17 @@ class Distance(AbstractTileStatistic):
 
     reference: Backends
 
-    def init(self, begin: Begin) -> Total:
+    def init(self, begin: RunStart) -> Total:
         """Nothing yet."""
         return Total.zero(begin.workload)
 
-    def update(self, state: Total, step: Step, end: Any) -> Total:
+    def update(self, state: Total, step: RunStep, end: Any) -> Total:
         """One step more."""
         del end
         away = jnp.abs(step.before - self.reference) + jnp.abs(step.after - self.reference)
         return state.plus(step.weights[1] * away)
 
-    def finish(self, state: Total, end: End) -> dict[str, Array]:
+    def finish(self, state: Total, end: RunEnd) -> dict[str, Array]:
         """Its mean over the reference."""
         last = end.field.shape.from_last
         return {"distance": last(state.value).sum(-1) / end.duration / last(self.reference).sum(-1)}
@@ -185,11 +185,11 @@ class Distance(AbstractTileStatistic):
 class Growth(AbstractTileStatistic):
     """The slope of workloads by least squares, from their first moment in time about the middle of each half of the window."""
 
-    def init(self, begin: Begin) -> Total:
+    def init(self, begin: RunStart) -> Total:
         """Nothing yet, in both halves: `(2, backends)`."""
         return Total.zero(jnp.stack([begin.workload, begin.workload]))
 
-    def update(self, state: Total, step: Step, end: Any) -> Total:
+    def update(self, state: Total, step: RunStep, end: Any) -> Total:
         """One step more, of one of the halves."""
         del end
         start, middle, last = step.window.marks
@@ -202,7 +202,7 @@ class Growth(AbstractTileStatistic):
         rise = jnp.where(step.weights[1] > 0, lever * mean, 0)
         return state.plus(jnp.where(late == second, rise, 0))
 
-    def finish(self, state: Total, end: End) -> dict[str, Array]:
+    def finish(self, state: Total, end: RunEnd) -> dict[str, Array]:
         """The moments over those of as many equidistant instants about their middle."""
         steps = jnp.stack(end.halves, axis=1).astype(end.dt.dtype)
         spread = steps * (steps**2 - 1) / 12 * end.dt[:, None]
@@ -213,47 +213,47 @@ class Growth(AbstractTileStatistic):
 class Extremes(AbstractTileStatistic):
     """The lowest and the highest workloads at instants of the window."""
 
-    def init(self, begin: Begin) -> Range:
+    def init(self, begin: RunStart) -> Range:
         """From the first workload only if the window begins at once."""
         return Range.of(begin.workload, begin.inside)
 
-    def update(self, state: Range, step: Step, end: Range | None) -> Range:
+    def update(self, state: Range, step: RunStep, end: Range | None) -> Range:
         """One instant more."""
         return state.widened(step.after, step.inside, end)
 
-    def finish(self, state: Range, end: End) -> dict[str, Array]:
+    def finish(self, state: Range, end: RunEnd) -> dict[str, Array]:
         """Of every backend."""
         last = end.field.shape.from_last
         return {"lowest_workload": last(state.lowest), "highest_workload": last(state.highest)}
 
 
-class _Replicas(eqx.Module):
+class _ReplicaUse(eqx.Module):
     paid: Total
     ready: Total
     extremes: Range
 
 
-class Replicas(AbstractTileStatistic):
+class ReplicaUse(AbstractTileStatistic):
     """Replicas that an autoscaler moves: those that serve, and those that are paid for."""
 
-    def init(self, begin: Begin) -> _Replicas:
+    def init(self, begin: RunStart) -> _ReplicaUse:
         """Nothing yet."""
         assert begin.scaling is not None
         ready = begin.scaling.ready
-        return _Replicas(Total.zero(ready), Total.zero(ready), Range.of(ready, begin.inside))
+        return _ReplicaUse(Total.zero(ready), Total.zero(ready), Range.of(ready, begin.inside))
 
-    def update(self, state: _Replicas, step: Step, end: _Replicas | None) -> _Replicas:
+    def update(self, state: _ReplicaUse, step: RunStep, end: _ReplicaUse | None) -> _ReplicaUse:
         """One step more. Of a rule that decides every so often, the state before is behind its decision: replicas stand still in a step."""
         assert step.scaling is not None
         weight, (now, after) = step.weights[1], step.scaling
         paid = [jnp.maximum(each.ready, each.commanded) for each in (now, after)]
-        return _Replicas(
+        return _ReplicaUse(
             paid=state.paid.plus(weight * (paid[0] + paid[1])),
             ready=state.ready.plus(weight * (now.ready + after.ready)),
             extremes=state.extremes.widened(after.ready, step.inside, end and end.extremes),
         )
 
-    def finish(self, state: _Replicas, end: End) -> dict[str, Array]:
+    def finish(self, state: _ReplicaUse, end: RunEnd) -> dict[str, Array]:
         """Of every backend, 0 of one that nobody can reach."""
         shape = end.field.shape
         used = shape.from_arcs(end.field.mask).any(axis=-2)
@@ -284,13 +284,13 @@ class Summary(eqx.Module):
         """Over the steps from `first` to `last`; with a `reference`, the distance to it; `scales`: whether replicas move."""
         self.window = Window(shape, first, last)
         distance = () if reference is None else (Distance(shape.last(reference)),)
-        self.parts = (Load(), *distance, Extremes(), Growth(), *([Replicas()] if scales else []))
+        self.parts = (Costs(), *distance, Extremes(), Growth(), *([ReplicaUse()] if scales else []))
 
     def begin(
         self, field: Field, k: Int[Array, ""], workload: Backends, scaling: Scaling | None = None
     ) -> tuple[PyTree, ...]:
         """The state before step `k`."""
-        begin = Begin(field, k >= self.window.marks[0], workload, scaling)
+        begin = RunStart(field, k >= self.window.marks[0], workload, scaling)
         return tuple(part.init(begin) for part in self.parts)
 
     def add(
@@ -308,7 +308,7 @@ class Summary(eqx.Module):
         """One step by the trapezoidal rule: `flows` is the sum of the flows before and after, `detour` twice the mean rate at which
         other latencies than the first are charged. Outside the window its weight is 0. `end`: in a reverse pass the state in the end."""
         window, start = self.window, self.window.marks[0]
-        step = Step(
+        step = RunStep(
             k=k,
             window=window,
             weights=(
@@ -332,7 +332,7 @@ class Summary(eqx.Module):
     def finish(self, field: Field, dt: Lanes, state: tuple[PyTree, ...], peak: Backends) -> Statistics:
         """The finished statistics, batch axis first; `peak`: the highest workloads of the whole run, which the engine keeps."""
         first, middle, last = (field.shape.from_last(mark)[:, 0] for mark in self.window.marks)
-        end = End(field, (middle - first, last - middle), dt)
+        end = RunEnd(field, (middle - first, last - middle), dt)
         found = {"duration": end.duration, "distance": None, "peak_workload": field.shape.from_last(peak)}
         for part, own in zip(self.parts, state, strict=True):
             found |= part.finish(own, end)

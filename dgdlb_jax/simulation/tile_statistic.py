@@ -46,7 +46,7 @@ class Window(eqx.Module):
         self.marks = tuple(shape.over_backends(mark) for mark in marks)
 
 
-class Begin(NamedTuple):
+class RunStart(NamedTuple):
     """The start of a run, as statistics see it; `inside`: whether the window begins at once."""
 
     field: Field
@@ -55,7 +55,7 @@ class Begin(NamedTuple):
     scaling: Scaling | None
 
 
-class Step(NamedTuple):
+class RunStep(NamedTuple):
     """A step `k`, as statistics see it.
 
     - `weights`: half its length over frontends and over backends, 0 outside the window; `inside`: whether its end is in the window.
@@ -74,7 +74,7 @@ class Step(NamedTuple):
     detour: Lanes | None
 
 
-class End(NamedTuple):
+class RunEnd(NamedTuple):
     """The end of a run, as statistics see it: steps of the window until its middle and from there on, and `duration` of all of it."""
 
     field: Field
@@ -91,15 +91,15 @@ class AbstractTileStatistic(eqx.Module):
     """Sums or extremes over the window, of all networks of a tile; `finish` names fields of `Statistics`."""
 
     @abstractmethod
-    def init(self, begin: Begin) -> PyTree:
+    def init(self, begin: RunStart) -> PyTree:
         """The state before the first step: few arrays, in the layout of the time step."""
 
     @abstractmethod
-    def update(self, state: Any, step: Step, end: Any) -> PyTree:
+    def update(self, state: Any, step: RunStep, end: Any) -> PyTree:
         """The state after a step; `end`: in a reverse pass the state in the end, from which an extreme is known."""
 
     @abstractmethod
-    def finish(self, state: Any, end: End) -> dict[str, Array]:
+    def finish(self, state: Any, end: RunEnd) -> dict[str, Array]:
         """The results, batch axis first."""
 
 
