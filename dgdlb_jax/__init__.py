@@ -139,9 +139,9 @@ if TYPE_CHECKING:
     from dgdlb_jax.simulation.requests.engine import simulate_requests as simulate_requests
     from dgdlb_jax.simulation.requests.engine import simulate_requests_batch as simulate_requests_batch
     from dgdlb_jax.simulation.requests.trajectory import RequestTrajectory as RequestTrajectory
+    from dgdlb_jax.simulation.statistics import Statistics as Statistics
     from dgdlb_jax.simulation.trajectory import SaveAt as SaveAt
     from dgdlb_jax.simulation.trajectory import SimulationState as SimulationState
-    from dgdlb_jax.simulation.trajectory import Statistics as Statistics
     from dgdlb_jax.simulation.trajectory import Trajectory as Trajectory
     from dgdlb_jax.stability import conditions as conditions
     from dgdlb_jax.stability.best import BestStepSize as BestStepSize
@@ -243,7 +243,8 @@ _HOME = {
     "simulation.plugins": (
         "AbstractExtension", "AbstractStatistic", "Maximum", "Minimum", "Observable", "TimeIntegral", "TimeMean", "View",
     ),
-    "simulation.trajectory": ("SaveAt", "SimulationState", "Statistics", "Trajectory"),
+    "simulation.statistics": ("Statistics",),
+    "simulation.trajectory": ("SaveAt", "SimulationState", "Trajectory"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 _MODULES = {

@@ -15,9 +15,8 @@ import pytest
 from dgdlb_jax.model.demand import DailyCycle
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
-from dgdlb_jax.numerics.delay import derivative
 from dgdlb_jax.numerics.delay.checkpoint import schedule
-from dgdlb_jax.numerics.delay.memory import Checkpoints, FullStorage, Memory
+from dgdlb_jax.numerics.delay.memory import Autodiff, Checkpoints, FullStorage, Memory
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.numerics.totals import Total
@@ -140,24 +139,21 @@ def test_reverse_mode_is_the_transpose_of_forward_mode(rng, curve, policy, save)
     assert abs(forward) > 1e-3
 
 
-def test_reverse_mode_is_that_of_plain_autodiff(rng, monkeypatch):
+def test_reverse_mode_is_that_of_plain_autodiff(rng):
     """The same loop, differentiated by JAX through the ring of the delay line."""
     network, rule, start = setting(rng)
     real, rest, _ = moved(rng, (network, rule, start))
 
-    def cost(real):
+    def cost(real, adjoint=None):
         network, rule, start = eqx.combine(real, rest)
-        run = simulate(network, rule, initial=start, save=SaveAt(every=20), **RUN)
+        run = simulate(network, rule, initial=start, save=SaveAt(every=20), adjoint=adjoint, **RUN)
         return run.statistics.cost + jnp.sum(run.cost_rate**2) + jnp.sum(run.final.flow_line**2)
 
     ours = jax.jit(jax.grad(cost))(real)
-    monkeypatch.setattr(derivative, "_compiled", lambda task, *inputs: task.run(*inputs))
-    jax.clear_caches()
-    plain = jax.jit(jax.grad(cost))(real)
+    plain = jax.jit(jax.grad(partial(cost, adjoint=Autodiff())))(real)
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(plain), strict=True):
         scale = np.abs(other).max()
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-12 * scale + 1e-14, err_msg=jax.tree_util.keystr(path))
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize(("every", "segment"), [(7, 33), pytest.param(None, 40, marks=pytest.mark.full), (45, 33)])
@@ -242,22 +238,23 @@ def test_checkpoints_are_at_least_a_buffer_apart_and_few():
         Checkpoints(0)
 
 
-def test_steps_in_pairs_change_nothing(rng, monkeypatch):
-    """Long runs take two steps per iteration; here a short one does, forth and back."""
+def test_steps_in_pairs_change_nothing(rng):
+    """A long run takes two steps per iteration, forth and back; its halves, one after the other, are too short for that."""
     network, rule, start = setting(rng)
 
-    def cost(step_size):
-        return simulate(network, DGDLB(step_size), initial=start, save=SaveAt.statistics(), **RUN).statistics.cost
+    def cost(step_size, parts):
+        total, at = 0.0, start
+        for _ in range(parts):
+            steps = RUN | {"duration": 1000 / parts * DT}
+            run = simulate(network, DGDLB(step_size), initial=at, save=SaveAt.statistics(), **steps)
+            total, at = total + run.statistics.cost, run.final
+        return total
 
+    assert ["in_pairs=True" in repr(schedule(steps, None)) for steps in (1000, 500)] == [True, False]
     step_size = jnp.asarray(rule.step_size)
-    singly = jax.value_and_grad(cost)(step_size)
-    jax.clear_caches()
-    monkeypatch.setattr("dgdlb_jax.numerics.delay.checkpoint._MANY", 2)
-    in_pairs = jax.value_and_grad(cost)(step_size)
-    jax.clear_caches()
-    assert "in_pairs=True" in repr(schedule(60, None))
-    np.testing.assert_allclose(in_pairs[0], singly[0], rtol=1e-13)
-    np.testing.assert_allclose(in_pairs[1], singly[1], rtol=1e-11)
+    in_pairs, singly = (jax.value_and_grad(partial(cost, parts=parts))(step_size) for parts in (1, 2))
+    np.testing.assert_allclose(in_pairs[0], singly[0], rtol=1e-12)
+    np.testing.assert_allclose(in_pairs[1], singly[1], rtol=1e-10)
 
 
 @pytest.mark.full  # test_batch has a larger one

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from dgdlb_jax.cli import main
-from dgdlb_jax.studies import compare
 
 CASES = Path(__file__).parent / "cases"
 pytestmark = [pytest.mark.usefixtures("quick_compilation"), pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -48,7 +47,7 @@ def test_two_seconds_are_too_short_to_judge(capsys):
 
 def test_a_fleet_at_its_capacity_runs(capsys, monkeypatch):
     """99.9 % load: the slowest backend needs months, which the run does not wait for."""
-    monkeypatch.setattr(compare, "PATIENCE", 0.1)
+    monkeypatch.setenv("DGDLB_PATIENCE", "0.01")
     found = run(capsys, "near-capacity.toml", "--policies", "dgd-lb,proportional")
     assert found["settling_time"] > 1e7
     assert found["duration"] / found["dt"] < 1e7

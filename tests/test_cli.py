@@ -397,10 +397,9 @@ def test_ctrl_c_prints_what_is_known(form, tmp_path):
         assert done.stdout.splitlines()[-1].startswith("two-by-two: interrupted after ")
 
 
-def test_a_command_that_would_be_silent_says_what_it_does(capsys, monkeypatch):
-    """After every `PATIENCE` seconds without a word, and with what is left of an estimate."""
-    monkeypatch.setattr(status, "PATIENCE", 0.6)
-    with status.status() as told:
+def test_a_command_that_would_be_silent_says_what_it_does(capsys):
+    """After every few seconds without a word, and with what is left of an estimate."""
+    with status.status(silence=0.6) as told:
         told.phase("thinking", left=60.0)
         time.sleep(2.5)
         told.show("a result")

@@ -222,12 +222,12 @@ def test_what_is_no_optimum_has_no_stability():
             call()
 
 
-def test_the_collocation_counts_its_memory(monkeypatch):
+def test_the_collocation_counts_its_memory():
     """Equal delays are one term, so identical backends take no matrix for each arc."""
-    monkeypatch.setattr(device, "memory", lambda: 5e7)
-    with pytest.raises(
+    refused = pytest.raises(
         InputError, match=r"collocation of 4 equations with 1 delays .* 0.054 GB .* count_unstable_roots"
-    ):
+    )
+    with device.assumed(memory=5e7), refused:
         dgd.characteristic_roots(ALL["identical"][0])
 
 

@@ -1,6 +1,7 @@
 """What a user adds from outside the package: a policy, a curve, a topology, a demand, each in one call, each used everywhere; an
 observable, a statistic, and a state variable with a delayed channel."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from dgdlb_jax.model.demand_kinds import DEMANDS
 from dgdlb_jax.model.service import CURVES
 from dgdlb_jax.model.topologies import FAMILIES
 from dgdlb_jax.policies.registry import POLICIES, RECIPES
+from dgdlb_jax.simulation.autoscaled import Scaling
+from dgdlb_jax.simulation.dynamics import Field
+from dgdlb_jax.simulation.statistics import Statistics, Summary
+from dgdlb_jax.simulation.tile_statistic import RunEnd
 from dgdlb_jax.studies.balancers import _RECIPES, BALANCERS
 from helpers import central_difference, own_process
 
@@ -293,7 +298,11 @@ def test_a_sweep_has_the_topology_the_curve_and_the_policy(mine, tmp_path):
 def test_the_command_line_imports_a_file(mine):
     run = "run fleet.toml --policies doubled,uniform --duration 5 --dt 0.05 --no-files --json --quiet"
     command = [sys.executable, "-m", "dgdlb_jax", "--import", "mine.py", *run.split()]
-    done = subprocess.run(command, cwd=mine["folder"], env=own_process(), capture_output=True, text=True)
+    strict = {
+        "JAX_NUMPY_RANK_PROMOTION": "raise",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    }  # of the user's, for other code
+    done = subprocess.run(command, cwd=mine["folder"], env=own_process() | strict, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert {row["balancer"] for row in json.loads(done.stdout)["balancers"]} == {"uniform", "twice as fast"}
 
@@ -436,3 +445,19 @@ def test_a_plug_in_that_does_not_fit_is_one_sentence(mine):
             dgd.simulate(network, policy, duration=1.0, dt=0.05, **settings)
     with pytest.raises(dgd.InputError, match="saves no instants"):
         dgd.SaveAt(None, fn=mine["surplus"])
+
+
+def test_every_field_of_the_record_is_the_result_of_one_built_in_statistic():
+    """Besides the length of the window, and the peak of the whole run, which the engine keeps."""
+    networks = dgd.stack([two_by_two(dgd.Hyperbolic)] * 3).anonymous()
+    field, first, dt = Field(networks, dgd.DGDLB(0.1)), jnp.zeros(3, jnp.int32), jnp.full(3, 0.1)
+    workload = jnp.ones(2 * 3)
+    summary = Summary(field.shape, first, first + 10, reference=jnp.ones((3, 2)), scales=True)
+    scaling = Scaling(ready=workload, commands=workload[None], memory=None, used=None, continuous=True)
+    state = summary.begin(field, jnp.int32(0), workload, scaling)
+    end = RunEnd(field, (first + 5, first + 5), dt)
+    results = [name for part, own in zip(summary.parts, state, strict=True) for name in part.finish(own, end)]
+    assert sorted([*results, "duration", "peak_workload"]) == sorted(
+        each.name for each in dataclasses.fields(Statistics)
+    )
+    np.testing.assert_allclose(summary.finish(field, dt, state, workload).duration, 1.0)

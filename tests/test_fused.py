@@ -25,23 +25,17 @@ FUSED = plan.Execution(fused=True)
 
 
 @pytest.fixture
-def kernels(monkeypatch):
+def kernels():
     """Kernels without a GPU: Pallas interprets them on CPU."""
-    monkeypatch.setattr(device, "on_gpu", lambda: True)
+    with device.assumed(interprets=True):
+        yield
 
 
 @pytest.fixture
-def accelerator(monkeypatch):
-    """What the code does for an accelerator, done by this processor."""
-    jax.clear_caches()
-    monkeypatch.setattr(device, "on_cpu", lambda: False)
-    yield
-    jax.clear_caches()
-
-
-@pytest.fixture
-def gpu(accelerator, kernels):
+def gpu():
     """A GPU that things can be compiled for, but not run on."""
+    with device.assumed(platform="gpu"):
+        yield
 
 
 def pair(rng, curve="Hyperbolic", **changes):
@@ -122,7 +116,7 @@ def _with(network: Network, latency) -> Network:
     return eqx.tree_at(lambda n: n.latency, network, latency)
 
 
-def test_what_a_kernel_cannot_do_is_said(rng, kernels, monkeypatch):
+def test_what_a_kernel_cannot_do_is_said(rng, kernels):
     network, batch, start = pair(rng)
     rule = for_both(POLICIES["DGDLB"](network))
     run = lambda batch=batch, **more: simulate_batch(batch, rule, initial=start, execution=FUSED, **(STATISTICS | more))
@@ -142,8 +136,7 @@ def test_what_a_kernel_cannot_do_is_said(rng, kernels, monkeypatch):
     large = Network(np.ones(33), np.full((33, 33), 0.1), Hyperbolic(np.full(33, 9.0), np.full(33, 5.0)))
     with pytest.raises(InputError, match=r"33 x 33 is too large .* leave fused=True out"):
         simulate_batch(stack([large]), DGDLB(0.1), execution=FUSED, **STATISTICS)
-    monkeypatch.setattr(device, "on_gpu", lambda: False)
-    with pytest.raises(InputError, match=r"needs a CUDA device, this is \w+: leave it out"):
+    with device.assumed(), pytest.raises(InputError, match=r"needs a CUDA device, this is \w+: leave it out"):
         run()
 
 
@@ -170,7 +163,7 @@ def test_an_operation_that_kernels_lack_is_named(rng, gpu):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_projection_without_a_loop(rng, accelerator, dtype):
+def test_projection_without_a_loop(rng, gpu, dtype):
     values = (rng.normal(size=(9, 4000)) * np.exp(4 * rng.normal(size=4000))).astype(dtype)
     values[:, :100] = np.round(values[:, :100])  # ties
     mask = rng.random(values.shape) < 0.6
@@ -192,26 +185,25 @@ def _sorted_projection(values, mask):
     return np.where(mask, np.maximum(values - np.take_along_axis(excess, last[None], 0), 0), 0)
 
 
-def test_the_loop_on_an_accelerator_is_the_loop(rng, accelerator, monkeypatch):
+def test_the_loop_on_an_accelerator_is_the_loop(rng):
     network, batch, start = pair(rng)
     policy = for_both(POLICIES["DGDLB"](network))
-    there = simulate_batch(batch, policy, initial=start, **STATISTICS)
-    monkeypatch.undo()
-    jax.clear_caches()
+    with device.assumed(platform="gpu"):
+        there = simulate_batch(batch, policy, initial=start, **STATISTICS)
     here = simulate_batch(batch, policy, initial=start, **STATISTICS)
     np.testing.assert_allclose(there.final.workload, here.final.workload, rtol=1e-11)
 
 
-def test_tiles_fit_the_memory_of_the_device(accelerator, monkeypatch):
+def test_tiles_fit_the_memory_of_the_device():
     network = jax.vmap(lambda rate: Network(rate, 0.1 * jnp.ones((10, 10)), Hyperbolic(jnp.ones(10), jnp.ones(10))))(
         jnp.ones((1, 10))
     )
-    monkeypatch.setattr(device, "memory", lambda: 80e9)
     line = 1000 * 100 * network.latency.dtype.itemsize
-    assert plan.choose_lanes(network, 1000, 10**9) == int(plan.SHARE * 80e9 / line)
-    assert plan.choose_lanes(network, 1000, 7) == 7
-    monkeypatch.setattr(device, "memory", lambda: float("inf"))
-    assert plan.choose_lanes(network, 1000, 10**6) == 10**6
+    with device.assumed(platform="gpu", memory=80e9):
+        assert plan.choose_lanes(network, 1000, 10**9) == int(plan.SHARE * 80e9 / line)
+        assert plan.choose_lanes(network, 1000, 7) == 7
+    with device.assumed(platform="gpu", memory=float("inf")):
+        assert plan.choose_lanes(network, 1000, 10**6) == 10**6
 
 
 def test_a_delay_line_that_cannot_be_counted_is_refused():
@@ -229,7 +221,7 @@ def test_a_default_device_is_where_arrays_live():
         assert not device.on_cpu()
 
 
-def test_beside_an_accelerator_the_host_computes(accelerator):
+def test_beside_an_accelerator_the_host_computes(gpu):
     """What it is given is moved there, what it finds is moved back; scalars and words stay what they are."""
     seen = []
 

@@ -327,7 +327,6 @@ def test_below_half_every_utilisation_is_stable():
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`dgdlb stability two-by-two --policy ...` in this process; edges are taken for simulated."""
-    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda **_: None)
     monkeypatch.setattr("dgdlb_jax.studies.held.simulated_edge", lambda *case: (0.99 * case[-1], 1.01 * case[-1]))
 
     def run(*options, fleet="two-by-two") -> tuple[int, str, str]:

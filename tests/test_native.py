@@ -56,17 +56,16 @@ def test_the_rule_knows_what_xla_can_compile(body, size, expected):
 
 
 @pytest.fixture
-def seen(monkeypatch):
+def seen():
     """What the rule said of every program since."""
-    answers, rule = [], native.can_be_native
+    answers = []
 
     def ask(jaxpr):
-        answers.append(rule(jaxpr))
+        answers.append(native.can_be_native(jaxpr))
         return answers[-1]
 
-    monkeypatch.setattr(native, "can_be_native", ask)
-    jax.clear_caches()
-    return answers
+    with native.ruled_by(ask):
+        yield answers
 
 
 @pytest.mark.parametrize(
@@ -179,18 +178,15 @@ def test_a_rule_of_the_users_may_do_anything(policy):
         np.testing.assert_allclose(run.workload, same.workload, rtol=1e-10)
 
 
-def test_a_refusal_of_xla_is_answered_by_an_ordinary_loop(rng, monkeypatch):
+def test_a_refusal_of_xla_is_answered_by_an_ordinary_loop(rng):
     """Were the rule too bold for some version of XLA, a call outside `jit` would still run; once known, it is not tried again."""
     network = wide(rng, 64, 65, CURVES["Hyperbolic"])
     value = lambda step: engine.simulate(network, DGDLB(step), **STATISTICS).statistics.mean_latency
     expected = jax.value_and_grad(value)(1e-3)
-    jax.clear_caches()
-    monkeypatch.setattr(native, "can_be_native", lambda jaxpr: True)
-    monkeypatch.setattr(native, "_refused", set())
-    np.testing.assert_allclose(jax.value_and_grad(value)(1e-3), expected, rtol=1e-12)
-    assert len(native._refused) == 1
     tried = []
-    monkeypatch.setattr(native, "can_be_native", lambda jaxpr: tried.append(jaxpr))
-    jax.value_and_grad(value)(1e-3)
-    assert not tried
-    jax.clear_caches()
+    with native.ruled_by(lambda jaxpr: tried.append(jaxpr) is None):
+        np.testing.assert_allclose(jax.value_and_grad(value)(1e-3), expected, rtol=1e-12)
+        assert len(native._refused) == 1
+        count = len(tried)
+        jax.value_and_grad(value)(1e-3)
+        assert len(tried) == count > 0

@@ -242,9 +242,8 @@ def test_what_is_refused(groups):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """`dgdlb stability` in this process."""
-    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda **_: None)
 
     def run(*options) -> tuple[int, str, str]:
         code = main(["stability", *map(str, options), "--quiet", "--no-files"])
@@ -285,7 +284,7 @@ def test_the_command_says_the_limit_behind_reports(command, tmp_path, monkeypatc
     assert found["limit_over_now_with_reports_at_once"] > 2 * limit
     assert found["simulated_stable"] == pytest.approx(0.98 * limit)
     assert found["simulated_unstable"] == pytest.approx(1.02 * limit)
-    monkeypatch.setattr("dgdlb_jax.studies.onset._PATIENCE", 0.0)  # one simulation is enough
+    monkeypatch.setenv("DGDLB_PATIENCE", "1e-9")  # one simulation is enough
     path = tmp_path / "mine.toml"
     fleet.to_toml(path)
     toml = path.read_text().replace('name = "two-by-two"', 'name = "mine"')

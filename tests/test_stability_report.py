@@ -48,7 +48,6 @@ def test_the_command_writes_and_prints(tmp_path, monkeypatch, capsys, report):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dgdlb_jax.reports.stability_text.stability_report", lambda *args, **options: report)
-    monkeypatch.setattr("dgdlb_jax.cli.stability.set_up_jax", lambda **_: None)
     assert main(["stability", "two-by-two", "--output", "out"]) == 0
     printed = capsys.readouterr().out
     for word in ("recommended", "guaranteed", "critical", "period", "west", "link", "settles up to"):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.studies.sweep import batches, read_spec, run, sweep
 from dgdlb_jax.studies.sweep.batches import OutOfMemory
@@ -47,23 +48,18 @@ class Stop(Exception):
     pass
 
 
-def test_a_sweep_that_stops_goes_on_and_ends_the_same(finished, tmp_path, monkeypatch):
-    path, written = tmp_path / "small.zarr", []
-    whole = Store.write
+def test_a_sweep_that_stops_goes_on_and_ends_the_same(finished, tmp_path):
+    path = tmp_path / "small.zarr"
 
-    def write(self, chunk, values, notes):
-        if len(written) == 1:
+    def stop(moment):
+        if moment.chunks:
             raise Stop
-        written.append(chunk)
-        whole(self, chunk, values, notes)
 
-    monkeypatch.setattr(Store, "write", write)
     with pytest.raises(Stop):
-        sweep(small(), path, progress=False)
+        sweep(small(), path, progress=stop)
     assert complete(path) == 1
     with xarray.open_zarr(path, chunks=None) as dataset:  # what is there can be looked at
         assert np.isnan(dataset["optimum_latency"]).sum() == 16
-    monkeypatch.setattr(Store, "write", whole)
     before = (path / "manifest" / "chunk-0000000.json").read_text()
     sweep(small(), path, progress=False).close()
     assert (path / "manifest" / "chunk-0000000.json").read_text() == before, "a complete chunk was computed again"
@@ -229,9 +225,8 @@ def test_what_says_that_memory_is_out():
         raise RuntimeError("something else")
 
 
-def test_more_memory_than_the_device_has_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "device_memory", lambda: 10_000)
-    with pytest.raises(InputError, match=r"needs about .* GB, the device has"):
+def test_more_memory_than_the_device_has_is_refused_before_anything_is_written(tmp_path):
+    with device.assumed(memory=1e4), pytest.raises(InputError, match=r"needs about .* GB, the device has"):
         sweep(small(), tmp_path / "small.zarr", progress=False)
     assert not list(tmp_path.iterdir())
 

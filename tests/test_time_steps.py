@@ -10,11 +10,12 @@ from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.numerics.patience import patience, within_patience
+from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies import DGDLB, LeastLatency, PeakEWMA, SampledDGDLB, Softmin, Uniform
 from dgdlb_jax.reports.text import notes, resolution, run_facts
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
-from dgdlb_jax.studies import compare as comparing
 from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.compare import ComparisonInProgress, compare
 from dgdlb_jax.studies.starts import start_state
@@ -137,7 +138,7 @@ def test_a_given_step_is_used_as_it_is():
 def test_long_runs_end_early_and_say_so(monkeypatch):
     """What is cut depends on the size of the work and not on the machine."""
     whole = ComparisonInProgress(pair(), ["dgd-lb"])
-    monkeypatch.setattr(comparing, "PATIENCE", 1e-4)
+    monkeypatch.setenv("DGDLB_PATIENCE", "1e-5")
     work = ComparisonInProgress(pair(), ["dgd-lb"])
     assert work.grid.duration < 0.5 * whole.grid.duration == 0.5 * whole.settling
     assert work.grid.duration >= 5 * 2 * 0.15
@@ -147,10 +148,20 @@ def test_long_runs_end_early_and_say_so(monkeypatch):
     assert given.grid.duration == 1000.0
 
 
+def test_patience_is_a_factor(monkeypatch):
+    assert (patience(15.0), within_patience(900), within_patience(901)) == (15.0, True, False)
+    monkeypatch.setenv("DGDLB_PATIENCE", "0.5")
+    assert (patience(15.0), within_patience(451)) == (7.5, False)
+    for value in ("long", "0", "-1", "inf", "nan"):
+        monkeypatch.setenv("DGDLB_PATIENCE", value)
+        with pytest.raises(InputError, match=f"DGDLB_PATIENCE is '{value}': give a positive finite factor"):
+            patience(15.0)
+
+
 def test_all_of_a_long_trace_is_run_with_twice_the_step(monkeypatch):
     trace = Trace(10.0, np.full((20, 2), [6.0, 2.0]))
     whole = ComparisonInProgress(pair(arrival_rate=trace), ["dgd-lb"])
-    monkeypatch.setattr(comparing, "PATIENCE", 1e-4)
+    monkeypatch.setenv("DGDLB_PATIENCE", "1e-5")
     work = ComparisonInProgress(pair(arrival_rate=trace), ["dgd-lb"])
     assert work.grid == whole.grid
     assert work.comparison.dt == 2 * whole.comparison.dt
@@ -169,7 +180,7 @@ def test_without_a_verdict_a_balancer_runs_longer(monkeypatch):
     same = compare(network, ["dgd-lb"], duration=row.duration, dt=found.time_steps[DGD]).outcomes[DGD]
     assert row.mean_latency == pytest.approx(same.mean_latency, rel=1e-9)
     assert "DGD-LB: not decided after 3.00 s, so it ran for" in "\n".join(notes(found))
-    monkeypatch.setattr(comparing, "PATIENCE", 1e-9)
+    monkeypatch.setenv("DGDLB_PATIENCE", "1e-10")
     assert not compare(network, ["dgd-lb"]).longer
     assert not compare(network, ["dgd-lb"], duration=3.0).longer
 

@@ -138,8 +138,8 @@ CALLS = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.full] * (name in ("marginal", "optimum"))) for name in CALLS]
 )
-def test_healthy_calls_compute_no_nan(name, masked):
-    """Also where an arc is missing, and a frontend has no choice and no loop."""
+def test_healthy_calls_compute_no_nan_and_allow_strict_promotion(name, masked):
+    """Also where an arc is missing, and a frontend has no choice and no loop. What the user forbids in their own code breaks nothing."""
     mask = [[True, True], [False, True]] if masked else None
-    with jax.debug_nans(True):
+    with jax.debug_nans(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         CALLS[name](network(mask=mask))

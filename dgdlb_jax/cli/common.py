@@ -44,6 +44,20 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def add_sweep_axes(parser: argparse.ArgumentParser) -> None:
+    """A sweep, and along which of its inputs it is drawn."""
+    option = parser.add_argument
+    option("store", metavar="STORE", type=Path, help="folder that dgdlb sweep wrote")
+    option("--x", metavar="INPUT", help="input to draw along (default: the step size if it varies)")
+    option("--y", metavar="MEASURE", help="measure to draw (default: excess)")
+    option("--by", metavar="INPUT", help="input that makes lines, or the other direction of heatmaps")
+
+
+def beside(store: Path, ending: str) -> Path:
+    """Where what is made of a sweep goes by default: STORE without .zarr, then the ending."""
+    return Path(f"{str(store).removesuffix('/').removesuffix('.zarr')}{ending}")
+
+
 def require_extra(options: argparse.Namespace) -> None:
     """Say which line to type when files are asked for and a package for them is missing."""
     if not options.no_files:
@@ -60,7 +74,7 @@ def require(*packages: str, otherwise: str = "") -> None:
 
 
 def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
-    """Double precision, and compiled code kept between runs. An entry point may do this; the package never does.
+    """Double precision, JAX's usual promotion, and compiled code kept between runs. An entry point may do this; the package never does.
 
     **Arguments:** `all_cores`: one device per CPU core that the process may use, over which batches are spread, unless the user has
     said how many. `host`: leave an accelerator alone, unless JAX_PLATFORMS names one: a single fleet is a loop of small steps, which
@@ -79,6 +93,8 @@ def set_up_jax(*, all_cores: bool = False, host: bool = False) -> None:
         with contextlib.suppress(RuntimeError):  # JAX is running already: in a notebook, under test
             jax.config.update("jax_num_cpu_devices", cores())
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
     if jax.config.values["jax_compilation_cache_dir"] is None and (folder := _cache_folder()):
         jax.config.update("jax_compilation_cache_dir", str(folder))
     warnings.filterwarnings("ignore", _CACHE_TROUBLE)

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from dgdlb_jax.cli.common import add_sweep_axes, beside, notes, require
+
 _ABOUT = """Draw the pictures that suit a sweep: its main measure along an input (medians, in bands between the quartiles; for
 step sizes with the critical and the sufficient one), how the runs end, heatmaps over two inputs, distributions."""
 
@@ -22,12 +24,8 @@ def add(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=plot)
-    option = parser.add_argument
-    option("store", metavar="STORE", type=Path, help="folder that dgdlb sweep wrote")
-    option("--x", metavar="INPUT", help="input to draw along (default: the step size if it varies)")
-    option("--y", metavar="MEASURE", help="measure to draw (default: excess)")
-    option("--by", metavar="INPUT", help="input that makes lines, or the other direction of heatmaps")
-    option(
+    add_sweep_axes(parser)
+    parser.add_argument(
         "--output",
         metavar="DIR",
         type=Path,
@@ -37,13 +35,11 @@ def add(commands) -> None:
 
 def plot(options: argparse.Namespace) -> None:
     """Draw, write, say where."""
-    from dgdlb_jax.cli.common import notes, require
-
     require("matplotlib", "xarray", "zarr")
     from dgdlb_jax.reports.sweep_plots import save_pictures, standard_pictures
     from dgdlb_jax.studies.sweep import open_sweep
 
-    folder = options.output or Path(f"{str(options.store).removesuffix('/').removesuffix('.zarr')}-pictures")
+    folder = options.output or beside(options.store, "-pictures")
     with notes(), open_sweep(options.store) as dataset:
         figures = standard_pictures(dataset.load(), options.x, options.y, options.by)
     for path in save_pictures(figures, folder):

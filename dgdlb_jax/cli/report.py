@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from dgdlb_jax.cli.common import add_sweep_axes, beside, notes, require
+
 _ABOUT = (
     """Write a sweep as one self-contained HTML file, with pictures and tables: to send, to keep, to open anywhere."""
 )
@@ -22,23 +24,19 @@ def add(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(command=report)
-    option = parser.add_argument
-    option("store", metavar="STORE", type=Path, help="folder that dgdlb sweep wrote")
-    option("--x", metavar="INPUT", help="input to draw along (default: the step size if it varies)")
-    option("--y", metavar="MEASURE", help="measure to draw (default: excess)")
-    option("--by", metavar="INPUT", help="input that makes lines, or the other direction of heatmaps")
-    option("--output", metavar="FILE", type=Path, help="the HTML file (default: STORE without .zarr, then .html)")
+    add_sweep_axes(parser)
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="the HTML file (default: STORE without .zarr, then .html)"
+    )
 
 
 def report(options: argparse.Namespace) -> None:
     """Write the file, say where."""
-    from dgdlb_jax.cli.common import notes, require
-
     require("matplotlib", "xarray", "zarr")
     from dgdlb_jax.reports.html import write_page
     from dgdlb_jax.reports.sweep_page import sweep_report
 
-    file = options.output or Path(f"{str(options.store).removesuffix('/').removesuffix('.zarr')}.html")
+    file = options.output or beside(options.store, ".html")
     with notes():
         text = sweep_report(options.store, options.x, options.y, options.by)
     print(f"written: {write_page(file, text)}")

@@ -83,7 +83,7 @@ class FlowProblem(eqx.Module):
         The central path is then the one where share times slack is the same on all arcs, so the routing of a frontend is as accurate
         however little it sends.
         """
-        weight = self.rate * self.arcs.sum(1)
+        weight = self.rate * self.arcs.sum(1).astype(self.rate.dtype)
         return jnp.where(self.arcs, complementarity * (self.rate / divisor(weight.sum(0)))[:, None], 0)
 
     @property

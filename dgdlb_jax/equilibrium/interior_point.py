@@ -179,7 +179,7 @@ def _safe_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
     last = point.aim <= tolerable
     lower = ~last & (decrement <= 0.25 * point.aim / problem.count)
     finished = last & (decrement <= 1e-6 * point.aim / problem.count)
-    return Point(flow, workload, multiplier, jnp.where(lower, 0.1, 1) * point.aim), finished, seen
+    return Point(flow, workload, multiplier, jnp.where(lower, 0.1, 1.0) * point.aim), finished, seen
 
 
 def _barrier_flow(problem: FlowProblem, aim: Lanes, slack: Flows) -> Flows:

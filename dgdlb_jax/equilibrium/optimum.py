@@ -26,6 +26,7 @@ from dgdlb_jax.model.batch import of_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.programs import compiled
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import Result, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
@@ -64,6 +65,7 @@ class Optimum(eqx.Module):
     result: Int[Array, "*batch"]
 
 
+@standard_promotion
 def solve_optimum(network: Network, *, throw: bool = True, threads: int | None = None) -> Optimum:
     r"""The routing with the smallest mean latency at constant mean rates.
 

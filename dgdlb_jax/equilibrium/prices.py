@@ -10,6 +10,7 @@ from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Replicas
 from dgdlb_jax.numerics.programs import compiled
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import Result, raise_on_failure
 
 
@@ -29,6 +30,7 @@ class ShadowPrices(eqx.Module):
     replica: Float[Array, "*batch backends"]
 
 
+@standard_promotion
 def shadow_prices(network: Network, *, throw: bool = True) -> ShadowPrices:
     r"""What one more request per second, a longer link, one more replica change in the optimal mean latency $\bar L$.
 

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.checks import require_patience
-from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
+from dgdlb_jax.numerics.delay import ReverseMode
+from dgdlb_jax.numerics.patience import require_patience
 from dgdlb_jax.numerics.programs import compiled
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import (
     ConvergenceError,
     InputError,
@@ -90,6 +91,7 @@ class MarginalLatency(eqx.Module):
         return jnp.where(still[..., None], 0, step)
 
 
+@standard_promotion
 def marginal_latency(
     network: Network,
     policy: AbstractPolicy,
@@ -100,7 +102,7 @@ def marginal_latency(
     run_on: float | None = None,
     initial: tuple[Matrices, Matrix] | SimulationState | None = None,
     max_latency: float | None = None,
-    adjoint: FullStorage | Checkpoints | None = None,
+    adjoint: ReverseMode | None = None,
     throw: bool = True,
 ) -> MarginalLatency:
     r"""The marginal latency of a request in a run: as DGD-LB sees it, exact with everybody else's routing frozen, exact with reactions.

@@ -12,8 +12,9 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
+from dgdlb_jax.numerics.delay import ReverseMode
 from dgdlb_jax.numerics.programs import compiled
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
@@ -42,6 +43,7 @@ def transient_latency(runs: Trajectory) -> Float[Array, "*batch"]:
     return runs.statistics.mean_latency
 
 
+@standard_promotion
 def tune(
     networks: Network,
     policy: AbstractPolicy,
@@ -53,7 +55,7 @@ def tune(
     initial: tuple[Matrices, Matrix] | None = None,
     iterations: int = 100,
     save: SaveAt | None = None,
-    adjoint: FullStorage | Checkpoints | None = None,
+    adjoint: ReverseMode | None = None,
 ) -> Tuned:
     r"""Choose the positive parameters of a policy, such as step sizes, so that runs cost least.
 

@@ -60,20 +60,6 @@ def check_positive(name: str, value: Matrices, remedy: str = "give a positive fi
     check_entries(value, positive, lambda _, found: f"{name} is {found:g}: {remedy}.")
 
 
-_PATIENCE = 900  # seconds
-
-
-def within_patience(seconds: float) -> bool:
-    """Whether a computation of which nobody asked how long it is takes at most a quarter of an hour on one core."""
-    return seconds <= _PATIENCE
-
-
-def require_patience(what: str, seconds: float, remedy: str) -> None:
-    """Raise `InputError` for a computation that is not `within_patience`."""
-    if not within_patience(seconds):
-        raise InputError(f"{what}, about {seconds / 60:,.0f} minutes on one core: {remedy}.")
-
-
 def in_range(number: float, minimum: float, above: bool = False) -> bool:
     """Whether a number is finite and at least `minimum`, or `above` it."""
     return math.isfinite(number) and (number > minimum if above else number >= minimum)

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +19,77 @@ _COPIES: ContextVar[int] = ContextVar("copies", default=1)
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
+@dataclass(frozen=True)
+class _Assumed:
+    platform: str | None = None
+    memory: float | None = None
+    interprets: bool = False
+
+
+_AS_IT_IS = _Assumed()
+_ASSUMED: ContextVar[_Assumed] = ContextVar("assumed", default=_AS_IT_IS)
+
+
+@contextlib.contextmanager
+def assumed(*, platform: str | None = None, memory: float | None = None, interprets: bool = False) -> Iterator[None]:
+    """Within it, code takes the device for another one, so that what it does there can be tried on this one.
+
+    **Arguments:** `platform`: `"cpu"` or `"gpu"`, the kind of device; `memory`: bytes that it has; `interprets`: kernels of a GPU are
+    interpreted on CPU, slowly.
+    """
+    before = _ASSUMED.set(_Assumed(platform, memory, interprets))
+    if platform is not None:
+        jax.clear_caches()  # the kind is compiled in
+    try:
+        yield
+    finally:
+        _ASSUMED.reset(before)
+        if platform is not None:
+            jax.clear_caches()
+
+
 def on_cpu() -> bool:
     """Whether arrays live on CPU unless somebody says otherwise."""
+    if (platform := _ASSUMED.get().platform) is not None:
+        return platform == "cpu"
     chosen = jax.default_device.value
     return (jax.default_backend() if chosen is None else getattr(chosen, "platform", chosen)) == "cpu"
 
 
 def on_gpu() -> bool:
     """Whether arrays live on a GPU."""
+    if (platform := _ASSUMED.get().platform) is not None:
+        return platform == "gpu"
     return not on_cpu() and jax.local_devices()[0].platform == "gpu"
+
+
+def has_kernels() -> bool:
+    """Whether kernels of a GPU can run."""
+    return on_gpu() or _ASSUMED.get().interprets
 
 
 def memory() -> float:
     """Bytes that one device can hold, on CPU those of the machine; infinite where it does not tell."""
+    if (known := _ASSUMED.get().memory) is not None:
+        return known
     if on_cpu():
         return host_memory()
     return float((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", float("inf")))
 
 
-def host_memory() -> float:
-    """Bytes that this process may use: of the machine, of its control group, of its own limit; infinite where nothing tells."""
-    return min(_physical_memory(), *map(_limit_in, _CGROUP_LIMITS), _own_limit())
+def all_memory() -> float:
+    """Bytes that all devices of this process hold together, on CPU those of the machine."""
+    if (known := _ASSUMED.get().memory) is not None:
+        return known
+    limits = [(one.memory_stats() or {}).get("bytes_limit") for one in jax.local_devices()]
+    told = [float(limit) for limit in limits if limit is not None]
+    return sum(told) if told else host_memory()
+
+
+def host_memory(control_group: tuple[Path, ...] = _CGROUP_LIMITS) -> float:
+    """Bytes that this process may use: of the machine, of its control group (files with a limit), of its own limit; infinite where
+    nothing tells."""
+    return min(_physical_memory(), *map(_limit_in, control_group), _own_limit())
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def _scanned(add: Callable[..., tuple]) -> Callable[[tuple, tuple], tuple[tuple,
 def _add_value(total, before, start, length, time, value):
     """Add the value before a time, with the part of the interval since the last one; `before` is the part from then on."""
     place = (time - start) / jnp.where(length > 0, length, 1)
-    after = jnp.where(length > 0, 1 - jnp.clip(place, 0, 1), place <= 0).astype(total.dtype)
+    after = jnp.where(length > 0, 1 - jnp.clip(place, 0, 1), (place <= 0).astype(place.dtype)).astype(total.dtype)
     return total + (before - after) * value, jnp.broadcast_to(after, total.shape), start, length
 
 
@@ -110,7 +110,7 @@ def _add_place(count, total, start, length, time):
     after = time - start
     within = (length > 0) & (after >= -rounding) & (after <= length + rounding)
     place = jnp.clip(after / jnp.where(length > 0, length, 1), 0, 1)
-    return count + within, total + jnp.where(within, place, 0), start, length
+    return count + within.astype(count.dtype), total + jnp.where(within, place, 0), start, length
 
 
 def _picked(given: Sequence[Any], tables: Sequence[Any]) -> list[Any]:

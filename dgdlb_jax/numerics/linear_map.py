@@ -15,6 +15,8 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Primitive
 from jax.interpreters import ad, batching, mlir
 
+from dgdlb_jax.numerics.promotion import standard_promotion
+
 Arrays = Sequence[Any]  # of arrays; in some transformations JAX has other things in their place
 Linear = Callable[[Arrays, Arrays], Arrays]
 """From what it depends on otherwise, and what it is linear in."""
@@ -53,12 +55,14 @@ _linear_map.multiple_results = True
 
 
 @_linear_map.def_impl
+@standard_promotion
 def _apply(*arrays, forward, transpose, split, count):
     del transpose, count
     return list(forward(list(arrays[:split]), list(arrays[split:])))
 
 
 @_linear_map.def_abstract_eval
+@standard_promotion
 def _shapes(*arrays, forward, transpose, split, count):
     del transpose, count
     arrays = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]
@@ -76,6 +80,7 @@ def _jvp(primals, tangents, *, split, **map_):
     return bind(*primals[split:]), bind(*moved)
 
 
+@standard_promotion
 def _transpose(cotangents, *arrays, forward, transpose, split, count):
     del count
     given, values = arrays[:split], arrays[split:]
@@ -97,6 +102,7 @@ def _transpose(cotangents, *arrays, forward, transpose, split, count):
     return [None] * split + found
 
 
+@standard_promotion
 def _batch(arrays, dims, *, forward, transpose, split, count):
     del count
     size = next(array.shape[dim] for array, dim in zip(arrays, dims, strict=True) if dim is not None)

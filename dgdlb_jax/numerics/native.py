@@ -7,7 +7,9 @@ The compiler of such functions is an older one, which knows less. What it lacks 
 in the user's hands; so what it is given is looked at beforehand.
 """
 
-from collections.abc import Callable, Hashable
+import contextlib
+from collections.abc import Callable, Hashable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import jax
@@ -66,7 +68,7 @@ def one_native_loop(function: Callable[..., Any], wanted: bool = True) -> Callab
     def call(*arguments):
         arguments = jax.lax.optimization_barrier(arguments)
         outputs = inner(*arguments)
-        if can_be_native(inner.trace(*arguments).jaxpr.jaxpr):
+        if _RULE.get()(inner.trace(*arguments).jaxpr.jaxpr):
             outputs = jax.tree.map(_made_natively.bind, outputs)
         return jax.lax.optimization_barrier(outputs)[0]
 
@@ -85,6 +87,26 @@ def one_native_loop(function: Callable[..., Any], wanted: bool = True) -> Callab
 def can_be_native(jaxpr: Jaxpr) -> bool:
     """Whether XLA can make one native function of this, all that is called from it included."""
     return not jaxpr.effects and all(_is_emitted(equation) for equation in jaxpr.eqns)
+
+
+_RULE: ContextVar[Callable[[Jaxpr], bool]] = ContextVar("rule", default=can_be_native)
+
+
+@contextlib.contextmanager
+def ruled_by(rule: Callable[[Jaxpr], bool]) -> Iterator[None]:
+    """Within it, another rule than `can_be_native` decides; it knows nothing of what was compiled or refused before, and leaves nothing."""
+    before = _RULE.set(rule)
+    _forget()
+    try:
+        yield
+    finally:
+        _RULE.reset(before)
+        _forget()
+
+
+def _forget() -> None:
+    _refused.clear()
+    jax.clear_caches()
 
 
 def or_without(run: Callable[[bool], _T], key: Hashable) -> _T:

@@ -1,5 +1,6 @@
 """Balancers that compare latencies as seen."""
 
+from functools import partial
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -65,14 +66,15 @@ class HotCold(AbstractInstantPolicy):
         """All to the least latency among the cold of the pool."""
         del t
         in_flight, latency, mask = observation.workload, latency_as_seen(observation), observation.mask
-        shorter = jnp.sum(mask[None] & ~at_most(in_flight[:, None], in_flight[None]), axis=1)
-        wanted = self.quantile * jnp.sum(mask, axis=0) * (1 - 1e-6)  # 0.7 * 10 is a little more than 7
+        count = partial(jnp.sum, dtype=latency.dtype)
+        shorter = count(mask[None] & ~at_most(in_flight[:, None], in_flight[None]), axis=1)
+        wanted = self.quantile * count(mask, axis=0) * (1 - 1e-6)  # 0.7 * 10 is a little more than 7
         cold = shorter < jnp.maximum(wanted, 1)
         # How many are to be preferred: all that are cold to a hot one, among the cold by latency, among the hot by their queues.
         faster = ~at_most(latency[:, None], latency[None])
         preferred = jnp.where(cold[:, None], cold[None] & faster, cold[None])
-        rank = jnp.sum(mask[None] & preferred, axis=1) + jnp.where(cold, 0, shorter)
-        return best_of(rank.astype(latency.dtype), mask, self.probes), state
+        rank = count(mask[None] & preferred, axis=1) + jnp.where(cold, 0, shorter)
+        return best_of(rank, mask, self.probes), state
 
 
 def latency_as_seen(observation: Observation) -> Float[Array, "backends *lanes"]:

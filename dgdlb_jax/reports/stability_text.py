@@ -14,6 +14,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.formatting import number, seconds
+from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.reports.text_table import columns
@@ -196,7 +197,7 @@ def _arrived(setups: list[Setup]) -> tuple[np.ndarray, np.ndarray]:
     network, policies = setups[0].networks, [DGDLB(one.step_size) for one in setups]
     wanted = np.array([float(one.settling) for one in setups])
     dt = np.array([float(one.time_step(policy)) for one, policy in zip(setups, policies, strict=True)])
-    duration = np.minimum(wanted, dt * _PATIENCE / usual_step(len(setups) * network.latency.size))
+    duration = np.minimum(wanted, dt * patience(_PATIENCE) / usual_step(len(setups) * network.latency.size))
     together = lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves])
     policy, optimum, start = (
         jax.tree.map(together, *each) for each in (policies, [s.optimum for s in setups], [s.initial for s in setups])

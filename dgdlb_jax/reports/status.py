@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-PATIENCE = 4.0
+SILENCE = 4.0
 """Seconds of silence after which a line says what is going on, where no bar can."""
 
 
@@ -30,7 +30,8 @@ class Status:
 class Lines(Status):
     """Lines on standard error that is not a terminal: one for every phase that lasts, another after every few seconds of silence."""
 
-    def __init__(self) -> None:
+    def __init__(self, silence: float = SILENCE) -> None:
+        self._silence = silence
         self._what, self._left, self._began, self._last = "", None, time.monotonic(), time.monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep_talking, daemon=True, name="dgdlb-status")
@@ -58,7 +59,7 @@ class Lines(Status):
     def _keep_talking(self) -> None:
         while not self._over.wait(0.5):
             now = time.monotonic()
-            if self._what and now - self._last > PATIENCE:
+            if self._what and now - self._last > self._silence:
                 passed = now - self._began
                 self.say(f"{self._what}, {_passed(passed)}{_remaining(self._left, passed)}")
 
@@ -86,8 +87,9 @@ class Bar(Status):
 
 
 @contextlib.contextmanager
-def status(quiet: bool = False) -> Iterator[Status]:
-    """The kind that suits standard error: a bar on a terminal, else lines; nothing when asked to be quiet."""
+def status(quiet: bool = False, silence: float = SILENCE) -> Iterator[Status]:
+    """The kind that suits standard error: a bar on a terminal, else lines, one after so many seconds of silence; nothing when asked to
+    be quiet."""
     if quiet:
         yield Status()
     elif sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
@@ -103,7 +105,7 @@ def status(quiet: bool = False) -> Iterator[Status]:
         with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
             yield Bar(bar, console)
     else:
-        lines = Lines()
+        lines = Lines(silence)
         try:
             yield lines
         finally:

@@ -28,7 +28,6 @@ from dgdlb_jax.numerics.delay import ChannelState, Each, Gather, StepContext, li
 from dgdlb_jax.numerics.delay.line import DelayLine, rows_for
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
-from dgdlb_jax.numerics.totals import Total
 from dgdlb_jax.policies.autoscalers.base import (
     AbstractAutoscaler,
     AbstractContinuousAutoscaler,
@@ -44,15 +43,6 @@ from dgdlb_jax.simulation.lanes import Shape
 _NEARLY = 1e-3  # of a time step: what comes so much before its time is due
 
 
-class ReplicaSums(eqx.Module):
-    """Statistics of replicas in the making."""
-
-    paid: Total
-    ready: Total
-    lowest: Backends
-    highest: Backends
-
-
 class Scaling(eqx.Module):
     """What changes from step to step.
 
@@ -65,7 +55,6 @@ class Scaling(eqx.Module):
     commands: Float[Array, "rows backend_lanes"]
     memory: PyTree
     used: Backends | None
-    sums: ReplicaSums | None
     continuous: bool = eqx.field(static=True)
 
     @property
@@ -138,7 +127,7 @@ class Scaler(eqx.Module):
         memory, used = (), None
         if isinstance(self.rule, AbstractSampledAutoscaler):
             memory, used = self.rule.init(ready), jnp.zeros_like(ready) if self.rule.averages else None
-        return Scaling(ready, commands, memory, used, None, self.continuous)
+        return Scaling(ready, commands, memory, used, self.continuous)
 
     @property
     def continuous(self) -> bool:
@@ -165,7 +154,7 @@ class Scaler(eqx.Module):
         commands, memory = _where(due, (commands, memory), (now.commands, now.memory))
         used = None if now.used is None else jnp.where(due, 0, now.used)
         ready = self._ready(commands, t - count * rule.interval + _NEARLY * dt)
-        return Scaling(jnp.where(step > 0, ready, now.ready), commands, memory, used, now.sums, now.continuous)
+        return Scaling(jnp.where(step > 0, ready, now.ready), commands, memory, used, now.continuous)
 
     def _ready(self, commands: Float[Array, "rows backend_lanes"], age: Backends) -> Backends:
         """What is ready when the last decision is so old: the least that has been commanded within the start-up delay, or the first."""
@@ -197,7 +186,7 @@ class Scaler(eqx.Module):
         elif used is not None:
             metrics = [self.metric(now.ready, *ends) for ends in zip(workloads, rates, strict=True)]
             used = used + step / 2 * now.ready * (metrics[0] + metrics[1])
-        return Scaling(ready, commands, now.memory, used, now.sums, now.continuous)
+        return Scaling(ready, commands, now.memory, used, now.continuous)
 
 
 class Told(NamedTuple):
@@ -271,7 +260,7 @@ def resume(shape: Shape, state: ScalingState) -> tuple[Scaling, tuple[ChannelSta
         ChannelState(DelayLine(ring.reshape(-1), len(ring)), own) for ring, own in zip(rings, readings, strict=True)
     ]
     ready, commands, memory, used = jax.tree.map(shape.last, (state.ready, state.commands, state.memory, state.used))
-    return Scaling(ready, commands, memory, used, None, len(states) > 1), tuple(states)
+    return Scaling(ready, commands, memory, used, len(states) > 1), tuple(states)
 
 
 def resolved(networks: Network, autoscaler: AbstractAutoscaler) -> AbstractAutoscaler:

@@ -31,14 +31,14 @@ from dgdlb_jax.simulation.state import (
     wire_delay,
     wire_shape,
 )
+from dgdlb_jax.simulation.statistics import Summary
 from dgdlb_jax.simulation.step import answer, arrive, predict, route, route_by_own
-from dgdlb_jax.simulation.summary import Window
 
 
 def delayed_system(
     field: Field,
     clock: Clock,
-    window: Window | None,
+    summary: Summary | None,
     rows: int,
     counts: bool,
     observe: Callable,
@@ -57,7 +57,7 @@ def delayed_system(
     delay = wire_delay(field, step)
     late = news_delay(field, step)
     news = Gather(late, news_shape(field).ends, rows)
-    system = System(field, clock, window, split(delay, rows)[1] if counts else None, attached, scaler)
+    system = System(field, clock, summary, split(delay, rows)[1] if counts else None, attached, scaler)
     last = _last_stages(len(extensions), attached)
     if field.events is not None and field.events.timeout is not None:
         again = Sum(retry_delay(field, step), Each(field.feedback_latency.shape), rows, interpolates=False)

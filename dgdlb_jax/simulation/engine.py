@@ -18,9 +18,8 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import Signals, as_signals
 from dgdlb_jax.numerics.delay import (
     Carry,
-    Checkpoints,
     DelayedSystem,
-    FullStorage,
+    ReverseMode,
     delayed_scan,
     run_as_told,
     steps_for,
@@ -29,6 +28,7 @@ from dgdlb_jax.numerics.delay.checkpoint import join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.programs import compiled
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads
 from dgdlb_jax.numerics.tiles import map_tiles, one_by_one, with_automatic_axes
@@ -45,13 +45,13 @@ from dgdlb_jax.simulation.inputs import Inputs, check_together
 from dgdlb_jax.simulation.observe import ObserveFields
 from dgdlb_jax.simulation.plan import Execution, Plan, Program, plan
 from dgdlb_jax.simulation.plugins import AbstractExtension
-from dgdlb_jax.simulation.replica_sums import replica_statistics, with_sums
 from dgdlb_jax.simulation.start import begin, check_start, default_start, resume, send, suspend
 from dgdlb_jax.simulation.state import StepState
-from dgdlb_jax.simulation.summary import Window, statistics
+from dgdlb_jax.simulation.statistics import Summary
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState, Trajectory
 
 
+@standard_promotion
 def simulate(
     network: Network,
     policy: AbstractPolicy,
@@ -62,7 +62,7 @@ def simulate(
     save: SaveAt | None = None,
     max_latency: float | None = None,
     throw: bool = True,
-    adjoint: FullStorage | Checkpoints | None = None,
+    adjoint: ReverseMode | None = None,
     extra_flow: Matrices | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     events: Sequence[Event] | Signals | None = None,
@@ -145,6 +145,7 @@ def simulate(
     return only_one(runs)
 
 
+@standard_promotion
 def simulate_batch(
     networks: Network,
     policy: AbstractPolicy,
@@ -157,7 +158,7 @@ def simulate_batch(
     frames: int | None = None,
     throw: bool = True,
     execution: Execution | None = None,
-    adjoint: FullStorage | Checkpoints | None = None,
+    adjoint: ReverseMode | None = None,
     extra_flow: ArrayLike | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     events: Sequence[Event] | Signals | None = None,
@@ -244,7 +245,7 @@ def _execution(chosen: Execution | None, once: dict[str, Any]) -> Execution:
         warnings.warn(
             f"simulate_batch({given}) is deprecated: write execution=Execution({given}).",
             DeprecationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return dataclasses.replace(chosen or Execution(), **once)
 
@@ -295,12 +296,11 @@ def _run_tile(inputs: Inputs, plugins: Plugins, program: Program) -> Trajectory:
     first = carry.k
     last = first + inputs.steps
     clock, counts = Clock(field.shape, dt, last), carry.state.tail is not None
-    window, after = None, first + jnp.minimum(inputs.after, inputs.steps - 1)
+    summary, after = None, first + jnp.minimum(inputs.after, inputs.steps - 1)
     if program.summary:
-        window = Window(field, after, last, inputs.reference)
-        sums = window.begin(field, first, carry.state.workload)
+        summary = Summary(field.shape, after, last, inputs.reference, scales=scaler is not None)
+        sums = summary.begin(field, first, carry.state.workload, carry.state.scaling)
         carry = eqx.tree_at(lambda c: c.state.sums, carry, sums, is_leaf=lambda leaf: leaf is None)
-        carry = with_sums(window, carry)
     attached = Attached(plugins, network, after) if plugins else None
     own, more = None, ()
     if attached is not None:
@@ -308,13 +308,12 @@ def _run_tile(inputs: Inputs, plugins: Plugins, program: Program) -> Trajectory:
         carry, more = own.join(carry, inputs.initial, program.extensions)
     observe = ObserveFields(program.fields)
     system = delayed_system(
-        field, clock, window, program.rows, counts, observe, attached, more, program.counts_own, scaler
+        field, clock, summary, program.rows, counts, observe, attached, more, program.counts_own, scaler
     )
     carry, saved = _integrate(system, carry, inputs, program)
-    now, summary = carry.state, None
-    if window is not None and now.sums is not None:
-        replicas = replica_statistics(field.shape, window, dt, now.scaling, network.backend_mask)
-        summary = statistics(field, window, dt, now.sums, now.peak, **replicas)
+    now, statistics = carry.state, None
+    if summary is not None and now.sums is not None:
+        statistics = summary.finish(field, dt, now.sums, now.peak)
     results = (
         _code(overflow(system), Result.latency_overflow),
         _code(checks.too_large_step(network, dt), Result.step_too_large),
@@ -323,7 +322,7 @@ def _run_tile(inputs: Inputs, plugins: Plugins, program: Program) -> Trajectory:
     final = suspend(field, carry, last, dt, program.resumable)
     fields: dict[str, Any] = dict.fromkeys(FIELDS) | saved
     measured = {} if own is None else own.finish(now.measured)
-    return Trajectory(**fields, statistics=summary, final=final, result=first_failure(*results), measured=measured)
+    return Trajectory(**fields, statistics=statistics, final=final, result=first_failure(*results), measured=measured)
 
 
 def _integrate(system: DelayedSystem, carry: Carry, inputs: Inputs, program: Program) -> tuple[Carry, dict[str, Any]]:

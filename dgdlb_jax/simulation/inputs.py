@@ -102,7 +102,7 @@ def _check_fused(made: Plan, inputs: Inputs) -> None:
         raise InputError("fused=True has no place for events and autoscalers: leave it out.")
     if made.plugins:
         raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
-    if not device.on_gpu():
+    if not device.has_kernels():
         raise InputError(f"fused=True needs a CUDA device, this is {jax.default_backend()}: leave it out.")
     if made.program.steps is None or made.program.every is not None or inputs.extra is not None:
         raise InputError(

@@ -1,8 +1,11 @@
 """What a run takes in memory: known before anything is allocated."""
 
+import math
 from dataclasses import dataclass
 
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.labelled import labels
+from dgdlb_jax.simulation.trajectory import Trajectory
 
 # Measured: how often what a run keeps exists at its end.
 _LINES, _RESUMABLE_LINES, _HISTORIES, _STATES = 1.5, 2.0, 2.0, 20.0
@@ -55,13 +58,9 @@ class Memory:
     def _history(self) -> float:
         """Numbers that are saved, the time included."""
         batch, frontends, backends = self.size
-        sizes = {
-            "routing": frontends * backends,
-            "workload": backends,
-            "arrival_rate": frontends,
-            "in_flight": backends,
-        }
-        return _HISTORIES * batch * self.instants * (1 + sum(sizes.get(field, 1) for field in self.fields))
+        axes, known = {"frontend": frontends, "backend": backends}, labels(Trajectory)
+        sizes = [math.prod(axes.get(dim, 1) for dim in known[field].dims) for field in self.fields]
+        return _HISTORIES * batch * self.instants * (1 + sum(sizes))
 
     @property
     def _work(self) -> float:

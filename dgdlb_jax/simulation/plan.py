@@ -10,9 +10,10 @@ import jax
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.delay import Checkpoints, FullStorage
+from dgdlb_jax.numerics.delay import ReverseMode
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import TOO_LARGE
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.threads import parts_for
 from dgdlb_jax.numerics.tiles import has_a_mesh
@@ -64,7 +65,7 @@ class Program(eqx.Module):
     fields: tuple[str, ...] = eqx.field(static=True)
     summary: bool = eqx.field(static=True)
     resumable: bool = eqx.field(static=True)
-    adjoint: FullStorage | Checkpoints | None = eqx.field(static=True)
+    adjoint: ReverseMode | None = eqx.field(static=True)
     networks: int = eqx.field(static=True)
     frames: int = eqx.field(static=True)
     fused: bool = eqx.field(static=True)
@@ -109,6 +110,7 @@ class Plan:
         )
 
 
+@standard_promotion
 def plan(
     networks: Network,
     *,
@@ -118,7 +120,7 @@ def plan(
     max_latency: float | None = None,
     frames: int | None = None,
     execution: Execution | None = None,
-    adjoint: FullStorage | Checkpoints | None = None,
+    adjoint: ReverseMode | None = None,
     extensions: tuple[AbstractExtension, ...] = (),
     policy: AbstractPolicy | None = None,
     autoscaler: AbstractAutoscaler | None = None,

@@ -294,10 +294,11 @@ def _on_the_wires(
     step = field.shape.over_frontends(dt)
     lag, fraction = _delay(field, step)
     rows = wires.ring.reshape(wires.rows, *lag.shape)
-    age = jnp.mod(k - jnp.arange(wires.rows), wires.rows)[:, None, None]
+    age = jnp.mod(k - jnp.arange(wires.rows, dtype=k.dtype), wires.rows)[:, None, None].astype(lag.dtype)
     if now.tail is not None:
         return wire_shape(field).over_frontends(dt) * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)
-    whole = (((age < lag).astype(rows.dtype) + ((age > 0) & (age <= lag))) / 2 * rows).sum(0)
+    of_both_ends = [counts.astype(rows.dtype) for counts in (age < lag, (age > 0) & (age <= lag))]
+    whole = (sum(of_both_ends) / 2 * rows).sum(0)
     newest = line.row(wires, k).reshape(lag.shape)
     return step * (whole + _tail(now.flow, newest, fraction))
 

@@ -18,7 +18,7 @@ from dgdlb_jax.simulation.own import OwnRequests
 from dgdlb_jax.simulation.retries import (
     Retries,
 )
-from dgdlb_jax.simulation.summary import Sums, Window
+from dgdlb_jax.simulation.statistics import Summary
 from dgdlb_jax.simulation.timeline import Left, Wires
 
 
@@ -28,7 +28,7 @@ class System(eqx.Module):
 
     field: Field
     clock: Clock
-    window: Window | None
+    summary: Summary | None
     late: Wires | None
     attached: Attached | None = None
     scaler: Scaler | None = None
@@ -67,7 +67,7 @@ class StepState(eqx.Module):
     policy: State
     peak: Backends
     in_flight: Lanes | None
-    sums: Sums | None
+    sums: tuple[PyTree, ...] | None  # by built-in statistics
     tail: Wires | None = None  # of a channel that carries counts: what of the last step arrives a step after the rest
     measured: tuple[PyTree, ...] = ()  # by statistics of the user's
     extended: tuple[Extended, ...] = ()  # by state variables of the user's

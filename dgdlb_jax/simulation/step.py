@@ -35,7 +35,6 @@ from dgdlb_jax.policies.base import Observation, State
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.clock import Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
-from dgdlb_jax.simulation.replica_sums import add_step
 from dgdlb_jax.simulation.retries import (
     by_arc,
     lost_for_a_while,
@@ -50,7 +49,7 @@ from dgdlb_jax.simulation.state import (
     StepState,
     System,
 )
-from dgdlb_jax.simulation.summary import higher, set_by
+from dgdlb_jax.simulation.tile_statistic import higher, set_by
 from dgdlb_jax.simulation.timeline import Survival, total
 
 
@@ -131,8 +130,7 @@ def arrive(
 ) -> tuple[StepState, None]:
     """The state after the step: workloads by the trapezoidal rule, and what is summed up; `inflow` comes on arcs where own requests are
     counted."""
-    shape, clock, window = system.field.shape, system.clock, system.window
-    now, k, recorded = move.now, context.k, context.recorded
+    shape, clock, now, k, recorded = system.field.shape, system.clock, move.now, context.k, context.recorded
     step_f, step_b = length(k, clock.frontends), length(k, clock.backends)
     own = None
     if now.own is not None and move.answers is not None:
@@ -182,17 +180,18 @@ def arrive(
         gained = shape.per_lane(jnp.sum(carried, axis=0)) - shape.per_lane(arrived)
         in_flight = in_flight + length(k, clock.lanes) / 2 * gained
     end = None if recorded is None else recorded.end
-    sums = None
-    if window is not None and now.sums is not None:
-        sums = window.add(now.sums, k, step_f, step_b, sent, before, workload, end and end.sums)
-        sums = window.add_detour(sums, k, length(k, clock.lanes), detour)
     peak = higher(now.peak, workload) if end is None else set_by(now.peak, workload, end.peak)
     scaling = None
     if now.scaling is not None and system.scaler is not None and move.ready is not None:
         rate = system.rate(k, k + 1, workload, _extensions_ahead(system, k, now), move.ready)
         ends = (now.workload, workload), (first, rate)
         scaling = system.scaler.after(k, clock, now.scaling, move.ready, *ends)
-        scaling = add_step(window, k, step_b, now.scaling, scaling, end and end.scaling)
+    sums = None
+    if system.summary is not None and now.sums is not None:
+        scalings = None if now.scaling is None or scaling is None else (now.scaling, scaling)
+        sums = system.summary.add(
+            now.sums, k, clock, sent, (before, workload), scaling=scalings, detour=detour, end=end and end.sums
+        )
     after = StepState(
         routing=move.routing, workload=workload, flow=move.flow, inflow=inflow, velocity=move.velocity, policy=move.policy,
         peak=peak, in_flight=in_flight, sums=sums, tail=move.tail, measured=now.measured, extended=now.extended, own=own,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -11,19 +11,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from dgdlb_jax.numerics.labelled import Label, label
-from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.simulation import dataset
 from dgdlb_jax.simulation.attached import ExtensionState
 from dgdlb_jax.simulation.autoscaled import ScalingState
+from dgdlb_jax.simulation.observe import OBSERVED
 from dgdlb_jax.simulation.own import OwnState
 from dgdlb_jax.simulation.plugins import AbstractStatistic, Observable
+from dgdlb_jax.simulation.statistics import Statistics
 
 if TYPE_CHECKING:
     import xarray
 
-FIELDS = ("routing", "workload", "arrival_rate", "cost_rate", "in_flight")
+FIELDS = tuple(OBSERVED)
 
 
 class SaveAt(eqx.Module):
@@ -163,106 +164,6 @@ class SimulationState(eqx.Module):
         assert self.workload_line is not None
         rows = len(self.workload_line)
         return self.workload_line[(self.row - jnp.arange(rows - 1, 0, -1)) % rows]
-
-
-class Statistics(eqx.Module):
-    r"""Time integrals and extremes over the window from `after` to the end. In a batch every array has a leading axis.
-
-    - `duration`: length of the window, seconds.
-    - `arrivals`: $\int \sum_i \lambda_i dt$, requests.
-    - `cost`: $\int (\sum_j N_j + \sum_{ij} f_{ij} \tau^{cost}_{ij}) dt$, request-seconds.
-    - `network_cost`: the second half of it.
-    - `mean_workload`, `lowest_workload`, `highest_workload` `(backends,)`: requests.
-    - `mean_routing` `(frontends, backends)`: share of the requests that went this way.
-    - `workload_growth` `(2, backends)`: slope of the straight line through the workload (least squares) in each half of the
-      window, requests/s.
-    - `distance`: time mean of $\sum_j |N_j - N^{ref}_j| / \sum_j N^{ref}_j$; None without a reference.
-    - `peak_workload` `(backends,)`: largest workload of the whole run, before the window too.
-    - `replica_seconds`, `mean_replicas`, `lowest_replicas`, `highest_replicas` `(backends,)`: in a run with an autoscaler. The first is
-      what is paid for: replicas from their command to their end; the others are of those that serve.
-    """
-
-    duration: Float[Array, "*batch"] = eqx.field(
-        metadata=label(units="s", meaning="length of the window of the statistics")
-    )
-    arrivals: Float[Array, "*batch"] = eqx.field(
-        metadata=label(units="requests", meaning="requests that arrived in the window")
-    )
-    cost: Float[Array, "*batch"] = eqx.field(
-        metadata=label(units="requests s", meaning="workload and network cost over the window")
-    )
-    network_cost: Float[Array, "*batch"] = eqx.field(
-        metadata=label(units="requests s", meaning="network cost over the window")
-    )
-    mean_workload: Float[Array, "*batch backends"] = eqx.field(
-        metadata=label("backend", units="requests", meaning="time mean of the workload in the window")
-    )
-    lowest_workload: Float[Array, "*batch backends"] = eqx.field(
-        metadata=label("backend", units="requests", meaning="lowest workload in the window")
-    )
-    highest_workload: Float[Array, "*batch backends"] = eqx.field(
-        metadata=label("backend", units="requests", meaning="highest workload in the window")
-    )
-    mean_routing: Float[Array, "*batch frontends backends"] = eqx.field(
-        metadata=label(
-            "frontend", "backend", units="1", meaning="share of the requests that went this way in the window"
-        )
-    )
-    workload_growth: Float[Array, "*batch 2 backends"] = eqx.field(
-        metadata=label(
-            "half", "backend", units="requests/s", meaning="slope of the workload in each half of the window"
-        )
-    )
-    distance: Float[Array, "*batch"] | None = eqx.field(
-        metadata=label(units="1", meaning="time mean of the relative distance to the reference workload")
-    )
-    peak_workload: Float[Array, "*batch backends"] = eqx.field(
-        metadata=label("backend", units="requests", meaning="highest workload of the whole run")
-    )
-    replica_seconds: Float[Array, "*batch backends"] | None = eqx.field(
-        default=None,
-        metadata=label("backend", units="s", meaning="replicas from their command to their end, over the window"),
-    )
-    mean_replicas: Float[Array, "*batch backends"] | None = eqx.field(
-        default=None,
-        metadata=label("backend", units="1", meaning="time mean of the replicas that serve in the window"),
-    )
-    lowest_replicas: Float[Array, "*batch backends"] | None = eqx.field(
-        default=None, metadata=label("backend", units="1", meaning="fewest replicas that serve in the window")
-    )
-    highest_replicas: Float[Array, "*batch backends"] | None = eqx.field(
-        default=None, metadata=label("backend", units="1", meaning="most replicas that serve in the window")
-    )
-
-    derived: ClassVar[dict[str, tuple]] = {
-        "mean_latency": ((), "s", "time-integrated cost over arrivals in the window"),
-        "network_share": ((), "1", "part of the mean latency spent on the network"),
-        "swing": ((), "1", "largest (max - min) / mean of a workload in the window"),
-    }
-
-    @property
-    @compiled  # one program, instead of one for every operation
-    def mean_latency(self) -> Float[Array, "*batch"]:
-        """Time-integrated cost over time-integrated arrivals, seconds; 0 where nothing was sent and nothing was there."""
-        return self.cost / jnp.where(self.cost > 0, self.arrivals, 1)
-
-    @property
-    def network_share(self) -> Float[Array, "*batch"]:
-        """The part of the latency that is spent on the network; 0 where there is none."""
-        return self.network_cost / jnp.where(self.cost > 0, self.cost, 1)
-
-    @property
-    def swing(self) -> Float[Array, "*batch"]:
-        """Largest peak-to-peak workload of a backend over its mean."""
-        # A backend that is hardly used has no swing worth a verdict: its mean is compared with a millionth of the largest one.
-        floor = 1e-6 * jnp.max(self.mean_workload, axis=-1, keepdims=True)
-        floor = jnp.maximum(floor, jnp.finfo(self.mean_workload.dtype).tiny)
-        return jnp.max((self.highest_workload - self.lowest_workload) / jnp.maximum(self.mean_workload, floor), axis=-1)
-
-    @property
-    def growth(self) -> Float[Array, "*batch 2"]:
-        """Largest growth of a backend's workload in each half of the window, as a part of the total arrival rate."""
-        return jnp.max(self.workload_growth, axis=-1) * (self.duration / self.arrivals)[..., None]
 
 
 class Trajectory(eqx.Module):

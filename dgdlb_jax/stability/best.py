@@ -9,7 +9,8 @@ from dgdlb_jax.equilibrium.arguments import known_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import per_frontend, require_single
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import require_patience
+from dgdlb_jax.numerics.patience import require_patience
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.stability.critical import critical_step_size
@@ -37,6 +38,7 @@ class BestStepSize(eqx.Module):
     margin: Float[Array, ""]
 
 
+@standard_promotion
 def best_step_size(
     network: Network,
     optimum: Optimum | None = None,

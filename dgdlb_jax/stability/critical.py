@@ -25,6 +25,7 @@ from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
 from dgdlb_jax.numerics.nyquist import BLOCK, eigenvalue_near, largest_crossing, slope_of
 from dgdlb_jax.numerics.programs import compiled
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, Result, code, first_failure, raise_on_failure, require_values
 from dgdlb_jax.numerics.winding import turn
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
@@ -68,6 +69,7 @@ class CriticalMode(eqx.Module):
         return jnp.where(swings, 2 * jnp.pi / jnp.where(swings, self.frequency, 1), jnp.inf)
 
 
+@standard_promotion
 def critical_step_size(
     network: Network,
     policy: AbstractPolicy | Optimum | None = None,
@@ -136,6 +138,7 @@ def _behind_scrapes(
     return jnp.asarray(limits.reshape(network.latency.shape[:-2]))
 
 
+@standard_promotion
 def critical_mode(
     network: Network,
     policy: AbstractPolicy | Optimum | None = None,
@@ -263,6 +266,7 @@ def _drifts_away(loop: LoopTransfer, found: Array) -> Array:
     return (slow.real.min() < -1e-4 * jnp.abs(slow).max()) & loop.closed
 
 
+@standard_promotion
 def count_unstable_roots(
     network: Network,
     policy: AbstractPolicy | Optimum,

@@ -11,6 +11,7 @@ from dgdlb_jax.equilibrium.operating_point import OperatingPoint, slope_and_gain
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_backend, each_network, of_batch, per_frontend
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import is_concrete
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
@@ -29,6 +30,7 @@ _FAR_ABOVE = 10.0  # times the least marginal latency
 _DEAD = 1e-3  # of what the best backend of a frontend takes from it; a thousandth is also what a verdict looks at
 
 
+@standard_promotion
 def default_step_size(
     network: Network,
     optimum: Optimum | None = None,
@@ -135,6 +137,7 @@ def drain_time(
     )
 
 
+@standard_promotion
 def suggest_dt(
     network: Network,
     step_size: StepSize | Optimum | None = None,
@@ -174,6 +177,7 @@ def suggest_dt(
     return _rounded(round_down, dt)
 
 
+@standard_promotion
 def suggest_duration(
     network: Network, step_size: StepSize | Optimum | None = None, optimum: Optimum | StepSize | None = None
 ) -> float | Float[Array, "*batch"]:

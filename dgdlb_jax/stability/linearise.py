@@ -18,6 +18,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.dependence import depends_on
 from dgdlb_jax.numerics.graph import connected, count_parts
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.simplex import zero_mean
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy, State
@@ -133,6 +134,7 @@ class Linearisation(eqx.Module):
         return self.point.support
 
 
+@standard_promotion
 def linearise(
     network: Network,
     policy: AbstractPolicy | Optimum | None = None,

@@ -26,7 +26,8 @@ from dgdlb_jax.equilibrium.operating_point import OperatingPoint
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_frontend, each_network, require_double
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import check_positive, require_patience, within_patience
+from dgdlb_jax.numerics.checks import check_positive
+from dgdlb_jax.numerics.patience import require_patience, within_patience
 from dgdlb_jax.numerics.results import Result, code, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB

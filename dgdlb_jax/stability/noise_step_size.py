@@ -9,12 +9,14 @@ from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_network, of_batch, per_frontend, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import check_positive
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.start import default_start
 from dgdlb_jax.stability.critical import critical_step_size
 from dgdlb_jax.stability.defaults import default_step_size
 
 
+@standard_promotion
 def suggest_step_size(
     network: Network,
     optimum: Optimum | None = None,

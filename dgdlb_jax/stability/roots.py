@@ -13,6 +13,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
 from dgdlb_jax.numerics.device import check_fits, on_host
 from dgdlb_jax.numerics.programs import compiled
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.stability.linearise import Linearisation, linearise
@@ -51,14 +52,14 @@ class Spectrum(eqx.Module):
         """The rightmost root, with positive imaginary part if it is one of a pair."""
         first = self.roots[..., 0]
         swings = jnp.abs(first.imag) > 1e-9 * jnp.abs(first.real)  # less is rounding
-        return first.real + 1j * jnp.where(swings, jnp.abs(first.imag), 0)
+        return jax.lax.complex(first.real, jnp.where(swings, jnp.abs(first.imag), 0))
 
     @property
     @compiled
     def damping(self) -> Float[Array, "*batch"]:
         r"""Damping ratio of the rightmost root, $-\mathrm{Re}\, s / |s|$: 1 when it does not swing or there is none, 0 at the limit."""
         none = jnp.isneginf(self.dominant.real)
-        root = jnp.where(none, -1.0, self.dominant)
+        root = jnp.where(none, -1.0 + 0j, self.dominant)
         return -root.real / jnp.abs(root)
 
     @property
@@ -75,6 +76,7 @@ class Spectrum(eqx.Module):
         return jnp.where(self.abscissa < 0, jnp.log(100.0) / -jnp.minimum(self.abscissa, -1e-300), jnp.inf)
 
 
+@standard_promotion
 def characteristic_roots(
     network: Network,
     policy: AbstractPolicy | Optimum | None = None,

@@ -9,10 +9,12 @@ from dgdlb_jax.equilibrium.operating_point import SAME, OperatingPoint
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_network, per_frontend
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.stability.conditions import NEEDS, RULES, Condition, Rule, distributed
 
 
+@standard_promotion
 def sufficient_step_size(
     network: Network,
     optimum: Optimum | None = None,

@@ -10,13 +10,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.batch import per_frontend
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.plugins import AbstractStatistic
-from dgdlb_jax.simulation.trajectory import Statistics, Trajectory
+from dgdlb_jax.simulation.statistics import Statistics
+from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.defaults import default_step_size, suggest_duration
 from dgdlb_jax.studies.balancers import BALANCERS, behind, check_keys
 from dgdlb_jax.studies.starts import start_state
@@ -125,6 +127,7 @@ class Assessment:
         return np.asarray((self.verdict == Verdict.settled) & (self.excess < close))
 
 
+@standard_promotion
 def assess(
     networks: Network,
     policy: AbstractPolicy | str = "dgd-lb",

@@ -18,6 +18,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
+from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.numerics.rounding import round_up
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler, AbstractSampledAutoscaler
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -163,7 +164,7 @@ class AutoscalingStudyInProgress:
         longest = slowest_part(self._autoscaler)
         wanted = max(float(self._setup.settling), _TURNS * longest)
         work = sum(usual_step(self._network.latency.size) / dt for dt in self._dt.values())
-        return min(wanted, max(PATIENCE / work, _FEWEST * longest))
+        return min(wanted, max(patience(PATIENCE) / work, _FEWEST * longest))
 
 
 def slowest_part(autoscaler: AbstractAutoscaler) -> float:

@@ -16,6 +16,8 @@ from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
+from dgdlb_jax.numerics.patience import patience
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import require_values
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -46,12 +48,14 @@ Progress = Callable[[int, int, str], None]
 """Called with the pieces of work done, how many there are, and what was done last."""
 
 PATIENCE, CORES = 15.0, 2
-"""Seconds that the runs of a comparison may take by default on so many cores; where settling takes longer, they end before."""
+"""Seconds that the runs of a comparison may take by default on so many cores; where settling takes longer, they end before. The environment
+variable DGDLB_PATIENCE is a factor on that."""
 _LONGER = 4  # times as long does a balancer run again that has come to no verdict
 _STATIC = {Uniform: "uniform", ProportionalToCapacity: "proportional", Nearest: "nearest"}
 _REFERENCE = "quasi-static optimum"
 
 
+@standard_promotion
 def compare(
     network: Network,
     policies: Mapping[str, AbstractPolicy] | Sequence[str] | None = None,
@@ -237,7 +241,7 @@ class ComparisonInProgress:
                 undecided.append(name)
             else:
                 yield name
-        each = CORES * PATIENCE / max(1, len(undecided))
+        each = CORES * patience(PATIENCE) / max(1, len(undecided))
         for name, found in self._at_the_same_time({name: partial(self._run_longer, name, each) for name in undecided}):
             if found is not None:
                 self._longer[name] = found
@@ -261,7 +265,7 @@ class ComparisonInProgress:
         return found
 
     def _finished_once(self) -> Iterator[str]:
-        each = CORES * PATIENCE / len(self._runs)
+        each = CORES * patience(PATIENCE) / len(self._runs)
         jobs: dict[str, Callable[[], Any]] = {}
         if self.moving:  # first, as all rows wait for it
             instants = reference_instants(self.network, self.grid.duration)
@@ -284,16 +288,16 @@ class ComparisonInProgress:
 
     def _shorten(self, dt: float | None) -> None:
         """Let all runs end earlier if together they take too long, but not before they can be judged."""
-        if (work := self._work()) > PATIENCE:
+        if (work := self._work()) > patience(PATIENCE):
             shortest = 5 * max(2 * largest_latency(self.network), longest_service(self.network, self.optimum))
             shortest += 0.0 if self.schedule is None else self.schedule.shortest
-            affordable = round_down(self.grid.duration * PATIENCE / work)
+            affordable = round_down(self.grid.duration * patience(PATIENCE) / work)
             self.grid = self._grid(max(affordable, min(round_up(shortest), self.grid.duration)), dt)
             self._runs = self._resolved(dt)
 
     def _coarsen(self) -> None:
         """Begin with twice the time step if all runs together take too long under a demand of which none can be left out."""
-        if self._work() > PATIENCE:
+        if self._work() > patience(PATIENCE):
             for run in self._runs.values():
                 run.dt *= 2
 

@@ -12,6 +12,7 @@ from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.events import Fails
 from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
@@ -148,7 +149,7 @@ class FailuresInProgress:
     def _affordable(self, duration: float) -> float:
         """A round number of seconds in which all can settle, or fewer where that takes too long."""
         each = usual_step(self._network.latency.size) * max(1, len(self._served))
-        affordable = _PATIENCE / sum(each / dt for dt in self._dt.values())
+        affordable = patience(_PATIENCE) / sum(each / dt for dt in self._dt.values())
         return round_up(duration) if round_up(duration) < affordable else round_down(affordable)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from dgdlb_jax.model.batch import require_single
 from dgdlb_jax.model.network import Network, stack
+from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -139,7 +140,7 @@ def simulated_edge(
     values = [part * edge for part in tried if setting != LOAD or part * edge < 1]
     networks, policies = together([case_at(network, policy, setting, value) for value in values])
     steps = steps_in_a_period(networks, policies)
-    if _UPDATES * steps * usual_step(networks.latency.size) > _PATIENCE:
+    if _UPDATES * steps * usual_step(networks.latency.size) > patience(_PATIENCE):
         return math.nan, math.nan
     return nearest_turn(values, deviations_grow(networks, policies), edge)
 

@@ -13,6 +13,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.numerics.formatting import number
+from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
@@ -88,7 +89,7 @@ def simulated_onset(
 
 def takes_too_long(network: Network, count: int, every: int) -> bool:
     """Whether simulating so many copies of a network, with so many steps between two looks, takes longer than people wait."""
-    return _LOOKS * every * usual_step(count * network.latency.size) > _PATIENCE
+    return _LOOKS * every * usual_step(count * network.latency.size) > patience(_PATIENCE)
 
 
 def deviations_grow(

@@ -19,7 +19,8 @@ from dgdlb_jax.numerics import files, labelled
 from dgdlb_jax.numerics.files import disk_errors
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
-from dgdlb_jax.simulation.trajectory import FIELDS, Statistics, Trajectory
+from dgdlb_jax.simulation.statistics import Statistics
+from dgdlb_jax.simulation.trajectory import FIELDS, Trajectory
 from dgdlb_jax.studies.assess import statistics_of
 from dgdlb_jax.studies.conclusion import no_percentage
 from dgdlb_jax.studies.event_results import event_variables, events_json

@@ -16,9 +16,10 @@ from helpers import DT, small_network
 
 
 @pytest.fixture
-def little(monkeypatch):
+def little():
     """A machine of 8 GB."""
-    monkeypatch.setattr(device, "memory", lambda: 8e9)
+    with device.assumed(memory=8e9):
+        yield
 
 
 def test_delay_rows(little, rng):
@@ -51,7 +52,7 @@ def test_a_batch_counts_as_a_whole(little, rng):
         dgd.simulate_batch(many, dgd.DGDLB(0.05), duration=1e5 * DT, dt=DT)
 
 
-def test_large_networks(little, monkeypatch):
+def test_large_networks(little):
     """10 000 x 10 000, without an array of that size: shapes are enough to see it."""
 
     def run(latency):
@@ -116,7 +117,7 @@ def test_analyses(little):
         jax.eval_shape(limit, jax.ShapeDtypeStruct((2000, 2000), jnp.float64))
 
 
-def test_loops_at_many_frequencies(little, monkeypatch):
+def test_loops_at_many_frequencies(little):
     """As many at once as 256 MB hold with their derivatives, and none where one is too large."""
     found = [side_by_side(16 * size**3, (size, size), 64) for size in (50, 100, 200)]  # complex, (F, B, B)
     assert found == [64, 8, 1]
@@ -139,13 +140,13 @@ def test_no_more_cases_side_by_side_than_there_are(monkeypatch, batch, chunk, ex
     assert batch_of(spec) == expected
 
 
-def test_the_limits_of_a_process(monkeypatch, tmp_path):
+def test_the_limits_of_a_process(tmp_path):
     assert 1e8 < device.host_memory() < 1e15
     (tmp_path / "memory.max").write_text("123456789\n")
-    monkeypatch.setattr(device, "_CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "missing"))
-    assert device.host_memory() == 123456789
+    limits = tmp_path / "memory.max", tmp_path / "missing"
+    assert device.host_memory(limits) == 123456789
     (tmp_path / "memory.max").write_text("max\n")
-    assert device.host_memory() > 1e8
+    assert device.host_memory(limits) > 1e8
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes")])

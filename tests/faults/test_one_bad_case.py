@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax import open_sweep
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.studies.sweep import batches, sweep
 from dgdlb_jax.studies.sweep.batches import OutOfMemory
@@ -67,12 +68,12 @@ def test_a_parameter_that_one_of_two_policies_lacks(tmp_path):
     assert "policy = dgd-lb, policy.temperature = 0.1: dgd-lb has no parameter 'temperature'" in summary(path)
 
 
-def test_a_network_that_no_memory_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "device_memory", lambda: 16_000_000_000)
+def test_a_network_that_no_memory_holds(tmp_path):
     path = tmp_path / "large.zarr"
     sizes = {"frontends": [2, 10_000], "backends": [2, 10_000]}
     spec = {"measures": ["excess"], "zip": {"size": sizes}, "fixed": {"family": "complete"}, "run": SHORT}
-    found = sweep(spec, path, progress=False)
+    with device.assumed(memory=16e9):
+        found = sweep(spec, path, progress=False)
     assert list(found["result"].values) == [0, RESULTS["does_not_fit_memory"]]
     assert "frontends = 10000, backends = 10000: Its optimum needs about 72.5 GB, the device has 16 GB" in summary(path)
 

@@ -75,8 +75,10 @@ from dgdlb_jax.numerics.delay.incidence import Table as Table
 from dgdlb_jax.numerics.delay.line import delay_for as delay_for
 from dgdlb_jax.numerics.delay.line import rows_for as rows_for
 from dgdlb_jax.numerics.delay.line import steps_for as steps_for
+from dgdlb_jax.numerics.delay.memory import Autodiff as Autodiff
 from dgdlb_jax.numerics.delay.memory import Checkpoints as Checkpoints
 from dgdlb_jax.numerics.delay.memory import FullStorage as FullStorage
+from dgdlb_jax.numerics.delay.memory import ReverseMode as ReverseMode
 from dgdlb_jax.numerics.delay.scan import run_as_told as run_as_told
 from dgdlb_jax.numerics.delay.system import Carry as Carry
 from dgdlb_jax.numerics.delay.system import DelayedSystem as DelayedSystem

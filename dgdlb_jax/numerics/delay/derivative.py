@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 
 from dgdlb_jax.numerics.delay.adjoint import Ending
 from dgdlb_jax.numerics.delay.checkpoint import Node, schedule
-from dgdlb_jax.numerics.delay.memory import Checkpoints, FullStorage, Memory
+from dgdlb_jax.numerics.delay.memory import Autodiff, Memory, ReverseMode
 from dgdlb_jax.numerics.delay.reverse_scan import Problem
 from dgdlb_jax.numerics.delay.scan import Runner
 from dgdlb_jax.numerics.delay.system import Carry, DelayedSystem
@@ -34,7 +34,7 @@ def delayed_scan(
     every: int | None = None,
     *,
     inputs: PyTree = None,
-    memory: FullStorage | Checkpoints | None = None,
+    memory: ReverseMode | None = None,
     runs: float = 1,
     native: bool = True,
 ) -> tuple[Carry, PyTree]:
@@ -55,7 +55,8 @@ def delayed_scan(
 
     **Raises:** `NotImplementedError` when differentiated twice.
     """
-    return _compiled(_Task(steps, every, Memory(memory, runs), native), system, carry, inputs)
+    task = _Task(steps, every, Memory(memory, runs), native)
+    return (task.run if isinstance(memory, Autodiff) else partial(_compiled, task))(system, carry, inputs)
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,18 @@ class Checkpoints(eqx.Module):
         self.every = None if every is None else int(every)
 
 
+class Autodiff(eqx.Module):
+    """JAX's own derivative of the loop: slow, and it remembers every delay line of every step. To hold the others to."""
+
+
+ReverseMode = FullStorage | Checkpoints | Autodiff
+
+
 @dataclass(frozen=True)
 class Memory:
     """What the user chose to remember, and how many runs like this one share the memory."""
 
-    adjoint: FullStorage | Checkpoints | None
+    adjoint: ReverseMode | None
     runs: float
 
     def segment(self, steps: int, rows: int, step: int, checkpoint: int) -> int | None:
@@ -56,7 +63,7 @@ class Memory:
         adjoint = self.adjoint
         if adjoint is None:
             adjoint = FullStorage() if self.runs * steps * step <= _LITTLE else Checkpoints()
-        if isinstance(adjoint, FullStorage):
+        if not isinstance(adjoint, Checkpoints):
             return None
         every = math.isqrt(steps * checkpoint // step) if adjoint.every is None else adjoint.every
         every = max(every, rows)

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from dgdlb_jax.numerics.totals import Total
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
-from dgdlb_jax.simulation.summary import Total
 
 BLOCKS = 20
 

@@ -17,6 +17,7 @@ from dgdlb_jax.numerics.delay import Carry, run_as_told, steps_for
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.programs import compiled
+from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
@@ -37,13 +38,14 @@ from dgdlb_jax.simulation.requests.step import Counting, RequestState, request_s
 from dgdlb_jax.simulation.requests.streams import LARGEST, Streams
 from dgdlb_jax.simulation.requests.trajectory import Parts, RequestTrajectory, Sojourns
 from dgdlb_jax.simulation.start import check_start, default_start
-from dgdlb_jax.simulation.summary import Window, statistics
+from dgdlb_jax.simulation.statistics import Summary
 from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt, SimulationState
 
 _LANES = 8  # networks side by side: what they draw with stays in the cache
 _LONGEST_STAY = 15.0  # times in service for which requests are followed
 
 
+@standard_promotion
 def simulate_requests(
     network: Network,
     policy: AbstractPolicy,
@@ -106,6 +108,7 @@ def simulate_requests(
     return only_one(runs)
 
 
+@standard_promotion
 def simulate_requests_batch(
     networks: Network,
     policy: AbstractPolicy,
@@ -319,11 +322,11 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
     shape = field.shape
     last = jnp.broadcast_to(inputs.steps, (shape.lanes,))
     clock = Clock(shape, inputs.dt, last)
-    window = Window(field, jnp.broadcast_to(inputs.first, last.shape), last, None)
+    summary = Summary(shape, jnp.broadcast_to(inputs.first, last.shape), last)
     following = Following(inputs.spacing, inputs.first, kept.in_order) if kept.follow else None
     observe = ObserveRequests(kept.fields)
     system = request_system(
-        field, clock, window, (inputs.first, inputs.steps), kept.rows, Streams(shape, inputs.words), following,
+        field, clock, summary, (inputs.first, inputs.steps), kept.rows, Streams(shape, inputs.words), following,
         kept.counting, observe,
     )  # fmt: skip
     carry = begin(system, *inputs.initial)
@@ -342,7 +345,7 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
     )
     return RequestTrajectory(
         **fields,
-        statistics=statistics(field, window, inputs.dt, now.sums, now.peak),
+        statistics=summary.finish(field, inputs.dt, now.sums, now.peak),
         final=_final(field, carry, inputs.dt),
         result=first_failure(*(result.astype(jnp.int32) for result in results)),
         parts=_parts(field, now.blocks, inputs),

@@ -61,7 +61,7 @@ def begin(system: DelayedSystem, routing: Array, workload: Array) -> Carry:
     observation = field.observe(start, seen, jnp.zeros_like(x) if own is None else own.count, step)
     state = RequestState(
         routing=x, workload=n, policy=field.init(observation), tail=tail, in_flight=shape.per_lane(on_wires.sum(0)), peak=n,
-        sums=parameters.window.begin(field, jnp.int32(0), n), blocks=Blocks.none(field),
+        sums=parameters.summary.begin(field, jnp.int32(0), n), blocks=Blocks.none(field),
         cohorts=None if parameters.following is None else Cohorts.none(n), own=own,
     )  # fmt: skip
     news = ChannelState(line.filled(n, rows), shape.backend_to_arcs(shape.from_last(n)))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from dgdlb_jax.numerics.delay import DelayedSystem, Each, Gather, StepContext, Sum
 from dgdlb_jax.numerics.delay.line import split
@@ -32,7 +32,8 @@ from dgdlb_jax.simulation.requests.cohorts import Cohorts, Following, follow
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
 from dgdlb_jax.simulation.requests.own import OwnCounts, age_of_answers, leaving, one_by_one, send_back
 from dgdlb_jax.simulation.requests.streams import Purpose, Streams
-from dgdlb_jax.simulation.summary import Sums, Window, higher
+from dgdlb_jax.simulation.statistics import Summary
+from dgdlb_jax.simulation.tile_statistic import higher
 
 
 class Counting(NamedTuple):
@@ -49,7 +50,7 @@ class RequestSystem(eqx.Module):
 
     field: Field
     clock: Clock
-    window: Window
+    summary: Summary
     bounds: tuple[Int[Array, ""], Int[Array, ""]]
     streams: Streams
     late: Arcs
@@ -67,7 +68,7 @@ class RequestState(eqx.Module):
     tail: Arcs  # of what was sent in the last step: what comes a step after the rest
     in_flight: Lanes
     peak: Backends
-    sums: Sums
+    sums: tuple[PyTree, ...]
     blocks: Blocks
     cohorts: Cohorts | None
     own: OwnCounts | None = None
@@ -93,7 +94,7 @@ class Dispatched(NamedTuple):
 def request_system(
     field: Field,
     clock: Clock,
-    window: Window,
+    summary: Summary,
     bounds: tuple[Int[Array, ""], Int[Array, ""]],
     rows: int,
     streams: Streams,
@@ -110,7 +111,7 @@ def request_system(
     flow = Sum(delay, each if counting.own else ends, rows, interpolates=False)
     age = age_of_answers(field, step)
     system = RequestSystem(
-        field, clock, window, bounds, streams, split(delay, rows)[1], following, counting,
+        field, clock, summary, bounds, streams, split(delay, rows)[1], following, counting,
         split(age, rows)[1] if counting.own else None,
     )  # fmt: skip
     if not counting.own:
@@ -208,7 +209,7 @@ def serve(
         routing=move.routing, workload=after, policy=move.policy, tail=move.tail,
         in_flight=now.in_flight + shape.per_lane(jnp.sum(move.sent, axis=0)) - shape.per_lane(arrived),
         peak=higher(now.peak, after),
-        sums=system.window.add(now.sums, k, step_f, step, flows, n, after),
+        sums=system.summary.add(now.sums, k, system.clock, flows, (n, after)),
         blocks=now.blocks.add(block_of(k, *system.bounds), step, n, after, rate, move.sent, field.cost_latency),
         cohorts=cohorts, own=own,
     )  # fmt: skip

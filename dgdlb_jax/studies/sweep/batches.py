@@ -282,9 +282,7 @@ def fitting(shape: Shape, measures: tuple[str, ...]) -> int:
 
 def device_memory() -> float:
     """Bytes that all devices of this process have together; on CPU the memory of the machine."""
-    statistics = [one.memory_stats() or {} for one in jax.local_devices()]
-    limits = [found["bytes_limit"] for found in statistics if "bytes_limit" in found]
-    return min(float(sum(limits)) if limits else device.host_memory(), _MOST_MEMORY)
+    return min(device.all_memory(), _MOST_MEMORY)
 
 
 def run_batch(batch: Batch, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
