@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import GreatestMarginalRate as GreatestMarginalRate
     from dgdlb_jax.policies import HotCold as HotCold
     from dgdlb_jax.policies import LatencyScorer as LatencyScorer
+    from dgdlb_jax.policies import LeadDGDLB as LeadDGDLB
     from dgdlb_jax.policies import LeastLatency as LeastLatency
     from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
     from dgdlb_jax.policies import LeastRequest as LeastRequest
@@ -212,7 +213,7 @@ _HOME = {
     "policies": (
         "AbstractFlowPolicy", "AbstractHeldPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB",
         "DGDLB", "DnsLatency", "EnvoyLoadAwareLocality", "FixedRouting", "GreatestMarginalRate", "HotCold",
-        "LatencyScorer", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
+        "LatencyScorer", "LeadDGDLB", "LeastLatency", "LeastMarginalLatency", "LeastRequest", "LeastWorkload",
         "LocalityFailover", "LogDGDLB", "MirrorDescent", "Nearest", "Observation", "OrcaWeights", "PeakEWMA",
         "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay",
         "Softmin", "Uniform", "WeightedLeastRequest", "register_policy", "spillover",
