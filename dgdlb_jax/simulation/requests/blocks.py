@@ -72,10 +72,10 @@ def part_edges(steps: Int[Array, ""]) -> Int[Array, " edges"]:
 
 
 def ended_part(k: Int[Array, ""], first: Int[Array, ""], last: Int[Array, ""]) -> Int[Array, ""]:
-    """Which part of the window, from step `first` to `last`, ends with step `k`; `BLOCKS` if none does."""
+    """Which part of the window, from step `first` to `last`, ends with step `k`, without the empty ones after it; `BLOCKS` if none does."""
     ends = part_edges(last - first)[1:]
     ended = lambda k: jnp.sum((ends <= k - first).astype(jnp.int32))
-    return jnp.where(ended(k + 1) > ended(k), ended(k + 1) - 1, BLOCKS)
+    return jnp.where(ended(k + 1) > ended(k), ended(k), BLOCKS)
 
 
 def add_row(

@@ -12,8 +12,8 @@ From `t_k` to `t_{k+1}`:
 
 With `count="backend"` arrivals are drawn where they arrive, from the mean of what was sent: one number per backend in place of one per
 arc. Parts of a Poisson stream that are thinned independently are independent, and nobody sees the wires, so the law of the workloads is
-the same; what is on the wires is then a mean. With `count="own"` requests are counted until the answer is back (see `own`), each from the step in which it was sent, so that
-every arc draws two numbers.
+the same; what is on the wires is then a mean. With `count="own"` requests are counted until the answer is back (see `own`), each from
+the step in which it was sent: two numbers per arc.
 """
 
 from typing import Any, NamedTuple
