@@ -3,8 +3,10 @@
     python benchmarks/bench_requests.py [--networks 64] [--size 10] [--steps 4000] [--scale 1 100] [--double] [--each 0.02 0.06 0.2 1 3]
 
 Each row is the fastest of several calls that take turns with the fluid run of the same networks, on one thread. The events (`events.c`,
-compiled here when a compiler is there) serve the same networks for the same time under the same fixed routing, so that their means have
-the same error; `--each`: at how many requests per arc and step. Ciw, a queueing library in Python, serves one server, when it is installed.
+compiled here when a compiler is there) serve the same networks for the same time under the routing of the optimum, so that their means
+have the same error; `--each`: at how many requests per arc and step. The scatter of mean latencies over `--seeds` says what is left of it
+when they come from the identity of `stationary_latency` (which events could sum up as well): time times variance is the price of a
+given error. Ciw, a queueing library in Python, serves one server, when it is installed.
 """
 
 import argparse
@@ -19,6 +21,7 @@ parser.add_argument("--double", action="store_true", help="double precision")
 parser.add_argument(
     "--each", type=float, nargs="*", default=[0.02, 0.06, 0.2, 1.0, 3.0], help="requests per arc and step"
 )
+parser.add_argument("--seeds", type=int, default=8, help="runs of every network beside the events")
 options = parser.parse_args()
 os.environ["DGDLB_THREADS"] = "1"
 
@@ -80,7 +83,7 @@ def main() -> None:
     if compiler is None:
         print("\nNo C compiler was found: no events.")
         return
-    against_events(compiler, networks, keys)
+    against_events(compiler, networks, key)
 
 
 def in_python() -> None:
@@ -102,38 +105,51 @@ def in_python() -> None:
     print(f"\nCiw {ciw.__version__}: {costs[0]:.0f} us a request in order of arrival, {costs[1]:.0f} us shared.")
 
 
-def against_events(compiler: str, networks: dgd.Network, keys) -> None:
-    """The second table: processor time per request, and how far mean workloads of all networks together are apart."""
+def against_events(compiler: str, networks: dgd.Network, key) -> None:
+    """The second table: processor time per request, how far mean workloads of all networks are apart, and the price of an error."""
     library = str(Path(tempfile.mkdtemp()) / "events.so")
     flags = ["-O3", "-march=native", "-shared", "-fPIC"]
     subprocess.run([compiler, *flags, str(Path(__file__).with_name("events.c")), "-o", library, "-lm"], check=True)
-    routing = networks.nominal_capacity[:, None] / networks.nominal_capacity.sum(-1)[:, None, None]
-    routing = np.asarray(routing * np.ones(networks.latency.shape), float)
+    optima = dgd.solve_optimum(networks)
+    routing = np.asarray(optima.routing / optima.routing.sum(-1, keepdims=True), float)
     policy, duration = dgd.FixedRouting(routing), options.steps * DT
-    mean_rate = float(networks.arrival_rate.sum()) / (options.networks * options.size**2)
-    grid = {"duration": duration, "dt": DT, "max_latency": MAX_LATENCY, "follow": False, "after": duration / 5}
+    rate = np.asarray(networks.arrival_rate.sum(-1), float)
+    grid = {"duration": duration, "dt": DT, "max_latency": MAX_LATENCY, "follow": False, "after": duration / 2}
     empty = {"initial": (routing, np.zeros((options.networks, options.size)))}
     print(
-        "\n| requests per arc and step | events in C, ns each | counted at backends | over C | on arcs | over C | apart | error of one |"
+        "\n| requests per arc and step | events in C, ns each | counted at backends | over C | on arcs | over C | apart | error of one "
+        "| error over that of C | by the identity | price over C at backends | on arcs |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for each in options.each:
-        scale = each / (mean_rate * DT)
-        quickest = dict.fromkeys(("C", "backend", "arc"), float("inf"))
-        for turn in range(4):
+        scale = each * options.networks * options.size**2 / (rate.sum() * DT)
+        quickest, found = dict.fromkeys(("C", "backend", "arc"), float("inf")), {"C": [], "direct": [], "identity": []}
+        for turn in range(options.seeds):
             began = time.process_time()
             sent, exact = events(library, networks, routing, scale, duration, seed=turn)
             quickest["C"] = min(quickest["C"], (time.process_time() - began) / sent)
+            found["C"].append(exact)
+            keys = jax.random.split(jax.random.fold_in(key, turn), options.networks)
             for count in ("backend", "arc"):
                 began = time.process_time()
                 run = dgd.simulate_requests_batch(networks, policy, keys, scale=scale, count=count, **grid, **empty)
                 ours = np.asarray(run.statistics.mean_workload, float).sum(-1)
                 quickest[count] = min(quickest[count], (time.process_time() - began) / sent)
+            found["direct"].append(ours)
+            one = lambda tree, n: jax.tree.map(lambda leaf: leaf[n], tree)
+            latencies = [
+                dgd.stationary_latency(one(run, n), one(networks.anonymous(), n), one(optima, n), scale)
+                for n in range(options.networks)
+            ]
+            found["identity"].append(np.array(latencies) * rate * scale)
         c, backend, arc = (1e9 * quickest[name] for name in ("C", "backend", "arc"))
-        ratio = ours / exact
+        ratio = np.mean(found["direct"], 0) / np.mean(found["C"], 0)
+        variance = {name: np.var(values, axis=0, ddof=1).mean() for name, values in found.items()}
+        direct, smaller = (variance[name] / variance["C"] for name in ("direct", "identity"))
         print(
             f"| {each:g} | {c:.0f} | {backend:.0f} | {backend / c:.2f} | {arc:.0f} | {arc / c:.2f} | {ratio.mean() - 1:+.4f} "
-            f"| {ratio.std(ddof=1) / len(ratio) ** 0.5:.4f} |",
+            f"| {ratio.std(ddof=1) / len(ratio) ** 0.5:.4f} | {direct**0.5:.2f} | {smaller**0.5:.2f} | {smaller * backend / c:.2f} "
+            f"| {smaller * arc / c:.2f} |",
             flush=True,
         )
 
@@ -154,7 +170,7 @@ def events(
             doubles(service.max_rate[k]) * scale, doubles(service.half_load[k]) * scale,
         ]  # fmt: skip
         size, first = options.size, ctypes.c_uint64(1 + 1_000_003 * seed + k)
-        sent += run(size, size, number(duration), number(duration / 5), first, *map(pointer, (*inputs, found[k])))
+        sent += run(size, size, number(duration), number(duration / 2), first, *map(pointer, (*inputs, found[k])))
     return sent, found.sum(-1)
 
 

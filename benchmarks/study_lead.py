@@ -2,7 +2,7 @@ r"""A lead on the reported marginal latency: where does it pay? DGD-LB, its loga
 
     python benchmarks/study_lead.py [networks] [fleets] [reports] [--count 60] [--picture lead.png]
 
-`dgd.estimates.Lead` says what it is. What is looked for: limits, settling from near and far, jitter, cycles, also with reports that are
+`dgd.LeadDGDLB` says what it is. What is looked for: limits, settling from near and far, jitter, cycles, also with reports that are
 sampled and noisy.
 """
 
@@ -24,12 +24,13 @@ import numpy as np
 import dgdlb_jax as dgd
 from common import machine
 from dgdlb_jax.numerics.results import Result
-from dgdlb_jax.policies.estimates import AbstractEstimate, Lead, estimated
-from dgdlb_jax.studies.stability import far_starts, study_networks
+from dgdlb_jax.policies.estimates import AbstractEstimate, estimated
+from dgdlb_jax.studies.stability import coarsest_step, far_starts, study_networks
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.95, 1.4)
 """Step sizes, over the critical one of DGD-LB."""
 PERIODS, STEPS = 100, 40  # of the critical swing: the length of a run, and time steps in each
+STIFF = 125  # steps in a critical swing from which on service is stiff beside it
 SETTLED = (
     0.02  # of all workloads, or of the deviation at the start if that is smaller: how far from the optimum they may be
 )
@@ -38,7 +39,7 @@ BINS = (0.3, 1.0)  # of the largest a (f + b) in use
 
 def leading(networks, step, oldest=0.3):
     """`LogDGDLB` that sees marginal latencies extrapolated."""
-    return estimated(dgd.LogDGDLB(step), Lead(networks.latency + networks.feedback_latency, oldest=oldest))
+    return dgd.LeadDGDLB(step, networks.latency + networks.feedback_latency, oldest=oldest)
 
 
 RULES = {
@@ -49,7 +50,7 @@ RULES = {
 }
 
 NOISY = (0.1, 0.5, 0.95)  # at which of them jitter is computed
-GROUPS = (("equal", "per frontend"), ("geographic",))  # latency families: exponential curves, hyperbolic ones
+GROUPS = (("equal", "per frontend"), ("geographic",), ("three decades",))  # latency families that are run as one batch
 STARTS = ("near", "proportional", "far")
 
 
@@ -72,9 +73,9 @@ def limited(networks):
     """Those of a batch that have a limit and whose service is not stiff beside the swings, with optima and critical modes."""
     optimum = dgd.solve_optimum(networks, throw=False)
     mode = dgd.critical_mode(networks, optimum, throw=False)
-    steep = np.asarray(networks.service.initial_slope).max(-1) * np.asarray(mode.period)
+    resolved = np.asarray(mode.period) < STIFF * coarsest_step(networks)
     kept = np.flatnonzero(
-        np.isfinite(np.asarray(mode.step_size)) & (np.asarray(optimum.result) == Result.successful) & (steep < 50)
+        np.isfinite(np.asarray(mode.step_size)) & (np.asarray(optimum.result) == Result.successful) & resolved
     )
     return jax.tree.map(lambda leaf: leaf[kept], (networks, optimum, mode))
 
@@ -192,7 +193,7 @@ def drawn(families, count):
 
 def finest(networks, period):
     """Time steps that resolve the swings and the service, seconds."""
-    return np.minimum(period / STEPS, 0.5 / np.asarray(networks.service.initial_slope).max(-1))
+    return np.minimum(period / STEPS, coarsest_step(networks))
 
 
 def of_fleets():

@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies import KvCacheScorer as KvCacheScorer
     from dgdlb_jax.policies import LatencyObservationScorer as LatencyObservationScorer
     from dgdlb_jax.policies import LatencyScorer as LatencyScorer
+    from dgdlb_jax.policies import LeadDGDLB as LeadDGDLB
     from dgdlb_jax.policies import LeastLatency as LeastLatency
     from dgdlb_jax.policies import LeastMarginalLatency as LeastMarginalLatency
     from dgdlb_jax.policies import LeastRequest as LeastRequest
@@ -214,10 +215,11 @@ _HOME = {
     "policies": (
         "AbstractFlowPolicy", "AbstractHeldPolicy", "AbstractInstantPolicy", "CappedDGDLB", "CurvatureDGDLB",
         "DGDLB", "DnsLatency", "EnvoyLoadAwareLocality", "FixedRouting", "GreatestMarginalRate", "HotCold",
-        "KvCacheScorer", "LatencyObservationScorer", "LatencyScorer", "LeastLatency", "LeastMarginalLatency",
-        "LeastRequest", "LeastWorkload", "LocalityFailover", "LogDGDLB", "MirrorDescent", "Nearest", "Observation",
-        "OrcaWeights", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity", "ReciprocalDGDLB", "SampledDGDLB",
-        "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest", "register_policy", "spillover",
+        "KvCacheScorer", "LatencyObservationScorer", "LatencyScorer", "LeadDGDLB", "LeastLatency",
+        "LeastMarginalLatency", "LeastRequest", "LeastWorkload", "LocalityFailover", "LogDGDLB", "MirrorDescent",
+        "Nearest", "Observation", "OrcaWeights", "PeakEWMA", "PowerOfChoices", "ProportionalToCapacity",
+        "ReciprocalDGDLB", "SampledDGDLB", "ShortestExpectedDelay", "Softmin", "Uniform", "WeightedLeastRequest",
+        "register_policy", "spillover",
     ),
     "equilibrium.at_rest": ("latency_at_rest",),
     "policies.autoscalers": (

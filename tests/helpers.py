@@ -21,6 +21,7 @@ from dgdlb_jax.policies import (
     KvCacheScorer,
     LatencyObservationScorer,
     LatencyScorer,
+    LeadDGDLB,
     LeastRequest,
     LocalityFailover,
     MirrorDescent,
@@ -93,6 +94,9 @@ _WITH_PARAMETERS = {
     "SampledDGDLB": lambda network: SampledDGDLB(0.05 * (1 + np.arange(network.frontends) / 4), 0.3),
     "CurvatureDGDLB": lambda network: CurvatureDGDLB(0.05, 2.0 * (1 + np.arange(network.frontends) / 4)),
     "CappedDGDLB": lambda network: CappedDGDLB(0.2, 0.1 * (1 + np.arange(network.frontends) / 4)),
+    "LeadDGDLB": lambda network: LeadDGDLB(
+        0.05 * (1 + np.arange(network.frontends) / 4), network.latency + network.feedback_latency, oldest=10.0
+    ),
     "Softmin": lambda network: Softmin(0.3 + 0.1 * np.arange(network.frontends), 2.0),
     "EnvoyLoadAwareLocality": lambda network: EnvoyLoadAwareLocality(
         0.3, 0.5 * (1 + np.arange(network.frontends)), 0.05, 0.1, host_capacity=_per_arc(network, 2.0, 3.0)

@@ -12,6 +12,7 @@ from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractInstantPolicy
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation import engine
+from dgdlb_jax.simulation.requests.engine import simulate_requests
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import CURVES, DT, POLICIES, SETTINGS, small_network
 
@@ -94,6 +95,21 @@ def test_every_curve_is_one_native_loop(seen, name):
         lambda n: engine.simulate_batch(n, DGDLB(0.1), throw=False, frames=400, **SETTINGS), stack([network])
     )
     assert len(seen) >= 2
+    assert all(seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "discipline"),
+    [("DGDLB", "backend", "ps"), ("DGDLB", "arc", "fcfs"), ("DGDLB", "own", "ps"), ("LeastRequest", None, "ps")],
+)
+def test_whole_requests_are_one_native_loop(seen, name, count, discipline):
+    """With requests followed, as by default: a single operation that is none costs three times the rest."""
+    network = with_float_type(small_network(np.random.default_rng(0)), np.dtype("float32"))
+    policy = POLICIES[name](network)
+    options = {key: SETTINGS[key] for key in ("duration", "dt", "max_latency")}
+    options |= {"count": count, "discipline": discipline, "longest_stay": 1.0, "save": SaveAt(2), "throw": False}
+    jax.eval_shape(lambda n, key: simulate_requests(n, policy, key, **options), network, jax.random.key(0))
+    assert seen
     assert all(seen)
 
 

@@ -11,7 +11,9 @@ from dgdlb_jax.numerics.counter_random import threefry, uniforms
 from dgdlb_jax.numerics.sampling import binomial, poisson
 from dgdlb_jax.reports import requests_text
 from dgdlb_jax.simulation.dynamics import Field
+from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
+from dgdlb_jax.simulation.requests.streams import Purpose, Streams
 from dgdlb_jax.stability.noise import Noise
 from dgdlb_jax.studies.compare import ComparisonInProgress
 from dgdlb_jax.studies.noise import stationary_latency
@@ -45,7 +47,7 @@ def test_uniform_numbers_are_uniform_and_independent():
         assert stats.kstest(sample, "uniform").pvalue > 1e-3
 
 
-@pytest.mark.parametrize("mean", [0.0, 1e-4, 0.3, 0.7, 2.0, 3.999, 9.0, 15.9, 16.1, 40.0, 300.0, 3e4])
+@pytest.mark.parametrize("mean", [0.0, 1e-4, 0.03, 0.2, 0.3, 0.7, 2.0, 3.999, 9.0, 15.9, 16.1, 40.0, 300.0, 3e4])
 def test_poisson_numbers(mean):
     sample = np.asarray(jax.jit(poisson)(draws(200_000, 5)[0], jnp.full(200_000, mean)))
     assert_law(sample, stats.poisson(mean) if mean else stats.poisson(1e-300))
@@ -84,10 +86,37 @@ def assert_law(sample, law):
 def test_a_number_does_not_depend_on_its_neighbours():
     """A mean beside it that needs more terms changes nothing, to the bit."""
     u = draws(50_000, 8)[0]
-    alone = poisson(u, jnp.full(u.shape, 0.5))
-    for other in (3.0, 12.0, 500.0):
-        beside = poisson(jnp.append(u, 0.5), jnp.append(jnp.full(u.shape, 0.5), other))[:-1]
-        np.testing.assert_array_equal(alone, beside)
+    for mean in (0.02, 0.5):
+        alone = poisson(u, jnp.full(u.shape, mean))
+        for other in (0.1, 3.0, 12.0, 500.0):
+            beside = poisson(jnp.append(u, 0.5), jnp.append(jnp.full(u.shape, mean), other))[:-1]
+            np.testing.assert_array_equal(alone, beside)
+
+
+def test_arcs_share_counters_and_no_numbers():
+    """A number of every arc, the same whatever backends are beside it; no two are equal, as they would be from one word."""
+    of = lambda backends: Streams(Shape(3, backends, 2), jnp.array([[1, 2], [3, 4]], jnp.uint32))
+    some, more = (np.asarray(of(backends).one_for_arcs(jnp.int32(7), Purpose.dispatch)) for backends in (5, 8))
+    assert some.shape == (5, 6)
+    np.testing.assert_array_equal(some, more[:5])
+    assert np.unique(more).size == more.size
+
+
+def test_parts_of_a_run_are_its_sums():
+    """However few steps the window has: more parts than steps, and a number of steps that parts do not divide."""
+    for steps in (1, 7, 33):
+        run = dgd.simulate_requests(
+            NETWORK, dgd.DGDLB(0.02), KEYS[0], duration=5.0, dt=0.05, after=5.0 - 0.05 * steps, follow=False
+        )
+        parts, whole = run.parts, run.statistics
+        np.testing.assert_allclose(np.asarray(parts.duration).sum(), whole.duration, rtol=1e-12)
+        np.testing.assert_allclose(np.asarray(parts.arrivals).sum(), whole.arrivals, rtol=1e-12)
+        np.testing.assert_allclose(np.asarray(parts.cost).sum(), whole.cost, rtol=1e-12)
+        mean = (np.asarray(parts.workload) * np.asarray(parts.duration)[:, None]).sum(0) / whole.duration
+        np.testing.assert_allclose(mean, whole.mean_workload, rtol=1e-12)
+        empty = np.asarray(parts.duration) == 0
+        assert empty.sum() == max(0, 20 - steps)
+        np.testing.assert_array_equal(np.asarray(parts.arrivals)[empty], 0)
 
 
 @pytest.mark.parametrize(

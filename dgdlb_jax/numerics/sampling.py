@@ -17,7 +17,7 @@ Numbers = Float[Array, "..."]
 
 LARGE = 16.0
 """The mean above which the quantile is expanded."""
-_LEVELS = ((0.7, 11), (4.0, 22), (LARGE, 48))
+_LEVELS = ((0.03, 5), (0.2, 7), (0.7, 11), (4.0, 22), (LARGE, 48))
 """Up to which mean how many tails are summed: what lies beyond them is rarer than 2^-33, the least uniform number."""
 
 

@@ -11,6 +11,7 @@
 | by reports | `envoy-load-aware`, `orca-weights` (gRPC, Envoy) | what backends report every so often, averaged and held |
 | by score (llm-d) | `latency-scorer`, `latency-observation-scorer`, `kv-cache-scorer` | an objective, answers to its own requests, caches |
 | by health | `locality-failover` (Envoy, Istio), `dns-latency` (Route 53) | what is near, and not down |
+| ahead | `lead-dgd-lb` | the same, extrapolated to now |
 | safer | `reciprocal-dgd-lb`, `curvature-dgd-lb`, `capped-dgd-lb` | the same, in other steps |
 
 Rules are fluid: shares instead of single requests, expectations instead of chance. Rules that jump have no gradient and say so;
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dgdlb_jax.policies.base import AbstractInstantPolicy as AbstractInstantPolicy
     from dgdlb_jax.policies.base import AbstractPolicy as AbstractPolicy
     from dgdlb_jax.policies.base import Observation as Observation
+    from dgdlb_jax.policies.estimates.lead import LeadDGDLB as LeadDGDLB
     from dgdlb_jax.policies.failover import DnsLatency as DnsLatency
     from dgdlb_jax.policies.failover import LocalityFailover as LocalityFailover
     from dgdlb_jax.policies.gradient import DGDLB as DGDLB

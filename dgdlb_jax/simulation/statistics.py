@@ -119,7 +119,9 @@ class Statistics(eqx.Module):
         return jnp.max(self.workload_growth, axis=-1) * (self.duration / self.arrivals)[..., None]
 
 
-class _Costs(eqx.Module):
+class CostSums(eqx.Module):
+    """What `Costs` adds up."""
+
     flow: Total  # over arcs
     workload: Total  # over backends
     detour: Total | None  # over lanes: network cost beyond that of the first latencies, where these change
@@ -128,25 +130,25 @@ class _Costs(eqx.Module):
 class Costs(AbstractTileStatistic):
     """What was sent where, how many requests there were, and what both cost, by the trapezoidal rule."""
 
-    def init(self, begin: RunStart) -> _Costs:
+    def init(self, begin: RunStart) -> CostSums:
         """Nothing yet."""
         field, events = begin.field, begin.field.events
         changes = events is not None and (events.links or events.timeout is not None)
         detour = Total.zero(field.shape.per_lane(begin.workload)) if changes else None
-        return _Costs(Total.zero(field.latency), Total.zero(begin.workload), detour)
+        return CostSums(Total.zero(field.latency), Total.zero(begin.workload), detour)
 
-    def update(self, state: _Costs, step: RunStep, end: Any) -> _Costs:
+    def update(self, state: CostSums, step: RunStep, end: Any) -> CostSums:
         """One step more."""
         del end
         of_frontends, of_backends = step.weights
         detour = state.detour
-        return _Costs(
+        return CostSums(
             flow=state.flow.plus(of_frontends * step.flows),
             workload=state.workload.plus(of_backends * (step.before + step.after)),
             detour=detour if detour is None or step.detour is None else detour.plus(step.detour),
         )
 
-    def finish(self, state: _Costs, end: RunEnd) -> dict[str, Array]:
+    def finish(self, state: CostSums, end: RunEnd) -> dict[str, Array]:
         """Totals, means and shares."""
         shape = end.field.shape
         flow, workload = shape.from_arcs(state.flow.value), shape.from_last(state.workload.value)
@@ -160,6 +162,11 @@ class Costs(AbstractTileStatistic):
             "mean_workload": workload / end.duration[:, None],
             "mean_routing": jnp.where(sent > 0, flow / jnp.where(sent > 0, sent, 1), 0),
         }
+
+
+def costs_in(sums: tuple[PyTree, ...]) -> CostSums:
+    """What `Costs` has added up, among the state of a `Summary`: it is always the first."""
+    return sums[0]
 
 
 class Distance(AbstractTileStatistic):

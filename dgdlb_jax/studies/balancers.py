@@ -111,6 +111,9 @@ _RECIPES: dict[str, Callable[[Any, Network, Optimum, StepSize], AbstractPolicy]]
     "no parameters": lambda policy, network, optimum, step: policy(),
     "step size": lambda policy, network, optimum, step: policy(step),
     "twice the step size": lambda policy, network, optimum, step: policy(2 * step),
+    "step size and round trip": lambda policy, network, optimum, step: policy(
+        step, network.latency + network.feedback_latency
+    ),
     "every second": lambda policy, network, optimum, step: sampled_every_second(network, optimum, step),
     "curvature": lambda policy, network, optimum, step: follow_curvature(network, optimum, step),
     "capped speed": lambda policy, network, optimum, step: cap_speed(network, optimum, step),

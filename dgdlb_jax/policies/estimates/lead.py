@@ -1,4 +1,6 @@
-"""Reports extrapolated to now: a lead that makes up for their age."""
+"""Reports extrapolated to now: a lead that makes up for their age, and DGD-LB behind it."""
+
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -6,8 +8,10 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import not_negative
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import Observation, State, checked
+from dgdlb_jax.policies.base import Observation, State, checked, checked_step_size
 from dgdlb_jax.policies.estimates.base import AbstractEstimate, aligned, follow, seconds
+from dgdlb_jax.policies.estimates.policy import EstimatedFlow
+from dgdlb_jax.policies.safe import LogDGDLB
 
 _STEEPEST = 1e-3  # of what is reported: an extrapolated marginal latency is not less
 
@@ -69,6 +73,40 @@ class Lead(AbstractEstimate):
         ratio = jnp.where(late & (age <= self.oldest), jnp.clip(ratio, 1, self.largest), 1)
         ahead = jnp.exp(u + (ratio - 1) * (u - z)) - observation.cost_latency
         return eqx.tree_at(lambda o: o.marginal_latency, observation, jnp.maximum(ahead, _STEEPEST * seen)), after
+
+
+class LeadDGDLB(EstimatedFlow):
+    r"""DGD-LB on the logarithm of the marginal latency, extrapolated to now: `estimated(LogDGDLB(step_size), Lead(round_trip))`.
+
+    $$ v_{ij} = -\eta_i\, e^{\min_j y_{ij}}\, y_{ij}, \qquad y \text{ as in } \texttt{Lead} $$
+
+    Where news is young, $a R < 0.3$ on the arcs in use (seconds of service, tenths of a second of latency), it has a limit several times
+    that of `DGDLB`, hardly any jitter, and settles from far starts at step sizes at which `DGDLB` cycles. Where news is older the lead
+    is off and it is `LogDGDLB`: nothing won on fleets that serve a request faster than news travels. `critical_step_size(network,
+    LeadDGDLB(1.0, round_trip))` is its limit; its default step size is that of `DGDLB`, which is cautious for it.
+
+    **Arguments:**
+
+    - `step_size`: $\eta$, a scalar or `(frontends,)`, in 1/s^2, as for `DGDLB`.
+    - `round_trip`, `lag`, `largest`, `oldest`: as for `Lead`.
+
+    **Raises:** `InputError` for a step size that is negative or not finite, and as `Lead`.
+
+    **Source:** own derivation.
+    """
+
+    takes_lanes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        step_size: Matrix,
+        round_trip: Matrix,
+        lag: Numbers = 1.0,
+        largest: Numbers = 4.0,
+        oldest: Numbers = 0.3,
+    ):
+        self.policy = LogDGDLB(checked_step_size("LeadDGDLB", step_size))
+        self.estimates = (Lead(round_trip, lag, largest, oldest),)
 
 
 def _logarithm(observation: Observation) -> Float[Array, "backends *lanes"]:

@@ -1,4 +1,8 @@
-"""Sums over equal parts of a run, whose scatter says how far the means of the whole can be trusted (the method of batch means)."""
+"""Sums over equal parts of a run, whose scatter says how far the means of the whole can be trusted (the method of batch means).
+
+What is summed up for the statistics is noted where a part ends; the sum over a part is the difference of two notes. So parts cost a step
+nothing beyond one sum that the statistics have not, that of the service rate.
+"""
 
 import equinox as eqx
 import jax
@@ -6,47 +10,57 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from dgdlb_jax.numerics.totals import Total
-from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field
+from dgdlb_jax.simulation.statistics import CostSums
 
 BLOCKS = 20
 
 
 class Blocks(eqx.Module):
-    """Sums over each part, in the making: workload and service rate in time, requests sent and what they are charged for the network."""
+    """Sums up to the end of each part, in the making.
 
-    workload: Total
-    service: Total
-    sent: Total
-    network: Total
+    - `rate`: of the service rate in time, so far.
+    - `workload`, `service`, `sent`, `network`: of workload and service rate in time, of requests sent and of what they are charged for
+      the network, up to the end of each part. The last row is for steps that end none.
+    """
+
+    rate: Total
+    workload: Float[Array, "rows backend_lanes"]
+    service: Float[Array, "rows backend_lanes"]
+    sent: Float[Array, "rows frontend_lanes"]
+    network: Float[Array, "rows frontend_lanes"]
 
     @classmethod
     def none(cls, field: Field) -> "Blocks":
         """Empty ones."""
         shape, dtype = field.shape, field.latency.dtype
-        backends = Total.zero(jnp.zeros((BLOCKS, shape.backends * shape.lanes), dtype))
-        frontends = Total.zero(jnp.zeros((BLOCKS, shape.frontends * shape.lanes), dtype))
-        return cls(backends, backends, frontends, frontends)
+        backends = jnp.zeros((BLOCKS + 1, shape.backends * shape.lanes), dtype)
+        frontends = jnp.zeros((BLOCKS + 1, shape.frontends * shape.lanes), dtype)
+        return cls(Total.zero(backends[0]), backends, backends, frontends, frontends)
 
-    def add(
-        self,
-        number: Int[Array, ""],
-        step: Backends,
-        before: Backends,
-        after: Backends,
-        rate: Backends,
-        sent: Arcs,
-        cost: Arcs,
-    ) -> "Blocks":
-        """One step of part `number`; outside the window its number is negative, and it does not count."""
-        counts = (number >= 0).astype(step.dtype)
-        row = jnp.maximum(number, 0)
-        requests: Frontends = jnp.sum(sent, axis=0)
-        return Blocks(
-            workload=_add(self.workload, row, counts * step / 2 * (before + after)),
-            service=_add(self.service, row, counts * step * rate),
-            sent=_add(self.sent, row, counts * requests),
-            network=_add(self.network, row, counts * jnp.sum(sent * cost, axis=0)),
+    def add(self, part: Int[Array, ""], sums: CostSums, served: Backends, cost: Arcs) -> "Blocks":
+        """One step, which ends `part`, or none if that is `BLOCKS`; `sums` with this step, and what backends `served` in it."""
+        rate, flow = self.rate.plus(served), sums.flow.value
+        nothing = jnp.zeros_like(self.sent[0])
+        # Sums over arcs are taken 20 times in a run, not in every step.
+        sent, network = jax.lax.cond(
+            part < BLOCKS,
+            lambda: (jnp.sum(flow, axis=0), jnp.sum(flow * cost, axis=0)),
+            lambda: (nothing, nothing),
         )
+        put = lambda rows, values: jax.lax.dynamic_update_slice_in_dim(rows, values[None], part, 0)
+        return Blocks(
+            rate=rate,
+            workload=put(self.workload, sums.workload.value),
+            service=put(self.service, rate.value),
+            sent=put(self.sent, sent),
+            network=put(self.network, network),
+        )
+
+
+def of_parts(up_to: Float[Array, "rows *rest"]) -> Float[Array, "parts *rest"]:
+    """The sum over each part. An empty part notes nothing: it ends where the one before it does."""
+    return jnp.diff(jax.lax.cummax(up_to[:BLOCKS]), axis=0, prepend=0)
 
 
 def part_edges(steps: Int[Array, ""]) -> Int[Array, " edges"]:
@@ -57,10 +71,11 @@ def part_edges(steps: Int[Array, ""]) -> Int[Array, " edges"]:
     )  # no product is above that of two small numbers
 
 
-def block_of(k: Int[Array, ""], first: Int[Array, ""], last: Int[Array, ""]) -> Int[Array, ""]:
-    """Which part of the window step `k` belongs to; -1 before it."""
-    passed = jnp.sum((k - first >= part_edges(last - first)[1:-1]).astype(jnp.int32))
-    return jnp.where(k < first, -1, passed)
+def ended_part(k: Int[Array, ""], first: Int[Array, ""], last: Int[Array, ""]) -> Int[Array, ""]:
+    """Which part of the window, from step `first` to `last`, ends with step `k`, without the empty ones after it; `BLOCKS` if none does."""
+    ends = part_edges(last - first)[1:]
+    ended = lambda k: jnp.sum((ends <= k - first).astype(jnp.int32))
+    return jnp.where(ended(k + 1) > ended(k), ended(k), BLOCKS)
 
 
 def add_row(
@@ -69,10 +84,3 @@ def add_row(
     """`sums[row] + part` in its place, in a form that a native loop can do."""
     now = jax.lax.dynamic_slice_in_dim(sums, row, 1)
     return jax.lax.dynamic_update_slice_in_dim(sums, now + part[None], row, 0)
-
-
-def _add(total: Total, row: Int[Array, ""], part: Float[Array, "..."]) -> Total:
-    slice_of = lambda sums: jax.lax.dynamic_slice_in_dim(sums, row, 1)
-    now = jax.tree.map(slice_of, total).plus(part[None])
-    put = lambda sums, new: jax.lax.dynamic_update_slice_in_dim(sums, new, row, 0)
-    return jax.tree.map(put, total, now)

@@ -79,32 +79,34 @@ def follow(
         since = cohorts.since + jnp.log(left)
         remain = arrived - new
 
-    def bear(cohorts: Cohorts) -> Cohorts:
+    def bear(followed: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         """A new one; the marks of the others begin anew, so that no difference of large numbers is taken."""
+        size, mark, since = followed
         shifted = lambda first, rest: jnp.concatenate([first[None], rest[:-1]])
-        mark = cohorts.mark - since if plan.in_order else cohorts.mark * jnp.exp(since)
-        return Cohorts(
-            shifted(arrived, cohorts.size), shifted(remain, mark), jnp.zeros_like(since), cohorts.alive, cohorts.born
-        )
+        mark = mark - since if plan.in_order else mark * jnp.exp(since)
+        return shifted(arrived, size), shifted(remain, mark), jnp.zeros_like(since)
 
-    def join(cohorts: Cohorts) -> Cohorts:
+    def join(newest: tuple[Backends, Backends]) -> tuple[Backends, Backends]:
         """Who arrives now belongs to the newest."""
-        youngest = cohorts.mark[0]
+        size, youngest = newest
         in_line, shared = jnp.where(arrived > 0, remain + since, youngest), youngest + remain * jnp.exp(-since)
-        mark = in_line if plan.in_order else shared
-        grown = cohorts.size.at[0].add(arrived), cohorts.mark.at[0].set(mark)
-        return eqx.tree_at(lambda c: (c.size, c.mark), cohorts, grown)
+        return size + arrived, in_line if plan.in_order else shared
 
-    def look(cohorts: Cohorts) -> Cohorts:
+    def look(seen: tuple[Array, Array]) -> tuple[Array, Array]:
         phase = age // plan.spacing
-        shared, in_line = cohorts.mark * jnp.exp(cohorts.since), jnp.clip(cohorts.mark - cohorts.since, 0, cohorts.size)
+        shared, in_line = mark * jnp.exp(since), jnp.clip(mark - since, 0, size)
         left = in_line if plan.in_order else shared
-        seen = add_row(cohorts.alive, phase, left), add_row(cohorts.born, phase, cohorts.size)
-        return eqx.tree_at(lambda c: (c.alive, c.born), cohorts, seen)
+        return add_row(seen[0], phase, left), add_row(seen[1], phase, size)
 
-    grown = eqx.tree_at(lambda c: c.since, cohorts, since)
-    collects = begun & (age < plan.spacing)
-    grown = jax.lax.cond(
-        collects, lambda cohorts: jax.lax.cond(age == 0, bear, join, cohorts), lambda cohorts: cohorts, grown
+    # One branch after the other, each with what it changes: what passes through a branch inside another one is copied in every step.
+    keep = lambda some: some
+    size, mark, since = jax.lax.cond(begun & (age == 0), bear, keep, (cohorts.size, cohorts.mark, since))
+    joins = begun & (age > 0) & (age < plan.spacing)
+    newest = jax.lax.cond(joins, join, keep, (size[0], mark[0]))
+    # Not `.at[0].set`, a scatter, which a native loop has no code for.
+    size, mark = (
+        jax.lax.dynamic_update_slice_in_dim(whole, first[None], 0, 0)
+        for whole, first in zip((size, mark), newest, strict=True)
     )
-    return jax.lax.cond(begun & (jax.lax.rem(age + 1, plan.spacing) == 0), look, lambda cohorts: cohorts, grown)
+    looks = begun & (jax.lax.rem(age + 1, plan.spacing) == 0)
+    return Cohorts(size, mark, since, *jax.lax.cond(looks, look, keep, (cohorts.alive, cohorts.born)))

@@ -29,7 +29,7 @@ from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.memory import Memory
 from dgdlb_jax.simulation.own import OwnState, reads_outstanding
-from dgdlb_jax.simulation.requests.blocks import Blocks, part_edges
+from dgdlb_jax.simulation.requests.blocks import Blocks, of_parts, part_edges
 from dgdlb_jax.simulation.requests.cohorts import COHORTS, PHASES, Cohorts, Following
 from dgdlb_jax.simulation.requests.observe import ObserveRequests
 from dgdlb_jax.simulation.requests.own import OwnCounts
@@ -329,7 +329,7 @@ def _run_tile(inputs: _Inputs, kept: _Kept) -> RequestTrajectory:
         field, clock, summary, (inputs.first, inputs.steps), kept.rows, Streams(shape, inputs.words), following,
         kept.counting, observe,
     )  # fmt: skip
-    carry = begin(system, *inputs.initial)
+    carry = begin(system, *inputs.initial, "in_flight" in kept.fields)
     told = partial(run_as_told, frames=kept.instants)
     carry, saved = one_native_loop(told, kept.native)(system, carry, inputs.steps, inputs.every)
     now: RequestState = carry.state
@@ -379,7 +379,7 @@ def _parts(field: Field, blocks: Blocks, inputs: _Inputs) -> Parts:
     shape, count = field.shape, inputs.steps - inputs.first
     edges = part_edges(count)
     duration = (edges[1:] - edges[:-1]).astype(inputs.dt.dtype) * inputs.dt[:, None]
-    of = lambda total: shape.from_last(total.value)
+    of = lambda up_to: shape.from_last(of_parts(up_to))
     per_time = 1 / jnp.where(duration > 0, duration, 1)[..., None]
     return Parts(
         duration=duration,

@@ -17,8 +17,8 @@ from dgdlb_jax.simulation.requests.step import RequestState, RequestSystem
 from dgdlb_jax.simulation.requests.streams import Purpose
 
 
-def begin(system: DelayedSystem, routing: Array, workload: Array) -> Carry:
-    """The first carry: wires as full as they are at these rates, whole numbers drawn."""
+def begin(system: DelayedSystem, routing: Array, workload: Array, count_wires: bool) -> Carry:
+    """The first carry: wires as full as they are at these rates, whole numbers drawn; requests on them are counted if `count_wires`."""
     parameters: RequestSystem = system.parameters
     field, streams = parameters.field, parameters.streams
     shape, step = field.shape, parameters.clock.frontends[0]
@@ -43,13 +43,16 @@ def begin(system: DelayedSystem, routing: Array, workload: Array) -> Carry:
     tail = parameters.late * mean
     if parameters.counting.arcs:
         sent = jax.lax.map(lambda row: drawn(row, mean), jnp.arange(rows, dtype=jnp.uint32))
-        tail = drawn(rows, tail)
     else:
         sent = jnp.broadcast_to(mean, (rows, *mean.shape))
     flows = DelayLine(sent.reshape(-1), rows)
     lag = jnp.floor(field.latency / step)
     age = jnp.mod(-jnp.arange(rows), rows)[:, None, None]
-    on_wires = jnp.where(age < lag, sent, 0).sum(0) + tail
+    on_wires = jnp.where(age < lag, sent, 0).sum(0)
+    if parameters.counting.own:
+        tail = drawn(rows, tail)
+    if parameters.counting.own or not parameters.counting.arcs:
+        on_wires = on_wires + tail
     own, answers = None, ()
     if fluid is not None and parameters.back is not None:
         later = lambda row, mean: drawn(row + jnp.uint32(rows + 1), mean)
@@ -60,7 +63,8 @@ def begin(system: DelayedSystem, routing: Array, workload: Array) -> Carry:
         answers = (ChannelState(DelayLine(line_of_answers.reshape(-1), rows)),)
     observation = field.observe(start, seen, jnp.zeros_like(x) if own is None else own.count, step)
     state = RequestState(
-        routing=x, workload=n, policy=field.init(observation), tail=tail, in_flight=shape.per_lane(on_wires.sum(0)), peak=n,
+        routing=x, workload=n, policy=field.init(observation), tail=tail, peak=n,
+        in_flight=shape.per_lane(on_wires.sum(0)) if count_wires else None,
         sums=parameters.summary.begin(field, jnp.int32(0), n), blocks=Blocks.none(field),
         cohorts=None if parameters.following is None else Cohorts.none(n), own=own,
     )  # fmt: skip

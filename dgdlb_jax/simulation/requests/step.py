@@ -5,13 +5,15 @@ From `t_k` to `t_{k+1}`:
 1. `report`: the workload at `t_k` goes to the frontends (`news`);
 2. `dispatch`: routing lives at half steps. A policy with a velocity makes a leapfrog step with the news of `t_k`, one that jumps sees the
    news of the middle of the step. So the shares of a step are those of its middle, of second order without a prediction. The requests of
-   a step are a Poisson number, thinned by the shares: every arc draws its own, in two numbers, those that arrive as many steps later
-   as its latency has, and those that come one step after that, since it ends within a step;
+   a step are a Poisson number, thinned by the shares: every arc draws its own. Since a latency ends within a step, some of them arrive as
+   many steps later as it has whole ones, the others one step after that. Together with the others of the step before they are one
+   Poisson number: nobody sees which is which, and those others count as sent a step later;
 3. `serve`: those that arrive join, and each request leaves with the probability that `hazard` says.
 
-With `count="backend"` arrivals are drawn where they arrive, from the mean of what was sent: one number per backend in place of two per
+With `count="backend"` arrivals are drawn where they arrive, from the mean of what was sent: one number per backend in place of one per
 arc. Parts of a Poisson stream that are thinned independently are independent, and nobody sees the wires, so the law of the workloads is
-the same; what is on the wires is then a mean. With `count="own"` requests are counted until the answer is back (see `own`).
+the same; what is on the wires is then a mean. With `count="own"` requests are counted until the answer is back (see `own`), each from
+the step in which it was sent: two numbers per arc.
 """
 
 from typing import Any, NamedTuple
@@ -27,12 +29,12 @@ from dgdlb_jax.numerics.simplex import project_simplex
 from dgdlb_jax.policies.base import Observation, State
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
 from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field
-from dgdlb_jax.simulation.requests.blocks import Blocks, block_of
+from dgdlb_jax.simulation.requests.blocks import Blocks, ended_part
 from dgdlb_jax.simulation.requests.cohorts import Cohorts, Following, follow
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
 from dgdlb_jax.simulation.requests.own import OwnCounts, age_of_answers, leaving, one_by_one, send_back
 from dgdlb_jax.simulation.requests.streams import Purpose, Streams
-from dgdlb_jax.simulation.statistics import Summary
+from dgdlb_jax.simulation.statistics import Summary, costs_in
 from dgdlb_jax.simulation.tile_statistic import higher
 
 
@@ -65,8 +67,8 @@ class RequestState(eqx.Module):
     routing: Arcs
     workload: Backends
     policy: State
-    tail: Arcs  # of what was sent in the last step: what comes a step after the rest
-    in_flight: Lanes
+    tail: Arcs  # of what was sent in the last step: what comes a step after the rest, or its mean
+    in_flight: Lanes | None  # only where it is saved
     peak: Backends
     sums: tuple[PyTree, ...]
     blocks: Blocks
@@ -168,11 +170,14 @@ def dispatch(system: RequestSystem, context: StepContext, now: RequestState, see
     mean = step * field.mean_arrival_rate(start, step, jnp.ones_like(start)) * routing
     mean_soon = part * step * field.mean_arrival_rate(start, step, part) * routing
     mean_late = jnp.maximum(mean - mean_soon, 0)
-    if system.counting.arcs:
-        u, v = system.streams.for_arcs(k, Purpose.dispatch)
-        soon, late = (poisson(*pair).astype(mean.dtype) for pair in ((u, mean_soon), (v, mean_late)))
-    else:
-        soon, late = mean_soon, mean_late
+    if not system.counting.arcs:
+        return Dispatched(now, routing, policy, mean_soon + mean_late, mean_late), now.tail + mean_soon
+    if not system.counting.own:
+        u = system.streams.one_for_arcs(k, Purpose.dispatch)
+        sent = poisson(u, now.tail + mean_soon).astype(mean.dtype)
+        return Dispatched(now, routing, policy, sent, mean_late), sent
+    u, v = system.streams.for_arcs(k, Purpose.dispatch)
+    soon, late = (poisson(*pair).astype(mean.dtype) for pair in ((u, mean_soon), (v, mean_late)))
     return Dispatched(now, routing, policy, soon + late, late), now.tail + soon
 
 
@@ -201,16 +206,20 @@ def serve(
         new = binomial(v, arrived, chance.new_leave, chance.new_stay).astype(n.dtype)
     after = n + arrived - old - new
     step_f = length(k, system.clock.frontends)
-    flows = 2 * move.sent / jnp.where(step_f > 0, step_f, 1)
+    flows = move.sent * jnp.where(step_f > 0, 2 / jnp.where(step_f > 0, step_f, 1), 0)
+    sums = system.summary.add(now.sums, k, system.clock, flows, (n, after))
+    served = jnp.where(k >= system.bounds[0], step * rate, 0)
     cohorts = now.cohorts
     if system.following is not None and cohorts is not None:
         cohorts = follow(system.following, cohorts, k, n, arrived, old, new)
     state = RequestState(
         routing=move.routing, workload=after, policy=move.policy, tail=move.tail,
-        in_flight=now.in_flight + shape.per_lane(jnp.sum(move.sent, axis=0)) - shape.per_lane(arrived),
+        in_flight=None
+        if now.in_flight is None
+        else now.in_flight + shape.per_lane(jnp.sum(move.sent, axis=0)) - shape.per_lane(arrived),
         peak=higher(now.peak, after),
-        sums=system.summary.add(now.sums, k, system.clock, flows, (n, after)),
-        blocks=now.blocks.add(block_of(k, *system.bounds), step, n, after, rate, move.sent, field.cost_latency),
+        sums=sums,
+        blocks=now.blocks.add(ended_part(k, *system.bounds), costs_in(sums), served, field.cost_latency),
         cohorts=cohorts, own=own,
     )  # fmt: skip
     return state, None

@@ -56,6 +56,12 @@ class Streams(eqx.Module):
         """Two uniform numbers for every arc in step `k`."""
         return uniforms(self.frontend_key, _counter(self.arc, k, purpose))
 
+    def one_for_arcs(self, k: Step, purpose: Purpose) -> Numbers:
+        """One uniform number for every arc in step `k`; a counter serves two backends, one with each of its words."""
+        place = _counter(self.arc[: (len(self.arc) + 1) // 2], k, purpose)
+        both = jnp.stack(uniforms(self.frontend_key, place), axis=1)
+        return both.reshape(-1, both.shape[-1])[: len(self.arc)]
+
     def for_portions(self, k: Step, portion: Step) -> tuple[Numbers, Numbers]:
         """Two uniform numbers for every arc in a portion of step `k`."""
         place = self.arc + (
