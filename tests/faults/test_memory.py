@@ -11,6 +11,7 @@ from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.stability.loop_transfer import side_by_side
 from dgdlb_jax.studies.sweep import read_spec
+from dgdlb_jax.studies.sweep.batches import default_batch
 from dgdlb_jax.studies.sweep.run import batch_of
 from helpers import DT, small_network
 
@@ -131,13 +132,14 @@ def test_what_fits_runs(little, rng):
 
 
 @pytest.mark.parametrize(
-    ("batch", "chunk", "expected"), [(10**9, 64, 64), (10**9, 10**9, 128), (8, 8, 8), (64, 8, 8), (None, 8, 8)]
+    ("batch", "chunk", "expected"), [(10**9, 64, 64), (10**9, 10**9, None), (8, 8, 8), (64, 8, 8), (None, 8, 8)]
 )
-def test_no_more_cases_side_by_side_than_there_are(monkeypatch, batch, chunk, expected):
-    monkeypatch.setattr("dgdlb_jax.studies.sweep.run.default_batch", lambda: 128)
+def test_no_more_cases_side_by_side_than_there_are(batch, chunk, expected):
+    """As many as a device takes by default if nothing else bounds them: on a GPU more than are asked for here."""
     run = {"chunk": chunk} | ({} if batch is None else {"batch": batch})
     spec = read_spec({"axes": {"seed": [1, 2]}, "fixed": {"family": "complete"}, "run": run})
-    assert batch_of(spec) == expected
+    with device.assumed(platform="gpu"):
+        assert batch_of(spec) == (default_batch() if expected is None else expected)
 
 
 def test_the_limits_of_a_process(tmp_path):
