@@ -85,7 +85,7 @@ _WITH_PARAMETERS = {
     "FixedRouting": lambda network: FixedRouting(routing_table(network)),
     "PowerOfChoices": lambda network: PowerOfChoices(2.0 + np.arange(network.frontends) % 2),
     "HotCold": lambda network: HotCold(
-        0.5 + 0.1 * np.arange(network.frontends), np.array([np.inf, 2.0, 3.0])[np.arange(network.frontends) % 3]
+        0.5 + 0.1 * (np.arange(network.frontends) % 5), np.array([np.inf, 2.0, 3.0])[np.arange(network.frontends) % 3]
     ),
     "LeastRequest": lambda network: LeastRequest(2.0),
     "WeightedLeastRequest": lambda network: WeightedLeastRequest(0.7 + 0.2 * np.arange(network.frontends)),
