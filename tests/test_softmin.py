@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import brentq
 
 import dgdlb_jax as dgd
-from dgdlb_jax.reports.policy_limits import policy_report
+from dgdlb_jax.reports.policy_limits import policy_report, save_pictures
 from dgdlb_jax.stability.critical import critical_mode
 from dgdlb_jax.stability.rest_point import rest_of_softmin
 from dgdlb_jax.stability.softmin import softmin_loop
@@ -96,7 +96,7 @@ def test_deviations_grow_beyond_the_limit_in_two_hundred_networks():
     assert agree.mean() >= 0.98
 
 
-def test_the_report_says_both_limits(monkeypatch):
+def test_the_report_says_both_limits(monkeypatch, tmp_path):
     """Of a fleet whose default is stable: a temperature below which it swings."""
     monkeypatch.setattr(study, "simulated_edge", lambda *case: (0.99 * case[-2], 1.01 * case[-2]))
     report = policy_report(dgd.load_fleet("two-by-two"), "softmin", {"temperature": "0.05"})
@@ -111,6 +111,9 @@ def test_the_report_says_both_limits(monkeypatch):
     assert limit == pytest.approx(float(there.rate), rel=1e-6)
     assert edge["swing_period"] == pytest.approx(2 * np.pi / frequency, rel=1e-6)
     assert "temperature (now 50.0 ms): stable above" in text
+    pytest.importorskip("matplotlib")
+    assert [path.name for path in save_pictures(report, tmp_path)] == ["stable.png"]
+    assert (tmp_path / "stable.png").stat().st_size > 10_000
 
 
 def test_what_has_no_limit_is_one_sentence():

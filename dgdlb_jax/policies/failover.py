@@ -4,7 +4,6 @@ from typing import ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import positive
@@ -138,7 +137,10 @@ class DnsLatency(AbstractInstantPolicy):
         self.expiry = one_of("DnsLatency.expiry", expiry, Expiry)
         self.request_interval = checked("DnsLatency.request_interval", request_interval, positive, seconds)
         self.failure_threshold = checked(
-            "DnsLatency.failure_threshold", failure_threshold, lambda n: np.isfinite(n) & (n >= 1), "at least 1 check"
+            "DnsLatency.failure_threshold",
+            failure_threshold,
+            lambda n: (n >= 1) & (n < float("inf")),
+            "at least 1 check",
         )
 
     @property

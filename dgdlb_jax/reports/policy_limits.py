@@ -181,7 +181,7 @@ def drawable(report: Report) -> bool:
         return bool(report.found.limits)
     if isinstance(report, FactorReport):  # a rule with a period of its own has no limit behind reports with another one
         return report.limited and not isinstance(report.policy, SampledDGDLB)
-    return isinstance(report, StabilityReport) or (
+    return isinstance(report, StabilityReport | SoftminReport) or (
         isinstance(report, NewsReport) and math.isfinite(report.found.factor)
     )
 
@@ -190,12 +190,15 @@ def save_pictures(report: Report, folder: Path) -> list[Path]:
     """What there is to draw of a report, written into a folder. **Returns:** the paths."""
     from dgdlb_jax.reports.held_plots import save_stable_region  # late: they load matplotlib
     from dgdlb_jax.reports.onset import save_step_size_region
+    from dgdlb_jax.reports.softmin_plots import save_softmin_region
     from dgdlb_jax.reports.stability_plots import save_stability_pictures
 
     if not drawable(report):
         return []
     if isinstance(report, StabilityReport):
         return save_stability_pictures(report, folder)
+    if isinstance(report, SoftminReport):
+        return save_softmin_region(report, folder)
     if isinstance(report, FactorReport):
         case = report.network, report.policy, report.optimum, report.label, float(report.mode.period)
         return save_step_size_region(folder, *case, onset=report.simulated)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -64,11 +65,7 @@ def softmin_stability(
     limit, frequency = softmin_loop(network, policy).critical()
     over = float(latency_at_rest(network, rest_of_softmin(network, policy).routing)) / float(optimum.mean_latency) - 1
 
-    def critical(temperature: float) -> tuple[float, float]:
-        try:
-            return softmin_loop(network, _with(policy, TEMPERATURE, temperature)).critical()
-        except InputError:  # so cold that no rest point is found
-            return math.nan, 0.0
+    critical = partial(critical_rate, network, policy)
 
     def limit_of(setting: str, now: float, searched: tuple[float, float], ranges, frequency: Callable[[float], float]):
         edges = [edge for pair in ranges for edge in pair if not any(math.isclose(edge, end) for end in searched)]
@@ -92,6 +89,14 @@ def softmin_stability(
             limit_of(TEMPERATURE, temperature, (cold, hot), ranges, lambda edge: critical(edge)[1]),
         ],
     )
+
+
+def critical_rate(network: Network, policy: Softmin, temperature: float) -> tuple[float, float]:
+    """`SoftminLoop.critical` at another temperature; NaN and 0 where it is so cold that no rest point is found."""
+    try:
+        return softmin_loop(network, _with(policy, TEMPERATURE, temperature)).critical()
+    except InputError:
+        return math.nan, 0.0
 
 
 def simulated_edge(network: Network, policy: Softmin, setting: str, edge: float, period: float) -> tuple[float, float]:

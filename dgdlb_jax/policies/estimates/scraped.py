@@ -58,7 +58,8 @@ class Scraped(AbstractEstimate):
     - `lost`: the probability that a report is lost, below 1: the last one stays.
     - `late`: by how many seconds a report may be later than its feedback latency, uniformly from 0.
     - `drift`: seconds by which the latency of reports drifts up and down again, over `drift_period` seconds.
-    - `seed`: of all random numbers, an integer from 0; in a batch also `(batch, 1)`. Networks with the same seed have the same luck.
+    - `seed`: of all random numbers, an integer from 0; in a batch also `(batch, 1)`. Networks with the same seed have the same luck, and
+      so have runs of whole requests with different keys: they differ by their requests alone, and other seeds show what reports add.
 
     All but the seed: a scalar, `(frontends,)` or `(frontends, backends)`. `late` and `drift` together are at most the shortest interval.
 
