@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CONSTANT = {"Uniform", "ProportionalToCapacity", "Nearest", "FixedRouting"}
 JUMPING = set(POLICIES) - CONSTANT
-SAFE = {"LogDGDLB", "ReciprocalDGDLB", "CurvatureDGDLB", "CappedDGDLB"}
+SAFE = {"LeadDGDLB", "LogDGDLB", "ReciprocalDGDLB", "CurvatureDGDLB", "CappedDGDLB"}
 SMOOTH = {"DGDLB", "MirrorDescent", "Softmin"} | SAFE  # of second order in the step: see test_engine_order
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -72,6 +72,7 @@ BALANCED = {
     "MirrorDescent": lambda r: _marginal(r) + COST,
     "SampledDGDLB": lambda r: _marginal(r) + COST,
     "LogDGDLB": lambda r: _marginal(r) + COST,
+    "LeadDGDLB": lambda r: _marginal(r) + COST,
     "ReciprocalDGDLB": lambda r: _marginal(r) + COST,
     "CurvatureDGDLB": lambda r: _marginal(r) + COST,
     "CappedDGDLB": lambda r: _marginal(r) + COST,
@@ -137,14 +138,14 @@ def test_all_have_an_answer_by_hand():
 # Powers of the unit of time that parameters are measured in.
 UNITS = {"step_size": -2, "temperature": 1, "rate": -1, "decay": 1, "interval": 1, "reference": 1, "speed": -1}
 UNITS |= {"weight_update_period": 1, "smoothing_time_constant": 1, "blackout_period": 1, "host_capacity": -1}
-UNITS |= {"slo": 1, "ttl": 1}
+UNITS |= {"slo": 1, "ttl": 1, "round_trip": 1}
 # To these one request is one request.
 COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA"}
 
 
 def in_units(policy, time):
     """The same rule with seconds `time` times as many."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * time ** UNITS.get(path[0].name, 0), policy)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * time ** UNITS.get(path[-1].name, 0), policy)
 
 
 def scaled_run(policy, time=1.0, requests=1.0):
