@@ -168,8 +168,8 @@ def against_events(compiler: str, networks: dgd.Network, key) -> None:
         direct, smaller = (variance[name] / variance["C"] for name in ("direct", "identity"))
         print(
             f"| {each:g} | {c:.0f} | {backend:.0f} | {backend / c:.2f} | {arc:.0f} | {arc / c:.2f} | {ratio.mean() - 1:+.4f} "
-            f"| {ratio.std(ddof=1) / len(ratio) ** 0.5:.4f} | {direct**0.5:.2f} | {smaller**0.5:.2f} | {smaller * backend / c:.2f} "
-            f"| {smaller * arc / c:.2f} |",
+            f"| {ratio.std(ddof=1) / len(ratio) ** 0.5:.4f} | {direct**0.5:.2f} | {smaller**0.5:.2f} | {smaller * backend / c:.2g} "
+            f"| {smaller * arc / c:.2g} |",
             flush=True,
         )
 
