@@ -1,12 +1,13 @@
 """Whole requests against the fluid run: time per arc and step; and against exact events in C: time per request.
 
-    python benchmarks/bench_requests.py [--networks 64] [--size 10] [--steps 4000] [--scale 1 100] [--double] [--each 0.02 0.06 0.2 1 3]
+    python benchmarks/bench_requests.py [--compiling] [--networks 64] [--size 10] [--steps 4000] [--scale 1 100] [--double] [--each 0.02 1]
 
 Each row is the fastest of several calls that take turns with the fluid run of the same networks, on one thread. The events (`events.c`,
 compiled here when a compiler is there) serve the same networks for the same time under the routing of the optimum, so that their means
 have the same error; `--each`: at how many requests per arc and step. The scatter of mean latencies over `--seeds` says what is left of it
 when they come from the identity of `stationary_latency` (which events could sum up as well): time times variance is the price of a
-given error. Ciw, a queueing library in Python, serves one server, when it is installed.
+given error. Ciw, a queueing library in Python, serves one server, when it is installed. `--compiling`: instead, what the first call of
+every policy takes (with JAX_COMPILATION_CACHE_DIR unset).
 """
 
 import argparse
@@ -21,6 +22,7 @@ parser.add_argument("--double", action="store_true", help="double precision")
 parser.add_argument(
     "--each", type=float, nargs="*", default=[0.02, 0.06, 0.2, 1.0, 3.0], help="requests per arc and step"
 )
+parser.add_argument("--compiling", action="store_true", help="only the first call of every policy")
 parser.add_argument("--seeds", type=int, default=8, help="runs of every network beside the events")
 options = parser.parse_args()
 os.environ["DGDLB_THREADS"] = "1"
@@ -46,6 +48,9 @@ def main() -> None:
     key = jax.random.key(0)
     networks = dgd.topologies.complete(key, frontends=options.size, backends=options.size, count=options.networks)
     keys = jax.random.split(key, options.networks)
+    if options.compiling:
+        print(machine())
+        return compiling(networks, keys)
     policy, grid = dgd.DGDLB(0.01), {"duration": options.steps * DT, "dt": DT, "max_latency": MAX_LATENCY}
 
     def fluid():
@@ -84,6 +89,21 @@ def main() -> None:
         print("\nNo C compiler was found: no events.")
         return
     against_events(compiler, networks, key)
+
+
+def compiling(networks: dgd.Network, keys) -> None:
+    """What the first call takes for every policy, requests followed: seconds of the clock, and of processors."""
+    optima, step = dgd.solve_optimum(networks), dgd.default_step_size(networks)
+    print("\n| policy | first call, s | processor, s |\n|---|---|---|")
+    for name, balancer in dgd.BALANCERS.items():
+        policy = balancer.make(networks, optima, step)
+        began, worked = time.perf_counter(), time.process_time()
+        run = dgd.simulate_requests_batch(networks, policy, keys, duration=2.0, dt=DT, max_latency=MAX_LATENCY)
+        jax.block_until_ready(run.statistics.arrivals)
+        print(
+            f"| {name} | {time.perf_counter() - began:.1f} | {time.process_time() - worked:.1f} |",
+            flush=True,
+        )
 
 
 def in_python() -> None:
@@ -148,8 +168,8 @@ def against_events(compiler: str, networks: dgd.Network, key) -> None:
         direct, smaller = (variance[name] / variance["C"] for name in ("direct", "identity"))
         print(
             f"| {each:g} | {c:.0f} | {backend:.0f} | {backend / c:.2f} | {arc:.0f} | {arc / c:.2f} | {ratio.mean() - 1:+.4f} "
-            f"| {ratio.std(ddof=1) / len(ratio) ** 0.5:.4f} | {direct**0.5:.2f} | {smaller**0.5:.2f} | {smaller * backend / c:.2f} "
-            f"| {smaller * arc / c:.2f} |",
+            f"| {ratio.std(ddof=1) / len(ratio) ** 0.5:.4f} | {direct**0.5:.2f} | {smaller**0.5:.2f} | {smaller * backend / c:.2g} "
+            f"| {smaller * arc / c:.2g} |",
             flush=True,
         )
 

@@ -213,7 +213,9 @@ def simulate(network, policy, steps, dt, initial, arrival_rate=None, capacity=No
         outstanding = own.now()
     at_start = [seen_by(i, 0, raw, raw, outstanding) for i in range(F)]
     minds = [MEMORY[kind](policy, i, at_start[i]) if kind in MEMORY else None for i in range(F)]
-    velocities = [FLOWS_WITH_MEMORY[kind](policy, i) if kind in FLOWS_WITH_MEMORY else None for i in range(F)]
+    velocities = [
+        FLOWS_WITH_MEMORY[kind](policy, i, at_start[i]) if kind in FLOWS_WITH_MEMORY else None for i in range(F)
+    ]
 
     def velocity(i, seen, routing, mind):
         return FLOWS[kind](policy, i, seen, routing) if mind is None else mind.velocity(seen, routing)

@@ -364,7 +364,7 @@ FLOWS = {
 class _Sampled:
     """Waits for the interval to be over, then makes all of its move within one step."""
 
-    def __init__(self, policy, i):
+    def __init__(self, policy, i, seen):
         self.policy, self.i, self.waited = policy, i, 0.0
 
     def velocity(self, seen, x):
@@ -376,4 +376,27 @@ class _Sampled:
         return gradient_velocity(self.policy, self.i, seen) * interval / seen.dt
 
 
-FLOWS_WITH_MEMORY = {"SampledDGDLB": _Sampled}
+class _Lead:
+    """The logarithm of the marginal latency, extrapolated by how far it is from what follows it."""
+
+    def __init__(self, policy, i, seen):
+        self.step_size, lead = _own(policy.policy.step_size, i), policy.estimates[0]
+        self.trip, self.lag, self.largest, self.oldest = (
+            _own(each, i) for each in (lead.round_trip, lead.lag, lead.largest, lead.oldest)
+        )
+        self.follower = np.log(_gradient_and_least(seen)[0])
+
+    def velocity(self, seen, x):
+        now, ahead = np.log(_gradient_and_least(seen)[0]), np.zeros(len(x))
+        for j, trip in enumerate(np.maximum(self.trip, 1e-9)):  # what is this close is not extrapolated to any digit
+            rate, time = seen.slope[j], self.lag * trip
+            behind = now[j] + (self.follower[j] - now[j]) * np.exp(-seen.dt / time / 2)  # memory is half a step ahead
+            self.follower[j] = now[j] + (self.follower[j] - now[j]) * np.exp(-seen.dt / time)
+            ratio = ((1 + rate * time) * np.exp(rate * trip) - 1) / (rate * time)
+            ratio = min(ratio, self.largest) if rate * trip <= self.oldest else 1
+            marginal = np.exp(now[j] + (ratio - 1) * (now[j] - behind)) - seen.cost_latency[j]
+            ahead[j] = max(marginal, 1e-3 / rate) + seen.cost_latency[j]
+        return -self.step_size * min(ahead[seen.mask]) * np.log(ahead)
+
+
+FLOWS_WITH_MEMORY = {"SampledDGDLB": _Sampled, "LeadDGDLB": _Lead}

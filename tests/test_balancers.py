@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 CONSTANT = {"Uniform", "ProportionalToCapacity", "Nearest", "FixedRouting"}
 JUMPING = set(POLICIES) - CONSTANT
-SAFE = {"LogDGDLB", "ReciprocalDGDLB", "CurvatureDGDLB", "CappedDGDLB"}
+SAFE = {"LeadDGDLB", "LogDGDLB", "ReciprocalDGDLB", "CurvatureDGDLB", "CappedDGDLB"}
 SMOOTH = {"DGDLB", "MirrorDescent", "Softmin"} | SAFE  # of second order in the step: see test_engine_order
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -73,6 +73,7 @@ BALANCED = {
     "MirrorDescent": lambda r: _marginal(r) + COST,
     "SampledDGDLB": lambda r: _marginal(r) + COST,
     "LogDGDLB": lambda r: _marginal(r) + COST,
+    "LeadDGDLB": lambda r: _marginal(r) + COST,
     "ReciprocalDGDLB": lambda r: _marginal(r) + COST,
     "CurvatureDGDLB": lambda r: _marginal(r) + COST,
     "CappedDGDLB": lambda r: _marginal(r) + COST,
@@ -148,6 +149,7 @@ UNITS |= {
     "interval_duration": 1,
     "floor_latency": 1,
     "max_observation_age": 1,
+    "round_trip": 1,
 }
 # To these one request is one request.
 COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA", "LatencyObservationScorer"}
@@ -155,7 +157,7 @@ COUNTS_ONE = {"ShortestExpectedDelay", "WeightedLeastRequest", "PeakEWMA", "Late
 
 def in_units(policy, time):
     """The same rule with seconds `time` times as many."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * time ** UNITS.get(path[0].name, 0), policy)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf * time ** UNITS.get(path[-1].name, 0), policy)
 
 
 def scaled_run(policy, time=1.0, requests=1.0):

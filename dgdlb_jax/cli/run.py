@@ -137,7 +137,8 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     add(
         "--requests",
         action="store_true",
-        help="run the balancers with whole requests at random as well: mean latency with its error, percentiles, what noise costs",
+        help="run the balancers with whole requests at random as well, at the mean rates: mean latency with its error, percentiles, what "
+        "noise costs",
     )
     add(
         "--scale",

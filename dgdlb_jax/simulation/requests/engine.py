@@ -73,6 +73,7 @@ def simulate_requests(
     **Arguments:**
 
     - `network`, `policy`, `initial`: as for `simulate`. Workloads of the start are rounded at random to whole numbers of the same mean.
+      Under a demand over time rates move: of a `Trace` the recorded counts are the means of those that are drawn, bin by bin.
     - `key`: of `jax.random`; equal keys give equal runs.
     - `duration`, `dt`: seconds to simulate, and the length of a step; `suggest_dt(network, policy)` proposes one.
 
