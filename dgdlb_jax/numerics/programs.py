@@ -245,7 +245,7 @@ def _fingerprint() -> str:
     root = Path(str(files("dgdlb_jax")))
     for file in sorted(root.rglob("*.py")):
         digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
-    about = versions(), sys.version, platform.platform(), _processor(), os.environ.get("XLA_FLAGS", "")
+    about = versions(), sys.version, platform.platform(), _processor(), os.getenv("XLA_FLAGS", "")
     digest.update(repr(about).encode())
     return digest.hexdigest()[:20]
 
