@@ -19,6 +19,7 @@ from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics import programs
 from dgdlb_jax.numerics.canonical import Unnamed, canonical
+from dgdlb_jax.policies import LatencyScorer
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.start import default_start
@@ -177,22 +178,21 @@ def test_the_command_line_prints_the_same_with_and_without(tmp_path):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (1, True),
-        (1, 1.0),
-        (0.0, -0.0),
-        ("1", 1),
-        ((1, 2), [1, 2]),
-        (np.dtype("float32"), np.dtype("float64")),
-        (np.zeros(2), np.zeros(3)),
-        (np.zeros(2), np.ones(2)),
-        (jnp.sin, jnp.cos),
-        (functools.partial(proportional, 1), functools.partial(proportional, 2)),
-        (DGDLB(1.0), DGDLB(2.0)),
-        (dgd.policies.LatencyScorer(picker="max-score"), dgd.policies.LatencyScorer(picker="weighted-random")),
-        (frozenset("ab"), frozenset("ac")),
-        ({"a": 1}, {"a": 2}),
+        pytest.param(1, True, id="truth"),
+        pytest.param(1, 1.0, id="kind-of-number"),
+        pytest.param(0.0, -0.0, id="sign"),
+        pytest.param("1", 1, id="text"),
+        pytest.param((1, 2), [1, 2], id="kind-of-sequence"),
+        pytest.param(np.dtype("float32"), np.dtype("float64"), id="type-of-numbers"),
+        pytest.param(np.zeros(2), np.zeros(3), id="length"),
+        pytest.param(np.zeros(2), np.ones(2), id="numbers"),
+        pytest.param(jnp.sin, jnp.cos, id="function"),
+        pytest.param(functools.partial(proportional, 1), functools.partial(proportional, 2), id="argument"),
+        pytest.param(DGDLB(1.0), DGDLB(2.0), id="parameter"),
+        pytest.param(LatencyScorer(picker="max-score"), LatencyScorer(picker="weighted-random"), id="word"),
+        pytest.param(frozenset("ab"), frozenset("ac"), id="set"),
+        pytest.param({"a": 1}, {"a": 2}, id="table"),
     ],
-    ids=repr,
 )
 def test_values_that_differ_are_told_apart(one, other):
     assert canonical(one) != canonical(other)
@@ -226,7 +226,11 @@ def test_functions_are_told_apart_by_what_they_close_over():
     assert canonical(at(proportional, closed[0])) != canonical(at(proportional, closed[1]))
 
 
-@pytest.mark.parametrize("value", [object(), lambda: 1, Mine(1.0), Mine, iter(()), np.array([object()])], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), lambda: 1, Mine(1.0), Mine, iter(()), np.array([object()])],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_says_nothing_lasting_about_itself_has_no_name(value):
     with pytest.raises(Unnamed):
         canonical(value)

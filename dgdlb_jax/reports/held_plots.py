@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 
 from dgdlb_jax.numerics.formatting import percent, seconds
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.reports.axes import as_written, finish, new_axes, plain_log, save_png
+from dgdlb_jax.reports.axes import finish, new_axes, plain_log
 from dgdlb_jax.reports.held_text import HeldReport
+from dgdlb_jax.reports.stable_region import STABLE, SWINGS, explain, mark, save
 from dgdlb_jax.stability.held import HeldLoop
 from dgdlb_jax.studies.held import LOAD, HeldStability, Limit, case_at, held_loop
 
@@ -31,31 +31,21 @@ def stable_region_plot(report: HeldReport, *, ax: Axes | None = None) -> Axes:
     x, y = _points(across, found, 0), _points(up, found, 1)
     radius = np.array([[_radius(loop, value) for value in x] for loop in _loops(found, up, y)])
     ax.contourf(
-        x, y, np.where(np.isfinite(radius), np.log(radius), 1.0), levels=[-1e9, 0, 1e9], colors=["#BFE3D0", "#F2C9B0"]
+        x, y, np.where(np.isfinite(radius), np.log(radius), 1.0), levels=[-1e9, 0, 1e9], colors=[STABLE, SWINGS]
     )
     ax.contour(x, y, np.log(np.where(np.isfinite(radius), radius, 3.0)), levels=[0], colors="black", linewidths=1.5)
-    for limit, place in ((across, "x"), (up, "y")):
-        for pair in limit.simulated:
-            middle = np.sqrt(pair[0] * pair[1])
-            spot = (middle, up.now) if place == "x" else (across.now, middle)
-            if np.isfinite(middle) and x[0] <= spot[0] <= x[-1] and y[0] <= spot[1] <= y[-1]:
-                ax.plot(*spot, "^", color="#0072B2", ms=9, clip_on=False)
-    ax.plot(across.now, up.now, "+", color="black", ms=14, mew=2.5)
     ax.set_xscale("log")
     plain_log(ax.xaxis)
     if up.setting != LOAD:
         ax.set_yscale("log")
         plain_log(ax.yaxis)
+    ax.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    along = [(np.sqrt(first * last), up.now) for first, last in across.simulated]
+    upwards = [(across.now, np.sqrt(first * last)) for first, last in up.simulated]
+    mark(ax, (across.now, up.now), along + upwards)
     name = found.network.name or "network"
     finish(ax, f"{across.setting} (s)", up.setting + ("" if up.setting == LOAD else " (s)"), f"{name}: {report.label}")
-    now = f"now: {seconds(across.now)}, {percent(up.now) if up.setting == LOAD else seconds(up.now)}"
-    marks = [
-        Patch(color="#BFE3D0", label="small deviations die out"),
-        Patch(color="#F2C9B0", label="traffic swings"),
-        *ax.plot([], [], "+", color="black", ms=12, mew=2.5, label=now),
-        *ax.plot([], [], "^", color="#0072B2", ms=8, label="edge in simulation"),
-    ]
-    ax.legend(handles=marks, frameon=False, loc="upper left", bbox_to_anchor=(0, -0.13), ncols=2)
+    explain(ax, f"{seconds(across.now)}, {percent(up.now) if up.setting == LOAD else seconds(up.now)}")
     return ax
 
 
@@ -63,9 +53,7 @@ def save_stable_region(report: HeldReport, folder: Path) -> list[Path]:
     """Write `stable.png` into a folder, where there is something to draw. **Returns:** the paths written."""
     if report.found.loop is None or not report.found.limits:
         return []
-    target = folder / "stable.png"
-    save_png(as_written(stable_region_plot(report)).get_figure(root=True), target)  # pyright: ignore[reportArgumentType]
-    return [target]
+    return save(stable_region_plot(report), folder)
 
 
 def _points(limit: Limit, found: HeldStability, axis: int) -> np.ndarray:
