@@ -226,11 +226,10 @@ def test_functions_are_told_apart_by_what_they_close_over():
     assert canonical(at(proportional, closed[0])) != canonical(at(proportional, closed[1]))
 
 
-@pytest.mark.parametrize(
-    "value",
-    [object(), lambda: 1, Mine(1.0), Mine, iter(()), np.array([object()])],
-    ids=lambda value: type(value).__name__,
-)
+NAMELESS = [object(), lambda: 1, Mine(1.0), Mine, iter(()), np.array([object()])]
+
+
+@pytest.mark.parametrize("value", NAMELESS, ids=lambda value: type(value).__name__)
 def test_what_says_nothing_lasting_about_itself_has_no_name(value):
     with pytest.raises(Unnamed):
         canonical(value)
