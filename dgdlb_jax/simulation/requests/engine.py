@@ -22,19 +22,20 @@ from dgdlb_jax.numerics.results import InputError, Result, first_failure, is_con
 from dgdlb_jax.numerics.threads import in_threads, parts_for
 from dgdlb_jax.numerics.tiles import map_tiles
 from dgdlb_jax.numerics.types import Matrices, Matrix, Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, AbstractPolicy
+from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.simulation import checks
 from dgdlb_jax.simulation.clock import Clock
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
 from dgdlb_jax.simulation.memory import Memory
-from dgdlb_jax.simulation.own import OwnState, reads_outstanding
+from dgdlb_jax.simulation.own import OwnState
 from dgdlb_jax.simulation.requests.blocks import Blocks, of_parts, part_edges
 from dgdlb_jax.simulation.requests.cohorts import COHORTS, PHASES, Cohorts, Following
+from dgdlb_jax.simulation.requests.counting import Counting, counting_for
 from dgdlb_jax.simulation.requests.observe import ObserveRequests
 from dgdlb_jax.simulation.requests.own import OwnCounts
 from dgdlb_jax.simulation.requests.start import begin
-from dgdlb_jax.simulation.requests.step import Counting, RequestState, request_system
+from dgdlb_jax.simulation.requests.step import RequestState, request_system
 from dgdlb_jax.simulation.requests.streams import LARGEST, Streams
 from dgdlb_jax.simulation.requests.trajectory import Parts, RequestTrajectory, Sojourns
 from dgdlb_jax.simulation.start import check_start, default_start
@@ -56,6 +57,7 @@ def simulate_requests(
     scale: float = 1.0,
     discipline: str = "ps",
     count: str | None = None,
+    arrivals: str = "poisson",
     after: float = 0.0,
     save: SaveAt | None = None,
     initial: tuple[Matrices, Matrix] | None = None,
@@ -73,7 +75,8 @@ def simulate_requests(
     **Arguments:**
 
     - `network`, `policy`, `initial`: as for `simulate`. Workloads of the start are rounded at random to whole numbers of the same mean.
-      Under a demand over time rates move: of a `Trace` the recorded counts are the means of those that are drawn, bin by bin.
+      Under a demand over time rates move: of a `Trace` the recorded counts are the means of those that are drawn, bin by bin, unless
+      `arrivals` says otherwise.
     - `key`: of `jax.random`; equal keys give equal runs.
     - `duration`, `dt`: seconds to simulate, and the length of a step; `suggest_dt(network, policy)` proposes one.
 
@@ -86,6 +89,8 @@ def simulate_requests(
       three times the work, the same law of the workloads; or `"own"`: whole numbers of every arc from dispatch until the answer is back.
       By default `"own"` for a policy that looks at its own outstanding requests, which needs it, and `"backend"` for any other. A rule
       that jumps then sees each request by itself: the ones before it count.
+    - `arrivals`: `"poisson"`, or `"recorded"`: as many as the demand adds up to, at equal distances as long as the rate stays: a `Trace`
+      of measured counts is replayed, request by request. Drawn is then only where each of them goes. Requests are counted on arcs.
     - `after`: seconds from which statistics count. `save`: instants to keep, `SaveAt(every=...)`; none by default.
     - `follow`: follow requests, which `latency_quantiles` needs. `longest_stay`: up to which age, seconds; by default 15 times the mean
       time at the slowest backend at the start.
@@ -103,8 +108,8 @@ def simulate_requests(
     initial = None if initial is None else as_batch((jnp.asarray(initial[0]), jnp.asarray(initial[1])))
     runs = simulate_requests_batch(
         as_batch(network), as_batch(policy, shared_scalars=True), jnp.asarray(key)[None],
-        duration=duration, dt=dt, scale=scale, discipline=discipline, count=count, after=after, save=save, initial=initial,
-        follow=follow, longest_stay=longest_stay, max_latency=max_latency, throw=throw,
+        duration=duration, dt=dt, scale=scale, discipline=discipline, count=count, arrivals=arrivals, after=after, save=save,
+        initial=initial, follow=follow, longest_stay=longest_stay, max_latency=max_latency, throw=throw,
     )  # fmt: skip
     return only_one(runs)
 
@@ -120,6 +125,7 @@ def simulate_requests_batch(
     scale: Numbers = 1.0,
     discipline: str = "ps",
     count: str | None = None,
+    arrivals: str = "poisson",
     after: Numbers = 0.0,
     save: SaveAt | None = None,
     initial: tuple[Matrices, Matrix] | None = None,
@@ -157,7 +163,7 @@ def simulate_requests_batch(
         checks.explain(networks, grid, max_latency)
     policy = each_frontend(networks, policy, type(policy).__name__)
     networks, dtype = networks.anonymous(), networks.latency.dtype
-    counting = _counting(networks, policy, count)
+    counting = counting_for(networks, policy, count, arrivals)
     start = default_start(networks) if initial is None else check_start(networks, initial)
     assert isinstance(start, tuple)
     first = _common("after / dt", steps_for(np.broadcast_to(np.asarray(after, float), grid.dt.shape), grid.dt))
@@ -224,22 +230,6 @@ def _words(keys: Any) -> UInt32[Array, "batch 2"]:
             f"The keys have shape {keys.shape} and type {keys.dtype}: give jax.random.split(jax.random.key(0), n), one for each run."
         )
     return data[:, jnp.array([0, -1])].astype(jnp.uint32)
-
-
-def _counting(networks: Network, policy: AbstractPolicy, count: str | None) -> Counting:
-    """How requests are counted.
-
-    **Raises:** `InputError` for a way that does not exist, or that the policy cannot do with.
-    """
-    reads = reads_outstanding(networks, policy)
-    if count not in (None, "backend", "arc", "own"):
-        raise InputError(f'count is {count!r}: choose "backend", "arc" or "own", or leave it out.')
-    if reads and count in ("backend", "arc"):
-        raise InputError(
-            f'count is {count!r}, but {type(policy).__name__} looks at its own outstanding requests: leave count out, or give "own".'
-        )
-    own = count == "own" or reads
-    return Counting(own or count == "arc", own, reads and isinstance(policy, AbstractInstantPolicy))
 
 
 def _check(networks: Network, keys: int, discipline: str) -> None:

@@ -49,9 +49,9 @@ def begin(system: DelayedSystem, routing: Array, workload: Array, count_wires: b
     lag = jnp.floor(field.latency / step)
     age = jnp.mod(-jnp.arange(rows), rows)[:, None, None]
     on_wires = jnp.where(age < lag, sent, 0).sum(0)
-    if parameters.counting.own:
+    if parameters.counting.known_when_sent:
         tail = drawn(rows, tail)
-    if parameters.counting.own or not parameters.counting.arcs:
+    if parameters.counting.known_when_sent or not parameters.counting.arcs:
         on_wires = on_wires + tail
     own, answers = None, ()
     if fluid is not None and parameters.back is not None:
@@ -67,6 +67,7 @@ def begin(system: DelayedSystem, routing: Array, workload: Array, count_wires: b
         in_flight=shape.per_lane(on_wires.sum(0)) if count_wires else None,
         sums=parameters.summary.begin(field, jnp.int32(0), n), blocks=Blocks.none(field),
         cohorts=None if parameters.following is None else Cohorts.none(n), own=own,
+        due=jnp.full_like(step, 0.5) if parameters.counting.recorded else None,
     )  # fmt: skip
     news = ChannelState(line.filled(n, rows), shape.backend_to_arcs(shape.from_last(n)))
     return Carry(jnp.zeros((), jnp.int32), state, (news, *answers, ChannelState(flows)))

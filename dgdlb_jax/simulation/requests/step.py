@@ -13,7 +13,8 @@ From `t_k` to `t_{k+1}`:
 With `count="backend"` arrivals are drawn where they arrive, from the mean of what was sent: one number per backend in place of one per
 arc. Parts of a Poisson stream that are thinned independently are independent, and nobody sees the wires, so the law of the workloads is
 the same; what is on the wires is then a mean. With `count="own"` requests are counted until the answer is back (see `own`), each from
-the step in which it was sent: two numbers per arc.
+the step in which it was sent: two numbers per arc. Recorded arrivals are not drawn: the requests of a step are as many as the demand
+adds up to, and it is drawn where each of them goes (see `sharing`).
 """
 
 from typing import Any, NamedTuple
@@ -28,22 +29,16 @@ from dgdlb_jax.numerics.sampling import binomial, poisson
 from dgdlb_jax.numerics.simplex import project_simplex
 from dgdlb_jax.policies.base import Observation, State
 from dgdlb_jax.simulation.clock import Clock, Lanes, length, time
-from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field
+from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
 from dgdlb_jax.simulation.requests.blocks import Blocks, ended_part
 from dgdlb_jax.simulation.requests.cohorts import Cohorts, Following, follow
+from dgdlb_jax.simulation.requests.counting import Counting
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
 from dgdlb_jax.simulation.requests.own import OwnCounts, age_of_answers, leaving, one_by_one, send_back
+from dgdlb_jax.simulation.requests.sharing import shared_out, whole
 from dgdlb_jax.simulation.requests.streams import Purpose, Streams
 from dgdlb_jax.simulation.statistics import Summary, costs_in
 from dgdlb_jax.simulation.tile_statistic import higher
-
-
-class Counting(NamedTuple):
-    """How requests are counted: in whole numbers on the wires, as `own` ones until the answer is back; then sent `one_by_one`."""
-
-    arcs: bool
-    own: bool = False
-    one_by_one: bool = False
 
 
 class RequestSystem(eqx.Module):
@@ -74,6 +69,7 @@ class RequestState(eqx.Module):
     blocks: Blocks
     cohorts: Cohorts | None
     own: OwnCounts | None = None
+    due: Frontends | None = None  # of recorded arrivals: the part of a request that has come, and not been sent
 
 
 class Seen(NamedTuple):
@@ -172,6 +168,13 @@ def dispatch(system: RequestSystem, context: StepContext, now: RequestState, see
     mean_late = jnp.maximum(mean - mean_soon, 0)
     if not system.counting.arcs:
         return Dispatched(now, routing, policy, mean_soon + mean_late, mean_late), now.tail + mean_soon
+    if system.counting.recorded:
+        come = step * field.mean_arrival_rate(start, step, jnp.ones_like(start))
+        number, due = whole(now.due, come)
+        u, v = system.streams.for_arcs(k, Purpose.dispatch)
+        sent = shared_out(u, number, routing)
+        soon = binomial(v, sent, part, system.late).astype(mean.dtype)
+        return Dispatched(eqx.tree_at(lambda s: s.due, now, due), routing, policy, sent, sent - soon), now.tail + soon
     if not system.counting.own:
         u = system.streams.one_for_arcs(k, Purpose.dispatch)
         sent = poisson(u, now.tail + mean_soon).astype(mean.dtype)
@@ -220,7 +223,7 @@ def serve(
         peak=higher(now.peak, after),
         sums=sums,
         blocks=now.blocks.add(ended_part(k, *system.bounds), costs_in(sums), served, field.cost_latency),
-        cohorts=cohorts, own=own,
+        cohorts=cohorts, own=own, due=now.due,
     )  # fmt: skip
     return state, None
 
