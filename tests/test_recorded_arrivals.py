@@ -70,9 +70,11 @@ def test_every_recorded_request_comes_in_its_bin(count):
 
 
 def test_regular_arrivals_halve_the_variance_of_many_servers():
-    r"""Equidistant arrivals at rate $\lambda$ at servers that are never busy: each request is still there with probability
-    $e^{-\mu \cdot age}$, so $N$ has the mean $\lambda/\mu$ and, on average over a period, the variance $\lambda/\mu - \lambda/2\mu$; that of
-    Poisson arrivals is $\lambda/\mu$."""
+    r"""Equidistant arrivals at rate $\lambda$ at servers that are never busy, each of rate $\mu$.
+
+    A request is still there with probability $e^{-\mu \cdot age}$. So $N$ has the mean $\lambda/\mu$, and on average over a period the
+    variance $\lambda/\mu - \lambda/2\mu$; that of Poisson arrivals is $\lambda/\mu$.
+    """
     rate, speed, seeds = 4.0, 1.0, 512
     network = dgd.Network([rate], [[0.013]], Hyperbolic([1e6 * speed], [1e6]))
     found = {}
