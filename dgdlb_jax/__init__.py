@@ -262,8 +262,14 @@ __all__ = sorted([*_MODULE, *_MODULES])  # pyright: ignore[reportUnsupportedDund
 __version__ = "0.1.0"
 
 
+_ROOMS = ("equilibrium", "fleets", "gradients", "model", "policies", "reports", "simulation", "stability", "studies")
+"""Packages that are loaded when somebody asks for them."""
+
+
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _ROOMS:
+        value = importlib.import_module(f"{__name__}.{name}")
+    elif name in _MODULES:
         value = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     elif name in _MODULE:
         value = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)

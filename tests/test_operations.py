@@ -270,3 +270,8 @@ def test_llm_ds_score_of_free_caches():
 def test_what_is_not_allowed_is_one_sentence(make, expected):
     with pytest.raises(InputError, match=expected):
         make()
+
+
+def test_the_old_name_of_envoys_variant_goes_on_working():
+    with pytest.warns(DeprecationWarning, match='give variant="envoy"'):
+        assert OrcaWeights(integers=True).variant == "envoy"

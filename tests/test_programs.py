@@ -175,6 +175,26 @@ def test_the_command_line_prints_the_same_with_and_without(tmp_path):
     assert printed[0] == printed[1] == printed[2]
 
 
+def test_nothing_is_kept_where_a_program_may_be_spread_over_devices(tmp_path):
+    """As in a sweep, with a device for every core: such a program cannot be read on one of them."""
+    code = (
+        "import jax; jax.config.update('jax_num_cpu_devices', 2); jax.config.update('jax_enable_x64', True)\n"
+        "import pathlib, sys, dgdlb_jax as dgd\n"
+        "from dgdlb_jax.equilibrium.at_rest import latency_at_rest\n"
+        "from dgdlb_jax.model.service import Hyperbolic\n"
+        "from dgdlb_jax.numerics import programs\n"
+        "folder = pathlib.Path(sys.argv[1]); programs.kept_in(folder)\n"
+        "network = dgd.Network([4.0], [[0.02]], Hyperbolic([8.0], [6.0]))\n"
+        "print(latency_at_rest(network, [[1.0]]), sum(file.is_file() for file in folder.rglob('*')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, env=own_process()
+    )
+    latency, files = done.stdout.split()
+    assert float(latency) == pytest.approx(6.0 / (8.0 - 4.0) + 0.02)
+    assert files == "0"
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -17,7 +17,8 @@ from dgdlb_jax.simulation.requests.streams import Purpose, Streams
 from dgdlb_jax.stability.noise import Noise
 from dgdlb_jax.studies.compare import ComparisonInProgress
 from dgdlb_jax.studies.noise import stationary_latency
-from dgdlb_jax.studies.requests import LEVELS, RequestOutcome, RequestStudy, RequestStudyInProgress
+from dgdlb_jax.studies.requests import LEVELS, RequestOutcome, RequestStudy, RequestStudyInProgress, counts_own
+from helpers import POLICIES, small_network
 from request_oracles import chain_of_steps, gradient_rule, simulate_events, stationary, stationary_counts
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -548,3 +549,10 @@ def test_a_study_of_a_comparison():
     np.testing.assert_allclose(ax.lines[0].get_xdata(), rows[0].distribution)
     with pytest.raises(dgd.InputError, match="at least 2 runs"):
         RequestStudyInProgress(work.comparison, work.policies, seeds=1)
+
+
+def test_every_policy_says_whether_it_counts_its_own(rng):
+    """With settings for every frontend and arc, as `dgdlb run --requests` makes them."""
+    network = small_network(rng)
+    own = {name for name, make in POLICIES.items() if counts_own(network, make(network))}
+    assert own == {"LeastRequest", "WeightedLeastRequest", "PeakEWMA", "LatencyObservationScorer"}

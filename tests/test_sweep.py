@@ -147,7 +147,7 @@ def test_a_parameter_that_is_not_there_is_named(tmp_path, name):
 
 def test_a_number_of_a_policy_leaves_its_words_alone():
     """What a backend reports is a word; with another period it goes on to be reported."""
-    weights = dgd.OrcaWeights(report="concurrency", max_concurrency=4.0, integers=True)
+    weights = dgd.OrcaWeights(report="concurrency", max_concurrency=4.0, variant="envoy")
     slower = cases._with_parameter(weights, "weight_update_period", lambda old: 3 * old, "orca-weights")
     assert settings(slower) == settings(weights) | {"weight_update_period": 3.0}
     assert slower.kind == "concurrency"

@@ -222,9 +222,10 @@ def _told_apart(leaf: Any) -> Hashable:
 
 
 def _at_home(arguments: Any) -> bool:
-    """Whether everything is, and would be, on the first CPU device: where a kept program runs."""
+    """Whether everything is, and would be, on the only CPU device: where a kept program runs. Beside others it may be spread over all of
+    them, whatever its arguments say."""
     chosen = jax.default_device.value
-    if chosen is None and jax.default_backend() != "cpu":
+    if jax.device_count("cpu") > 1 or (chosen is None and jax.default_backend() != "cpu"):
         return False
     home = jax.local_devices(backend="cpu")[0]
     arrays = [leaf for leaf in _arrays(arguments) if isinstance(leaf, jax.Array)]

@@ -1,5 +1,6 @@
 """Weighted round robin by the client, on weights that follow from what backends report (ORCA)."""
 
+import warnings
 from typing import ClassVar, Literal
 
 import equinox as eqx
@@ -69,7 +70,15 @@ class OrcaWeights(AbstractHeldPolicy):
         report: str = "throughput",
         host_capacity: Matrix = 1.0,
         max_concurrency: Matrix | None = None,
+        integers: bool | None = None,
     ):
+        if integers is not None:
+            variant = "envoy" if integers else variant
+            warnings.warn(
+                f'OrcaWeights(integers={integers}) is deprecated: give variant="{variant}".',
+                DeprecationWarning,
+                stacklevel=2,
+            )
         self.weight_update_period = checked(
             "OrcaWeights.weight_update_period", weight_update_period, positive, "positive and finite, seconds"
         )

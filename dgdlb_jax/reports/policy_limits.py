@@ -20,6 +20,7 @@ from dgdlb_jax.numerics.formatting import number, ranging, seconds
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractFlowPolicy, AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
+from dgdlb_jax.policies.estimates.policy import EstimatedFlow
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.policies.observed import LatencyObservationScorer
 from dgdlb_jax.policies.registry import POLICIES
@@ -75,7 +76,8 @@ class FactorReport:
         factor = float(self.mode.step_size)
         if not self.limited:
             return f"{begin}: no limit: nothing in the network delays a loop"
-        sizes = np.asarray(getattr(self.policy, "step_size", np.nan))
+        ruled = self.policy.policy if isinstance(self.policy, EstimatedFlow) else self.policy
+        sizes = np.asarray(getattr(ruled, "step_size", np.nan))
         now = f" (now {ranging(float(sizes.min()), float(sizes.max()))} 1/s^2)" if np.isfinite(sizes).all() else ""
         beyond = f"beyond it swings with a period of {seconds(float(self.mode.period))}"
         return f"{begin}, limit of step_size{now}: {number(factor)} times that; {beyond}; {simulated_words(self.simulated)}"

@@ -138,6 +138,12 @@ class RequestStudy:
         return self.scale * max(abs(row.noise), _SURE * row.noise_error) / within
 
 
+def counts_own(network: Network, policy: AbstractPolicy) -> bool:
+    """Whether a policy looks at its own outstanding requests; a single network, and the policy as for `simulate`."""
+    ruled = each_frontend(network, policy, type(policy).__name__)
+    return reads_outstanding(as_batch(network), as_batch(ruled, shared_scalars=True))
+
+
 class RequestStudyInProgress:
     """A study whose balancers come one after the other.
 
@@ -200,15 +206,11 @@ class RequestStudyInProgress:
             mean, error = float(each.mean()), float(each.std(ddof=1) / math.sqrt(self._seeds))
             found = [float(value) for value in run.latency_quantiles((*QUANTILES, *LEVELS))]
             quantiles, distribution = tuple(found[: len(QUANTILES)]), tuple(found[len(QUANTILES) :])
-            counts = self._counts_own(self._policies[name])
+            counts = counts_own(self._comparison.network, self._policies[name])
             self._rows.append(
                 RequestOutcome(name, fluid[name].mean_latency, mean, error, quantiles, distribution, counts)
             )
             yield self._rows[-1]
-
-    def _counts_own(self, policy: AbstractPolicy) -> bool:
-        network = self._comparison.network
-        return reads_outstanding(as_batch(network), each_frontend(as_batch(network), policy, "policy"))
 
     def _run(self, name: str):
         comparison = self._comparison

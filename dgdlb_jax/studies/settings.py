@@ -29,9 +29,10 @@ def with_settings(policy: AbstractPolicy, given: Mapping[str, str]) -> AbstractP
     name, current = type(policy).__name__, settings(policy)
     for key, text in given.items():
         if key not in current:
-            raise InputError(
-                f"{name} has no setting {key!r}: it has {', '.join(current)}{did_you_mean(key, current, '.')}"
+            has = (
+                f"it has {', '.join(current)}{did_you_mean(key, current, '.')}" if current else "it is taken as it is."
             )
+            raise InputError(f"{name} has no setting {key!r}: {has}")
         current[key] = _value(f"{name}.{key}", text, current[key])
     return type(policy)(**current)
 
