@@ -297,7 +297,13 @@ def check(networks, policy, edges) -> np.ndarray:
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    "policy", [envoy(8.0, 1.0), by_slots(OrcaWeights, weight_update_period=8.0)], ids=["envoy", "orca"]
+    "policy",
+    [
+        envoy(8.0, 1.0),
+        by_slots(OrcaWeights, weight_update_period=8.0),
+        KvCacheScorer(8.0, "weighted-random", max_concurrency=40.0),
+    ],
+    ids=["envoy", "orca", "free cache"],
 )
 def test_two_hundred_random_networks(policy):
     networks = random_networks(400, seed=1)

@@ -113,6 +113,7 @@ def test_the_limit_of_the_slow_loop():
     assert np.isinf(critical_gain(1.0, 0.0))
 
 
+@pytest.mark.full
 def test_the_gain_of_the_slow_loop():
     """By differences of the latency at equal load; 0 for hyperbolic service that a request alone takes as long as its floor says."""
     straight = slow_loop(PAIR, dgd.LatencyObservationScorer(0.2))
@@ -136,6 +137,7 @@ def test_the_gain_of_the_slow_loop():
     np.testing.assert_allclose(slow_loop(network, dgd.LatencyObservationScorer(floor)).gain, expected, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_latencies_are_equal_where_it_rests():
     network = dgd.load_fleet("two-by-two")
     routing, workload = rest_of_latencies(network)

@@ -52,7 +52,7 @@ def test_a_backend_without_a_share_gets_nothing(rng):
     np.testing.assert_array_equal(found, [[0, 9], [0, 0], [4, 0], [0, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("count", ["arc", "own"])
+@pytest.mark.parametrize("count", ["arc", pytest.param("own", marks=pytest.mark.full)])
 def test_every_recorded_request_comes_in_its_bin(count):
     """At the end of each bin as many have come as were recorded: of each frontend half an interval after the last of them."""
     network = recorded_network()
@@ -90,6 +90,7 @@ def test_regular_arrivals_halve_the_variance_of_many_servers():
         assert found[arrivals].var(axis=0).mean() == pytest.approx(variance, rel=0.06)
 
 
+@pytest.mark.full
 def test_rates_times_a_scale_are_recorded_too():
     run = dgd.simulate_requests(
         recorded_network(),
@@ -105,6 +106,7 @@ def test_rates_times_a_scale_are_recorded_too():
     assert float(run.statistics.arrivals) == round(float(run.statistics.arrivals))
 
 
+@pytest.mark.full
 def test_a_batch_is_its_runs():
     keys, network = jax.random.split(jax.random.key(5), 2), recorded_network()
     options = {"duration": 3.0, "dt": 0.02, "arrivals": "recorded", "follow": False}

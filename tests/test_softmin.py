@@ -47,6 +47,7 @@ def cases(count, seed=0):
             yield network, policy, rest
 
 
+@pytest.mark.full
 def test_rest_point_and_limit_are_those_of_the_general_analysis():
     """The rest point by its definition; the limit from the loop over arcs, of which only the first two numbers of an optimum are read."""
     optimum = None
