@@ -249,6 +249,15 @@ def test_functions_are_told_apart_by_what_they_close_over():
 NAMELESS = [object(), lambda: 1, Mine(1.0), Mine, iter(()), np.array([object()])]
 
 
+def test_what_is_not_there_yet_has_no_name():
+    def early():
+        return late
+
+    with pytest.raises(Unnamed):
+        canonical(early)
+    late = 1
+
+
 @pytest.mark.parametrize("value", NAMELESS, ids=lambda value: type(value).__name__)
 def test_what_says_nothing_lasting_about_itself_has_no_name(value):
     with pytest.raises(Unnamed):

@@ -14,20 +14,7 @@ import numpy as np
 
 # Whose source or version decides what a name of theirs means; see `programs`.
 _KNOWN = frozenset(
-    [
-        "builtins",
-        "dgdlb_jax",
-        "equinox",
-        "functools",
-        "itertools",
-        "jax",
-        "jaxlib",
-        "jaxtyping",
-        "math",
-        "numpy",
-        "operator",
-        "typing",
-    ]
+    "builtins dgdlb_jax equinox functools itertools jax jaxlib jaxtyping math numpy operator typing".split()  # noqa: SIM905
 )
 _PLAIN = type(None) | bool | int | float | complex | str | bytes | type(...) | range | slice | np.dtype
 
@@ -80,14 +67,12 @@ def canonical(value: Any, within: tuple[int, ...] = ()) -> Any:
 
 
 def _function(function: types.FunctionType, inner: Any) -> tuple[Any, ...]:
-    code = function.__code__
-    cells = tuple(cell.cell_contents for cell in function.__closure__ or ())
-    return (
-        "function",
-        _name(function),
-        _code(code),
-        *map(inner, (function.__defaults__, function.__kwdefaults__, cells)),
-    )
+    try:
+        closed = tuple(cell.cell_contents for cell in function.__closure__ or ())
+    except ValueError as error:  # what it closes over is not there yet
+        raise Unnamed from error
+    kept = function.__defaults__, function.__kwdefaults__, closed
+    return "function", _name(function), _code(function.__code__), *map(inner, kept)
 
 
 def _only_checks(function: types.FunctionType) -> bool:

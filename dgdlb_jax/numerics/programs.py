@@ -37,16 +37,10 @@ from dgdlb_jax.numerics.versions import versions
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_UNUSED_S = (
-    30 * 86400.0
-)  # programs of another version, or of another machine, go when nobody has asked for them for so long
-_NOT_OF_PROGRAMS = (
-    "cache",
-    "log",
-    "traceback",
-    "captured_constants",
-    "compilation_cache",
-)  # settings that say nothing about them
+# Programs of another version, or of another machine, go when nobody has asked for them for so many seconds.
+_UNUSED_S = 30 * 86400.0
+# Settings of JAX with one of these words in their name say nothing about a program.
+_NOT_OF_PROGRAMS = ("cache", "log", "traceback")
 
 
 def compiled(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -144,7 +138,7 @@ _STORE: ContextVar[_Store | None] = ContextVar("programs", default=None)
 
 
 def _made(function: Callable[..., Any], arguments: Any, file: Path) -> Program:
-    """Traced, compiled, and written down if the disk allows it."""
+    """Traced, compiled, and written down where the disk allows it and all of the results can be."""
     results: list[Any] = []
 
     def of_arrays(*arrays):
@@ -179,7 +173,7 @@ def _read(file: Path, count: int) -> Program | None:
         )
     except (OSError, ValueError, TypeError, AttributeError, ImportError, EOFError, pickle.UnpicklingError):
         return None
-    except jax.errors.JaxRuntimeError:
+    except jax.errors.JaxRuntimeError:  # of another kind of processor, say
         return None
 
 
