@@ -323,6 +323,13 @@ def test_a_file_does_not_take_the_place_of_a_library(tmp_path):
     assert sys.modules["json"] is json
 
 
+def test_what_lies_beside_an_imported_file_is_found(tmp_path, capsys):
+    (tmp_path / "beside_the_file.py").write_text("VALUE = 3\n")
+    (tmp_path / "with_a_neighbour.py").write_text("from beside_the_file import VALUE\nassert VALUE == 3\n")
+    assert main(["--import", str(tmp_path / "with_a_neighbour.py"), "fleets"]) == 0
+    assert "two-by-two" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("register", "expected"),
     [

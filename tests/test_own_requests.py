@@ -182,3 +182,12 @@ def test_events_and_own_requests_are_not_combined():
     network = dgd.topologies.complete(jax.random.key(0), frontends=2, backends=2)
     with pytest.raises(dgd.InputError, match=r"^LeastRequest looks at its frontend's own requests, which events"):
         dgd.simulate(network, dgd.LeastRequest(), duration=1.0, dt=0.1, events=[dgd.events.Fails(0.5, 0)])
+
+
+def test_a_comparison_with_events_names_who_cannot_take_them_before_any_run():
+    network = dgd.topologies.complete(jax.random.key(0), frontends=2, backends=2)
+    with pytest.raises(dgd.InputError, match=r"^least request, two choices of mine cannot be run with events"):
+        dgd.compare(
+            network, ["least-request", "proportional"], also={"two choices of mine": dgd.LeastRequest(2.0)},
+            events=[dgd.events.Fails(0.5, 0)],
+        )  # fmt: skip

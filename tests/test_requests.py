@@ -12,12 +12,13 @@ from dgdlb_jax.numerics.sampling import binomial, poisson
 from dgdlb_jax.reports import requests_text
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.lanes import Shape
+from dgdlb_jax.simulation.own import counts_own
 from dgdlb_jax.simulation.requests.hazard import chances, hazard_of_step
 from dgdlb_jax.simulation.requests.streams import Purpose, Streams
 from dgdlb_jax.stability.noise import Noise
 from dgdlb_jax.studies.compare import ComparisonInProgress
 from dgdlb_jax.studies.noise import stationary_latency
-from dgdlb_jax.studies.requests import LEVELS, RequestOutcome, RequestStudy, RequestStudyInProgress, counts_own
+from dgdlb_jax.studies.requests import LEVELS, RequestOutcome, RequestStudy, RequestStudyInProgress
 from helpers import POLICIES, small_network
 from request_oracles import chain_of_steps, gradient_rule, simulate_events, stationary, stationary_counts
 

@@ -36,6 +36,7 @@ def _load_file(path: Path) -> None:
 
     if not path.is_file():
         raise InputError(f"--import {path}: there is no such file; check the path.")
+    sys.path.append(str(path.resolve().parent))  # what it imports may lie beside it, and hides no library there
     name = f"dgdlb_import_{path.stem}"  # of its own: a file called json.py must not take the place of a library
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

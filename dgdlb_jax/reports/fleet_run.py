@@ -13,6 +13,7 @@ from typing import Any
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.fleets import load_autoscaler, load_events, load_fleet, load_news, read_measured
+from dgdlb_jax.fleets.document import counted
 from dgdlb_jax.fleets.news import parse_news
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
@@ -188,10 +189,12 @@ class Job:
         count = len(work.policies)
         if network is self.network:
             self._policies = dict(work.policies)
-        status.phase(f"{name}: compiling {count} balancers")
+        status.phase(f"{name}: compiling {counted(count, 'balancer', 'balancers')}")
         work.compile()
         show("\n".join(text.run_facts(work.comparison)))
-        status.say(f"{name}: {count} balancers take about {max(1.0, work.estimate):.0f} s")
+        status.say(
+            f"{name}: {counted(count, 'balancer takes', 'balancers take')} about {max(1.0, work.estimate):.0f} s"
+        )
         table, done, begun = text.growing_table(list(work.policies), work.moving), 0, False
         status.phase(f"{name}: 0 of {count} balancers done", work.estimate)
         for piece in work.finished():

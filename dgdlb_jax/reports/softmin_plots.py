@@ -21,7 +21,11 @@ def softmin_region_plot(report: SoftminReport, *, ax: Axes | None = None) -> Axe
     """
     found = report.found
     rate, temperature = found.limits
-    x = np.geomspace(temperature.now / _AROUND, temperature.now * _AROUND, _POINTS)
+    x = np.geomspace(
+        min(temperature.now / _AROUND, *(edge / 2 for edge in (temperature.now, *temperature.edges))),
+        max(temperature.now * _AROUND, *(edge * 2 for edge in (temperature.now, *temperature.edges))),
+        _POINTS,
+    )
     critical = np.array([critical_rate(found.network, found.policy, value)[0] for value in x])
     known = critical[np.isfinite(critical)]
     low, high = (min([rate.now, *known]) / 3, max([rate.now, *known]) * 3)

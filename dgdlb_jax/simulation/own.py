@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from dgdlb_jax.model.batch import as_batch, each_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.delay import ChannelState, line
 from dgdlb_jax.numerics.delay.line import DelayLine
@@ -85,6 +86,12 @@ def reads_outstanding(networks: Network, policy: AbstractPolicy) -> bool:
     """Whether a policy's rule looks at `observation.outstanding`, in a batch of networks: its program is traced, and looked through."""
     leaves, structure = jax.tree.flatten((networks.anonymous(), policy))
     return _reads_outstanding(structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+
+
+def counts_own(network: Network, policy: AbstractPolicy) -> bool:
+    """The same of a single network, and a policy with parameters as for `simulate`."""
+    ruled = each_frontend(network, policy, type(policy).__name__)
+    return reads_outstanding(as_batch(network), as_batch(ruled, shared_scalars=True))
 
 
 @lru_cache(maxsize=1024)

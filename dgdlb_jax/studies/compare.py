@@ -18,11 +18,12 @@ from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.parallel import as_completed, workers_for
 from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.numerics.promotion import standard_promotion
-from dgdlb_jax.numerics.results import require_values
+from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.numerics.rounding import round_down, round_up
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.policies.static import FixedRouting, Nearest, ProportionalToCapacity, Uniform
+from dgdlb_jax.simulation.own import counts_own
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies.assess import Assessment, set_up
 from dgdlb_jax.studies.balancers import BALANCERS as BALANCERS
@@ -157,6 +158,8 @@ class ComparisonInProgress:
             named = lambda keys: balancers(first.networks, first.optimum, first.step_size, keys)
             chosen = policies if isinstance(policies, Mapping) else named(policies)
             self.policies = {name: behind(policy, news) for name, policy in {**chosen, **(also or {})}.items()}
+            if schedule is not None:
+                _refuse_own_counts(network, self.policies)
             self.settling = float(setup.settling)
             self._running = network if alike is None else _under_flat_trace(network, alike)
             self._set_by: dict[str, str] = {}
@@ -332,6 +335,16 @@ class ComparisonInProgress:
             steps = steps_of(duration, dt)
             interval = dt * max(1, round(steps / self._kept))
         return Grid(duration, interval, after=0.0 if self.moving else (1 - LAST_PART) * duration)
+
+
+def _refuse_own_counts(network: Network, policies: Mapping[str, AbstractPolicy]) -> None:
+    """Raise `InputError` before any run for balancers that events cannot be told of."""
+    found = [name for name, policy in policies.items() if counts_own(network, policy)]
+    if found:
+        raise InputError(
+            f"{', '.join(found)} cannot be run with events, which would have to take away some of the requests that a frontend counts as "
+            "its own: leave out either."
+        )
 
 
 def _under_flat_trace(network: Network, alike: Network) -> Network:

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from dgdlb_jax.model.batch import as_batch, each_frontend
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
-from dgdlb_jax.simulation.own import reads_outstanding
+from dgdlb_jax.simulation.own import counts_own
 from dgdlb_jax.simulation.requests.engine import simulate_requests_batch
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.stability.noise import Noise, noise
@@ -136,12 +135,6 @@ class RequestStudy:
     def holds_from(self, row: RequestOutcome, within: float = 0.01) -> float:
         """The scale from which noise costs this balancer no more than a part `within` of its latency, were the cost to fall like 1/n."""
         return self.scale * max(abs(row.noise), _SURE * row.noise_error) / within
-
-
-def counts_own(network: Network, policy: AbstractPolicy) -> bool:
-    """Whether a policy looks at its own outstanding requests; a single network, and the policy as for `simulate`."""
-    ruled = each_frontend(network, policy, type(policy).__name__)
-    return reads_outstanding(as_batch(network), as_batch(ruled, shared_scalars=True))
 
 
 class RequestStudyInProgress:
