@@ -324,6 +324,14 @@ def test_help_and_version_do_not_import_jax(arguments):
     assert "dgdlb" in done.stdout
 
 
+def test_a_run_imports_what_it_needs_for_its_first_line_and_no_more():
+    """Each of these takes as long to import as the whole package, or longer."""
+    heavy = ("scipy.optimize", "scipy.sparse.linalg", "matplotlib", "xarray", "pandas", "optax")
+    code = f"import sys, dgdlb_jax.reports.fleet_run; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=own_process(), timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_without_the_extra_it_says_what_to_type(capsys, monkeypatch):
     import importlib.util
 

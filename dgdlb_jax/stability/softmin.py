@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Complex, Float
-from scipy.optimize import linear_sum_assignment
 
 from dgdlb_jax.model.batch import each_frontend, require_double, require_single
 from dgdlb_jax.model.network import Network
@@ -126,4 +125,6 @@ def _in_order(
     values: Complex[np.ndarray, " backends"], following: Complex[np.ndarray, " backends"]
 ) -> Complex[np.ndarray, " backends"]:
     """Eigenvalues at the next frequency in the order of those before."""
+    from scipy.optimize import linear_sum_assignment  # late: it takes longer to import than this package
+
     return following[linear_sum_assignment(np.abs(values[:, None] - following[None]))[1]]
