@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from scipy.stats import binom
 
 CORE = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "DGDLB_THREADS": "1"}
 # Networks, rows of their delay lines, steps: a tenth of a second each, and a longer one with its gradient.
-FORWARD, GRADIENTS = ((128, 128, 1000),), ((1, 64, 2000), (4, 512, 2000), (128, 64, 200))
+FORWARD = ((128, 128, 1000),)
+GRADIENTS = ((1, 64, 2000), (4, 64, 2000), (4, 512, 2000), (4, 4096, 8192), (128, 64, 200))
 
 
 def cells() -> dict:
@@ -37,10 +39,12 @@ def cells() -> dict:
         run = simulation(random_networks(count, 10, 10, rows, np.float32), steps, rows, 0.01)
         found |= {f"{count} x 10x10, {name}": lambda p=policy, run=run: run(p) for name, policy in policies.items()}
     for count, rows, steps in GRADIENTS:
-        run = simulation(random_networks(count, 10, 10, rows, np.float32), steps, rows, 0.01)
-        cost = lambda step_size, run=run: run(dgd.DGDLB(step_size)).statistics.cost.sum()
-        slope, at = jax.jit(jax.value_and_grad(cost)), jnp.full((count, 10), 0.05, jnp.float32)
-        found[f"{count} x 10x10, {rows} rows, value and gradient"] = lambda slope=slope, at=at: slope(at)
+        networks = random_networks(count, 10, 10, rows, np.float32)
+        at = jnp.full((count, 10), 0.05, jnp.float32)
+        for name, how in (("value and gradient", {}), ("by checkpoints", {"adjoint": dgd.Checkpoints()})):
+            run = simulation(networks, steps, rows, 0.01, **how)
+            cost = lambda step_size, run=run: run(dgd.DGDLB(step_size)).statistics.cost.sum()
+            found[f"{count} x 10x10, {rows} rows, {name}"] = partial(jax.jit(jax.value_and_grad(cost)), at)
     return found
 
 
