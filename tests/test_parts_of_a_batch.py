@@ -9,7 +9,7 @@ import pytest
 
 from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.network import stack
-from dgdlb_jax.numerics.parallel import VARIABLE, workers_for
+from dgdlb_jax.numerics.parallel import VARIABLE, in_order, workers_for
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.threads import LEAST, in_threads, parts_for
 from dgdlb_jax.policies.gradient import DGDLB
@@ -95,3 +95,11 @@ def test_runs_and_optima_do_not_depend_on_threads(monkeypatch):
     for expected, found, same in zip(*map(jax.tree.leaves, (one, two, again)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
         np.testing.assert_array_equal(found, same)
+
+
+def test_results_come_in_the_order_of_the_jobs_whichever_ends_first():
+    other_ended = threading.Event()
+    jobs = {"first": lambda: other_ended.wait(30), "second": lambda: other_ended.set() or 2}
+    assert list(in_order(jobs, workers=2)) == [("first", True), ("second", 2)]
+    with pytest.raises(ZeroDivisionError):
+        list(in_order({"first": lambda: 1, "second": lambda: 1 / 0}, workers=1))

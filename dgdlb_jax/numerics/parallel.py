@@ -52,16 +52,22 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def as_completed(jobs: dict[str, Callable[[], Any]], workers: int) -> Iterator[tuple[str, Any]]:
-    """Run named pieces of work in threads; (name, result) of each as soon as it has ended.
+def in_order(jobs: dict[str, Callable[[], Any]], workers: int) -> Iterator[tuple[str, Any]]:
+    """Run named pieces of work in threads; (name, result) of each as soon as it and all before it have ended, so always in one order.
 
     The caller's thread only waits, so that Ctrl-C is heard. The first exception ends it; what has not begun by then is never begun.
     """
     pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="dgdlb")
     try:
         names = {pool.submit(in_this_context(work)): name for name, work in jobs.items()}
+        done: dict[str, Any] = {}
+        waiting = iter(jobs)
+        upcoming = next(waiting, None)
         for future in concurrent.futures.as_completed(names):
-            yield names[future], future.result()
+            done[names[future]] = future.result()
+            while upcoming in done:
+                yield upcoming, done[upcoming]
+                upcoming = next(waiting, None)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

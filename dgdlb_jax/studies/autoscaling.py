@@ -17,7 +17,7 @@ from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.parallel import as_completed, workers_for
+from dgdlb_jax.numerics.parallel import in_order, workers_for
 from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.numerics.rounding import round_up
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler, AbstractSampledAutoscaler
@@ -135,7 +135,7 @@ class AutoscalingStudyInProgress:
         """Run everything; each row as soon as it is known."""
         with jax.default_device(self._home):
             jobs: dict[str, Callable] = {name: partial(self._row, name) for name in self._policies}
-            for name, row in as_completed(jobs, workers_for(None)):
+            for name, row in in_order(jobs, workers_for(None)):
                 self._done[name] = row
                 yield row
 

@@ -15,7 +15,7 @@ from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
-from dgdlb_jax.numerics.parallel import as_completed, workers_for
+from dgdlb_jax.numerics.parallel import in_order, workers_for
 from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
@@ -93,7 +93,7 @@ def compare(
 
 
 class ComparisonInProgress:
-    """A comparison whose runs come one after the other, in whichever order they end.
+    """A comparison whose runs come one after the other, in the order in which they were asked for.
 
     **Arguments:** `network` and `policies` as for `compare`, and
 
@@ -237,7 +237,8 @@ class ComparisonInProgress:
             pass
 
     def finished(self) -> Iterator[str]:
-        """Run everything; the name of each piece as soon as it is known. What has come to no verdict runs again at the end, longer."""
+        """Run everything; the name of each piece as soon as it and those before it are known. What has come to no verdict runs again at
+        the end, longer."""
         undecided: list[str] = []
         for name in self._finished_once():
             if self._may_run_longer and self._undecided(name, self._done[name]):
@@ -270,24 +271,20 @@ class ComparisonInProgress:
     def _finished_once(self) -> Iterator[str]:
         each = CORES * patience(PATIENCE) / len(self._runs)
         jobs: dict[str, Callable[[], Any]] = {}
-        if self.moving:  # first, as all rows wait for it
+        if self.moving:  # first, as all rows are held against it
             instants = reference_instants(self.network, self.grid.duration)
             jobs[_REFERENCE] = lambda: quasi_static_optimum(self.network, instants)
         jobs |= {name: partial(run.run, self.grid, each) for name, run in self._runs.items()}
-        held: list[str] = []  # a row under a moving demand waits for the reference it is held against
         for name, found in self._at_the_same_time(jobs):
             if name == _REFERENCE:
                 self._quasi_static = found
             else:
                 self._done[name] = found
-            held.append(name)
-            if not self.moving or self._quasi_static is not None:
-                yield from held
-                held = []
+            yield name
 
     def _at_the_same_time(self, jobs: dict[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
         with jax.default_device(self._home):
-            yield from as_completed(jobs, self._workers)
+            yield from in_order(jobs, self._workers)
 
     def _shorten(self, dt: float | None) -> None:
         """Let all runs end earlier if together they take too long, but not before they can be judged."""
