@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import binom
 
 CORE = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=1", "DGDLB_THREADS": "1"}
-# Networks, rows of their delay lines, steps: a tenth of a second each, and a longer one with its gradient.
+# Networks, rows of their delay lines, steps: a tenth of a second each at most.
 FORWARD = ((128, 128, 1000),)
 GRADIENTS = ((1, 64, 2000), (4, 64, 2000), (4, 512, 2000), (4, 4096, 8192), (128, 64, 200))
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import dgdlb_jax as dgd
+from dgdlb_jax.cli import common
 from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.service import Hyperbolic
@@ -163,16 +164,32 @@ def test_an_exception_leaves_nothing_behind(tmp_path):
 
 
 def test_the_command_line_prints_the_same_when_it_finds_its_programs(tmp_path):
-    """A process that makes programs, and one that finds them."""
-    printed = []
-    for keep in ("1", "1"):
-        settings = own_process() | {"DGDLB_KEEP_PROGRAMS": keep, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-        command = [sys.executable, "-m", "dgdlb_jax", "run", "two-by-two", "--no-files", "--json", "--quiet"]
-        command += ["--policies", "dgd-lb"]
+    """A process that makes programs, and one that finds them: it writes none."""
+    settings = own_process() | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "dgdlb_jax", "run", "two-by-two", "--no-files", "--json", "--quiet"]
+    command += ["--policies", "dgd-lb"]
+    printed, written = [], []
+    for _ in range(2):
         done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=300, check=True)
         printed.append(json.loads(done.stdout))
-        assert (tmp_path / "cache" / "programs").exists() == (keep == "1")
+        files = [file for file in (tmp_path / "programs").rglob("*") if file.is_file()]
+        written.append({file: file.stat().st_mtime_ns for file in files})
+    assert written[0]
+    assert written[1] == written[0]
     assert printed[0] == printed[1]
+
+
+@pytest.mark.parametrize(("said", "expected"), [("0", False), ("1", True), ("", True)])
+def test_the_environment_says_whether_programs_are_kept(said, expected, network, tmp_path, monkeypatch):
+    folder, context = jax.config.values["jax_compilation_cache_dir"], contextvars.copy_context()
+    monkeypatch.setenv("DGDLB_KEEP_PROGRAMS", said)
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        context.run(common._keep_programs)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", folder)
+    context.run(at_rest, network)
+    assert (tmp_path / "programs").exists() == expected
 
 
 def test_nothing_is_kept_where_a_program_may_be_spread_over_devices(tmp_path):

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 # Whose source or version decides what a name of theirs means; see `programs`.
-_KNOWN = frozenset(
-    "builtins dgdlb_jax equinox functools itertools jax jaxlib jaxtyping math numpy operator typing".split()  # noqa: SIM905
-)
+_KNOWN = frozenset((
+    "builtins", "dgdlb_jax", "equinox", "functools", "itertools", "jax", "jaxlib", "jaxtyping", "math", "numpy", "operator", "typing",
+))  # fmt: skip
 _PLAIN = type(None) | bool | int | float | complex | str | bytes | type(...) | range | slice | np.dtype
 
 

@@ -55,19 +55,14 @@ def cores() -> int:
 def in_order(jobs: dict[str, Callable[[], Any]], workers: int) -> Iterator[tuple[str, Any]]:
     """Run named pieces of work in threads; (name, result) of each as soon as it and all before it have ended, so always in one order.
 
-    The caller's thread only waits, so that Ctrl-C is heard. The first exception ends it; what has not begun by then is never begun.
+    The caller's thread only waits, so that Ctrl-C is heard. The first exception in that order ends it; what has not begun by then is
+    never begun.
     """
     pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="dgdlb")
     try:
-        names = {pool.submit(in_this_context(work)): name for name, work in jobs.items()}
-        done: dict[str, Any] = {}
-        waiting = iter(jobs)
-        upcoming = next(waiting, None)
-        for future in concurrent.futures.as_completed(names):
-            done[names[future]] = future.result()
-            while upcoming in done:
-                yield upcoming, done[upcoming]
-                upcoming = next(waiting, None)
+        futures = {name: pool.submit(in_this_context(work)) for name, work in jobs.items()}
+        for name, future in futures.items():
+            yield name, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

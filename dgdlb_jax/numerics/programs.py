@@ -172,9 +172,9 @@ def _read(file: Path, count: int) -> Program | None:
             results,
         )
     except (OSError, ValueError, TypeError, AttributeError, ImportError, EOFError, pickle.UnpicklingError):
-        return None
-    except jax.errors.JaxRuntimeError:  # of another kind of processor, say
-        return None
+        return None  # damaged, or of another version
+    except jax.errors.JaxRuntimeError:
+        return None  # of another kind of processor, say
 
 
 @functools.cache

@@ -21,11 +21,10 @@ def softmin_region_plot(report: SoftminReport, *, ax: Axes | None = None) -> Axe
     """
     found = report.found
     rate, temperature = found.limits
-    x = np.geomspace(
-        min(temperature.now / _AROUND, *(edge / 2 for edge in (temperature.now, *temperature.edges))),
-        max(temperature.now * _AROUND, *(edge * 2 for edge in (temperature.now, *temperature.edges))),
-        _POINTS,
-    )
+    edges = temperature.edges  # in the picture, with room around them
+    coldest = min([temperature.now / _AROUND, *(edge / 2 for edge in edges)])
+    warmest = max([temperature.now * _AROUND, *(edge * 2 for edge in edges)])
+    x = np.geomspace(coldest, warmest, _POINTS)
     critical = np.array([critical_rate(found.network, found.policy, value)[0] for value in x])
     known = critical[np.isfinite(critical)]
     low, high = (min([rate.now, *known]) / 3, max([rate.now, *known]) * 3)
