@@ -264,7 +264,11 @@ def test_bad_arguments_are_named(arguments, named, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert named in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err
+    assert named in said
+    assert re.fullmatch(
+        r"dgdlb.*: error: .*; dgdlb.* --help says what can be given\.\n", said
+    )  # one line, and no usage before it
 
 
 BAD_INPUTS = [

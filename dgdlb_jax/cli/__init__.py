@@ -9,6 +9,7 @@ import sys
 import threading
 import types
 from collections.abc import Sequence
+from typing import NoReturn
 
 from dgdlb_jax import __version__
 from dgdlb_jax.cli import fleets, importing, plot, plugins, report, reproduce, run, stability, sweep
@@ -68,10 +69,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os._exit(130)  # compiled code in other threads cannot be stopped, and a normal exit would wait for it
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as everything else does, without the usage before it; so do the commands' parsers."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help says what can be given.\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `dgdlb` with all its commands."""
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="dgdlb", description=_ABOUT, epilog=_EXAMPLES, formatter_class=style)
+    parser = _Parser(prog="dgdlb", description=_ABOUT, epilog=_EXAMPLES, formatter_class=style)
     parser.add_argument("--version", action="version", version=f"dgdlb {__version__}")
     parser.add_argument(
         "--import",
