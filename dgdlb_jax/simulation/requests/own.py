@@ -116,12 +116,13 @@ def leaving(
     field: Field, own: OwnCounts, streams: Streams, k: Int[Array, ""], arrived: Arcs, chance: Chances
 ) -> tuple[Arcs, Arcs]:
     """Who of those that are there leaves, and who of those that arrive."""
-    leave, stay = (
-        jnp.stack([field.shape.spread(each) for each in pair])
-        for pair in ((chance.leave, chance.new_leave), (chance.stay, chance.new_stay))
-    )
-    numbers = jnp.stack(streams.for_arcs(k, Purpose.serve))
-    old, new = binomial(numbers, jnp.stack([own.in_service, arrived]), leave, stay).astype(arrived.dtype)
+    of_arcs = lambda values: values.reshape(field.shape.backends, -1, field.shape.lanes)
+    of_backends = lambda values: values.reshape(field.shape.backends, 1, field.shape.lanes)
+    u, v = map(of_arcs, streams.for_arcs(k, Purpose.serve))
+    # A backend's chance is one for all its arcs: spread over them first, its exponentials would be taken arc by arc.
+    old = binomial(u, of_arcs(own.in_service), of_backends(chance.leave), of_backends(chance.stay))
+    new = binomial(v, of_arcs(arrived), of_backends(chance.new_leave), of_backends(chance.new_stay))
+    old, new = (each.astype(arrived.dtype).reshape(arrived.shape) for each in (old, new))
     return old, new
 
 
