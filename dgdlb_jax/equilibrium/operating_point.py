@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.graph import connected
+from dgdlb_jax.numerics.lapack import eigvalsh
 
 SAME = 1e-9  # relative difference of latencies that counts as none
 _SHARE_IN_USE = 1e-9  # smaller shares of a frontend's traffic are rounding
@@ -90,7 +91,7 @@ class OperatingPoint(eqx.Module):
     def rates(self, strength, weight: Float[Array, " backends"]) -> Float[Array, " backends"]:
         r"""The eigenvalues of $\mathrm{diag}(\text{weight}) \sum_i s_i P_i$ in ascending order."""
         root = jnp.sqrt(weight)
-        return jnp.linalg.eigvalsh(root[:, None] * self.modes(strength) * root)
+        return eigvalsh(root[:, None] * self.modes(strength) * root)
 
     def radius(self, strength, weight: Float[Array, " backends"]) -> Float[Array, ""]:
         r"""The largest of `rates`."""

@@ -5,9 +5,9 @@ written for a batch takes a single network by `of_batch`. What is called gets ne
 recompilation.
 """
 
-import itertools
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,15 +20,18 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.threads import in_threads, parts_for
 
 _LANES = 4  # networks side by side on a CPU; they wait for the slowest of them, and few are faster there
-_CHUNK = 512  # networks per call: what memory depends on
+_CHUNK = 512  # networks per call, on each of the threads: what memory depends on
 
 
 def each_network(
     function: Callable[..., Any], network: Network, *arguments: Any, effort: Callable[..., Array] | None = None
 ) -> Any:
     """`function(network, *arguments)`, for a batch mapped over its leading axis; scalars and functions among them are shared.
+
+    A batch runs in chunks on all cores (see `numerics.threads`); under a transformation as one program.
 
     **Arguments:** `effort(network, *arguments)`: a guess of the work, so that networks of equal effort run side by side.
     """
@@ -37,18 +40,9 @@ def each_network(
         return _one(function, (network, *arguments))
     if not is_concrete(network, arguments):
         return _many(function, effort, (network, *arguments))
-    chunks = -(-network.batch // _CHUNK)
-    if chunks == 1:
-        return _many(function, effort, (network, *arguments))
-    # One after the other: eigenvalues from several threads at once can block each other for ever. Seen with jaxlib 0.10.2: of critical
-    # step sizes of eight networks of 16 x 16, 1 s from one thread, none came within 45 s from two; 600 of 10 x 10 came from three.
-    edges = np.linspace(0, network.batch, chunks + 1).astype(int)
-    shared, batched = eqx.partition((network, *arguments), _is_shared)
-    parts = []
-    for begin, end in itertools.pairwise(edges):
-        part = jax.tree.map(lambda leaf, begin=begin, end=end: leaf[begin:end], batched)
-        parts.append(jax.block_until_ready(_many(function, effort, eqx.combine(shared, part))))
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    batch, threads = (network, *arguments), parts_for(network.batch, (network, *arguments))
+    chunks = max(threads, -(-network.batch // _CHUNK))
+    return in_threads(partial(_many, function, effort), batch, chunks, at_once=threads)
 
 
 def over_networks(function: Callable[..., Any], network: Network, *arguments: Any) -> Any:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
-from dgdlb_jax.numerics.eigenvalues import eig, eigvals, in_turn
+from dgdlb_jax.numerics.lapack import eig, eigvals, lu_factor, lu_solve, lu_solve_adjoint, solve
 from dgdlb_jax.numerics.results import Result, code
 
 Frequency = Float[Array, ""]
@@ -101,9 +101,7 @@ def largest_crossing(
     def look_further(walk: _Walk):
         ahead = jax.lax.cond(walks_on(walk), next_block, lambda walk: walk, walk)
         ahead = _try_best(matrix, stride, ahead, last)
-        return eqx.tree_at(
-            lambda w: (w.bound, w.blocks), ahead, (bound(in_turn(ahead.best, ahead.frequency)), walk.blocks + 1)
-        )
+        return eqx.tree_at(lambda w: (w.bound, w.blocks), ahead, (bound(ahead.frequency), walk.blocks + 1))
 
     def next_block(walk: _Walk):
         at = [walk.frequency]
@@ -124,7 +122,7 @@ def largest_crossing(
     zero = jnp.zeros((), first.dtype)
     walk = _Walk(first, highest, nothing, zero, jnp.full((), jnp.nan, first.dtype), jnp.zeros((), jnp.int32))
     end = jnp.where(jnp.isfinite(last), last, first)
-    at_end = eigvals(matrix(in_turn(highest, end)))
+    at_end = eigvals(matrix(end))
     real = (jnp.abs(at_end.imag) < 1e-9 * jnp.abs(at_end)) & (at_end.real < 0) & jnp.isfinite(last)
     largest = jnp.max(jnp.where(real, -at_end.real, 0), initial=0)
     walk = eqx.tree_at(
@@ -147,15 +145,15 @@ def eigenvectors(
     values, vectors = eig(matrix)
     k = jnp.argmin(jnp.abs(values - eigenvalue))
     right = vectors[:, k]
-    left = jnp.linalg.solve(_almost_singular(matrix, values[k]).conj().T, right)
+    left = solve(_almost_singular(matrix, values[k]).conj().T, right)
     return right, left / (right @ left.conj()).conj()
 
 
 def _follow(matrix, eigenvalue, right, left):
     """`eigenvectors` by a step of inverse iteration from those of a matrix nearby, or any: a thirtieth of the work of all eigenvectors."""
-    factors = jax.scipy.linalg.lu_factor(_almost_singular(matrix, eigenvalue))
-    right = jax.scipy.linalg.lu_solve(factors, right)
-    left = jax.scipy.linalg.lu_solve(factors, in_turn(right, left), trans=2)
+    factors = lu_factor(_almost_singular(matrix, eigenvalue))
+    right = lu_solve(factors, right)
+    left = lu_solve_adjoint(factors, left)
     right = right / jnp.linalg.norm(right)
     return right, left / (right @ left.conj()).conj()
 
@@ -181,9 +179,9 @@ def slope_of(matrix: MatrixOf, at: Frequency) -> Complex[Array, "n n"]:
 def _candidates(matrix: MatrixOf, stride_at: Callable[[Frequency], Frequency], w: Frequency) -> _Starts:
     """All eigenvalues at one frequency, with what they promise. The matrix and the stride may be solutions of linear systems."""
     here, along = jax.jvp(matrix, (w,), (jnp.ones_like(w),))
-    values, vectors = eig(in_turn(along, here))
-    stride = stride_at(in_turn(values, w))
-    slopes = jnp.diagonal(jnp.linalg.solve(in_turn(stride, vectors), along @ vectors))
+    values, vectors = eig(here)
+    stride = stride_at(w)
+    slopes = jnp.diagonal(solve(vectors, along @ vectors))
     move = -values.imag / jnp.where(slopes.imag == 0, jnp.inf, slopes.imag)
     predicted = -(values.real + slopes.real * move)
     near = (jnp.abs(move) <= _REACH * stride) & (predicted > 0)
@@ -211,7 +209,7 @@ def _try_best(matrix: MatrixOf, stride, walk: _Walk, last: Frequency) -> _Walk:
     def improve(state, _):
         w, value, _, right, left = state
         here, along = jax.jvp(matrix, (w,), (jnp.ones_like(w),))
-        right, left = _follow(in_turn(along, here), value, right, left)
+        right, left = _follow(here, value, right, left)
         value = eigenvalue_near(here, right, left)
         slope = left.conj() @ along @ right
         move = -value.imag / jnp.where(slope.imag == 0, 1, slope.imag)

@@ -2,8 +2,8 @@ r"""Poisson and binomial numbers by inversion of one uniform number, for arrays 
 
 A number is $X = \#\{t \ge 1 : P(X \ge t) > u\}$. The tails are summed from the far end, where they are smallest, so nothing cancels. Above
 a mean of 10 the quantile comes from its expansion about that of the normal distribution (Cornish and Fisher), whose total variation from
-the exact law is about 1e-4 there and falls from then on. `jax.random` takes 10 to 100 times as long in a loop, and a number of random words that depends on
-what it draws.
+the exact law is about 1e-4 there and falls from then on. `jax.random` takes 10 to 100 times as long in a loop, and a number of random
+words that depends on what it draws.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,9 @@ def binomial(u: Numbers, n: Numbers, leave: Numbers, stay: Numbers) -> Numbers:
     def expanded():
         m = jnp.maximum(mean, LARGE)
         variance, skew = m * q, q - p
-        return _expanded(u, m, variance, variance * skew, variance * (1 - 6 * p * q), variance * skew * (1 - 12 * p * q))
+        return _expanded(
+            u, m, variance, variance * skew, variance * (1 - 6 * p * q), variance * skew * (1 - 12 * p * q)
+        )
 
     ratio = lambda t: jnp.maximum(n - (t - 1), 0) * (odds / t)
     drawn = _quantile(u, mean, jnp.exp(n * jnp.log1p(-p)), ratio, expanded, n)

@@ -37,14 +37,14 @@ def parts_for(size: int, batch: PyTree, threads: int | None = None) -> int:
     return most if most > 1 and _may_use_threads(batch) else 1
 
 
-def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int) -> PyTree:
+def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int, at_once: int | None = None) -> PyTree:
     """`function(part)` for parts of a batch at the same time, put together again.
 
     All parts are equally long, so that they share one compiled program, which JAX compiles once however many threads ask for it; the last
     ones overlap where the batch cannot be divided. The caller's thread only waits, so that Ctrl-C is heard.
 
     **Arguments:** `function`, compiled, from a batch to a batch; `batch`, arrays with one leading axis, and scalars and other values that
-    all parts share.
+    all parts share; `at_once`: how many parts at the same time, by default all.
 
     **Raises:** what `function` raises; of several exceptions that of the first part.
     """
@@ -61,7 +61,7 @@ def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int) 
         # A thread that is free again would be given the next part, and run it after this one.
         return jax.block_until_ready(function(eqx.combine(part, shared)))
 
-    pool = concurrent.futures.ThreadPoolExecutor(parts, thread_name_prefix="dgdlb-part")
+    pool = concurrent.futures.ThreadPoolExecutor(at_once or parts, thread_name_prefix="dgdlb-part")
     try:
         futures = [pool.submit(in_this_context(partial(compute, start))) for start in starts]
         done = [future.result() for future in futures]

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dgdlb_jax.numerics.eigenvalues import eigvals
+from dgdlb_jax.numerics.lapack import eigvals
 from dgdlb_jax.reports.axes import as_written, finish, new_axes, new_figure, save_png
 from dgdlb_jax.reports.stability_text import StabilityReport
 from dgdlb_jax.stability.linearise import Linearisation

@@ -32,7 +32,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint
-from dgdlb_jax.numerics.eigenvalues import in_turn
 from dgdlb_jax.numerics.graph import connected
 from dgdlb_jax.stability.defaults import slowest_decay_rate_of
 from dgdlb_jax.stability.loop_transfer import quarter_turn
@@ -204,7 +203,6 @@ def two_parameters(point: OperatingPoint, direction: Float[Array, " frontends"])
         valid &= jnp.where(moving, 2 * w_front * below <= jnp.pi, True).all()
         late = jnp.maximum(-below, 0)[:, None]
         weight = jnp.where(active, point.gain / jnp.where(rho > 0, rho, 1), 0)
-        # In one call: two of them side by side can block each other (see numerics.eigenvalues).
         both = jax.vmap(point.radius)(jnp.stack([2 * late * strength, strength]), jnp.stack([weight, _size(point, w)]))
         return jnp.where(valid, _reciprocal(both.max()), 0)
 
@@ -212,7 +210,7 @@ def two_parameters(point: OperatingPoint, direction: Float[Array, " frontends"])
     forward = np.concatenate([[1.0], 1 + np.geomspace(0.05, 60, 15)])
     grid = jnp.asarray(np.stack(np.meshgrid(back, forward), -1).reshape(-1, 2), strength.dtype)
     best = jax.vmap(certificate)(grid).max()
-    return jnp.maximum(best, theorem_b(point, in_turn(best, direction)))
+    return jnp.maximum(best, theorem_b(point, direction))
 
 
 @_rule

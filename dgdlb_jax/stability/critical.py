@@ -22,7 +22,7 @@ from dgdlb_jax.model.batch import (
 )
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
-from dgdlb_jax.numerics.eigenvalues import eigvals, in_turn
+from dgdlb_jax.numerics.lapack import eigvals, slogdet, solve
 from dgdlb_jax.numerics.nyquist import BLOCK, eigenvalue_near, largest_crossing, slope_of
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.promotion import standard_promotion
@@ -194,7 +194,7 @@ def critical_mode_of(loop: Loop) -> CriticalMode:
     largest = shape[jnp.argmax(jnp.abs(shape))]
     unit = jnp.where(found, crossing.right / jnp.where(largest == 0, 1, largest), 0)
     failed = jnp.where(crossing.result == Result.successful, 1.0, jnp.nan)
-    drifts = _drifts_away(LoopTransfer(fixed.linear), crossing.left)
+    drifts = _drifts_away(LoopTransfer(fixed.linear))
     return CriticalMode(
         step_size=jnp.where(drifts, 0.0, limit) * failed,
         frequency=jnp.where(found, at + drift, 0.0),
@@ -257,12 +257,11 @@ def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, a
     return LoopTransfer(linearise_one(network, policy, optimum).scaled(factors))
 
 
-def _drifts_away(loop: LoopTransfer, found: Array) -> Array:
-    """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part. Asked when the crossing has
-    been found."""
+def _drifts_away(loop: LoopTransfer) -> Array:
+    """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part."""
     lin = loop.linear
     tiny = 1e-6 / (1 / jnp.where(lin.support.any(0), lin.slope, jnp.inf).min() + loop.delay + 1e-300)
-    slow = eigvals(tiny * loop.at(in_turn(found, tiny) + 0j))
+    slow = eigvals(tiny * loop.at(tiny + 0j))
     return (slow.real.min() < -1e-4 * jnp.abs(slow).max()) & loop.closed
 
 
@@ -343,7 +342,7 @@ def _phase_of(loop: Loop, points: Float[Array, " points"]) -> tuple[Float[Array,
     def logarithm(w):
         matrix = loop.matrix(w)
         whole = jnp.eye(matrix.shape[0]) + matrix
-        slope = jnp.trace(jnp.linalg.solve(whole, slope_of(loop.matrix, w)))
-        return jnp.angle(jnp.linalg.slogdet(whole)[0]), slope.imag
+        slope = jnp.trace(solve(whole, slope_of(loop.matrix, w)))
+        return jnp.angle(slogdet(whole)[0]), slope.imag
 
     return jax.lax.map(logarithm, points, batch_size=side_by_side(loop.memory, loop.linear.support.shape, 64))

@@ -19,6 +19,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Complex, Float
 
 from dgdlb_jax.numerics.dependence import dependence
+from dgdlb_jax.numerics.lapack import singular_values, solve
 from dgdlb_jax.numerics.results import InputError
 
 _INSTANT = 1e-12  # seconds: a step so short that only what jumps has moved, and yet a step
@@ -55,17 +56,18 @@ class Filter(eqx.Module):
         return self._through(s, self.own)
 
     def _through(self, s, inputs):
-        return self.output @ jnp.linalg.solve(s * jnp.eye(self.rate.shape[-1]) - self.rate, inputs + 0j)
+        return self.output @ jax.vmap(solve)(s * jnp.eye(self.rate.shape[-1]) - self.rate, inputs + 0j)
 
     def delay(self, frequency: Float[Array, ""]) -> Float[Array, ""]:
         """How fast phases turn at a frequency, at most, seconds: the largest norm of the resolvent."""
-        resolvent = jnp.linalg.inv(1j * frequency * jnp.eye(self.rate.shape[-1]) - self.rate)
+        one = jnp.eye(self.rate.shape[-1])
+        resolvent = jax.vmap(solve, (0, None))(1j * frequency * one - self.rate, one + 0j)
         return jnp.abs(resolvent).sum(-1).max()
 
     def distance(self, s: Complex[Array, ""]) -> Float[Array, ""]:
         """How far the nearest root of a frontend's memory is from s, 1/s: the smallest singular value of $s - A$."""
         matrix = s * jnp.eye(self.rate.shape[-1]) - self.rate
-        return jnp.linalg.svd(matrix, compute_uv=False)[..., -1].min()
+        return jax.vmap(singular_values)(matrix)[:, -1].min()
 
     @property
     def longest(self) -> Float[Array, ""]:

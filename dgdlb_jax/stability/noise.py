@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
-from jax.scipy.linalg import lu_factor, lu_solve
 from jaxtyping import Array, ArrayLike, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
@@ -27,6 +26,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_frontend, each_network, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import check_positive
+from dgdlb_jax.numerics.lapack import lu_factor, singular_values, solve
 from dgdlb_jax.numerics.patience import require_patience, within_patience
 from dgdlb_jax.numerics.results import Result, code, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -225,14 +225,15 @@ def _response(
     linear = loop.linear
     follow = loop.moves(s)
     if linear.self_response is not None:
-        follow = jnp.linalg.solve(jnp.eye(follow.shape[1]) - linear.self_response_at(s) / s, follow)
+        follow = jax.vmap(solve)(jnp.eye(follow.shape[1]) - linear.self_response_at(s) / s, follow)
     late = linear.arrival_rate[:, None] * jnp.exp(-s * linear.latency)
     arrivals = (late[:, :, None] * follow).sum(0)
     own = s + linear.slope
-    factors, pivots = lu_factor(jnp.diag(own) - arrivals)
-    direction = jnp.prod(jnp.exp(1j * (jnp.angle(jnp.diagonal(stop_gradient(factors))) - jnp.angle(own))))
+    matrix = jnp.diag(own) - arrivals
+    factors, pivots = lu_factor(stop_gradient(matrix))
+    direction = jnp.prod(jnp.exp(1j * (jnp.angle(jnp.diagonal(factors)) - jnp.angle(own))))
     swaps = jnp.sum(pivots != jnp.arange(pivots.size))
-    return lu_solve((factors, pivots), jnp.eye(own.size, dtype=own.dtype)), follow, direction * (-1.0) ** swaps
+    return solve(matrix, jnp.eye(own.size, dtype=own.dtype), (factors, pivots)), follow, direction * (-1.0) ** swaps
 
 
 def _range(linear: Linearisation) -> tuple[Array, Array]:
@@ -242,7 +243,7 @@ def _range(linear: Linearisation) -> tuple[Array, Array]:
     flow = lin.arrival_rate[:, None, None] * lin.response_at(still).real
     # Modes of routing at small and at large step sizes; a norm is enough for the fast end, and for the slow end a mode counts that is
     # not zero by structure.
-    slow = jnp.abs(jnp.linalg.svd((flow / lin.slope[None, :, None]).sum(0), compute_uv=False))
+    slow = singular_values((flow / lin.slope[None, :, None]).sum(0))
     slow = jnp.where(slow > _NEUTRAL * slow.max(), slow, jnp.inf).min()
     used = lin.point.used.any(0)
     slopes = jnp.where(used, lin.slope, jnp.inf).min(), jnp.where(used, lin.slope, 0).max()

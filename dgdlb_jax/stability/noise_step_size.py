@@ -9,6 +9,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum, require_served
 from dgdlb_jax.model.batch import each_network, of_batch, per_frontend, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import check_positive
+from dgdlb_jax.numerics.lapack import pseudo_inverse
 from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.start import default_start
@@ -94,7 +95,7 @@ def _way_to_go(network: Network, point: OperatingPoint, step_size, deviation) ->
     mean = lambda values: jnp.where(on, values, 0).sum(1)[:, None] / count
     own = jnp.where(on, deviation - mean(deviation), 0)
     modes = point.modes(point.strength(step_size))
-    levels = jnp.linalg.pinv(modes, hermitian=True) @ (point.arrival_rate[:, None] * own).sum(0)
+    levels = pseudo_inverse(modes) @ (point.arrival_rate[:, None] * own).sum(0)
     needed = mean(deviation) + step_size[:, None] * (levels[None] - mean(jnp.broadcast_to(levels, on.shape)))
     left = jnp.where(on, needed, jnp.where(network.mask, deviation, 0))
     weight = jnp.where(step_size > 0, point.arrival_rate / jnp.where(step_size > 0, step_size, 1), 0)

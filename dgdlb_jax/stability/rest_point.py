@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from dgdlb_jax.model.batch import each_frontend, each_network
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import AbstractService
+from dgdlb_jax.numerics.lapack import solve
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.base import AbstractPolicy, Observation, for_each_frontend
 from dgdlb_jax.policies.held import AbstractHeldPolicy
@@ -215,7 +216,7 @@ def _at_rest(
         slope = service.slope(workload)
         each = jax.jacfwd(gained)(workload) / jnp.where(slope > 0, slope, jnp.inf)
         jacobian = jnp.where(jnp.isfinite(each), each, 0) - jnp.eye(flow.size)
-        change = jnp.linalg.solve(jnp.eye(flow.size) / h - jacobian, difference)
+        change = solve(jnp.eye(flow.size) / h - jacobian, difference)
         # Neither empty nor full at once.
         moved = jnp.clip(flow + change, flow / 4, flow + 0.75 * (service.supremum - flow))
         after = off(moved)

@@ -12,6 +12,7 @@ from dgdlb_jax.model.batch import of_batch, require_double
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
 from dgdlb_jax.numerics.device import check_fits, on_host
+from dgdlb_jax.numerics.lapack import lu_factor, lu_solve, singular_values
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
@@ -251,7 +252,7 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
         none = jnp.isneginf(s.real)
         value = characteristic(loop, jnp.where(none, 1.0, s))
         scale = jnp.linalg.norm(value, axis=1, keepdims=True)
-        singular = jnp.linalg.svd(value / jnp.where(scale > 0, scale, 1), compute_uv=False)[-1]
+        singular = singular_values(value / jnp.where(scale > 0, scale, 1))[-1]
         return s, jnp.where(trivial | none, 0.0, singular)
 
     def network(pair):
@@ -267,11 +268,11 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
 
 def _smallest(value: Complex[Array, "n n"], slope: Complex[Array, "n n"], vector: Complex[Array, " n"]):
     """The smallest `step` with (value - step * slope) u = 0, and u, by inverse iteration from a vector; that vector where it fails."""
-    factors = jax.scipy.linalg.lu_factor(value)
+    factors = lu_factor(value)
     before = ahead = vector
     for _ in range(_INVERSE):
         before = ahead / jnp.linalg.norm(ahead)
-        ahead = jax.scipy.linalg.lu_solve(factors, slope @ before)
+        ahead = lu_solve(factors, slope @ before)
     size = jnp.linalg.norm(ahead)
     ahead = ahead / size
     return before @ ahead.conj() / size, jnp.where(jnp.isfinite(ahead).all(), ahead, vector)
