@@ -427,6 +427,8 @@ def test_labels_differ_and_unknown_names_are_answered_with_the_nearest(rng):
     assert list(balancers(network, optimum, jnp.ones(3))) == [BALANCERS[key].label for key in DEFAULT]
     with pytest.raises(InputError, match="did you mean peak-ewma"):
         balancers(network, optimum, jnp.ones(3), ["peak-emwa"])
+    with pytest.raises(InputError, match="'uniform' is asked for twice"):
+        balancers(network, optimum, jnp.ones(3), ["uniform", "gmsr", "uniform"])
 
 
 def test_the_oracle_is_the_optimum(rng):

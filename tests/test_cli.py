@@ -254,6 +254,8 @@ BAD_ARGUMENTS = [
     (["run", "two-by-two", "--duration", "inf"], "--duration"),
     (["run", "two-by-two", "--start", "anywhere"], "--start"),
     (["run", "two-by-two", "--policies", ","], "--policies"),
+    (["run", "two-by-two", "--policies", "uniform,dgd-lb,uniform"], "--policies: uniform stands there twice"),
+    (["run", "two-by-two", "--fail", "each,each"], "--fail: each stands there twice"),
     (["walk"], "walk"),
     ([], "COMMAND"),
 ]
@@ -279,6 +281,11 @@ BAD_INPUTS = [
     (["run", "two-by-two", "--dt", "1e-9", "--duration", "1e6"], "steps"),
     (["run", "two-by-two", "--current", "missing.csv"], "missing.csv"),
     (["run", "a/fleet.toml", "b/fleet.toml"], "one at a time"),
+    (["run", "two-by-two", "two-by-two"], "two-by-two is named twice"),
+    (
+        ["stability", "two-by-two", "--policy", "orca-weights", "--set", "a=1", "--set", "a=2"],
+        "--set a=2: a is set twice",
+    ),
     (["run", "two-by-two", "--demand", "peak"], "peak"),
     (["run", "two-by-two", "--output", "file"], "file"),
     (["run", "two-by-two", "--output", "file/below"], "file"),

@@ -126,6 +126,10 @@ MISTAKES = {
     r"fleet.toml:22: events\[2\].at_s contains -3: give a positive": ("at_s = 500", "at_s = -3"),
     r"fleet.toml:21: events\[2\].at_s is missing": ("at_s = 500", "# at_s = 500"),
     r'fleet.toml:23: events\[2\].what is "recover": did you mean "recovers"': ('"recovers"', '"recover"'),
+    rf'events\[2\].what is "earthquake": known here: {", ".join(sorted(happen.KINDS))}\.$': (
+        '"recovers"',
+        '"earthquake"',
+    ),
     r'fleet.toml:19: events\[1\].backend is "eats": did you mean "east"': ('backend = "east"', 'backend = "eats"'),
     r"events\[1\].factor is missing": ('"fails"', '"replicas"'),
     r"events\[2\].factor is not a known key": ('what = "recovers"', 'what = "recovers"\nfactor = 2'),

@@ -133,5 +133,7 @@ def _settings(given: list[str]) -> dict[str, str]:
         name, equals, value = each.partition("=")
         if not equals or not name or not value:
             raise InputError(f"--set {each}: give NAME=VALUE, such as weight_update_period=10")
+        if name in settings:
+            raise InputError(f"--set {each}: {name} is set twice: leave one out.")
         settings[name] = value
     return settings

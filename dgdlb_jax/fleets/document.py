@@ -22,7 +22,7 @@ LARGEST_FILE = 256_000_000
 """Bytes of a text file that is read as a whole."""
 LONGEST_NAME = 200
 """Letters of a name of a fleet, a frontend or a backend."""
-_MOST_NAMES = 8
+_MOST_NAMES = 12  # all that a section may be: every kind of event, demand or curve
 _LONGEST_PATH = 300
 
 
