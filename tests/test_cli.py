@@ -304,6 +304,53 @@ def test_bad_inputs_are_one_sentence_and_leave_nothing(arguments, named, capsys,
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "cache"}
 
 
+LONGEST_TIMES = [
+    (
+        "",
+        [],
+        r"\[latency\] from west to east is 1e\+09 s, but .* dt of 0.5 s, as backend west serves a lone request in 5 s",
+    ),
+    ("", ["--fail", "each"], r"\[latency\] from west to east is 1e\+09 s"),
+    ("", ["--dt", "0.5"], r"\[latency\] from west to east is 1e\+09 s, but .* dt of 0.5 s: "),
+    (
+        '[[events]]\nat_s = 1e12\nwhat = "drains"\nbackend = "west"\n',
+        [],
+        r"\[\[events\]\] at_s of the last one is 1e\+12 s",
+    ),
+    (
+        "[autoscaler]\ntarget = 0.7\nstartup_s = 1e11\n",
+        [],
+        r"\[autoscaler\] startup_s with interval and windows is 1e\+11 s",
+    ),
+    (
+        "[demand.day]\nkind = 'daily cycle'\namplitude = 0.5\nperiod_s = 1e10",
+        ["--demand", "day"],
+        r"\[demand.day\] as a whole is 1e\+10 s",
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "options", "sentence"), LONGEST_TIMES)
+def test_times_too_long_for_a_run_are_named_with_file_and_field(more, options, sentence, capsys):
+    Path("far.toml").write_text(
+        'name = "far"\n[frontends]\nnames = ["west"]\nrate = [1.0]\n[backends]\nnames = ["west", "east"]\ncurve = "c"\n'
+        '[curves.c]\nkind = "hyperbolic"\nmax_rate = 8.0\nhalf_load = 40.0\n[latency]\none_way_s = [[0.02, 1e9]]\n'
+        + more
+    )
+    assert main(["run", "far.toml", *options, "--no-files", "--quiet"]) == 2
+    assert re.match(rf"dgdlb: error: far.toml: {sentence}.*correct one of the two\.$", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--fail", "each"], ["stability"]])
+def test_a_fleet_without_traffic_is_named_by_its_file(command, capsys):
+    Path("idle.toml").write_text(
+        'name = "f"\n[frontends]\nnames = ["west"]\nrate = [0.0]\n[backends]\nnames = ["west"]\ncurve = "c"\n'
+        '[curves.c]\nkind = "hyperbolic"\nmax_rate = 8.0\nhalf_load = 40.0\n[latency]\none_way_s = [[0.02]]\n'
+    )
+    assert main([command[0], "idle.toml", *command[1:], "--no-files", "--quiet"]) == 2
+    assert capsys.readouterr().err.startswith("dgdlb: error: idle.toml: f has no traffic")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the super-user may write anywhere")
 def test_a_folder_without_permission_is_named(capsys, tmp_path):
     locked = tmp_path / "locked"

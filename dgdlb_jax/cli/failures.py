@@ -13,10 +13,13 @@ _ALL = ["each"]
 def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
     """Load and check, run, print, write."""
     _refuse_others(options)
+    from dgdlb_jax.equilibrium.feasibility import require_traffic
     from dgdlb_jax.fleets import load_events, load_fleet, load_news
+    from dgdlb_jax.fleets.document import about
     from dgdlb_jax.fleets.news import parse_news
     from dgdlb_jax.reports import failures_text, text
     from dgdlb_jax.reports.status import status
+    from dgdlb_jax.studies.durations import check_span, check_times
     from dgdlb_jax.studies.failures import FailuresInProgress
     from dgdlb_jax.studies.news import news_json, news_words
 
@@ -26,8 +29,12 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
         own = [load_events(fleet, demand="constant") for fleet in fleets]
         given = None if options.news is None else parse_news(options.news)
         news = [load_news(fleet) if options.news is None else given for fleet in fleets]
-        for network in networks:
+        for fleet, network in zip(fleets, networks, strict=True):
             _check_names(options.fail, network.backend_names or ())
+            with about(fleet):
+                require_traffic(network)
+                check_span(network, options.dt, {})
+                check_times(network, options.dt, options.duration)
     chosen = None if options.fail == _ALL else options.fail
     with quick_compilation(True), status(options.quiet) as told:
         show = (lambda words: None) if options.json else told.show

@@ -13,7 +13,7 @@ from typing import Any
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.fleets import load_autoscaler, load_events, load_fleet, load_news, read_measured
-from dgdlb_jax.fleets.document import counted
+from dgdlb_jax.fleets.document import about, counted
 from dgdlb_jax.fleets.news import parse_news
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
@@ -25,10 +25,10 @@ from dgdlb_jax.reports.policy_limits import policy_report
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
-from dgdlb_jax.studies.autoscaling import AutoscalingStudy, AutoscalingStudyInProgress, write_runs
+from dgdlb_jax.studies.autoscaling import AutoscalingStudy, AutoscalingStudyInProgress, slowest_part, write_runs
 from dgdlb_jax.studies.balancers import DGD, check_keys
 from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress
-from dgdlb_jax.studies.durations import check_times
+from dgdlb_jax.studies.durations import check_span, check_times, natural_duration
 from dgdlb_jax.studies.requests import SEEDS, RequestStudy, RequestStudyInProgress
 from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.studies.scatter import measure_scatter
@@ -79,7 +79,7 @@ class Job:
     autoscaling: AutoscalingStudy | None
 
     def __init__(self, settings: Settings, fleet: str, folder: Path | None):
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self._fleet = settings, folder, fleet
         self.comparison, self.trace, self.stability, self.requests, self.autoscaling = None, None, None, None, None
         self._policies: dict[str, AbstractPolicy] = {}
         self.network = load_fleet(fleet, demand="constant")
@@ -89,6 +89,16 @@ class Job:
         self.news = load_news(fleet) if settings.news is None else parse_news(settings.news)
         self.autoscaler = load_autoscaler(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
+        with about(fleet):
+            self._check(fleet)
+        check_keys(settings.policies or ())
+        self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
+        if folder is not None:
+            check_folder(folder)
+
+    def _check(self, fleet: str) -> None:
+        """Raise `InputError` for what the file says but cannot be run, or not with these settings."""
+        settings = self.settings
         require_traffic(self.network)
         if settings.requests and self.network.varies:
             raise InputError(
@@ -100,11 +110,21 @@ class Job:
             )
         if self.events:
             self._check_events(fleet)
+        check_span(self.network, settings.dt, self._lasting())
         check_times(self.network, settings.dt, settings.duration)
-        check_keys(settings.policies or ())
-        self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
-        if folder is not None:
-            check_folder(folder)
+
+    def _lasting(self) -> dict[str, float]:
+        """What has to be run through if no duration is given, seconds, by its place in the file."""
+        found = {}
+        if self.settings.duration is not None:
+            return found
+        if self.events:
+            found["[[events]] at_s of the last one"] = max(event.at for event in self.events)
+        if self.autoscaler is not None:
+            found["[autoscaler] startup_s with interval and windows"] = slowest_part(self.autoscaler)
+        if self.traced is not None:
+            found[f"[demand.{self.settings.demand}] as a whole"] = natural_duration(self.traced, 0.0)
+        return found
 
     def _check_events(self, fleet: str) -> None:
         for option, given in (("--requests", self.settings.requests), ("--demand", self.traced is not None)):
@@ -123,6 +143,10 @@ class Job:
         **Arguments:** `status` is told what goes on; `show` takes what a person reads, part by part, as soon as it is known. What
         is known by then stays in `comparison` and `trace` when it is interrupted.
         """
+        with about(self._fleet):
+            self._run(status, show)
+
+    def _run(self, status: Status, show: Callable[[str], None]) -> None:
         chosen, name = self.settings, self.network.name or "fleet"
         show(text.network_facts(self.network))
         if self.autoscaler is not None:
