@@ -186,7 +186,7 @@ def run_fleets(options: argparse.Namespace) -> None:
         raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
     if (twice := repeated(options.fleets)) is not None:
         raise InputError(f"{clipped(twice)} is named twice: name every fleet once.")
-    fleets = options.fleets or list(HEADLINE)
+    fleets: list[str] = options.fleets or list(HEADLINE)
     set_up_jax(host=True)
     if options.fail is not None:
         return fail_in_turn(options, fleets)
