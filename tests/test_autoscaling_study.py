@@ -112,6 +112,8 @@ def test_balancers_while_replicas_move(fleet):
     work = AutoscalingStudyInProgress(
         dgd.load_fleet(path), dgd.load_autoscaler(path), ["proportional"], duration=8000.0
     )
+    (dt,) = work._dt.values()  # a microsecond for a step, and 25 ns for each of its arcs
+    assert work.estimate == pytest.approx(8000.0 / dt * (1e-6 + 2.5e-8 * dgd.load_fleet(path).latency.size))
     table = autoscaling_text.growing_table(work.names)
     rows = {row.balancer: row for row in work.finished()}
     for row in rows.values():

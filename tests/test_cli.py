@@ -473,7 +473,7 @@ def test_a_command_that_would_be_silent_says_what_it_does(capsys):
     assert lines.out == "a result\n"
     said = lines.err.splitlines()
     assert 1 <= len(said) <= 4
-    assert all(re.fullmatch(r"dgdlb: thinking, \d s so far, about 5\d s left", line) for line in said)
+    assert all(re.fullmatch(r"dgdlb: thinking, \d s so far, at least 5\d s left", line) for line in said)
     with status.status(quiet=True) as told:
         told.phase("thinking")
         time.sleep(1.3)

@@ -216,9 +216,7 @@ class Job:
         status.phase(f"{name}: compiling {counted(count, 'balancer', 'balancers')}")
         work.compile()
         show("\n".join(text.run_facts(work.comparison)))
-        status.say(
-            f"{name}: {counted(count, 'balancer takes', 'balancers take')} about {max(1.0, work.estimate):.0f} s"
-        )
+        status.say(self._takes(name, work))
         table, done, begun = text.growing_table(list(work.policies), work.moving), 0, False
         status.phase(f"{name}: 0 of {count} balancers done", work.estimate)
         for piece in work.finished():
@@ -241,6 +239,12 @@ class Job:
         for part in text.after_table(found):
             show(f"\n{part}")
         yield found
+
+    def _takes(self, name: str, work: ComparisonInProgress) -> str:
+        """How long a comparison takes, as far as it is known, and what comes after it."""
+        several = counted(len(work.policies), "balancer takes", "balancers take")
+        known = f"{'at least' if work.may_repeat else 'about'} {max(1.0, work.estimate):.0f} s"
+        return f"{name}: {several} {known}{'; then all of them run again with the autoscaler' * (self.autoscaler is not None)}"
 
     def _with_requests(self, name: str, status: Status, show: Callable[[str], None]) -> None:
         """The same balancers with whole requests, each row shown as it comes."""
@@ -275,6 +279,8 @@ class Job:
         )  # fmt: skip
         table = autoscaling_text.growing_table(work.names)
         show(f"\nWith the autoscaler: {autoscaling_text.title(self.autoscaler)}\n{table.head()}")
+        several = counted(len(work.names), "balancer takes", "balancers take")
+        status.say(f"{name}: with the autoscaler {several} at least {max(1.0, work.estimate):.0f} s")
         status.phase(f"{name}: autoscaler, 0 of {len(work.names)} balancers done")
         for done, row in enumerate(work.finished(), start=1):
             self.autoscaling = work.study
