@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,14 @@ def test_what_people_and_scripts_are_told(comparison):
     assert np.shape(found["event_recovery_time"][1]) == (1, 2)
     ax = latency_over_time(comparison)
     assert {"east fails", "east recovers"} <= {note.get_text() for note in ax.texts}
+
+
+def test_facts_and_inputs_are_those_before_any_event(comparison):
+    schedule = Schedule(comparison.given, [happen.Demand(10.0, 2.0, "west"), happen.Latency(20.0, 3.0, "west", "east")])
+    changed = replace(comparison, schedule=schedule, network=schedule.network_at(20.0))
+    assert float(changed.network.arrival_rate.sum()) == 10.0
+    assert "6.00 requests/s" in text.facts(changed).splitlines()[0]
+    assert text.input_cells(changed.given) == text.input_cells(comparison.network) != text.input_cells(changed.network)
 
 
 def test_every_event_has_words():

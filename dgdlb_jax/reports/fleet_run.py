@@ -184,7 +184,7 @@ class Job:
             self._with_autoscaler(name, status, show)
         for fit in self.service.fits.values():
             show("\n" + textwrap.fill(f"Measured curve {fit}", 100))
-        show(f"\n{text.inputs(self.network)}")
+        show(f"\n{text.inputs(self.network, bool(self.events))}")
         if self.traced is not None:
             show(f"\n{name} under its demand {chosen.demand!r}")
             for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
