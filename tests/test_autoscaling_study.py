@@ -182,7 +182,16 @@ def test_limits_in_words(fleet):
 def test_whole_requests_have_no_autoscaler(fleet, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["run", str(fleet(SWINGS)), "--requests", "--no-files", "--quiet"]) == 2
-    assert "has an [autoscaler], and whole requests know of no replicas that move" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("dgdlb: error: --requests: ")
+    assert "has an [autoscaler], and whole requests know of no replicas that move" in said
+
+
+def test_failures_in_turn_leave_the_autoscaler_out_and_say_so(fleet, capsys, monkeypatch):
+    options = ["--policies", "proportional", "--duration", "20", "--dt", "0.5", "--no-files", "--quiet"]
+    for lines in ("", SWINGS):
+        assert main(["run", str(fleet(lines)), "--fail", "each", *options]) == 0
+        assert ("its [autoscaler] is left out here" in capsys.readouterr().out) == bool(lines)
 
 
 @pytest.mark.full

@@ -90,16 +90,18 @@ class Job:
         self.autoscaler = load_autoscaler(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
         with about(fleet):
-            self._check(fleet)
+            require_traffic(self.network)
+        self._check_options(fleet)
+        with about(fleet):
+            self._check_times()
         check_keys(settings.policies or ())
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
         if folder is not None:
             check_folder(folder)
 
-    def _check(self, fleet: str) -> None:
-        """Raise `InputError` for what the file says but cannot be run, or not with these settings."""
+    def _check_options(self, fleet: str) -> None:
+        """Raise `InputError` for options that this fleet does not go with."""
         settings = self.settings
-        require_traffic(self.network)
         if settings.requests and self.network.varies:
             raise InputError(
                 f"--requests: the capacity of {self.network.name or fleet} moves in time; whole requests are compared at constant rates."
@@ -108,8 +110,20 @@ class Job:
             raise InputError(
                 f"--requests: {fleet} has an [autoscaler], and whole requests know of no replicas that move: leave one of them out."
             )
+        for option, given in (("--requests", settings.requests), ("--demand", self.traced is not None)):
+            if given and self.events:
+                raise InputError(
+                    f"{option}: {fleet} has [[events]], which are compared at mean rates in the fluid model: leave it out."
+                )
+
+    def _check_times(self) -> None:
+        """Raise `InputError` for what takes longer than can be run, or not long enough, and for a time step that is too long."""
+        settings = self.settings
         if self.events:
-            self._check_events(fleet)
+            schedule = Schedule(self.network, self.events)
+            if settings.duration is not None:
+                schedule.check_duration(settings.duration)
+            self.settled = schedule.network_at(schedule.last)
         check_span(self.network, settings.dt, self._lasting())
         check_times(self.network, settings.dt, settings.duration)
 
@@ -125,17 +139,6 @@ class Job:
         if self.traced is not None:
             found[f"[demand.{self.settings.demand}] as a whole"] = natural_duration(self.traced, 0.0)
         return found
-
-    def _check_events(self, fleet: str) -> None:
-        for option, given in (("--requests", self.settings.requests), ("--demand", self.traced is not None)):
-            if given:
-                raise InputError(
-                    f"{option}: {fleet} has [[events]], which are compared at mean rates in the fluid model: leave it out."
-                )
-        schedule = Schedule(self.network, self.events)
-        if self.settings.duration is not None:
-            schedule.check_duration(self.settings.duration)
-        self.settled = schedule.network_at(schedule.last)
 
     def run(self, status: Status, show: Callable[[str], None]) -> None:
         """Compare at the mean rates, then under the trace if that was asked for, assess the stability, write the files.
