@@ -112,6 +112,8 @@ def test_balancers_while_replicas_move(fleet):
     work = AutoscalingStudyInProgress(
         dgd.load_fleet(path), dgd.load_autoscaler(path), ["proportional"], duration=8000.0
     )
+    (dt,) = work._dt.values()  # a microsecond for a step, and 25 ns for each of its arcs
+    assert work.estimate == pytest.approx(8000.0 / dt * (1e-6 + 2.5e-8 * dgd.load_fleet(path).latency.size))
     table = autoscaling_text.growing_table(work.names)
     rows = {row.balancer: row for row in work.finished()}
     for row in rows.values():
@@ -180,7 +182,16 @@ def test_limits_in_words(fleet):
 def test_whole_requests_have_no_autoscaler(fleet, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["run", str(fleet(SWINGS)), "--requests", "--no-files", "--quiet"]) == 2
-    assert "has an [autoscaler], and whole requests know of no replicas that move" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("dgdlb: error: --requests: ")
+    assert "has an [autoscaler], and whole requests know of no replicas that move" in said
+
+
+def test_failures_in_turn_leave_the_autoscaler_out_and_say_so(fleet, capsys, monkeypatch):
+    options = ["--policies", "proportional", "--duration", "20", "--dt", "0.5", "--no-files", "--quiet"]
+    for lines in ("", SWINGS):
+        assert main(["run", str(fleet(lines)), "--fail", "each", *options]) == 0
+        assert ("its [autoscaler] is left out here" in capsys.readouterr().out) == bool(lines)
 
 
 @pytest.mark.full

@@ -1,5 +1,7 @@
 """Every policy of the registry through the same list: rest points computed by hand, units, order, jit, vmap, steps, derivatives."""
 
+import inspect
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies import (
     AbstractFlowPolicy,
+    AbstractInstantPolicy,
     EnvoyLoadAwareLocality,
     FixedRouting,
     HotCold,
@@ -28,6 +31,7 @@ from dgdlb_jax.policies import (
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT, balancers
+from dgdlb_jax.studies.settings import settings, with_settings
 from helpers import DT, MAX_LATENCY, POLICIES, SETTINGS, small_network, some_of, some_start
 
 # Which also rounds scores in another way wherever they are computed: see `at_most`.
@@ -427,6 +431,8 @@ def test_labels_differ_and_unknown_names_are_answered_with_the_nearest(rng):
     assert list(balancers(network, optimum, jnp.ones(3))) == [BALANCERS[key].label for key in DEFAULT]
     with pytest.raises(InputError, match="did you mean peak-ewma"):
         balancers(network, optimum, jnp.ones(3), ["peak-emwa"])
+    with pytest.raises(InputError, match="'uniform' is asked for twice"):
+        balancers(network, optimum, jnp.ones(3), ["uniform", "gmsr", "uniform"])
 
 
 def test_the_oracle_is_the_optimum(rng):
@@ -435,3 +441,37 @@ def test_the_oracle_is_the_optimum(rng):
     rule = BALANCERS["oracle"].make(network, optimum, jnp.ones(3))
     assert isinstance(rule, FixedRouting)
     np.testing.assert_allclose(rule.routing, optimum.routing, atol=1e-12)
+
+
+def test_every_policy_can_be_made_anew_from_its_settings(rng):
+    """Also those that keep their arguments in parts: a lead behind DGD-LB. Deprecated arguments are no settings."""
+    network = small_network(rng)
+    optimum = solve_optimum(network)
+    for key, balancer in BALANCERS.items():
+        policy = balancer.make(network, optimum, jnp.ones(3))
+        found = settings(policy)
+        assert set(inspect.signature(type(policy)).parameters) - set(found) <= {"integers"}, key
+        assert eqx.tree_equal(type(policy)(**found), policy), key
+    lead = BALANCERS["lead-dgd-lb"].make(network, optimum, jnp.ones(3))
+    changed = with_settings(lead, {"lag": "2.5", "step_size": "0.25"})
+    (estimate,) = changed.estimates
+    assert (float(estimate.lag), float(changed.policy.step_size)) == (2.5, 0.25)
+    np.testing.assert_array_equal(estimate.round_trip, lead.estimates[0].round_trip)
+
+
+class _Forgetful(AbstractInstantPolicy):
+    """Keeps only one of its arguments."""
+
+    gain: float
+
+    def __init__(self, gain: float, base: float):
+        self.gain = gain * base
+
+    def route(self, t, observation, state):
+        del t
+        return observation.mask / observation.mask.sum(0), state
+
+
+def test_a_policy_that_forgets_an_argument_is_not_made_anew():
+    with pytest.raises(InputError, match="_Forgetful does not keep its argument base"):
+        with_settings(_Forgetful(1.0, 2.0), {"gain": "3"})

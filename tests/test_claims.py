@@ -215,6 +215,8 @@ def test_mistakes_are_answered_in_a_sentence(capsys, tmp_path):
         read_claims(["nearly tigth"])
     with pytest.raises(InputError, match="size"):
         read_claims(size="huge")
+    with pytest.raises(InputError, match=r"Claim 4 \(nearly tight\) is asked for twice"):
+        read_claims(["4", "tight"])
     assert main(["reproduce", "99", "--output", str(tmp_path / "x")]) == 2
     assert "No claim is called '99'" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

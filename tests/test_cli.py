@@ -254,6 +254,8 @@ BAD_ARGUMENTS = [
     (["run", "two-by-two", "--duration", "inf"], "--duration"),
     (["run", "two-by-two", "--start", "anywhere"], "--start"),
     (["run", "two-by-two", "--policies", ","], "--policies"),
+    (["run", "two-by-two", "--policies", "uniform,dgd-lb,uniform"], "--policies: uniform stands there twice"),
+    (["run", "two-by-two", "--fail", "each,each"], "--fail: each stands there twice"),
     (["walk"], "walk"),
     ([], "COMMAND"),
 ]
@@ -279,6 +281,11 @@ BAD_INPUTS = [
     (["run", "two-by-two", "--dt", "1e-9", "--duration", "1e6"], "steps"),
     (["run", "two-by-two", "--current", "missing.csv"], "missing.csv"),
     (["run", "a/fleet.toml", "b/fleet.toml"], "one at a time"),
+    (["run", "two-by-two", "two-by-two"], "two-by-two is named twice"),
+    (
+        ["stability", "two-by-two", "--policy", "orca-weights", "--set", "a=1", "--set", "a=2"],
+        "--set a=2: a is set twice",
+    ),
     (["run", "two-by-two", "--demand", "peak"], "peak"),
     (["run", "two-by-two", "--output", "file"], "file"),
     (["run", "two-by-two", "--output", "file/below"], "file"),
@@ -295,6 +302,53 @@ def test_bad_inputs_are_one_sentence_and_leave_nothing(arguments, named, capsys,
     assert text.err.count("\n") == 1
     assert named in text.err
     assert {path.name for path in tmp_path.iterdir()} <= {"file", "cache"}
+
+
+LONGEST_TIMES = [
+    (
+        "",
+        [],
+        r"\[latency\] from west to east is 1e\+09 s, but .* dt of 0.5 s, as backend west serves a lone request in 5 s",
+    ),
+    ("", ["--fail", "each"], r"\[latency\] from west to east is 1e\+09 s"),
+    ("", ["--dt", "0.5"], r"\[latency\] from west to east is 1e\+09 s, but .* dt of 0.5 s: "),
+    (
+        '[[events]]\nat_s = 1e12\nwhat = "drains"\nbackend = "west"\n',
+        [],
+        r"\[\[events\]\] at_s of the last one is 1e\+12 s",
+    ),
+    (
+        "[autoscaler]\ntarget = 0.7\nstartup_s = 1e11\n",
+        [],
+        r"\[autoscaler\] startup_s with interval and windows is 1e\+11 s",
+    ),
+    (
+        "[demand.day]\nkind = 'daily cycle'\namplitude = 0.5\nperiod_s = 1e10",
+        ["--demand", "day"],
+        r"\[demand.day\] as a whole is 1e\+10 s",
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "options", "sentence"), LONGEST_TIMES)
+def test_times_too_long_for_a_run_are_named_with_file_and_field(more, options, sentence, capsys):
+    Path("far.toml").write_text(
+        'name = "far"\n[frontends]\nnames = ["west"]\nrate = [1.0]\n[backends]\nnames = ["west", "east"]\ncurve = "c"\n'
+        '[curves.c]\nkind = "hyperbolic"\nmax_rate = 8.0\nhalf_load = 40.0\n[latency]\none_way_s = [[0.02, 1e9]]\n'
+        + more
+    )
+    assert main(["run", "far.toml", *options, "--no-files", "--quiet"]) == 2
+    assert re.match(rf"dgdlb: error: far.toml: {sentence}.*correct one of the two\.$", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", [["run"], ["run", "--fail", "each"], ["stability"]])
+def test_a_fleet_without_traffic_is_named_by_its_file(command, capsys):
+    Path("idle.toml").write_text(
+        'name = "f"\n[frontends]\nnames = ["west"]\nrate = [0.0]\n[backends]\nnames = ["west"]\ncurve = "c"\n'
+        '[curves.c]\nkind = "hyperbolic"\nmax_rate = 8.0\nhalf_load = 40.0\n[latency]\none_way_s = [[0.02]]\n'
+    )
+    assert main([command[0], "idle.toml", *command[1:], "--no-files", "--quiet"]) == 2
+    assert capsys.readouterr().err.startswith("dgdlb: error: idle.toml: f has no traffic")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the super-user may write anywhere")
@@ -419,7 +473,7 @@ def test_a_command_that_would_be_silent_says_what_it_does(capsys):
     assert lines.out == "a result\n"
     said = lines.err.splitlines()
     assert 1 <= len(said) <= 4
-    assert all(re.fullmatch(r"dgdlb: thinking, \d s so far, about 5\d s left", line) for line in said)
+    assert all(re.fullmatch(r"dgdlb: thinking, \d s so far, at least 5\d s left", line) for line in said)
     with status.status(quiet=True) as told:
         told.phase("thinking")
         time.sleep(1.3)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,14 @@ def test_what_people_and_scripts_are_told(comparison):
     assert {"east fails", "east recovers"} <= {note.get_text() for note in ax.texts}
 
 
+def test_facts_and_inputs_are_those_before_any_event(comparison):
+    schedule = Schedule(comparison.given, [happen.Demand(10.0, 2.0, "west"), happen.Latency(20.0, 3.0, "west", "east")])
+    changed = replace(comparison, schedule=schedule, network=schedule.network_at(20.0))
+    assert float(changed.network.arrival_rate.sum()) == 10.0
+    assert "6.00 requests/s" in text.facts(changed).splitlines()[0]
+    assert text.input_cells(changed.given) == text.input_cells(comparison.network) != text.input_cells(changed.network)
+
+
 def test_every_event_has_words():
     for kind in happen.KINDS.values():
         fields = {"factor": 0.5} if "factor" in kind.__dataclass_fields__ else {}
@@ -126,6 +135,10 @@ MISTAKES = {
     r"fleet.toml:22: events\[2\].at_s contains -3: give a positive": ("at_s = 500", "at_s = -3"),
     r"fleet.toml:21: events\[2\].at_s is missing": ("at_s = 500", "# at_s = 500"),
     r'fleet.toml:23: events\[2\].what is "recover": did you mean "recovers"': ('"recovers"', '"recover"'),
+    rf'events\[2\].what is "earthquake": known here: {", ".join(sorted(happen.KINDS))}\.$': (
+        '"recovers"',
+        '"earthquake"',
+    ),
     r'fleet.toml:19: events\[1\].backend is "eats": did you mean "east"': ('backend = "east"', 'backend = "eats"'),
     r"events\[1\].factor is missing": ('"fails"', '"replicas"'),
     r"events\[2\].factor is not a known key": ('what = "recovers"', 'what = "recovers"\nfactor = 2'),

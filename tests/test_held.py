@@ -398,8 +398,8 @@ def test_the_command_names_relays_neutral_splits_and_rules_without_a_limit(comma
     code, text, _ = command("envoy-load-aware", "--output", str(folder))
     assert (code, "relay" in text, "and back every" in text, folder.exists()) == (0, True, True, False)
     _, text, _ = command("kv-cache-scorer", "--no-files")
-    assert "it is a switch (bang-bang)" in text
-    assert "stands still, where reports tie" in text
+    assert "it is a switch: until the next report" in text
+    assert "stands still here, as backends report the same" in text
     unequal = dgd.Network([6.0], [[0.1, 0.1]], dgd.Hyperbolic([8.0, 5.0], [4.0, 6.0]))
     assert "to 100 % and back every 10.0 s" in held_report(unequal, KvCacheScorer(max_concurrency=9.0), "").text()
     code, text, _ = command("orca-weights", "--set", "report=saturated", "--no-files", "--json")

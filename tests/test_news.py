@@ -310,6 +310,7 @@ def test_the_command_says_the_limit_behind_reports(command, tmp_path, monkeypatc
             "interval=5,lst=1",
             "there is no 'lst': choose from interval, offset, late, drift, drift_period, jitter",
         ),
+        ("interval=5,interval=15", "interval stands there twice: leave one out."),
         ("lost=.1", "give the interval as well, in seconds, such as interval=15."),
         ("interval=a", "interval is 'a': give a number."),
         ("interval=5,seed=1.5", "seed is '1.5': give a whole number."),

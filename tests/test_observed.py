@@ -1,5 +1,7 @@
 """llm-d's scorer by observed latencies: its worked example, probes, whole requests, and the limit of its slow loop."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from scipy.optimize import brentq, fsolve
 
 import dgdlb_jax as dgd
 from dgdlb_jax.policies.observed import Anchor, predicted_latency
+from dgdlb_jax.reports.observed_text import SlidingReport
 from dgdlb_jax.reports.policy_limits import policy_report
 from dgdlb_jax.stability.observed import critical_gain, slow_loop
 from dgdlb_jax.stability.rest_point import rest_of_latencies
@@ -170,10 +173,15 @@ def test_a_slow_swing_dies_out_as_predicted():
 
 def test_the_report_says_what_it_is_and_where_the_slow_loop_stands():
     report = policy_report(dgd.load_fleet("two-by-two"), "latency-observation-scorer", {})
-    assert "by its own counts" in report.text()
-    assert "no linear limit" in report.text()
+    assert isinstance(report, SlidingReport)
+    said = " ".join(report.text().split())
+    assert "its own requests that are under way" in said
+    assert "no linear limit" in said
+    assert "errors die out. Beyond the limit it swings with a period of" in said
+    growing = replace(report, slow=report.slow._replace(limit=0.5 * report.slow.gain))
+    assert "errors grow, it swings with a period of" in " ".join(growing.text().split())
     document = report.document()
     assert document["stable"] is True
     assert document["slow_loop"]["gain"] < document["slow_loop"]["limit"]
     one_way = dgd.Network([4.0], [[0.1]], dgd.Hyperbolic([8.0], [4.0]))
-    assert "no frontend has a choice" in policy_report(one_way, "latency-observation-scorer", {}).text()
+    assert "No frontend uses two backends or more" in policy_report(one_way, "latency-observation-scorer", {}).text()

@@ -19,7 +19,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Hyperbolic, fit_service
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.reports import plots
-from dgdlb_jax.reports.axes import as_written, new_axes, tell_apart
+from dgdlb_jax.reports.axes import IN_TURNS, as_written, new_axes, tell_apart
 from dgdlb_jax.reports.curve_plots import measured_curve
 from dgdlb_jax.simulation.trajectory import SimulationState, Statistics, Trajectory
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT
@@ -194,11 +194,33 @@ def test_lines_that_coincide_take_turns():
     ax = Figure().subplots()
     x = np.linspace(0, 1, 50)
     lines = [ax.plot(x, y)[0] for y in (x, x, 1 - x)]
-    tell_apart(ax, lines)
+    assert tell_apart(ax, lines)
     (first, on), (second, _), alone = (line._unscaled_dash_pattern for line in lines)
     assert abs(second - first) == on[0]
     assert on[0] == on[1]
     assert alone == (0, None)
+    assert not tell_apart(ax, lines[1:])
+
+
+def test_lines_in_turns_are_explained_in_the_legend(comparison):
+    """Two balancers with the same latency, and two backends with the same workload."""
+    one = comparison.runs[DGD]
+    level = jnp.full_like(one.workload, 12.0)
+    runs = {
+        **comparison.runs,
+        "uniform": comparison.runs["proportional"],
+        DGD: dataclasses.replace(one, workload=level),
+    }
+    same = dataclasses.replace(comparison, runs=runs)
+    note = IN_TURNS.replace(": ", ":\n")
+    for picture in (plots.latency_over_time, plots.workloads_over_time):
+        legend = picture(same).get_legend()
+        assert legend.get_texts()[-1].get_text() == note
+        assert {handle.get_linestyle() for handle in legend.legend_handles[:-1]} <= {"-", "--"}  # no dashes of a turn
+        assert note not in [text.get_text() for text in picture(comparison).get_legend().get_texts()]
+    assert IN_TURNS in plots.workloads_of_all(same).legends[0].get_title().get_text()
+    calm = dataclasses.replace(comparison, runs={DGD: one})
+    assert IN_TURNS not in plots.workloads_of_all(calm).legends[0].get_title().get_text()
 
 
 def test_a_measured_curve_shows_its_points_and_its_range():

@@ -89,6 +89,9 @@ def test_what_a_change_is_worth():
 def test_inputs_that_have_no_room_are_summed_up():
     assert "inputs:" not in text.inputs(network(12))
     assert text.inputs(network(15)).startswith("inputs: one-way latencies of 100 to 400 ms; all of them")
+    assert text.inputs(network(12), changing=True) == f"Inputs, before any event\n{text.inputs(network(12))}"
+    assert text.inputs(network(15), changing=True).startswith("inputs, before any event: one-way latencies of 100")
+    assert text.inputs(network(15), changing=True).endswith("those after the last one are in run.nc")
 
 
 def headlines(factor=3.0, **changes) -> str:

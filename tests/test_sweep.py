@@ -145,6 +145,12 @@ def test_a_parameter_that_is_not_there_is_named(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "near"), [("policy.step_sise", "step_size"), ("curve.half_lode", "half_load")])
+def test_a_misspelt_parameter_is_told_its_nearest(tmp_path, name, near):
+    with pytest.raises(InputError, match=f"; did you mean {near}\\?$"):
+        sweep(small(axes={name: [1.0]}), tmp_path / "small.zarr", progress=False)
+
+
 def test_a_number_of_a_policy_leaves_its_words_alone():
     """What a backend reports is a word; with another period it goes on to be reported."""
     weights = dgd.OrcaWeights(report="concurrency", max_concurrency=4.0, variant="envoy")

@@ -28,6 +28,11 @@ BAD = {
     "unknown key": ({"axis": {}}, 'axis is not a known key: did you mean "axes"?'),
     "unknown axis": ({"axes": {"lode": [1.0]}}, 'lode is no input of a case: did you mean "load"?'),
     "unknown input": ({"fixed": {"familly": "complete"}}, 'did you mean "family"?'),
+    "policy of a parameter": (
+        {"axes": {"policy.kv-cache-scorer.interval": [1.0]}},
+        'write "policy.interval", and whose it is under "policy"',
+    ),
+    "measure twice": ({"measures": ["excess", "excess"]}, 'measures contains "excess" twice'),
     "unknown measure": ({"measures": ["exces"]}, 'contains "exces": did you mean "excess"?'),
     "unknown family": ({"fixed": {"family": "complet"}}, 'did you mean "complete"?'),
     "unknown policy": ({"axes": {"policy": ["dgd"]}}, 'did you mean "dgd-lb"?'),

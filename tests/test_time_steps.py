@@ -145,6 +145,9 @@ def test_long_runs_end_early_and_say_so(monkeypatch):
     assert f"give --duration {whole.settling:.6g} to wait for it" in "\n".join(run_facts(work.comparison))
     assert "wait for it" not in "\n".join(run_facts(whole.comparison))
     given = ComparisonInProgress(pair(), ["dgd-lb"], duration=1000.0)
+    # What the estimate leaves out: runs with half the time step, and longer ones.
+    settled = ComparisonInProgress(pair(), ["dgd-lb"], duration=1000.0, dt=0.1)
+    assert (work.may_repeat, given.may_repeat, settled.may_repeat) == (True, True, False)
     assert given.grid.duration == 1000.0
 
 

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from dgdlb_jax.numerics.text import clipped, repeated
+
 _DEVICES = "xla_force_host_platform_device_count"  # the flag that does the same
 _CACHE_TROUBLE = "Error (reading|writing) persistent compilation cache"  # once for every function; it only costs time
 OLDER_EMITTERS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
@@ -41,7 +43,9 @@ def names(text: str) -> list[str]:
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise argparse.ArgumentTypeError("give at least one name")
-    return list(dict.fromkeys(found))
+    if (twice := repeated(found)) is not None:
+        raise argparse.ArgumentTypeError(f"{clipped(twice)} stands there twice, leave one out")
+    return found
 
 
 def add_sweep_axes(parser: argparse.ArgumentParser) -> None:

@@ -13,10 +13,13 @@ _ALL = ["each"]
 def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
     """Load and check, run, print, write."""
     _refuse_others(options)
-    from dgdlb_jax.fleets import load_events, load_fleet, load_news
+    from dgdlb_jax.equilibrium.feasibility import require_traffic
+    from dgdlb_jax.fleets import load_autoscaler, load_events, load_fleet, load_news
+    from dgdlb_jax.fleets.document import about
     from dgdlb_jax.fleets.news import parse_news
     from dgdlb_jax.reports import failures_text, text
     from dgdlb_jax.reports.status import status
+    from dgdlb_jax.studies.durations import check_span, check_times
     from dgdlb_jax.studies.failures import FailuresInProgress
     from dgdlb_jax.studies.news import news_json, news_words
 
@@ -24,20 +27,27 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
     with notes():
         networks = [load_fleet(fleet, demand="constant") for fleet in fleets]
         own = [load_events(fleet, demand="constant") for fleet in fleets]
+        autoscaled = [load_autoscaler(fleet) is not None for fleet in fleets]
         given = None if options.news is None else parse_news(options.news)
         news = [load_news(fleet) if options.news is None else given for fleet in fleets]
-        for network in networks:
+        for fleet, network in zip(fleets, networks, strict=True):
             _check_names(options.fail, network.backend_names or ())
+            with about(fleet):
+                require_traffic(network)
+                check_span(network, options.dt, {})
+                check_times(network, options.dt, options.duration)
     chosen = None if options.fail == _ALL else options.fail
     with quick_compilation(True), status(options.quiet) as told:
         show = (lambda words: None) if options.json else told.show
-        for network, events, reports in zip(networks, own, news, strict=True):
+        for network, events, scaled, reports in zip(networks, own, autoscaled, news, strict=True):
             name = network.name or "fleet"
             show(text.network_facts(network))
             if reports is not None:
                 show(f"news: {news_words(reports)}")
             if events:
                 show(f"its own {len(events)} [[events]] are left out here")
+            if scaled:
+                show("its [autoscaler] is left out here: replicas stay as they are")
             told.phase(f"{name}: optima without each backend, time steps")
             work = FailuresInProgress(
                 network, options.policies, chosen=chosen, duration=options.duration, dt=options.dt, news=reports

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dgdlb_jax.cli.common import names, notes, positive, set_up_jax
+from dgdlb_jax.numerics.text import repeated
 
 if TYPE_CHECKING:
     from dgdlb_jax.fleets.importers import Curve, Demand, Finding, Latencies, Options
@@ -156,19 +157,16 @@ def _check_once(files: "Sequence[str]") -> None:
     """Raise `InputError` for a file that is named twice: its measurements would count as repetitions."""
     from dgdlb_jax.numerics.results import InputError
 
-    for k, name in enumerate(files):
-        if name in files[:k]:
-            raise InputError(f"{name} is named twice: name every file once.")
+    if (twice := repeated(files)) is not None:
+        raise InputError(f"{twice} is named twice: name every file once.")
 
 
 def _selection(pairs: "Sequence[tuple[str, str]]") -> dict[str, str]:
     """Values by column, one for each."""
     from dgdlb_jax.numerics.results import InputError
 
-    columns = [column for column, _ in pairs]
-    for k, column in enumerate(columns):
-        if column in columns[:k]:
-            raise InputError(f"--select names {column} twice: keep one of the two, rows have one value each.")
+    if (twice := repeated(column for column, _ in pairs)) is not None:
+        raise InputError(f"--select names {twice} twice: keep one of the two, rows have one value each.")
     return dict(pairs)
 
 

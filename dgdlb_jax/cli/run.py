@@ -16,6 +16,7 @@ from dgdlb_jax.cli.common import (
     set_up_jax,
 )
 from dgdlb_jax.cli.failures import fail_in_turn
+from dgdlb_jax.numerics.text import clipped, repeated
 from dgdlb_jax.policies.registry import POLICIES
 
 if TYPE_CHECKING:
@@ -183,15 +184,17 @@ def run_fleets(options: argparse.Namespace) -> None:
     require_extra(options)
     if options.no_files and (options.report or options.export):
         raise InputError("--no-files contradicts --report and --export, which are files: keep one of them.")
+    if (twice := repeated(options.fleets)) is not None:
+        raise InputError(f"{clipped(twice)} is named twice: name every fleet once.")
+    fleets: list[str] = options.fleets or list(HEADLINE)
     set_up_jax(host=True)
     if options.fail is not None:
-        return fail_in_turn(options, list(dict.fromkeys(options.fleets)) or list(HEADLINE))
+        return fail_in_turn(options, fleets)
     from dgdlb_jax.reports.export import export_notes
     from dgdlb_jax.reports.fleet_run import Job, Settings, folders
     from dgdlb_jax.reports.status import status
     from dgdlb_jax.reports.text import side_by_side
 
-    fleets = list(dict.fromkeys(options.fleets)) or list(HEADLINE)
     where = dict.fromkeys(fleets) if options.no_files else folders(fleets, options.output)
     chosen = ("demand", "policies", "current", "step_size", "start", "dt", "duration", "report", "export", "news")
     settings = Settings(**{name: getattr(options, name) for name in chosen}, **_about_requests(options))

@@ -77,7 +77,9 @@ def assess(options: argparse.Namespace) -> None:
     """Assess, write, print."""
     require_extra(options)
     set_up_jax(host=True)
+    from dgdlb_jax.equilibrium.feasibility import require_traffic
     from dgdlb_jax.fleets import load_autoscaler, load_fleet, load_news
+    from dgdlb_jax.fleets.document import about
     from dgdlb_jax.fleets.news import parse_news
     from dgdlb_jax.numerics.results import InputError
     from dgdlb_jax.reports import autoscaling_text, policy_limits, stability_text
@@ -94,6 +96,8 @@ def assess(options: argparse.Namespace) -> None:
     with notes():
         network = load_fleet(options.fleet, demand="constant")
         news = load_news(options.fleet) if options.news is None else parse_news(options.news)
+    with about(options.fleet):
+        require_traffic(network)
     if folder is not None:
         check_folder(folder)
     with status(options.quiet) as told:
@@ -133,5 +137,7 @@ def _settings(given: list[str]) -> dict[str, str]:
         name, equals, value = each.partition("=")
         if not equals or not name or not value:
             raise InputError(f"--set {each}: give NAME=VALUE, such as weight_update_period=10")
+        if name in settings:
+            raise InputError(f"--set {each}: {name} is set twice: leave one out.")
         settings[name] = value
     return settings

@@ -1,12 +1,13 @@
 """Reading TOML with errors that a person can act on: file, line, field, value, remedy."""
 
+import contextlib
 import math
 import re
 import stat
 import tomllib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ LARGEST_FILE = 256_000_000
 """Bytes of a text file that is read as a whole."""
 LONGEST_NAME = 200
 """Letters of a name of a fleet, a frontend or a backend."""
-_MOST_NAMES = 8
+_MOST_NAMES = 12  # all that a section may be: every kind of event, demand or curve
 _LONGEST_PATH = 300
 
 
@@ -47,6 +48,16 @@ def listed(names: Sequence[str]) -> str:
 def counted(number: int, one: str, many: str) -> str:
     """`1 row`, `2 rows`."""
     return f"{number} {one if number == 1 else many}"
+
+
+@contextlib.contextmanager
+def about(file: str) -> Iterator[None]:
+    """Complaints about what a fleet's file says get its name in front, as when it was read."""
+    try:
+        yield
+    except InputError as error:
+        name = Path(file).name
+        raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
 
 
 def read_text(file: Folder, wanted_by: str = "") -> str:

@@ -45,6 +45,8 @@ def parse_news(text: str) -> Scraped | None:
         if name not in _NAMES:
             hint = did_you_mean(name, _NAMES, ".")
             raise InputError(f"--news {text}: there is no {name!r}: choose from {', '.join(_NAMES)}{hint}")
+        if name in given:
+            raise InputError(f"--news {text}: {name} stands there twice: leave one out.")
         given[name] = _parsed(text, name, value)
     if "interval" not in given:
         raise InputError(f"--news {text}: give the interval as well, in seconds, such as interval=15.")

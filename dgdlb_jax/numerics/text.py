@@ -1,5 +1,8 @@
 """Texts from outside, such as names and paths, where people see them: on one line, of readable length, without control characters."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 LONGEST_VALUE = 60
 """Letters of a value in a message."""
 
@@ -17,6 +20,11 @@ def clipped(text: str, longest: int = LONGEST_VALUE) -> str:
     """The text on one line, printable, shortened at its end to what a message can bear."""
     text = printable(" ".join(text[: 4 * longest].split()))
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that stands there a second time; None where all differ."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def plain_label(text: str) -> str:

@@ -19,6 +19,7 @@ from dgdlb_jax.numerics.formatting import seconds
 # Okabe and Ito's colours, which colour-blind readers tell apart; line styles and hatches tell repeats apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6BB1", "#7F7F7F")
 STYLES = ("-", "--", ":", "-.")
+IN_TURNS = "colours in turns: lines that coincide"
 _DASH = 5.0  # line widths, of each of several lines that coincide
 _CLOSE = 0.005  # of the height of the axes: lines that are nearer to each other look like one
 _SAMPLES = 200
@@ -91,10 +92,10 @@ def log_seconds(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def tell_apart(ax: Axes, lines: list[Line2D]) -> None:
+def tell_apart(ax: Axes, lines: list[Line2D]) -> bool:
     """Let lines that coincide over half of the picture or more take turns, a dash of each colour after the other.
 
-    Call it when the limits of the axes are what they will be.
+    Call it when the limits of the axes are what they will be. **Returns:** whether there are any: say `IN_TURNS` in the legend.
     """
     _ = ax.get_xlim(), ax.get_ylim()  # only now do limits that nobody set follow the lines
     heights = [_heights(ax, line) for line in lines]
@@ -108,6 +109,18 @@ def tell_apart(ax: Axes, lines: list[Line2D]) -> None:
             if len(group) > 1:
                 lines[k].set_linestyle((-turn * _DASH, (_DASH, (len(group) - 1) * _DASH)))
                 lines[k].set_linewidth(max(lines[j].get_linewidth() for j in group))
+    return any(len(group) > 1 for group in groups)
+
+
+def explain_turns(ax: Axes) -> None:
+    """Say in the last entry of the legend, which stands beside the axes, what lines in turns are."""
+    legend = ax.get_legend()
+    if legend is None:
+        return
+    handles = [*legend.legend_handles, Line2D([], [], ls="")]  # as they were when the legend was made
+    labels = [*(text.get_text() for text in legend.get_texts()), IN_TURNS.replace(": ", ":\n")]
+    title = legend.get_title().get_text()
+    ax.legend(handles, labels, title=title, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
 
 
 def _heights(ax: Axes, line: Line2D) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 from dgdlb_jax.equilibrium.feasibility import require_traffic
 from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.fleets import load_autoscaler, load_events, load_fleet, load_news, read_measured
-from dgdlb_jax.fleets.document import counted
+from dgdlb_jax.fleets.document import about, counted
 from dgdlb_jax.fleets.news import parse_news
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.parallel import in_the_background
@@ -25,10 +25,10 @@ from dgdlb_jax.reports.policy_limits import policy_report
 from dgdlb_jax.reports.routing_csv import read_routing
 from dgdlb_jax.reports.stability_text import StabilityReport, stability_report
 from dgdlb_jax.reports.status import Status
-from dgdlb_jax.studies.autoscaling import AutoscalingStudy, AutoscalingStudyInProgress, write_runs
+from dgdlb_jax.studies.autoscaling import AutoscalingStudy, AutoscalingStudyInProgress, slowest_part, write_runs
 from dgdlb_jax.studies.balancers import DGD, check_keys
 from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress
-from dgdlb_jax.studies.durations import check_times
+from dgdlb_jax.studies.durations import check_span, check_times, natural_duration
 from dgdlb_jax.studies.requests import SEEDS, RequestStudy, RequestStudyInProgress
 from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.studies.scatter import measure_scatter
@@ -79,7 +79,7 @@ class Job:
     autoscaling: AutoscalingStudy | None
 
     def __init__(self, settings: Settings, fleet: str, folder: Path | None):
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self._fleet = settings, folder, fleet
         self.comparison, self.trace, self.stability, self.requests, self.autoscaling = None, None, None, None, None
         self._policies: dict[str, AbstractPolicy] = {}
         self.network = load_fleet(fleet, demand="constant")
@@ -89,7 +89,19 @@ class Job:
         self.news = load_news(fleet) if settings.news is None else parse_news(settings.news)
         self.autoscaler = load_autoscaler(fleet)
         self.traced = None if settings.demand == "mean" else load_fleet(fleet, demand=settings.demand)
-        require_traffic(self.network)
+        with about(fleet):
+            require_traffic(self.network)
+        self._check_options(fleet)
+        with about(fleet):
+            self._check_times()
+        check_keys(settings.policies or ())
+        self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
+        if folder is not None:
+            check_folder(folder)
+
+    def _check_options(self, fleet: str) -> None:
+        """Raise `InputError` for options that this fleet does not go with."""
+        settings = self.settings
         if settings.requests and self.network.varies:
             raise InputError(
                 f"--requests: the capacity of {self.network.name or fleet} moves in time; whole requests are compared at constant rates."
@@ -98,24 +110,35 @@ class Job:
             raise InputError(
                 f"--requests: {fleet} has an [autoscaler], and whole requests know of no replicas that move: leave one of them out."
             )
-        if self.events:
-            self._check_events(fleet)
-        check_times(self.network, settings.dt, settings.duration)
-        check_keys(settings.policies or ())
-        self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
-        if folder is not None:
-            check_folder(folder)
-
-    def _check_events(self, fleet: str) -> None:
-        for option, given in (("--requests", self.settings.requests), ("--demand", self.traced is not None)):
-            if given:
+        for option, given in (("--requests", settings.requests), ("--demand", self.traced is not None)):
+            if given and self.events:
                 raise InputError(
                     f"{option}: {fleet} has [[events]], which are compared at mean rates in the fluid model: leave it out."
                 )
-        schedule = Schedule(self.network, self.events)
+
+    def _check_times(self) -> None:
+        """Raise `InputError` for what takes longer than can be run, or not long enough, and for a time step that is too long."""
+        settings = self.settings
+        if self.events:
+            schedule = Schedule(self.network, self.events)
+            if settings.duration is not None:
+                schedule.check_duration(settings.duration)
+            self.settled = schedule.network_at(schedule.last)
+        check_span(self.network, settings.dt, self._lasting())
+        check_times(self.network, settings.dt, settings.duration)
+
+    def _lasting(self) -> dict[str, float]:
+        """What has to be run through if no duration is given, seconds, by its place in the file."""
+        found = {}
         if self.settings.duration is not None:
-            schedule.check_duration(self.settings.duration)
-        self.settled = schedule.network_at(schedule.last)
+            return found
+        if self.events:
+            found["[[events]] at_s of the last one"] = max(event.at for event in self.events)
+        if self.autoscaler is not None:
+            found["[autoscaler] startup_s with interval and windows"] = slowest_part(self.autoscaler)
+        if self.traced is not None:
+            found[f"[demand.{self.settings.demand}] as a whole"] = natural_duration(self.traced, 0.0)
+        return found
 
     def run(self, status: Status, show: Callable[[str], None]) -> None:
         """Compare at the mean rates, then under the trace if that was asked for, assess the stability, write the files.
@@ -123,6 +146,10 @@ class Job:
         **Arguments:** `status` is told what goes on; `show` takes what a person reads, part by part, as soon as it is known. What
         is known by then stays in `comparison` and `trace` when it is interrupted.
         """
+        with about(self._fleet):
+            self._run(status, show)
+
+    def _run(self, status: Status, show: Callable[[str], None]) -> None:
         chosen, name = self.settings, self.network.name or "fleet"
         show(text.network_facts(self.network))
         if self.autoscaler is not None:
@@ -160,7 +187,7 @@ class Job:
             self._with_autoscaler(name, status, show)
         for fit in self.service.fits.values():
             show("\n" + textwrap.fill(f"Measured curve {fit}", 100))
-        show(f"\n{text.inputs(self.network)}")
+        show(f"\n{text.inputs(self.network, bool(self.events))}")
         if self.traced is not None:
             show(f"\n{name} under its demand {chosen.demand!r}")
             for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
@@ -192,9 +219,7 @@ class Job:
         status.phase(f"{name}: compiling {counted(count, 'balancer', 'balancers')}")
         work.compile()
         show("\n".join(text.run_facts(work.comparison)))
-        status.say(
-            f"{name}: {counted(count, 'balancer takes', 'balancers take')} about {max(1.0, work.estimate):.0f} s"
-        )
+        status.say(self._takes(name, work))
         table, done, begun = text.growing_table(list(work.policies), work.moving), 0, False
         status.phase(f"{name}: 0 of {count} balancers done", work.estimate)
         for piece in work.finished():
@@ -217,6 +242,12 @@ class Job:
         for part in text.after_table(found):
             show(f"\n{part}")
         yield found
+
+    def _takes(self, name: str, work: ComparisonInProgress) -> str:
+        """How long a comparison takes, as far as it is known, and what comes after it."""
+        several = counted(len(work.policies), "balancer takes", "balancers take")
+        known = f"{'at least' if work.may_repeat else 'about'} {max(1.0, work.estimate):.0f} s"
+        return f"{name}: {several} {known}{'; then all of them run again with the autoscaler' * (self.autoscaler is not None)}"
 
     def _with_requests(self, name: str, status: Status, show: Callable[[str], None]) -> None:
         """The same balancers with whole requests, each row shown as it comes."""
@@ -251,6 +282,8 @@ class Job:
         )  # fmt: skip
         table = autoscaling_text.growing_table(work.names)
         show(f"\nWith the autoscaler: {autoscaling_text.title(self.autoscaler)}\n{table.head()}")
+        several = counted(len(work.names), "balancer takes", "balancers take")
+        status.say(f"{name}: with the autoscaler {several} at least {max(1.0, work.estimate):.0f} s")
         status.phase(f"{name}: autoscaler, 0 of {len(work.names)} balancers done")
         for done, row in enumerate(work.finished(), start=1):
             self.autoscaling = work.study

@@ -86,13 +86,16 @@ def _at_rest(report: HeldReport) -> list[str]:
     if report.cycle is not None:
         cycle = report.cycle
         if cycle.high - cycle.low < _SWING and found.policy.switches:
-            return [f"it {found.why_not}", "simulated: it stands still, where reports tie"]
+            return [
+                f"it {found.why_not}",
+                "simulated: it stands still here, as backends report the same and share equally",
+            ]
         if cycle.high - cycle.low < _SWING:
             return ["no rest point was found, but a simulation comes to rest: nothing is known of its limits"]
-        arc = f"{frontend_names(network)[cycle.frontend]} to {backend_names(network)[cycle.backend]}"
+        arc = f"the traffic of {frontend_names(network)[cycle.frontend]} that goes to {backend_names(network)[cycle.backend]}"
         every = f"every {seconds(cycle.period)}" if math.isfinite(cycle.period) else "for longer than was simulated"
         swing = f"{percent(cycle.low)} to {percent(cycle.high)} and back {every}, {percent(cycle.mean)} on average"
-        return [f"it {found.why_not}", f"simulated: the share of {arc} goes from {swing}"]
+        return [f"it {found.why_not}", f"simulated: the share of {arc} moves from {swing}"]
     if not bool(found.rest.found):
         return [f"it {found.why_not}, so that it never comes to rest"]
     lines = [f"at rest {percent(report.over) if report.over >= 5e-6 else '0 %'} over the optimum"]

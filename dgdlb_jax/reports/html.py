@@ -79,8 +79,8 @@ def comparison_report(
         parts += [heading("Exported weights"), *map(paragraph, weights)]
     if trace is not None:
         parts += [heading("Under a demand over time"), *_comparison(trace)]
-    header, rows = text.input_cells(comparison.network)
-    parts += [heading("Inputs"), table(header, rows, right=range(1, len(header)))]
+    header, rows = text.input_cells(comparison.given)
+    parts += [heading(text.inputs_heading(bool(comparison.phases))), table(header, rows, right=range(1, len(header)))]
     return page(f"{comparison.network.name or 'A network'}: where requests should go", parts)
 
 

@@ -1,5 +1,6 @@
 """What is known of the stability of a rule that slides along equal predictions, as people and scripts read it."""
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +22,27 @@ class SlidingReport:
     def text(self) -> str:
         """What the rule is, and its slow loop where that is nearest to its limit."""
         begin = (
-            f"{self.network.name or 'network'}: {self.label} takes the least latency by its own counts, which have no delay: it slides "
-            "along equal latencies, and has no linear limit"
+            f"{self.network.name or 'network'}: {self.label} sends a request to where it predicts the least latency from the number of "
+            "its own requests that are under way. It knows these numbers at once, so it keeps the predictions equal: that has no linear "
+            "limit."
         )
+        return "\n".join(textwrap.fill(part, 100) for part in (begin, self._on_predictions()))
+
+    def _on_predictions(self) -> str:
         found = self._worst()
         if found is None:
-            return f"{begin}\nno frontend has a choice where it rests, so what it observes moves nothing"
-        swings = f"swings with a period of {seconds(found['swing_period'])}"
-        says = "dies out" if found["stable"] else f"grows: it {swings}"
-        beyond = f"; beyond the limit it {swings}" if found["stable"] else ""
+            return "No frontend uses two backends or more where it rests, so what it predicts by moves nothing."
+        gain, limit, swing = number(found["gain"]), number(found["limit"]), seconds(found["swing_period"])
+        if found["stable"]:
+            verdict = (
+                f"below the limit of {limit}: errors die out. Beyond the limit it swings with a period of {swing}."
+            )
+        else:
+            verdict = f"above the limit of {limit}: errors grow, it swings with a period of {swing}."
         return (
-            f"{begin}\nits slow loop, answers of the last {seconds(found['window'])} seen {seconds(found['delay'])} late: gain "
-            f"{number(found['gain'])} of at most {number(found['limit'])} ({found['frontend']} to {found['backend']}; exact between equal "
-            f"backends): a deviation {says}{beyond}"
+            f"What may swing is what it predicts by: answers of the last {seconds(found['window'])}, which tell how things were "
+            f"{seconds(found['delay'])} ago. An error in them is overcorrected with a gain of {gain}, {verdict} Nearest to its limit is "
+            f"{found['frontend']} to {found['backend']}; the figures are exact where the backends of a frontend are equal."
         )
 
     def document(self) -> dict[str, Any]:

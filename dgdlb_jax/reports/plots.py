@@ -12,8 +12,19 @@ from matplotlib.ticker import FuncFormatter
 from dgdlb_jax.numerics.formatting import number, seconds
 from dgdlb_jax.numerics.text import clipped
 from dgdlb_jax.reports.axes import COLOURS as COLOURS
+from dgdlb_jax.reports.axes import (
+    IN_TURNS,
+    as_written,
+    explain_turns,
+    finish,
+    log_seconds,
+    log_time,
+    new_axes,
+    new_figure,
+    save_png,
+    tell_apart,
+)
 from dgdlb_jax.reports.axes import STYLES as STYLES
-from dgdlb_jax.reports.axes import as_written, finish, log_seconds, log_time, new_axes, new_figure, save_png, tell_apart
 from dgdlb_jax.reports.text import latency, verdict
 from dgdlb_jax.studies.balancers import BALANCERS, DEFAULT, DGD
 from dgdlb_jax.studies.compare import CURRENT, Comparison
@@ -80,7 +91,8 @@ def latency_over_time(comparison: Comparison, *, ax: Axes | None = None) -> Axes
         bbox_to_anchor=(1.01, 1),
         frameon=False,
     )
-    tell_apart(ax, lines)  # the legend shows them as they were
+    if tell_apart(ax, lines):  # the legend shows them as they were
+        explain_turns(ax)
     return as_written(ax)
 
 
@@ -125,6 +137,13 @@ def workloads_over_time(
     default; `legend`: whether to name the backends beside the axes. **Returns:** the axes.
     """
     ax = new_axes((9, 5)) if ax is None else ax
+    if _draw_workloads(ax, comparison, balancer, legend) and legend:
+        explain_turns(ax)
+    return as_written(ax)
+
+
+def _draw_workloads(ax: Axes, comparison: Comparison, balancer: str, legend: bool) -> bool:
+    """Whether some of them coincide."""
     run, best = comparison.runs[balancer], np.asarray(comparison.optimum.workload)
     lines = []
     for j, name in enumerate(backend_names(comparison.network)):
@@ -142,8 +161,7 @@ def workloads_over_time(
     mark_events(ax, comparison, words=legend)
     if legend:
         ax.legend(title="backend", loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
-    tell_apart(ax, lines)
-    return as_written(ax)
+    return tell_apart(ax, lines)
 
 
 def workloads_of_all(comparison: Comparison) -> Figure:
@@ -153,17 +171,19 @@ def workloads_of_all(comparison: Comparison) -> Figure:
     tall = -(-len(names) // wide)
     figure = new_figure((9.0, 2.6 * tall + 0.9))
     grid = figure.subplots(tall, wide, squeeze=False)
+    coincide = False
     for k, ax in enumerate(grid.flat):
         if k >= len(names):
             ax.set_axis_off()
             continue
-        workloads_over_time(comparison, names[k], ax=ax, legend=False)
+        coincide |= _draw_workloads(ax, comparison, names[k], legend=False)
         ax.set_title(_with_excess(comparison, names[k]), loc="left", fontsize=10)
         ax.set_ylabel("")
         ax.set_xlabel("time (s)" if k + wide >= len(names) else "")
     labels = backend_names(comparison.network)
     handles = [Line2D([], [], color=colour, ls=style) for colour, style in map(_backend_style, range(len(labels)))]
-    title = "backend" if comparison.moving else "backend (marks at the right: optimum)"
+    words = ["marks at the right: optimum"] * (not comparison.moving) + [IN_TURNS] * coincide
+    title = f"backend ({'; '.join(words)})" if words else "backend"
     columns = max(1, min(len(labels), 90 // (6 + max(map(len, labels)))))
     figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(f"{comparison.network.name or 'network'}: workloads by balancer")

@@ -15,7 +15,7 @@ class Status:
     """Results on standard output, and nothing else. The other kinds say what happens as well."""
 
     def phase(self, what: str, left: float | None = None) -> None:
-        """What is going on now, and about how many seconds it will take where that is known."""
+        """What is going on now, and how many seconds it will take at least where that is known."""
         del what, left
 
     def say(self, text: str) -> None:
@@ -119,4 +119,4 @@ def _passed(seconds: float) -> str:
 def _remaining(left: float | None, passed: float) -> str:
     if left is None or left < passed:
         return ""
-    return f", about {max(1.0, left - passed):.0f} s left"
+    return f", at least {max(1.0, left - passed):.0f} s left"

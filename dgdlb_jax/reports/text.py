@@ -48,7 +48,7 @@ def after_table(comparison: "Comparison") -> list[str]:
 
 def facts(comparison: "Comparison") -> str:
     """Which world this network lives in, and with what the balancers ran."""
-    return "\n".join([network_facts(comparison.network), *run_facts(comparison), *reference_facts(comparison)])
+    return "\n".join([network_facts(comparison.given), *run_facts(comparison), *reference_facts(comparison)])
 
 
 def network_facts(network: Network) -> str:
@@ -247,14 +247,22 @@ def change(found: Change | None) -> str:
     return f"short by {number(found.short_by)} req/s" if found.short_by > 0 else "no optimum found"
 
 
-def inputs(network: Network) -> str:
-    """What was given, as far as it has room: see `input_cells`."""
+def inputs(network: Network, changing: bool = False) -> str:
+    """What was given, as far as it has room: see `input_cells`; `changing`: events change it later."""
     header, rows = input_cells(network)
     wide = len(header) - _MOST_BACKENDS - 2
     if wide > 0 or len(rows) > _MOST_ROWS:
         latency = 1e3 * np.asarray(network.latency, float)[np.asarray(network.mask)]
-        return f"inputs: one-way latencies of {ranging(latency.min(), latency.max())} ms; all of them are in run.nc"
-    return columns(header, rows, right=range(1, len(header)))
+        kept = "those after the last one" if changing else "all of them"
+        between = f"one-way latencies of {ranging(latency.min(), latency.max())} ms"
+        return f"{inputs_heading(changing).lower()}: {between}; {kept} are in run.nc"
+    heading = f"{inputs_heading(changing)}\n" if changing else ""
+    return heading + columns(header, rows, right=range(1, len(header)))
+
+
+def inputs_heading(changing: bool) -> str:
+    """What stands above them."""
+    return f"Inputs{', before any event' * changing}"
 
 
 def input_cells(network: Network) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

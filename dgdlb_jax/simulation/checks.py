@@ -48,7 +48,7 @@ def grid(networks: Network, duration: Numbers, dt: Numbers, max_latency: float |
     if rows * frontends * backends > LARGEST_LINE:
         raise InputError(
             f"The delay buffer needs {rows} rows (the largest latency over dt) of {frontends} x {backends} arcs, more than the "
-            f"{LARGEST_LINE} numbers that can be counted: raise dt."
+            f"{LARGEST_LINE} numbers that can be counted: raise dt, or lower that latency."
         )
     return Grid(step, np.maximum(steps, 1).astype(np.int64), rows)
 

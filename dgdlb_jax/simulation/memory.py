@@ -42,7 +42,9 @@ class Memory:
             what, remedy = f"{what} that saves {self.instants:,} instants", "use SaveAt(every=...) or fewer fields"
         elif self._lines > self._work:
             what = f"{what} with {self.rows:,} delay rows (the largest latency over dt)"
-            remedy = "raise dt" + (", or use SaveAt(..., resumable=False)" if self.resumable else "")
+            remedy = "raise dt, lower that latency" + (
+                ", or use SaveAt(..., resumable=False)" if self.resumable else ""
+            )
         else:
             remedy = "use smaller networks"
         device.check_fits(self.bytes, what, remedy)

@@ -152,7 +152,7 @@ def held_loop(network: Network, policy: AbstractHeldPolicy, rest: RestPoint | No
 def why_no_rest(network: Network, policy: AbstractHeldPolicy, rest: RestPoint) -> str:
     """What a policy without a rest point does, for a sentence."""
     if policy.switches:
-        return "is a switch (bang-bang): everything goes to whoever is best by the last report, which ends that"
+        return "is a switch: until the next report everything goes to the backend that was best in the last one, and soon is no longer"
     if np.asarray(rest.overloaded).any():
         names = network.backend_names or tuple(str(j) for j in range(network.backends))
         return f"overloads {names[int(np.argmax(np.asarray(rest.overloaded)))]}"

@@ -131,6 +131,16 @@ class AutoscalingStudyInProgress:
         rows = tuple(self._done[name] for name in self._policies if name in self._done)
         return AutoscalingStudy(self._network, self._autoscaler, self._step, self._duration, rows)
 
+    @property
+    def estimate(self) -> float:
+        """About how many seconds the runs take on idle cores of the usual kind, compilation apart."""
+        return self._duration * self._work / min(workers_for(None), len(self._policies))
+
+    @property
+    def _work(self) -> float:
+        """Seconds of a core for a simulated second of all balancers."""
+        return sum(usual_step(self._network.latency.size) / dt for dt in self._dt.values())
+
     def finished(self) -> Iterator[ScaledOutcome]:
         """Run everything; each row as soon as it is known."""
         with jax.default_device(self._home):
@@ -163,8 +173,7 @@ class AutoscalingStudyInProgress:
         """Until balancer and autoscaler have settled; shorter where that takes longer than people wait."""
         longest = slowest_part(self._autoscaler)
         wanted = max(float(self._setup.settling), _TURNS * longest)
-        work = sum(usual_step(self._network.latency.size) / dt for dt in self._dt.values())
-        return min(wanted, max(patience(PATIENCE) / work, _FEWEST * longest))
+        return min(wanted, max(patience(PATIENCE) / self._work, _FEWEST * longest))
 
 
 def slowest_part(autoscaler: AbstractAutoscaler) -> float:

@@ -14,6 +14,7 @@ from dgdlb_jax.model.service import replicas
 from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.registry import View
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import repeated
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped, estimated
 from dgdlb_jax.policies.observed import LatencyObservationScorer
@@ -157,7 +158,9 @@ def behind(policy: AbstractPolicy, news: Scraped | None) -> AbstractPolicy:
 
 
 def check_keys(keys: Sequence[str]) -> None:
-    """Raise `InputError` for an unknown key of `BALANCERS`, with the nearest known one."""
+    """Raise `InputError` for an unknown key of `BALANCERS`, with the nearest known one, or for one that is given twice."""
+    if (twice := repeated(keys)) is not None:
+        raise InputError(f"The balancer {twice!r} is asked for twice: leave one out.")
     for key in keys:
         if key not in BALANCERS:
             hint = did_you_mean(key, BALANCERS, ".")

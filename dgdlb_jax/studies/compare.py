@@ -172,7 +172,7 @@ class ComparisonInProgress:
                 self._coarsen()
             elif duration is None and not self.moving:
                 self._shorten(dt)
-        self._may_run_longer = duration is None and not self.moving
+        self._may_run_longer, self._may_halve = duration is None and not self.moving, dt is None
         self._done: dict[str, Trajectory] = {}
         self._longer: dict[str, Trajectory] = {}
         self._quasi_static: QuasiStatic | None = None
@@ -194,8 +194,13 @@ class ComparisonInProgress:
 
     @property
     def estimate(self) -> float:
-        """About how many seconds the runs will take; known once they are compiled."""
+        """About how many seconds the runs will take, if none of them is repeated; known once they are compiled."""
         return sum(run.seconds(self.grid) for run in self._runs.values()) / min(self._workers, len(self._runs))
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether runs may be repeated: with half the time step, or longer where there is no verdict yet."""
+        return self._may_run_longer or self._may_halve
 
     @property
     def comparison(self) -> Comparison:

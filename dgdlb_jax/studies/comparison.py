@@ -73,6 +73,11 @@ class Comparison:
         """What the events divide the runs into, the time before them first; empty without any."""
         return [] if self.schedule is None else self.schedule.phases(self.duration)
 
+    @property
+    def given(self) -> Network:
+        """The network before any event."""
+        return self.phases[0].network if self.phases else self.network
+
     @cached_property
     def recoveries(self) -> list[Recovery]:
         """How every balancer gets over every event, in the order of time; empty without any."""

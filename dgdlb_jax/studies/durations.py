@@ -1,5 +1,7 @@
 """How long a comparison runs: by its demand, by what it takes to be judged, and what can be run at all."""
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -9,6 +11,7 @@ from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.simulation import checks
+from dgdlb_jax.studies.names import backend_names, frontend_names
 
 _MOST_STEPS = 1e9  # of a run
 
@@ -34,6 +37,33 @@ def steps_of(duration: float, dt: float) -> float:
             f"use a dt of {duration / _MOST_STEPS:.2g} s or more, or a shorter duration."
         )
     return steps
+
+
+def check_span(network: Network, dt: float | None, lasting: Mapping[str, float]) -> None:
+    """Raise `InputError` before any work where something lasts longer than can be run in steps that resolve the fastest service.
+
+    **Arguments:** `dt`: the time step, seconds; about a tenth of a lone request's service if it is not given. `lasting`: seconds, by what
+    takes them, in words that name the field; the longest latency is among them anyway.
+    """
+    lasting = {**_longest_latency(network), **lasting}
+    what, longest = max(lasting.items(), key=lambda item: item[1])
+    slopes = np.where(network.backend_mask, network.fastest_service.initial_slope, 0)
+    fastest = int(np.argmax(slopes))
+    alone = 1 / max(slopes[fastest], np.finfo(float).tiny)
+    step = dt or 0.1 * alone
+    if longest / step > _MOST_STEPS:
+        why = "" if dt else f", as backend {backend_names(network)[fastest]} serves a lone request in {alone:.3g} s"
+        raise InputError(
+            f"{what} is {longest:.3g} s, but a run has at most {_MOST_STEPS:.0e} steps, here with a dt of {step:.2g} s{why}: "
+            "correct one of the two."
+        )
+
+
+def _longest_latency(network: Network) -> dict[str, float]:
+    """Of all arcs, forward or back, by its place."""
+    both = np.maximum(network.latency, network.feedback_latency)
+    i, j = np.unravel_index(int(np.argmax(both)), both.shape)
+    return {f"[latency] from {frontend_names(network)[i]} to {backend_names(network)[j]}": float(both[i, j])}
 
 
 def largest_latency(network: Network) -> float:

@@ -139,7 +139,7 @@ def recovery(phase: Phase, balancer: str, network: Network, run: Trajectory) -> 
     time, latency = np.asarray(run.time, float), smooth_latency(network, run)
     inside = (time >= phase.begin) & (time <= phase.end)
     after = _time_back(time[inside] - phase.begin, latency[inside], phase.latency)
-    lost = _lost_before(phase.end, time, run) - _lost_before(phase.begin, time, run)
+    lost = max(0.0, _lost_before(phase.end, time, run) - _lost_before(phase.begin, time, run))  # which is rounded
     return Recovery(balancer, phase, float(latency[inside].max(initial=0.0)), lost, after)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from dgdlb_jax.fleets.document import parse
 from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import repeated
 from dgdlb_jax.studies.sweep import Spec, read_spec
 
 SIZES = ("quick", "full")
@@ -39,7 +40,9 @@ def read_claims(keys: Sequence[str] | None = None, size: str = "quick") -> list[
         raise InputError(f"size={size!r}: choose from {', '.join(SIZES)}.")
     files = {file.name.split("-")[0]: file for file in _folder().iterdir() if file.name.endswith(".toml")}
     documents = {key: parse(files[key]).content for key in sorted(files)}
-    chosen = list(documents) if not keys else list(dict.fromkeys(_find(key, documents) for key in keys))
+    chosen = [_find(key, documents) for key in keys] if keys else list(documents)
+    if (twice := repeated(chosen)) is not None:
+        raise InputError(f"Claim {twice} ({documents[twice]['title']}) is asked for twice: leave one out.")
     return [_claim(key, documents[key], size) for key in chosen]
 
 

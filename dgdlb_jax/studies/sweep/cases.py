@@ -19,6 +19,7 @@ from dgdlb_jax.fleets import FleetWarning, load_autoscaler, load_events, load_fl
 from dgdlb_jax.model.network import Network, pad
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
+from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.base import AbstractPolicy
@@ -291,7 +292,12 @@ def _with_parameter(module: Any, name: str, change: Callable[[Array], Array], pl
     leaves, _ = jax.tree_util.tree_flatten_with_path(module)
     names = {getattr(path[-1], "name", "") for path, _ in leaves} - {""}
     if name not in names:
-        raise KindError(f"{place} has no parameter {name!r}: its parameters are {', '.join(sorted(names)) or 'none'}.")
+        known = (
+            f"its parameters are {', '.join(sorted(names))}{did_you_mean(name, names, '.')}"
+            if names
+            else "it has none."
+        )
+        raise KindError(f"{place} has no parameter {name!r}: {known}")
     return _changed(module, name, change)
 
 

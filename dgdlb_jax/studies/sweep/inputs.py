@@ -115,6 +115,10 @@ def input_named(section: Section, name: str) -> Input:
         return INPUTS[name]
     if _PARAMETER.fullmatch(name):
         return Input(f"{PARAMETERS[name.split('.')[0]]}: {name.split('.')[1]}", float, "", minimum=-math.inf)
+    parts = name.split(".")
+    if len(parts) > 2 and parts[0] in PARAMETERS:  # such as policy.orca-weights.interval
+        remedy = f'write "{parts[0]}.{parts[-1]}", and whose it is under "{parts[0]}".'
+        raise section.error(name, "is no input of a case", remedy)
     raise section.error(name, "is no input of a case", nearest(name, INPUTS))
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from dgdlb_jax.fleets.document import Section, clipped, nearest, parse
 from dgdlb_jax.numerics.files import exists
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import repeated
 from dgdlb_jax.studies.sweep import inputs
 from dgdlb_jax.studies.sweep.inputs import DEFAULTS, Value
 from dgdlb_jax.studies.sweep.measures import MEASURES
@@ -306,7 +307,9 @@ def _measures(section: Section) -> tuple[str, ...]:
     for name in names:
         if name not in MEASURES:
             raise section.error("measures", f'contains "{clipped(name)}"', nearest(name, MEASURES))
-    return tuple(dict.fromkeys(names))
+    if (twice := repeated(names)) is not None:
+        raise section.error("measures", f'contains "{twice}" twice', "remove one.")
+    return names
 
 
 def _count(section: Section, key: str, default: int | None) -> Any:
