@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dgdlb_jax.studies.sweep.batches import device_memory, memory, run_batch
+from dgdlb_jax.studies.sweep.chunks import check_possible, probe, spread
 from dgdlb_jax.studies.sweep.measures import wanted
 from dgdlb_jax.studies.sweep.progress import compile_seconds, duration
-from dgdlb_jax.studies.sweep.run import check_possible, probe, spread
 from dgdlb_jax.studies.sweep.spec import Spec
 
 
