@@ -90,7 +90,7 @@ class Crew:
                 f"What the sweep needs cannot be sent to workers ({error}): define it in a module that they can import."
             ) from error
         with _failures(lambda: "No worker can compute this sweep"):
-            self.batch = executor.submit(_greet, __version__, self._job, probe).result()
+            self.batch = self._submit(_greet, probe).result()
 
     def compute_missing(
         self, chunks: Iterator[int], stop: threading.Event
@@ -111,7 +111,7 @@ class Crew:
                 else:
                     for chunk in itertools.islice(chunks, most - len(pending)):
                         with _failures(lambda chunk=chunk: self._name(chunk)):
-                            future = self._executor.submit(_work, __version__, self._job, chunk, self.batch)
+                            future = self._submit(_work, chunk, self.batch)
                         pending[future] = chunk
                         future.add_done_callback(ended.put)
                 if not pending:
@@ -129,11 +129,26 @@ class Crew:
         finally:
             _cancel(pending)
 
+    def _submit(self, function: Callable, *arguments: Any) -> concurrent.futures.Future:
+        call = _Call(function, (__version__, self._job, *arguments))
+        return self._executor.submit(pickle.loads, pickle.dumps(call))
+
     def _name(self, chunk: int) -> str:
         columns = self._spec.cases(self._spec.region(chunk))
         varying = [name for axis in self._spec.axes for name in axis.values]
         ends = (f"{name} = {_span(columns[name])}" for name in varying)
         return f"Chunk {chunk} ({', '.join(ends) or 'the only case'})"
+
+
+class _Call:
+    """A call that whoever unpickles it makes. A dask worker without this package ends when it is sent a function of it, and so does the
+    sweep when the scheduler is; bytes hurt neither, and the worker says what it lacks."""
+
+    def __init__(self, function: Callable, arguments: tuple):
+        self._function, self._arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return self._function, self._arguments
 
 
 def _cancel(pending: dict[concurrent.futures.Future, int]) -> None:
@@ -163,9 +178,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, concurrent.futures.BrokenExecutor):
         return f": the executor has lost a worker and cannot go on; {_GOES_ON} with a new one."
     if isinstance(error, ModuleNotFoundError | AttributeError):
-        return (
-            f": {error}; install dgdlb_jax {__version__} where scheduler and workers run, and what your setup imports."
-        )
+        return f": {error}; install dgdlb_jax {__version__} where workers run, and what your setup imports."
     if type(error).__name__ == "KilledWorker":  # of dask, which need not be installed
         return f": its worker was lost again and again; look whether its memory suffices (a smaller batch needs less), {_GOES_ON}."
     return f" failed: {type(error).__name__}: {str(error) or 'no reason given'}"
