@@ -8,6 +8,7 @@ the same to the bit on equal machines with equal numbers of devices.
 import concurrent.futures
 import contextlib
 import itertools
+import logging
 import pickle
 import queue
 import socket
@@ -36,7 +37,7 @@ SCHEME = "dask://"
 _CONNECTING, _JOINING = 10, 30  # seconds that a scheduler, and the first of its workers, may take
 _AT_ONCE, _BYTES_AT_ONCE = 1024, 2**28  # of chunks that are handed over and not yet back: how many, and what they send
 _POLL = 0.2  # seconds between two looks for Ctrl-C
-_GOES_ON = "the chunks before are complete, and the same call goes on from here"
+_GOES_ON = "what is finished is kept, and the same call goes on from there"
 
 
 @contextlib.contextmanager
@@ -61,7 +62,8 @@ def connected(executor: Executor | str | None) -> Iterator[Executor | None]:
         raise InputError(
             f"No dask scheduler answers at {executor} within {_CONNECTING} s: start one with dask scheduler, or correct the address."
         ) from error
-    with client:
+    # What its log says in traces is said here in one sentence.
+    with distributed.utils.silence_logging_cmgr(logging.CRITICAL, root="distributed.client"), client:
         try:
             client.wait_for_workers(1, timeout=_JOINING)
         except TimeoutError as error:
@@ -180,7 +182,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError | AttributeError):
         return f": {error}; install dgdlb_jax {__version__} where workers run, and what your setup imports."
     if type(error).__name__ == "KilledWorker":  # of dask, which need not be installed
-        return f": its worker was lost again and again; look whether its memory suffices (a smaller batch needs less), {_GOES_ON}."
+        return f": its worker was lost again and again; look whether its memory suffices (a smaller batch needs less); {_GOES_ON}."
     return f" failed: {type(error).__name__}: {str(error) or 'no reason given'}"
 
 
