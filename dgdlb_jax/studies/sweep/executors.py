@@ -54,6 +54,7 @@ def connected(executor: Executor | str | None) -> Iterator[Executor | None]:
         raise InputError(f"The executor {executor!r} is no address: give dask://HOST:PORT, that of a dask scheduler.")
     try:
         import distributed
+        from distributed.utils import silence_logging_cmgr
     except ImportError as error:
         raise InputError(f'{error.name} is not installed; type: pip install "dgdlb_jax[cluster]".') from error
     try:
@@ -63,7 +64,7 @@ def connected(executor: Executor | str | None) -> Iterator[Executor | None]:
             f"No dask scheduler answers at {executor} within {_CONNECTING} s: start one with dask scheduler, or correct the address."
         ) from error
     # What its log says in traces is said here in one sentence.
-    with distributed.utils.silence_logging_cmgr(logging.CRITICAL, root="distributed.client"), client:
+    with silence_logging_cmgr(logging.CRITICAL, root="distributed.client"), client:
         try:
             client.wait_for_workers(1, timeout=_JOINING)
         except TimeoutError as error:
