@@ -66,11 +66,32 @@ def compute(spec: Spec, chunk: int, batch: int, after_batch: Callable[[int], Non
     return Finished(found.values, notes)
 
 
-def probe(spec: Spec, columns: Columns) -> tuple[list[Batch], list[str]]:
-    """Prepare some cases of one kind.
+@dataclass(frozen=True)
+class Tried:
+    """Some cases from all over a sweep, prepared but not run: how many, the batches they make, and a sentence about each that could only
+    be marked as refused once the sweep runs."""
 
-    **Returns:** the batches they make, and a sentence about each that could only be marked as refused once the sweep runs.
+    count: int
+    batches: list[Batch]
+    refused: list[str]
+
+
+def check_possible(spec: Spec) -> Tried:
+    """Prepare a few cases, evenly spread.
+
+    **Raises:** `InputError` when none of them can be computed here: with what the first is refused for.
     """
+    tried = Tried(0, [], [])
+    for columns in _spread(spec):
+        batches, refused = _probe(spec, columns)
+        tried = Tried(tried.count + columns["seed"].size, tried.batches + batches, tried.refused + refused)
+    if len(tried.refused) == tried.count:
+        raise InputError(tried.refused[0])
+    return tried
+
+
+def _probe(spec: Spec, columns: Columns) -> tuple[list[Batch], list[str]]:
+    """Of cases of one kind the batches, and why others are refused."""
     found, refused, batch = [], [], batch_of(spec)
     for rows, cases in prepared(columns, np.arange(len(columns["seed"])), spec, batch):
         if isinstance(cases, Refusal):
@@ -87,21 +108,13 @@ def probe(spec: Spec, columns: Columns) -> tuple[list[Batch], list[str]]:
     return found, refused
 
 
-def check_possible(spec: Spec) -> None:
-    """Raise `InputError` when none of a few cases, evenly spread, can be computed here: with what the first is refused for."""
-    tried = spread(spec)
-    refused = [sentence for columns in tried for sentence in probe(spec, columns)[1]]
-    if len(refused) == sum(columns["seed"].size for columns in tried):
-        raise InputError(refused[0])
-
-
 def batch_of(spec: Spec) -> int:
     """How many cases run side by side: never more than a chunk has, or than there are, but for a few that share compiled code."""
     most = min(spec.chunk, max(spec.size, default_batch()))
     return min(spec.batch or default_batch(), 2 ** (most - 1).bit_length())
 
 
-def spread(spec: Spec, count: int = _PROBED) -> list[Columns]:
+def _spread(spec: Spec, count: int = _PROBED) -> list[Columns]:
     """Up to `count` cases, evenly spread, by kind."""
     flat = np.unique(np.linspace(0, spec.size - 1, min(count, spec.size)).astype(int))
     cases = [
