@@ -31,8 +31,8 @@ a specification:
   [fixed]
   family = "complete"
 
-Ctrl-C finishes the chunk in flight; a second one does not wait. Exit codes: 0 done, 2 something is wrong with the
-input (one sentence says what), 130 interrupted."""
+Ctrl-C finishes the chunk in flight if that takes seconds only; a second one does not wait. Exit codes: 0 done, 2 something
+is wrong with the input (one sentence says what), 130 interrupted."""
 
 
 def add(commands) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import xarray
 
 _POLL = 0.2  # seconds between two looks at what other processes do
+_GRACE = 5.0  # seconds that Ctrl-C leaves the chunk in flight; then that ends with the batch in flight
 _LONG_AGO = 60.0  # seconds after which nobody still works on a file that is half-written
 
 
@@ -64,7 +65,8 @@ def sweep(
     **Returns:** an `xarray.Dataset`, opened lazily from the store: a dimension per axis, inputs as coordinates, measures as variables.
 
     **Raises:** `InputError` for a specification that makes no sense, a store that belongs to another one, is in use or corrupt, a
-    disk that refuses, workers that cannot compute it. `KeyboardInterrupt` after the chunk in flight has been finished, when interrupted.
+    disk that refuses, workers that cannot compute it. `KeyboardInterrupt` when interrupted, after the chunk in flight if that
+    takes a few seconds only.
     """
     require_extra()
     found = read_spec(spec)
@@ -228,20 +230,25 @@ def _check(stop: threading.Event) -> None:
 
 @contextlib.contextmanager
 def _patience() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM, from a cluster) lets the chunk in flight finish, the second does not."""
+    """The first SIGTERM (from a cluster) lets the chunk in flight finish, so does Ctrl-C for some seconds; a second one does not."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    second = threading.Timer(_GRACE, signal.raise_signal, [signal.SIGINT])
+    second.daemon = True
 
     def wait(number, _):
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        if number == signal.SIGINT:
+            second.start()
 
     before = {number: signal.signal(number, wait) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
+        second.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
