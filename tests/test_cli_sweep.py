@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ pytest.importorskip("xarray", reason="install the sweep extra")
 import xarray
 
 from dgdlb_jax.cli import cluster, main
+from dgdlb_jax.studies.sweep import dry_run, read_spec
 from dgdlb_jax.studies.sweep.inputs import INPUTS
 from dgdlb_jax.studies.sweep.measures import MEASURES
 from sweeps import complete, small, write_toml
@@ -27,13 +29,19 @@ def toml(tmp_path):
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(toml, tmp_path, capsys, monkeypatch):
+    """And names the device. However slow the machine, it runs one batch, and no other once its time is over."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dry_run, "_PATIENCE", 1000.0)
     assert main(["sweep", str(toml), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "24 cases (seed 12 x step_size_over_default 2) in 3 chunks" in printed
     assert "2 x 2 with" in printed
-    assert "memory:" in printed
-    assert "time:" in printed
+    assert re.search(r"memory: .* on (\d+ x )?cpu, of ", printed)
+    assert re.search(r"time: .* \(from running 24 cases\)", printed)
+    monkeypatch.setattr(dry_run, "_PATIENCE", 0.0)
+    found = dry_run.estimate(read_spec(small()))
+    assert found.probed == 8
+    assert found.computing > 0
     assert list(tmp_path.iterdir()) == [toml]
 
 

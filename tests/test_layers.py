@@ -150,7 +150,9 @@ def test_core_needs_core_packages_only(path):
 def test_what_is_imported_is_declared(path):
     """By the core where it belongs to the core, otherwise by an extra for users; inside functions as well."""
     core = layer(dotted_name(path)) in CORE
-    extras = [PROJECT["optional-dependencies"][extra] for extra in ("xarray", *(() if core else ("cli", "sweep")))]
+    extras = [
+        PROJECT["optional-dependencies"][extra] for extra in ("xarray", *(() if core else ("cli", "cluster", "sweep")))
+    ]
     declared = CORE_PACKAGES.union(*map(names, extras))
     for line, name in imports(path):
         assert name.split(".")[0] in declared, (

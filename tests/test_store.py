@@ -118,6 +118,28 @@ def test_ctrl_c_finishes_the_chunk_in_flight_and_says_how_to_go_on(tmp_path, fin
     assert not list(path.rglob("*.part*"))
 
 
+def test_ctrl_c_leaves_the_chunk_in_flight_some_seconds_and_sigterm_all_it_needs(monkeypatch):
+    monkeypatch.setattr(run, "_GRACE", 0.1)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert 0.1 <= time.monotonic() - began < 10
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with run._patience() as stop:
+            signal.raise_signal(number)
+            time.sleep(0.3 if number == signal.SIGTERM else 0)
+            assert stop.is_set()
+    time.sleep(0.3)  # nothing comes after the end
+
+
+def interrupted():
+    """What a chunk of 20 s is, to Ctrl-C."""
+    with run._patience():
+        signal.raise_signal(signal.SIGINT)
+        for _ in range(1000):
+            time.sleep(0.02)
+
+
 def test_a_store_of_another_specification_is_named(finished):
     with pytest.raises(InputError, match=r"belongs to another specification \(fixed: load None there, 0.5 here\)"):
         sweep(small(fixed=small()["fixed"] | {"load": 0.5}), finished, progress=False)

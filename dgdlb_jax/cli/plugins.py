@@ -3,6 +3,9 @@
 import importlib
 import importlib.util
 import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 loaded: list[str] = []
@@ -29,6 +32,32 @@ def load(name: str) -> None:
         raise InputError(
             f"--import {name}: {type(error).__name__}: {error}; give a module that can be imported, or the path of a .py file."
         ) from error
+
+
+def for_workers() -> Callable[[], None] | None:
+    """What loads in another process what has been loaded here: files as they are, modules by their names; None where nothing was."""
+    sources = [(name, Path(name).read_text() if name.endswith(".py") else None) for name in loaded]
+    return partial(_load_sent, tuple(sources)) if sources else None
+
+
+_sent: dict[str, str | None] = {}
+
+
+def _load_sent(sources: tuple[tuple[str, str | None], ...]) -> None:
+    from dgdlb_jax.numerics.results import InputError
+
+    for name, text in sources:
+        if name in _sent:
+            if _sent[name] != text:
+                raise InputError(f"a worker has imported another {name} before: restart the workers.")
+        elif text is None:
+            load(name)
+        else:
+            with tempfile.TemporaryDirectory(prefix="dgdlb-") as folder:
+                file = Path(folder) / Path(name).name
+                file.write_text(text)
+                load(str(file))
+        _sent[name] = text
 
 
 def _load_file(path: Path) -> None:

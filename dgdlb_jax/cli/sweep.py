@@ -5,7 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from dgdlb_jax.cli import cluster
+from dgdlb_jax.cli import cluster, plugins
 from dgdlb_jax.cli.common import notes, set_up_jax
 
 _ABOUT = """Compute many cases from a short specification: every combination of some inputs (topologies or fleets, sizes,
@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   dgdlb sweep my-sweep.toml --output big.zarr
   dgdlb plot big.zarr                        pictures
   srun dgdlb sweep my-sweep.toml             on a cluster: every process computes chunks of its own
+  dgdlb sweep my-sweep.toml --executor dask://host:8786      on the workers of a dask scheduler
 
 a specification:
   name = "my-sweep"
@@ -30,8 +31,8 @@ a specification:
   [fixed]
   family = "complete"
 
-Ctrl-C finishes the chunk in flight; a second one does not wait. Exit codes: 0 done, 2 something is wrong with the
-input (one sentence says what), 130 interrupted."""
+Ctrl-C finishes the chunk in flight if that takes seconds only; a second one does not wait. Exit codes: 0 done, 2 something
+is wrong with the input (one sentence says what), 130 interrupted."""
 
 
 def add(commands) -> None:
@@ -56,6 +57,11 @@ def add(commands) -> None:
         action="store_true",
         help="no progress bar (there is none anyway when standard error is not a terminal)",
     )
+    option(
+        "--executor",
+        metavar="dask://HOST:PORT",
+        help="let the workers of this dask scheduler compute the chunks; files of --import are sent to them, their neighbours are not",
+    )
     cluster.add_options(parser)
 
 
@@ -68,7 +74,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         return
     if options.spec is None:
         raise InputError("dgdlb sweep needs a specification: a TOML file, or a name from dgdlb sweep --list.")
-    set_up_jax(all_cores=True)
+    set_up_jax(all_cores=options.executor is None)
     process, processes = cluster.join(options)
     from dgdlb_jax.studies.sweep import read_spec, sweep
     from dgdlb_jax.studies.sweep.run import require_extra
@@ -91,10 +97,13 @@ def run_sweep(options: argparse.Namespace) -> None:
                 recompute_corrupt=options.recompute_corrupt,
                 process=process,
                 processes=processes,
+                executor=options.executor,
+                worker_setup=plugins.for_workers(),
             ).close()
     except KeyboardInterrupt:
         imports = [word for name in options.imports for word in ("--import", name)]
-        again = shlex.join(["dgdlb", *imports, "sweep", options.spec, "--output", str(store)])
+        elsewhere = [] if options.executor is None else ["--executor", options.executor]
+        again = shlex.join(["dgdlb", *imports, "sweep", options.spec, "--output", str(store), *elsewhere])
         print(f"dgdlb: stopped; what is finished is kept. To go on: {again}", file=sys.stderr)
         raise
     if process == 0:

@@ -13,15 +13,15 @@ from dgdlb_jax.numerics.results import InputError
 
 VARIABLE = "DGDLB_THREADS"
 
-# What JAX keeps for each thread and compiles with: set by the caller, it holds in the workers as well.
-_CONTEXTS = (
-    jax.enable_x64,
-    jax.default_device,
-    jax.default_matmul_precision,
-    jax.debug_nans,
-    jax.debug_infs,
-    jax.numpy_dtype_promotion,
-    jax.numpy_rank_promotion,
+# What JAX keeps for each thread and compiles with: set by the caller, it holds wherever the work is done. Plain values, but for the
+# default device, which another process does not have.
+_SETTINGS = (
+    "enable_x64",
+    "default_matmul_precision",
+    "debug_nans",
+    "debug_infs",
+    "numpy_dtype_promotion",
+    "numpy_rank_promotion",
 )
 
 
@@ -77,14 +77,26 @@ def in_the_background() -> Iterator[Callable[[Callable[[], Any]], concurrent.fut
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def settings() -> dict[str, Any]:
+    """What this thread has told JAX, name -> value; it can be sent to another process."""
+    return {name: getattr(jax, name).value for name in _SETTINGS}
+
+
+@contextlib.contextmanager
+def with_settings(chosen: dict[str, Any]) -> Iterator[None]:
+    """Within it JAX has the `settings` of another thread, for this thread alone."""
+    with contextlib.ExitStack() as stack:
+        for name, value in chosen.items():
+            stack.enter_context(getattr(jax, name)(value))
+        yield
+
+
 def in_this_context(work: Callable[[], Any]) -> Callable[[], Any]:
     """The same work, with this thread's precision, default device, search for NaN and the like, which another thread would not know."""
-    values, variables = [context.value for context in _CONTEXTS], contextvars.copy_context()
+    chosen, device, variables = settings(), jax.default_device.value, contextvars.copy_context()
 
     def here() -> Any:
-        with contextlib.ExitStack() as stack:
-            for context, value in zip(_CONTEXTS, values, strict=True):
-                stack.enter_context(context(value))
+        with with_settings(chosen), jax.default_device(device):
             return variables.run(work)
 
     return here

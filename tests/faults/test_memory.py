@@ -12,7 +12,7 @@ from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.stability.loop_transfer import side_by_side
 from dgdlb_jax.studies.sweep import read_spec
 from dgdlb_jax.studies.sweep.batches import default_batch
-from dgdlb_jax.studies.sweep.run import batch_of
+from dgdlb_jax.studies.sweep.chunks import batch_of
 from helpers import DT, small_network
 
 

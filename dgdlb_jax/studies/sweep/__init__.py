@@ -61,6 +61,14 @@ all are gone, the same command goes on. SIGTERM, which clusters send before they
 use; `XLA_FLAGS=--xla_force_host_platform_device_count=4` says how many instead. With another number of devices the last bits of results
 differ. A process that has used JAX cannot be forked (the child may wait for ever): use `multiprocessing.get_context("spawn")`.
 
+Or the chunks are tasks of an engine that is there already: `--executor dask://HOST:PORT` (`pip install "dgdlb_jax[cluster]"`), in Python
+`sweep(..., executor=...)` with any `concurrent.futures.Executor`. Workers need this package in the same version, but no files:
+specification, fleets, precision and files of `--import` are sent, values come back, and this process writes the store, the same to the bit
+on equal machines with as many devices in every process. Chunks of a dask worker that is lost run again, unless four were lost with the
+same chunk; a broken process pool takes a new call. A worker compiles for itself, and again in every new one unless
+JAX_COMPILATION_CACHE_DIR is set where it starts; its threads compute a chunk each, in turn on an accelerator. Ctrl-C cancels what has not
+begun, and on dask what has. A dask scheduler without TLS runs what anybody sends who reaches it: keep it on a private network.
+
 `--coordinator` opens a port on the address given, and on no other, for the seconds in which the processes find each other. JAX puts no
 password on it: on a cluster shared with strangers, whoever reaches the address can join or disturb the start, so give one on a private
 network (`127.0.0.1` for processes of one machine). Results never travel through it.

@@ -3,7 +3,6 @@
 import functools
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, UInt32
 
 from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
-from dgdlb_jax.fleets import FleetWarning, load_autoscaler, load_events, load_fleet, load_news
 from dgdlb_jax.model.network import Network, pad
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
@@ -31,6 +29,7 @@ from dgdlb_jax.studies.balancers import BALANCERS, behind
 from dgdlb_jax.studies.settings import settings, with_settings
 from dgdlb_jax.studies.starts import STARTS, start_state
 from dgdlb_jax.studies.sweep import optional
+from dgdlb_jax.studies.sweep.fleet import fleet_network
 from dgdlb_jax.studies.sweep.inputs import NEAR_OPTIMUM, NEWS, STEP_SIZES, takes
 from dgdlb_jax.studies.sweep.measures import CRITICAL, DEFAULT, SUFFICIENT
 
@@ -201,21 +200,6 @@ def join(parts: list[Cases], count: int) -> Cases:
         if field.name != "policy"
     }
     return replace(parts[0], **whole)
-
-
-def fleet_network(name: str) -> Network:
-    """A fleet at its mean rates, read once."""
-    return _load(name)
-
-
-@functools.cache
-def _load(name: str) -> Network:
-    sections = {"[[events]]": load_events, "[autoscaler]": load_autoscaler, "[news]": load_news}
-    there = [section for section, load in sections.items() if load(name)]
-    if there:
-        inputs = "; how reports come is an input, news.interval" if "[news]" in there else ""
-        warnings.warn(f"{name}: a sweep leaves out its {' and '.join(there)}{inputs}.", FleetWarning, stacklevel=2)
-    return load_fleet(name, demand="constant").anonymous()
 
 
 def _networks(columns: Columns) -> Network:

@@ -4,11 +4,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
+
 from dgdlb_jax.studies.sweep.batches import device_memory, memory, run_batch
+from dgdlb_jax.studies.sweep.chunks import check_possible
 from dgdlb_jax.studies.sweep.measures import wanted
 from dgdlb_jax.studies.sweep.progress import compile_seconds, duration
-from dgdlb_jax.studies.sweep.run import check_possible, probe, spread
 from dgdlb_jax.studies.sweep.spec import Spec
+
+_PATIENCE = 12.0  # seconds after which no other batch is tried
 
 
 @dataclass(frozen=True)
@@ -16,9 +20,9 @@ class Estimate:
     """What a sweep would take.
 
     - `cases`, `chunks`; `shapes`: (frontends, backends, delay rows) that code is compiled for, with the share of the cases.
-    - `compiling`, `computing`: seconds. `memory`, `device_memory`: bytes on the devices of this process, needed and there.
-    - `disk`: bytes of the store, before compression. `probed`: how many cases were tried; `refused`: a sentence about each
-      of them that cannot be computed.
+    - `compiling`, `computing`: seconds. `devices`: of this process; `memory`, `device_memory`: bytes on them, needed and there.
+    - `disk`: bytes of the store, before compression. `probed`: how many cases were run; `refused`: a sentence about each
+      of those tried that cannot be computed.
     """
 
     cases: int
@@ -27,6 +31,7 @@ class Estimate:
     compiling: float
     computing: float
     memory: int
+    devices: str
     device_memory: float
     disk: int
     probed: int
@@ -34,39 +39,42 @@ class Estimate:
 
 
 def estimate(spec: Spec) -> Estimate:
-    """Prepare and run a few cases from all over the sweep; nothing is written.
+    """Prepare a few cases from all over the sweep, and run as many of them as a few seconds allow; nothing is written.
 
     **Raises:** `InputError` as `sweep` would.
     """
-    before = compile_seconds()
-    check_possible(spec)
-    computing, count, found, refused = 0.0, 0, [], []
-    for columns in spread(spec):
-        batches, sentences = probe(spec, columns)
-        computing += _seconds(lambda columns=columns: probe(spec, columns))
-        for batch in batches:
-            run_batch(batch, spec.measures)
-            share = batch.rows.size / batch.width
-            computing += share * _seconds(lambda batch=batch: run_batch(batch, spec.measures))
-        count += columns["seed"].size
-        found += batches
-        refused += sentences
+    began, before = time.perf_counter(), compile_seconds()
+    tried = check_possible(spec)
+    preparing, running, ran = _seconds(lambda: check_possible(spec)), 0.0, 0
+    for batch in sorted(tried.batches, key=lambda batch: -batch.rows.size):  # those that most cases are like come first
+        if ran and time.perf_counter() - began > _PATIENCE:
+            break
+        running += batch.rows.size / batch.width * _seconds(lambda batch=batch: run_batch(batch, spec.measures))
+        ran += batch.rows.size
+    can_run = sum(batch.rows.size for batch in tried.batches)
     shapes: dict[tuple[int, int, int], float] = {}
-    for batch in found:
+    for batch in tried.batches:
         key = batch.shape.frontends, batch.shape.backends, batch.shape.rows
-        shapes[key] = shapes.get(key, 0) + batch.rows.size / count
+        shapes[key] = shapes.get(key, 0) + batch.rows.size / tried.count
     return Estimate(
         cases=spec.size,
         chunks=spec.chunks,
         shapes=shapes,
         compiling=compile_seconds() - before,
-        computing=computing / count * spec.size,
-        memory=max((memory(batch.shape, spec.measures) * batch.width for batch in found), default=0),
+        computing=(preparing + running * can_run / max(ran, 1)) / tried.count * spec.size,
+        memory=max((memory(batch.shape, spec.measures) * batch.width for batch in tried.batches), default=0),
+        devices=_devices(),
         device_memory=device_memory(),
         disk=spec.size * sum(1 if measure.flags else 8 for measure in wanted(spec.measures).values()),
-        probed=count,
-        refused=tuple(refused),
+        probed=ran,
+        refused=tuple(tried.refused),
     )
+
+
+def _devices() -> str:
+    """`NVIDIA H200`, `8 x NVIDIA H200`."""
+    count, kind = jax.local_device_count(), jax.local_devices()[0].device_kind
+    return kind if count == 1 else f"{count} x {kind}"
 
 
 def text(spec: Spec, found: Estimate) -> str:
@@ -80,12 +88,12 @@ def text(spec: Spec, found: Estimate) -> str:
         f"{spec.name}: {found.cases:,} cases ({axes}) in {found.chunks:,} chunks of up to {spec.chunk}",
         f"measures:  {', '.join(spec.measures)}",
         f"compiled:  {shapes or 'nothing: none of the cases tried can run'}",
-        f"memory:    {size(found.memory)} on the devices, of {size(found.device_memory)}; {size(found.disk)} on disk",
+        f"memory:    {size(found.memory)} on {found.devices}, of {size(found.device_memory)}; {size(found.disk)} on disk",
         f"time:      about {duration(found.computing)}, and {duration(found.compiling)} to compile "
-        f"(from {found.probed} cases all over the sweep)",
+        f"(from running {found.probed} cases)",
     ]
     if found.refused:
-        lines.append(f"refused:   {len(found.refused)} of these cases, the first because: {found.refused[0]}")
+        lines.append(f"refused:   {len(found.refused)} of the cases tried, the first because: {found.refused[0]}")
     return "\n".join(lines)
 
 
@@ -99,7 +107,7 @@ def size(count: float) -> str:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """How long something takes."""
-    began = time.perf_counter()
+    """How long something takes beside compiling."""
+    began, before = time.perf_counter(), compile_seconds()
     work()
-    return time.perf_counter() - began
+    return max(0.0, time.perf_counter() - began - (compile_seconds() - before))

@@ -4,12 +4,10 @@ import contextlib
 import hashlib
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dgdlb_jax.fleets.document import clipped
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
-from dgdlb_jax.studies.sweep.batches import (
-    Batch,
-    Computed,
-    OutOfMemory,
-    Refusal,
-    batches,
-    compute_chunk,
-    default_batch,
-    prepared,
-    shapes_of,
-    taken,
-)
-from dgdlb_jax.studies.sweep.cases import Columns, fleet_network, kinds
+from dgdlb_jax.studies.sweep.chunks import batch_of, check_possible, compute
+from dgdlb_jax.studies.sweep.executors import Crew, Executor, Setup, connected
+from dgdlb_jax.studies.sweep.fleet import fleet_network
 from dgdlb_jax.studies.sweep.lock import Lock
 from dgdlb_jax.studies.sweep.progress import Meter, Told, shown
 from dgdlb_jax.studies.sweep.spec import Spec, read_spec
@@ -42,9 +29,8 @@ if TYPE_CHECKING:
     import xarray
 
 _POLL = 0.2  # seconds between two looks at what other processes do
+_GRACE = 5.0  # seconds that Ctrl-C leaves the chunk in flight; then that ends with the batch in flight
 _LONG_AGO = 60.0  # seconds after which nobody still works on a file that is half-written
-_LONGEST_SENTENCE = 500  # letters
-_PROBED = 32  # cases that are prepared before a store is made
 
 
 def sweep(
@@ -55,6 +41,8 @@ def sweep(
     recompute_corrupt: bool = False,
     process: int = 0,
     processes: int = 1,
+    executor: Executor | str | None = None,
+    worker_setup: Setup | None = None,
 ) -> "xarray.Dataset":
     """Compute a sweep, or what is still missing of it.
 
@@ -70,27 +58,36 @@ def sweep(
     - `progress`: a bar if somebody watches (True), nothing (False), or a function that is told a `Progress` after every batch.
     - `recompute_corrupt`: compute again what is not what the manifest says: chunks, coordinates, metadata.
     - `process`, `processes`: the number of this process among those that share the sweep. Chunks of one that dies are taken over.
+    - `executor`: a `concurrent.futures.Executor` that computes the chunks, or `"dask://HOST:PORT"`, the scheduler of a dask cluster;
+      this process stores what comes back. `worker_setup`: a function of a module that workers can import; it registers there what the
+      specification names, once in every worker.
 
     **Returns:** an `xarray.Dataset`, opened lazily from the store: a dimension per axis, inputs as coordinates, measures as variables.
 
     **Raises:** `InputError` for a specification that makes no sense, a store that belongs to another one, is in use or corrupt, a
-    disk that refuses. `KeyboardInterrupt` after the chunk in flight has been finished, when interrupted.
+    disk that refuses, workers that cannot compute it. `KeyboardInterrupt` when interrupted, after the chunk in flight if that
+    takes a few seconds only.
     """
     require_extra()
     found = read_spec(spec)
+    if executor is not None and processes > 1:
+        raise InputError(f"An executor and {processes} processes exclude each other: leave out one of them.")
     if store is None:
         with tempfile.TemporaryDirectory(prefix="dgdlb-") as folder:
-            return sweep(found, Path(folder) / "sweep.zarr", progress=progress).load()
+            path = Path(folder) / "sweep.zarr"
+            return sweep(found, path, progress=progress, executor=executor, worker_setup=worker_setup).load()
     path = Path(store)
-    open_store = _open(path, found)
-    with open_store.lock(process, recompute_corrupt) as lock, _patience() as stop:
-        if process == 0:
-            _look_after(open_store, recompute_corrupt)
-        if callable(progress):
-            _work(open_store, lock, stop, progress, process, processes)
-        else:
-            with shown(found.name, quiet=not progress or process > 0) as told:
-                _work(open_store, lock, stop, told, process, processes)
+    with connected(executor) as pool:
+        crew = None if pool is None else Crew(pool, found, worker_setup, probe=not path.exists())
+        open_store = _open(path, found, crew)
+        with open_store.lock(process, recompute_corrupt) as lock, _patience() as stop:
+            if process == 0:
+                _look_after(open_store, recompute_corrupt)
+            with _told(progress, found.name, quiet=not progress or process > 0) as told:
+                if crew is None:
+                    _work(open_store, lock, stop, told, process, processes)
+                else:
+                    _collect(open_store, lock, stop, told, crew)
     return open_dataset(path)
 
 
@@ -112,76 +109,33 @@ def require_extra() -> None:
         raise InputError(f'{error.name} is not installed; type: pip install "dgdlb_jax[sweep]".') from error
 
 
-def probe(spec: Spec, columns: Columns) -> tuple[list[Batch], list[str]]:
-    """Prepare some cases of one kind.
-
-    **Returns:** the batches they make, and a sentence about each that could only be marked as refused once the sweep runs.
-    """
-    found, refused, batch = [], [], batch_of(spec)
-    for rows, cases in prepared(columns, np.arange(len(columns["seed"])), spec, batch):
-        if isinstance(cases, Refusal):
-            refused += [cases.sentence] * rows.size
-            continue
-        try:
-            cases.balancer(*jax.tree.map(jnp.asarray, (cases.networks, cases.optimum)))
-        except InputError as error:  # parameters that it does not have
-            refused += [str(error)] * rows.size
-            continue
-        shapes = shapes_of(cases, spec.measures)
-        refused += [why.sentence for why in shapes.values() if isinstance(why, Refusal)]
-        found += batches(cases, shapes, spec.measures, batch)
-    return found, refused
+def _told(progress: Told | bool, name: str, quiet: bool) -> contextlib.AbstractContextManager[Told | None]:
+    return contextlib.nullcontext(progress) if callable(progress) else shown(name, quiet)
 
 
-def check_possible(spec: Spec) -> None:
-    """Raise `InputError` when none of a few cases, evenly spread, can be computed here: with what the first is refused for."""
-    tried = spread(spec)
-    refused = [sentence for columns in tried for sentence in probe(spec, columns)[1]]
-    if len(refused) == sum(columns["seed"].size for columns in tried):
-        raise InputError(refused[0])
-
-
-def batch_of(spec: Spec) -> int:
-    """How many cases run side by side: never more than a chunk has, or than there are, but for a few that share compiled code."""
-    most = min(spec.chunk, max(spec.size, default_batch()))
-    return min(spec.batch or default_batch(), 2 ** (most - 1).bit_length())
-
-
-def spread(spec: Spec, count: int = _PROBED) -> list[Columns]:
-    """Up to `count` cases, evenly spread, by kind."""
-    flat = np.unique(np.linspace(0, spec.size - 1, min(count, spec.size)).astype(int))
-    cases = [
-        spec.cases(tuple(slice(int(k), int(k) + 1) for k in (np.unravel_index(case, spec.shape) if spec.axes else ())))
-        for case in flat
-    ]
-    columns = {name: np.concatenate([case[name] for case in cases]) for name in cases[0]}
-    return [taken(columns, rows) for rows in kinds(columns)]
-
-
-def _open(path: Path, spec: Spec) -> Store:
-    facts = _facts(spec)
+def _open(path: Path, spec: Spec, crew: Crew | None) -> Store:
+    facts = _facts(spec, None if crew is None else crew.batch)
     if path.exists() or path.is_symlink():
         return Store(path, spec, facts)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be written: no permission to write in {folder}; choose another place.")
-    check_possible(spec)
+    if crew is None:
+        check_possible(spec)
     return Store.create(path, spec, facts)
 
 
-def _facts(spec: Spec) -> dict[str, Any]:
+def _facts(spec: Spec, batch: int | None = None) -> dict[str, Any]:
     """What the results depend on beside the specification."""
     facts: dict[str, Any] = {
         "dgdlb_jax": versions()["dgdlb_jax"],
         "precision": str(jnp.zeros(()).dtype),
-        "cases_side_by_side": batch_of(spec),
+        "cases_side_by_side": batch_of(spec) if batch is None else batch,
     }
-    fleets = [spec.fixed.get("fleet"), *(name for axis in spec.axes for name in axis.values.get("fleet", ()))]
-    for name in fleets:
-        if name is not None:
-            leaves = jax.tree.leaves(fleet_network(str(name)))
-            digest = hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves))
-            facts[f"fleet {name}"] = digest.hexdigest()[:16]
+    for name in spec.values_of("fleet"):
+        leaves = jax.tree.leaves(fleet_network(str(name)))
+        digest = hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves))
+        facts[f"fleet {name}"] = digest.hexdigest()[:16]
     return facts
 
 
@@ -220,6 +174,34 @@ def _work(store: Store, lock: Lock, stop: threading.Event, told: Told | None, pr
         store.tidy()
 
 
+def _collect(store: Store, lock: Lock, stop: threading.Event, told: Told | None, crew: Crew) -> None:
+    """Store what a crew computes, until all chunks are complete."""
+    spec, claimed = store.spec, set()
+    meter = Meter(spec.size, sum(_size(spec, chunk) for chunk in store.complete()), told)
+
+    def missing() -> Iterator[int]:
+        for chunk in range(spec.chunks):
+            if not store.is_complete(chunk) and chunk not in claimed and lock.claim(chunk):
+                claimed.add(chunk)
+                yield chunk
+
+    try:
+        while len(store.complete()) < spec.chunks:
+            with contextlib.closing(crew.compute_missing(missing(), stop)) as results:
+                for chunk, found in results:
+                    store.write(chunk, found.values, found.notes)
+                    claimed.remove(chunk)
+                    lock.release(chunk)
+                    meter.cases(_size(spec, chunk))
+                    meter.chunk(sum(_size(spec, done) for done in store.complete()))
+            _check(stop)
+            time.sleep(_POLL if len(store.complete()) < spec.chunks else 0)  # another process works on the rest
+    finally:
+        for chunk in claimed:
+            lock.release(chunk)
+    store.tidy()
+
+
 def _finish(store: Store, lock: Lock, stop: threading.Event, meter: Meter, chunk: int) -> bool:
     """Compute and store a chunk, unless it is complete or somebody else is at it. **Returns:** whether it was computed."""
     if store.is_complete(chunk) or not lock.claim(chunk):
@@ -228,35 +210,13 @@ def _finish(store: Store, lock: Lock, stop: threading.Event, meter: Meter, chunk
         _check(stop)
         if store.is_complete(chunk):
             return False
-        began = time.perf_counter()
-        computed, batch = _compute(store.spec, chunk, meter)
-        notes = {
-            "cases_side_by_side": batch,
-            "smaller_for_lack_of_memory": batch < batch_of(store.spec),
-            "refused": {str(case): clipped(why, _LONGEST_SENTENCE) for case, why in computed.refused.items()},
-            "seconds": round(time.perf_counter() - began, 3),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "host": socket.gethostname(),
-            "device": str(jax.devices()[0].device_kind),
-            "devices": jax.local_device_count(),
-            "versions": versions(),
-        }
-        store.write(chunk, computed.values, notes)
+        found = compute(store.spec, chunk, batch_of(store.spec), meter.cases)
+        store.write(chunk, found.values, found.notes)
     finally:
         lock.release(chunk)
     meter.chunk(sum(_size(store.spec, done) for done in store.complete()))
     _check(stop)
     return True
-
-
-def _compute(spec: Spec, chunk: int, meter: Meter) -> tuple[Computed, int]:
-    """The values of a chunk, and how many cases ran side by side: fewer after running out of memory."""
-    columns, batch = spec.cases(spec.region(chunk)), batch_of(spec)
-    while True:
-        try:
-            return compute_chunk(spec, columns, batch, meter.cases), batch
-        except OutOfMemory:
-            batch //= 2  # with one at a time, what does not fit is marked
 
 
 def _size(spec: Spec, chunk: int) -> int:
@@ -270,20 +230,25 @@ def _check(stop: threading.Event) -> None:
 
 @contextlib.contextmanager
 def _patience() -> Iterator[threading.Event]:
-    """The first Ctrl-C (or SIGTERM, from a cluster) lets the chunk in flight finish, the second does not."""
+    """The first SIGTERM (from a cluster) lets the chunk in flight finish, so does Ctrl-C for some seconds; a second one does not."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    second = threading.Timer(_GRACE, signal.raise_signal, [signal.SIGINT])
+    second.daemon = True
 
     def wait(number, _):
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        if number == signal.SIGINT:
+            second.start()
 
     before = {number: signal.signal(number, wait) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
+        second.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -93,6 +93,11 @@ class Spec:
         """How many chunks there are."""
         return math.prod(self.blocks)
 
+    def values_of(self, name: str) -> tuple[Value, ...]:
+        """All values that an input takes; none where the specification does not name it."""
+        given = (axis.values[name] for axis in self.axes if name in axis.values)
+        return next(given, (self.fixed[name],) if name in self.fixed else ())
+
     def region(self, chunk: int) -> tuple[slice, ...]:
         """The part of every dimension that a chunk covers."""
         place = np.unravel_index(chunk, self.blocks) if self.axes else ()
