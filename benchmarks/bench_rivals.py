@@ -1,9 +1,11 @@
-"""Time per arc and step against C: the obvious loop, and one with topologies packed in vector lanes; NumPy as well.
+"""Time per arc and step against C: the obvious loop, and one with topologies packed in vector lanes, each keeping statistics or none;
+NumPy as well.
 
     python benchmarks/bench_rivals.py [--quick]
 
-Every row is measured in one process, ours and theirs in turns, median of several; compilation apart. All save the same statistics, which
-are compared, so that nobody is faster because it does less. The C is `rival.c`, compiled here when a compiler is there.
+Every row is measured in one process, ours and theirs in turns, median of several; compilation apart. Ours keeps the statistics of a
+default call, which are compared with those of C; "lean" C keeps the last workloads only, "ours, none" is `SaveAt.final`. With all cores
+nothing is set. The C is `rival.c`, compiled here when a compiler is there.
 """
 
 import argparse
@@ -25,7 +27,6 @@ options = parser.parse_args()
 if options.worker:
     cores = int(options.worker[0])
     os.environ["OMP_NUM_THREADS"] = options.worker[0]
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={cores}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
@@ -50,6 +51,16 @@ def ours(arrays, policy, steps: int, rows: int):
     def run():
         done = simulate(policy)
         return done.final.workload, done.statistics
+
+    return run
+
+
+def ours_without(arrays, policy, steps: int, rows: int):
+    """The product, which keeps the last state alone."""
+    simulate = simulation(arrays, steps, rows, DT, save=dgd.SaveAt.final(resumable=False))
+
+    def run():
+        return simulate(policy).final.workload
 
     return run
 
@@ -128,30 +139,31 @@ def work(cores: int, precision: str, library: str) -> None:
     """One JSON line per case."""
     jax.config.update("jax_enable_x64", precision == "float64")
     dtype = np.dtype(precision)
-    rival = ctypes.CDLL(library) if library != "none" else None
+    rival, lean = (ctypes.CDLL(name) for name in library.split(":")) if library != "none" else (None, None)
     cases = [(10, 10, 128, 128)] if options.quick else [(*size, rows) for size in SIZES for rows in ROWS]
     for F, B, count, rows in cases:
         arrays = random_networks(count, F, B, rows, dtype)
         steps = 4 * ROWS[-1]
         for name, greedy in POLICIES.items():
             policy = dgd.LeastLatency() if greedy else dgd.DGDLB(STEP_SIZE)
-            runs = {"ours": ours(arrays, policy, steps, rows)}
-            if rival is not None:
-                runs["C"] = by_hand(rival.scalar, arrays, greedy, steps, rows)
-                runs["packed C"] = by_hand(rival.packed, arrays, greedy, steps, rows)
+            runs = {"ours": ours(arrays, policy, steps, rows), "ours, none": ours_without(arrays, policy, steps, rows)}
+            if rival is not None and lean is not None:
+                for kind, by in (("", rival), ("lean ", lean)):
+                    runs[f"{kind}C"] = by_hand(by.scalar, arrays, greedy, steps, rows)
+                    runs[f"{kind}packed C"] = by_hand(by.packed, arrays, greedy, steps, rows)
             if not greedy and (F, rows, cores, precision) == (10, 128, 1, "float32"):
                 runs["NumPy"] = with_numpy(arrays, steps, rows)
             compiled, taken = in_turns({key: run for key, run in runs.items() if key != "NumPy"})
             if "NumPy" in runs:
                 taken["NumPy"] = [seconds(runs["NumPy"], repeats=1)[1]]
             ends = {key: run() for key, run in runs.items() if key != "NumPy"}
-            apart = [compared(ends["ours"], end, steps) for key, end in ends.items() if key != "ours"]
+            apart = [compared(ends["ours"], ends[key], steps) for key in ("C", "packed C") if key in ends]
             row = {"network": f"{F}x{B}", "topologies": count, "rows": rows, "threads": cores, "precision": precision}
             figures = {key: median(times) / (count * F * B * steps) * 1e9 for key, times in taken.items()}
             quotients = {
                 key: median(mine / other for mine, other in zip(taken["ours"], times, strict=True))
                 for key, times in taken.items()
-                if key in ("C", "packed C")
+                if key not in ("ours", "NumPy")
             }
             found = {"policy": name, "compile": compiled, "ns": figures, "ratio": quotients, "apart": apart}
             print(json.dumps(row | found), flush=True)
@@ -173,15 +185,20 @@ def in_turns(runs) -> tuple[float, dict[str, list[float]]]:
 
 
 def compiled(folder: str, precision: str) -> str:
-    """The shared library of `rival.c` in one precision; `none` without a compiler."""
+    """The shared libraries of `rival.c` in one precision, with statistics and without; `none` without a compiler."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return "none"
-    target = str(Path(folder) / f"rival-{precision}.so")
     kind = "double" if precision == "float64" else "float"
     flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC", f"-DREAL={kind}"]
-    subprocess.run([compiler, *flags, str(Path(__file__).with_name("rival.c")), "-o", target], check=True)
-    return target
+    targets = [str(Path(folder) / f"rival-{precision}-{lean}.so") for lean in (0, 1)]
+    for lean, target in enumerate(targets):
+        source = str(Path(__file__).with_name("rival.c"))
+        subprocess.run([compiler, *flags, f"-DLEAN={lean}", source, "-o", target], check=True)
+    return ":".join(targets)
+
+
+RIVALS = "C", "packed C", "lean C", "lean packed C", "ours, none"
 
 
 def main() -> None:
@@ -190,54 +207,42 @@ def main() -> None:
     print(
         f"ns per arc and step, {4 * ROWS[-1]} steps, medians of {ROUNDS} rounds; 'apart': largest median difference of final workloads"
     )
-    print("and statistics from ours\n")
-    columns = (
-        "network|topologies|rows|threads|precision|policy|ours|C|packed C|ours / C|ours / packed C|apart|compile s"
-    )
-    print("|", columns.replace("|", " | "), "|")
-    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
-    ratios, packed = [], []
+    print("and statistics from ours; the columns of rivals: their ns / ours over theirs\n")
+    columns = ("network", "topologies", "rows", "threads", "precision", "policy", "ours", *RIVALS, "apart", "compile s")
+    print("|", " | ".join(columns), "|")
+    print("|---" * len(columns) + "|")
+    ratios: dict[tuple[str, int], list[float]] = {}
+    most = min(2, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as folder:
         for precision in ("float32",) if options.quick else ("float32", "float64"):
             library = compiled(folder, precision)
-            for cores in range(1, min(2, os.cpu_count() or 1) + 1):
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--worker",
-                    str(cores),
-                    precision,
-                    library,
-                    *["--quick"] * options.quick,
-                ]
-                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            for cores in range(1, most + 1):
+                worker = ["--worker", str(cores), precision, library, *["--quick"] * options.quick]
+                with subprocess.Popen([sys.executable, __file__, *worker], stdout=subprocess.PIPE, text=True) as child:
                     for line in child.stdout or ():
                         row = json.loads(line)
-                        ns, ratio = row["ns"], row["ratio"]
-                        if "C" in ns:
-                            ratios.append(ratio["C"])
-                            packed.append(ratio["packed C"])
-                        theirs = [f"{ns[key]:.2f}" if key in ns else "not measured" for key in ("C", "packed C")]
-                        shares = [f"{ratio[key]:.2f}" if key in ratio else "" for key in ("C", "packed C")]
-                        first = [
-                            row[key] for key in ("network", "topologies", "rows", "threads", "precision", "policy")
-                        ]
-                        cells = [
-                            *first,
-                            f"{ns['ours']:.2f}",
-                            *theirs,
-                            *shares,
-                            f"{max(row['apart']):.0e}" if row["apart"] else "",
-                        ]
-                        print("|", " | ".join(map(str, cells)), f"| {row['compile']:.1f} |", flush=True)
-                        if "NumPy" in ns:
-                            print(f"| NumPy, the same case | | | | | | {ns['NumPy']:.0f} | | | | | | |", flush=True)
-    if ratios:
-        mean = lambda values: float(np.exp(np.mean(np.log(values))))
-        print(f"\nours / C: geometric mean {mean(ratios):.2f}, largest {max(ratios):.2f}")
-        print(f"ours / packed C: geometric mean {mean(packed):.2f}, largest {max(packed):.2f}")
-        better = [min(1.0, to_plain / to_packed) for to_plain, to_packed in zip(ratios, packed, strict=True)]
-        print(f"the better of both in C / C: geometric mean {mean(better):.2f}")
+                        print_row(row)
+                        for key, ratio in row["ratio"].items():
+                            ratios.setdefault((key, cores), []).append(ratio)
+    mean = lambda values: float(np.exp(np.mean(np.log(values))))
+    for (key, cores), values in sorted(ratios.items()):
+        print(f"ours / {key}, {cores} cores: geometric mean {mean(values):.2f}, largest {max(values):.2f}")
+
+
+def print_row(row) -> None:
+    """A line of the table, and one for NumPy where it took part."""
+    ns, ratio = row["ns"], row["ratio"]
+    first = [row[key] for key in ("network", "topologies", "rows", "threads", "precision", "policy")]
+    rivals = [f"{ns[key]:.2f} / {ratio[key]:.2f}" if key in ratio else "not measured" for key in RIVALS]
+    apart = f"{max(row['apart']):.0e}" if row["apart"] else ""
+    print(
+        "|",
+        " | ".join(map(str, [*first, f"{ns['ours']:.2f}", *rivals, apart])),
+        f"| {row['compile']:.1f} |",
+        flush=True,
+    )
+    if "NumPy" in ns:
+        print(f"NumPy, the same case: {ns['NumPy']:.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,5 @@ def simulation(arrays: tuple[np.ndarray, ...], steps: int, rows: int, dt: float,
     batch = jax.vmap(lambda r, d, m, k: dgd.Network(r, d * dt, dgd.Hyperbolic(m, k)))(rate, delay, mu, kappa)
     start = jnp.full(delay.shape, 1 / delay.shape[2], delay.dtype), jnp.ones_like(mu)
     settings = {"duration": steps * dt, "dt": dt, "initial": start, "max_latency": (rows - 2) * dt, "throw": False}
-    return lambda policy: dgd.simulate_batch(
-        batch, policy, save=dgd.SaveAt.statistics(resumable=False), **settings, **more
-    )
+    settings = settings | {"save": dgd.SaveAt.statistics(resumable=False)} | more
+    return lambda policy: dgd.simulate_batch(batch, policy, **settings)

@@ -2,7 +2,8 @@
 
    cc -O3 -march=native -ffast-math -fopenmp -shared -fPIC -DREAL=float rival.c -o rival.so
 
-   `scalar` is the obvious loop, topologies over threads. `packed` puts LANES topologies side by side in vector registers. */
+   `scalar` is the obvious loop, topologies over threads. `packed` puts LANES topologies side by side in vector registers. With -DLEAN=1
+   both keep workloads only. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,6 +12,9 @@
 #endif
 #define LANES (64 / (int)sizeof(REAL))
 #define MAX_BACKENDS 64
+#ifndef LEAN
+#define LEAN 0
+#endif
 
 typedef REAL real;
 
@@ -78,7 +82,8 @@ static void one(int F, int B, int rows, long steps, int greedy, real dt, real et
                 const int a = i * B + j;
                 const real flow = rate[i] * y[j];
                 flows[next * A + a] = flow + frac[a] * (f[a] - flow);
-                sent[a] += f[a] + flow, x[a] = y[j], f[a] = flow;
+                if (!LEAN) sent[a] += f[a] + flow;
+                x[a] = y[j], f[a] = flow;
             }
         }
         for (int i = 0; i < F; i++)
@@ -91,7 +96,7 @@ static void one(int F, int B, int rows, long steps, int greedy, real dt, real et
         for (int j = 0; j < B; j++) {
             const real before = N[j];
             N[j] += dt / 2 * (slope[j] + in[j] - mu[j] * guess[j] / (kappa[j] + guess[j]));
-            held[j] += before + N[j], rise[late * B + j] += lever * (before + N[j]), low[j] = N[j] < low[j] ? N[j] : low[j], high[j] = N[j] > high[j] ? N[j] : high[j];
+            if (!LEAN) held[j] += before + N[j], rise[late * B + j] += lever * (before + N[j]), low[j] = N[j] < low[j] ? N[j] : low[j], high[j] = N[j] > high[j] ? N[j] : high[j];
         }
         now = next;
     }
@@ -191,7 +196,8 @@ static void many(int F, int B, int rows, long steps, int greedy, real dt, real e
                 EACH {
                     const real flow = rate[i].l[l] * y[j].l[l];
                     flows[next * A + a].l[l] = flow + frac[a].l[l] * (f[a].l[l] - flow);
-                    sent[a].l[l] += f[a].l[l] + flow, x[a].l[l] = y[j].l[l], f[a].l[l] = flow;
+                    if (!LEAN) sent[a].l[l] += f[a].l[l] + flow;
+                    x[a].l[l] = y[j].l[l], f[a].l[l] = flow;
                 }
             }
         }
@@ -209,6 +215,7 @@ static void many(int F, int B, int rows, long steps, int greedy, real dt, real e
         for (int j = 0; j < B; j++) EACH {
             const real before = N[j].l[l];
             N[j].l[l] += dt / 2 * (slope[j].l[l] + in[j].l[l] - mu[j].l[l] * guess[j].l[l] / (kappa[j].l[l] + guess[j].l[l]));
+            if (LEAN) continue;
             held[j].l[l] += before + N[j].l[l], rise[late * B + j].l[l] += lever * (before + N[j].l[l]);
             low[j].l[l] = N[j].l[l] < low[j].l[l] ? N[j].l[l] : low[j].l[l];
             high[j].l[l] = N[j].l[l] > high[j].l[l] ? N[j].l[l] : high[j].l[l];
