@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_compilation_cache_dir", str(config.rootpath / ".pytest_cache" / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", compiling.CACHED)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    jax.devices()  # started now: the command line, run in this process first, would make a device of every core
 
 
 @pytest.fixture(autouse=True, scope="module")

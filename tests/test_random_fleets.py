@@ -57,7 +57,7 @@ def check(seeds: range, sizes: tuple) -> tuple[list[str], list[str], list[float]
 @pytest.mark.parametrize(
     ("seeds", "sizes"),
     [
-        pytest.param(range(20), SIZES[1:], id="20"),
+        pytest.param(range(10), SIZES[1:], id="10"),
         pytest.param(range(1000, 1200), LARGE, id="200", marks=pytest.mark.full),
     ],
 )
