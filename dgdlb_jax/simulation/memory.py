@@ -42,8 +42,8 @@ class Memory:
             what, remedy = f"{what} that saves {self.instants:,} instants", "use SaveAt(every=...) or fewer fields"
         elif self._lines > self._work:
             what = f"{what} with {self.rows:,} delay rows (the largest latency over dt)"
-            remedy = "raise dt, lower that latency" + (
-                ", or use SaveAt(..., resumable=False)" if self.resumable else ""
+            remedy = "raise dt, " + (
+                "lower that latency, or use SaveAt(..., resumable=False)" if self.resumable else "or lower that latency"
             )
         else:
             remedy = "use smaller networks"

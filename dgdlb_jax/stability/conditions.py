@@ -261,7 +261,7 @@ def best_proven(point: OperatingPoint) -> Float[Array, " frontends"]:
         rate = slowest_decay_rate_of(point, vector)
         return vector, jnp.where(jnp.isfinite(vector).all(), rate, jnp.inf)
 
-    # One after the other (see numerics.eigenvalues).
+    # Compiled once for all of them.
     vectors, rates = jax.lax.map(largest, directions)
     return vectors[jnp.argmax(rates)]
 

@@ -27,7 +27,8 @@ def test_delay_rows(little, rng):
     network = small_network(rng)
     dt = float(network.latency.max()) / 1e8
     with pytest.raises(
-        InputError, match=r"with 100,000,00\d delay rows .* GB of memory, .* has 8 GB: raise dt, or use SaveAt"
+        InputError,
+        match=r"with 100,000,00\d delay rows .* GB of memory, .* has 8 GB: raise dt, lower that latency, or use SaveAt",
     ):
         dgd.simulate(network, dgd.DGDLB(0.05), duration=10 * dt, dt=dt)
 
@@ -42,7 +43,9 @@ def test_whole_requests(little, rng):
     with pytest.raises(InputError, match=r"saves 100,000,001 instants takes about .* GB .* use SaveAt\(every=\.\.\.\)"):
         dgd.simulate_requests(network, dgd.Uniform(), key, duration=1e8 * DT, dt=DT, save=dgd.SaveAt(every=1))
     dt = float(network.latency.max()) / 1e8
-    with pytest.raises(InputError, match=r"with 100,000,00\d delay rows .* has 8 GB: raise dt\.$"):
+    with pytest.raises(
+        InputError, match=r"with 100,000,00\d delay rows .* has 8 GB: raise dt, or lower that latency\.$"
+    ):
         dgd.simulate_requests(network, dgd.Uniform(), key, duration=10 * dt, dt=dt)
 
 
