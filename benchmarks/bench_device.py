@@ -126,7 +126,7 @@ def main() -> None:
         arrays = random_networks(count, size, size, ROWS, DTYPE)
         arcs, steps = count * size**2, options.steps
         unit = 1e9 / arcs / steps
-        run = final_workload(arrays, steps)
+        run = final_workload(arrays, steps, execution=dgd.Execution(fused=False))
         compiled, taken = seconds(run, repeats=3)
         launches = kernels(run)
         rate = least_bytes(arcs) * steps / taken

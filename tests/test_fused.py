@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dgdlb_jax.model.demand import DailyCycle, Jumps
+from dgdlb_jax.model.events import Drains
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
 from dgdlb_jax.numerics import device
@@ -21,7 +22,7 @@ from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import CURVES, POLICIES, SETTINGS, single_precision, small_network, some_of, some_start
 
 STATISTICS = SETTINGS | {"save": SaveAt.statistics(after=1.0)}
-FUSED = plan.Execution(fused=True)
+FUSED, LOOP = plan.Execution(fused=True), plan.Execution(fused=False)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def for_both(policy):
 
 def assert_same(batch, policy, start, rounding=1e-12):
     """The kernel's statistics and final state, delay lines included, are the loop's; both are a long chain of the same operations."""
-    loop = simulate_batch(batch, policy, initial=start, **STATISTICS)
+    loop = simulate_batch(batch, policy, initial=start, execution=LOOP, **STATISTICS)
     kernel = simulate_batch(batch, policy, initial=start, execution=FUSED, **STATISTICS)
     for (path, here), there in zip(
         jax.tree_util.tree_leaves_with_path((loop.statistics, loop.final, loop.time)),
@@ -100,6 +101,49 @@ def test_goes_on_to_the_bit_where_another_run_ended(rng, kernels):
     np.testing.assert_array_equal(second.final.flow_line, whole.final.flow_line)
 
 
+@pytest.mark.parametrize("every", [7, 40, 1000])
+def test_saved_instants_are_those_of_the_loop(rng, kernels, every):
+    """The number of steps is no multiple of 7, one of 40, and below 1000."""
+    network, batch, start = pair(rng)
+    policy, settings = for_both(POLICIES["DGDLB"](network)), SETTINGS | {"save": SaveAt(every=every)}
+    loop, kernel = (simulate_batch(batch, policy, initial=start, execution=how, **settings) for how in (LOOP, FUSED))
+    assert loop.time.shape == kernel.time.shape
+    for name in ("time", "workload", "routing", "mean_latency"):
+        np.testing.assert_allclose(getattr(kernel, name), getattr(loop, name), rtol=1e-12, atol=1e-11, err_msg=name)
+
+
+def executor_of(monkeypatch, run) -> str:
+    """What a run was carried out by."""
+    seen, kernel = [], fused.run_fused
+
+    def spied(*arguments):
+        done = kernel(*arguments)
+        seen.append("kernel")  # not refused
+        return done
+
+    monkeypatch.setattr(fused, "run_fused", spied)
+    jax.clear_caches()
+    run()
+    monkeypatch.undo()
+    return "kernel" if seen else "loop"
+
+
+def test_a_kernel_does_what_it_can_by_itself_and_a_loop_the_rest(rng, kernels, monkeypatch):
+    network, batch, start = pair(rng)
+    rule = for_both(POLICIES["DGDLB"](network))
+    run = lambda batch=batch, **more: simulate_batch(batch, rule, **({"initial": start} | STATISTICS | more))
+    executor = lambda run: executor_of(monkeypatch, run)
+    assert executor(run) == executor(lambda: run(save=SaveAt(every=20))) == "kernel"
+    assert executor(lambda: run(execution=LOOP)) == "loop"
+    assert executor(lambda: run(frames=3)) == "loop"
+    slope = jax.grad(lambda rate: run(_with(batch, rate * batch.latency)).statistics.cost.sum())
+    assert executor(lambda: slope(1.0)) == "loop"
+    _, tables, _ = pair(rng, "Tabulated")
+    assert executor(lambda: run(tables)) == "loop"
+    assert executor(lambda: run(events=[Drains(at=1.0, backend=0)])) == "loop"
+    assert str(plan.plan(batch, duration=1.0, dt=0.1)).count("side by side in a kernel") == 1
+
+
 @pytest.mark.parametrize("policy", some_of(POLICIES, "DGDLB", "Softmin", "LeastLatency"))
 def test_kernels_are_compiled_for_cuda(rng, gpu, policy):
     network, batch, _ = pair(rng)
@@ -120,9 +164,7 @@ def test_what_a_kernel_cannot_do_is_said(rng, kernels):
     network, batch, start = pair(rng)
     rule = for_both(POLICIES["DGDLB"](network))
     run = lambda batch=batch, **more: simulate_batch(batch, rule, initial=start, execution=FUSED, **(STATISTICS | more))
-    with pytest.raises(InputError, match=r"keeps nothing between start and end: use SaveAt\.statistics"):
-        run(save=SaveAt())
-    with pytest.raises(InputError, match="leave frames and extra_flow out"):
+    with pytest.raises(InputError, match=r"no place for frames and extra_flow: leave it out"):
         run(frames=3)
     with pytest.raises(InputError, match="no derivatives: leave it out"):
         jax.grad(lambda rate: run(_with(batch, rate * batch.latency)).statistics.cost.sum())(1.0)
@@ -189,7 +231,7 @@ def test_the_loop_on_an_accelerator_is_the_loop(rng):
     network, batch, start = pair(rng)
     policy = for_both(POLICIES["DGDLB"](network))
     with device.assumed(platform="gpu"):
-        there = simulate_batch(batch, policy, initial=start, **STATISTICS)
+        there = simulate_batch(batch, policy, initial=start, execution=LOOP, **STATISTICS)
     here = simulate_batch(batch, policy, initial=start, **STATISTICS)
     np.testing.assert_allclose(there.final.workload, here.final.workload, rtol=1e-11)
 

@@ -2,15 +2,14 @@
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Int
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from dgdlb_jax.model.batch import as_batch, each_frontend, of_batch, only_one, require_single
 from dgdlb_jax.model.events import Event
@@ -41,7 +40,7 @@ from dgdlb_jax.simulation.autoscaled import Scaler
 from dgdlb_jax.simulation.chain import delayed_system, overflow
 from dgdlb_jax.simulation.clock import Clock
 from dgdlb_jax.simulation.dynamics import Field
-from dgdlb_jax.simulation.inputs import Inputs, check_together
+from dgdlb_jax.simulation.inputs import Inputs, check_fused, check_together
 from dgdlb_jax.simulation.observe import ObserveFields
 from dgdlb_jax.simulation.plan import Execution, Plan, Program, plan
 from dgdlb_jax.simulation.plugins import AbstractExtension
@@ -227,8 +226,7 @@ def simulate_batch(
         checks.one_event_at_a_time(found, made.grid)
     check_together(made, inputs)
     made.memory.check()
-    with _kernels().compiling(policy) if made.program.fused else nullcontext():
-        runs = _carry_out(made, inputs)
+    runs = _carry_out(made, inputs)
     if throw:
         raise_on_failure(runs.result, "The simulation" if networks.batch == 1 else "simulate_batch")
     names = {"frontend_names": networks.frontend_names, "backend_names": networks.backend_names}
@@ -261,7 +259,29 @@ def _kernels():
     return fused
 
 
+_without_kernel: set[Hashable] = set()
+"""Of which runs no kernel can be made: found out once."""
+
+
 def _carry_out(made: Plan, inputs: Inputs) -> Trajectory:
+    """In a kernel if that is planned; in a loop where there is none, unless it must be one."""
+    if not made.program.fused:
+        return _in_loops(made, inputs)
+    sizes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(inputs))
+    key = jax.tree.structure((inputs, made.program)), sizes
+    if made.must_fuse or key not in _without_kernel:
+        try:
+            check_fused(made, inputs)
+            with _kernels().compiling(inputs.policy):
+                return _run(inputs, made.plugins, made.program, made.devices, made.lanes)
+        except (InputError, jax.errors.JaxRuntimeError):
+            if made.must_fuse:
+                raise
+            _without_kernel.add(key)
+    return _in_loops(dataclasses.replace(made, program=dataclasses.replace(made.program, fused=False)), inputs)
+
+
+def _in_loops(made: Plan, inputs: Inputs) -> Trajectory:
     def run(native: bool) -> Trajectory:
         program = dataclasses.replace(made.program, native=native)
         return in_threads(
@@ -330,9 +350,10 @@ def _integrate(system: DelayedSystem, carry: Carry, inputs: Inputs, program: Pro
     batch_first = partial(jax.tree.map, lambda leaf: jnp.moveaxis(leaf, 0, 1))
     observe = lambda carry: system.observe(system.parameters, carry.k, carry.state)
     instant = partial(jax.tree.map, lambda leaf: leaf[None])
+    first = [] if program.every is None else [instant(observe(carry))]
     if program.fused:
-        carry = _kernels().run_fused(system, carry, program.steps)
-        return carry, batch_first(instant(observe(carry)))
+        carry, saved = _in_kernels(system, carry, program)
+        return carry, batch_first(join([*first, saved]))
     if program.steps is None:
         told = partial(run_as_told, frames=program.frames)
         carry, saved = one_native_loop(told, program.native)(system, carry, inputs.steps.max(), inputs.every)
@@ -341,13 +362,29 @@ def _integrate(system: DelayedSystem, carry: Carry, inputs: Inputs, program: Pro
     if inputs.extra is not None:
         extra = shape.arcs(inputs.extra)
         carry, extra = send(system, carry, extra[0]), extra[1:]
-    first = [] if program.every is None else [instant(observe(carry))]
     system, carry, extra = checks.refuse_derivatives(inputs.policy, (system, carry, extra), inputs.autoscaler)
     carry, saved = delayed_scan(
         system, carry, program.steps, program.every, inputs=extra, memory=program.adjoint, runs=program.networks / shape.lanes,
         native=program.native,
     )  # fmt: skip
     return carry, batch_first(join([*first, saved]))
+
+
+def _in_kernels(system: DelayedSystem, carry: Carry, program: Program) -> tuple[Carry, PyTree]:
+    """`delayed_scan`, with a kernel for all steps up to the next instant that is saved: what changes is in memory in between."""
+    assert program.steps is not None
+    every = min(program.every or program.steps, program.steps)
+
+    def frame(steps: int, carry: Carry) -> tuple[Carry, PyTree]:
+        carry = _kernels().run_fused(system, carry, steps)
+        return carry, system.observe(system.parameters, carry.k, carry.state)
+
+    full, rest = divmod(program.steps, every)
+    carry, saved = jax.lax.scan(lambda carry, _: frame(every, carry), carry, length=full)
+    if not rest:
+        return carry, saved
+    carry, last = frame(rest, carry)
+    return carry, join([saved, jax.tree.map(lambda leaf: leaf[None], last)])
 
 
 def _finite(field: Field, now: StepState) -> Bool[Array, " lanes"]:

@@ -38,8 +38,6 @@ def check_together(made: Plan, inputs: Inputs) -> None:
         _check_timeouts(made, inputs)
         _check_replicas(inputs)
     _check_extra_flow(made, inputs)
-    if made.program.fused:
-        _check_fused(made, inputs)
 
 
 def _check_own_requests(made: Plan, inputs: Inputs) -> None:
@@ -97,14 +95,13 @@ def _check_extra_flow(made: Plan, inputs: Inputs) -> None:
         )
 
 
-def _check_fused(made: Plan, inputs: Inputs) -> None:
+def check_fused(made: Plan, inputs: Inputs) -> None:
+    """Raise `InputError` for what has no place in a kernel."""
     if inputs.events is not None or inputs.autoscaler is not None:
         raise InputError("fused=True has no place for events and autoscalers: leave it out.")
     if made.plugins:
         raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
     if not device.has_kernels():
         raise InputError(f"fused=True needs a CUDA device, this is {jax.default_backend()}: leave it out.")
-    if made.program.steps is None or made.program.every is not None or inputs.extra is not None:
-        raise InputError(
-            "fused=True keeps nothing between start and end: use SaveAt.statistics() or SaveAt.final(), leave frames and extra_flow out."
-        )
+    if made.program.steps is None or inputs.extra is not None:
+        raise InputError("fused=True has no place for frames and extra_flow: leave it out.")

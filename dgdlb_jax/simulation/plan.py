@@ -45,15 +45,16 @@ class Execution:
       variable DGDLB_THREADS says, or one for each core that the process may use. One inside `jit`, `grad`, `vmap` and threads of the
       user's.
     - `lanes`: how many networks run side by side in each; chosen from the sizes by default.
-    - `fused`: on a CUDA device, all steps in one kernel: 2 to 10 times as fast (benchmarks/README.md). For runs that keep nothing in
-      between (`SaveAt.statistics()`, `SaveAt.final()`), without derivatives, `frames` and `extra_flow`; networks up to about 32 x 32,
-      constant or cyclic demand, curves given by formulas, no plug-ins of the user's but policies.
+    - `fused`: on a CUDA device, all steps between two saved instants in one kernel: 2 to 10 times as fast (benchmarks/README.md). By
+      itself where a kernel can do it, which is outside `jit` and `grad`, without `frames`, `extra_flow`, events and autoscalers; networks
+      up to about 32 x 32, constant or cyclic demand, curves given by formulas, no plug-ins of the user's but policies. Everything else
+      runs in a loop, with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
     """
 
     devices: int | None = None
     threads: int | None = None
     lanes: int | None = None
-    fused: bool = False
+    fused: bool | None = None
 
 
 class Program(eqx.Module):
@@ -81,7 +82,8 @@ class Plan:
 
     - `grid`: `dt` and `steps` `(networks,)`, seconds and how many steps each network takes, and `rows` of the delay lines.
     - `instants`: how many are saved of each network. `devices`, `threads`, `lanes`: as in `Execution`, decided.
-    - `memory`: what it takes. `program`: what is compiled in. `plugins`: what the user adds.
+    - `memory`: what it takes. `program`: what is compiled in. `plugins`: what the user adds. `must_fuse`: whether it is an error if no
+      kernel can do it.
     """
 
     grid: checks.Grid
@@ -92,6 +94,7 @@ class Plan:
     program: Program
     memory: Memory
     plugins: Plugins = field(repr=False)
+    must_fuse: bool
 
     @property
     def executor(self) -> str:
@@ -144,6 +147,9 @@ def plan(
     if frames is not None:
         _check_frames(frames, steps, save.every)
     counts_own = policy is not None and reads_outstanding(networks, policy)
+    everything = networks, plugins, save, data
+    free = is_concrete(everything) and not has_a_mesh(networks.latency)
+    by_itself = device.has_kernels() and free and not told and autoscaler is None and not plugins
     program = Program(
         rows=grid.rows,
         steps=None if told else steps,
@@ -154,13 +160,11 @@ def plan(
         adjoint=None if told else adjoint,
         networks=0 if told else size,  # which checkpoints alone depend on
         frames=frames or 0,
-        fused=how.fused,
+        fused=by_itself if how.fused is None else how.fused,
         extensions=extension_rows(plugins, networks.anonymous(), grid.dt, max_latency),
         counts_own=counts_own,
         commands=None if autoscaler is None else rows_of(autoscaler, grid.dt, max_latency),
     )
-    everything = networks, plugins, save, data
-    free = is_concrete(everything) and not has_a_mesh(networks.latency)
     devices = min(how.devices or (jax.local_device_count() if free else 1), size)
     threads = parts_for(size, everything, how.threads) if free and devices == 1 else 1
     largest = checks.LARGEST_LINE // (grid.rows * frontends * backends)
@@ -177,7 +181,7 @@ def plan(
         networks.latency.dtype.itemsize,
         counts_own,
     )
-    return Plan(grid, instants, devices, threads, lanes, program, memory, plugins)
+    return Plan(grid, instants, devices, threads, lanes, program, memory, plugins, bool(how.fused))
 
 
 def _check_frames(frames: int, steps: int, every: int | None) -> None:
