@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 

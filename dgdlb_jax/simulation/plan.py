@@ -14,7 +14,7 @@ from dgdlb_jax.numerics.delay import ReverseMode
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import TOO_LARGE
 from dgdlb_jax.numerics.promotion import standard_promotion
-from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.results import InputError, is_concrete, under_jit
 from dgdlb_jax.numerics.threads import parts_for
 from dgdlb_jax.numerics.tiles import has_a_mesh
 from dgdlb_jax.numerics.types import Numbers
@@ -149,7 +149,7 @@ def plan(
     counts_own = policy is not None and reads_outstanding(networks, policy)
     everything = networks, plugins, save, data
     free = is_concrete(everything) and not has_a_mesh(networks.latency)
-    by_itself = device.has_kernels() and free and not told and autoscaler is None and not plugins
+    by_itself = device.has_kernels() and free and not under_jit() and not told and autoscaler is None and not plugins
     program = Program(
         rows=grid.rows,
         steps=None if told else steps,
