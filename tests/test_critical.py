@@ -187,3 +187,13 @@ def test_sampled_limit_is_the_continuous_one_for_frequent_updates():
     change = [float(dgd.critical_step_size(network, dgd.SampledDGDLB(1.0, T))) / plain - 1 for T in (0.1, 0.01)]
     assert abs(change[0]) < 2e-3
     assert change[1] / change[0] == pytest.approx(1e-2, rel=0.05)
+
+
+def test_limits_do_not_depend_on_threads(monkeypatch):
+    """Seventeen networks in one part, and in two that overlap."""
+    networks = dgd.topologies.complete(jax.random.key(3), frontends=2, backends=3, count=17)
+    optimum, found = dgd.solve_optimum(networks), []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("DGDLB_THREADS", threads)
+        found.append(dgd.critical_step_size(networks, optimum))
+    np.testing.assert_allclose(*found, rtol=1e-12)
