@@ -20,6 +20,7 @@ from dgdlb_jax.studies.settings import settings
 from dgdlb_jax.studies.sweep import cases, measures, progress, read_spec, sweep
 from dgdlb_jax.studies.sweep.cases import padded_size
 from dgdlb_jax.studies.sweep.measures import growth_rate, period
+from dgdlb_jax.studies.sweep.store import read_identity
 from dgdlb_jax.studies.verdict import LAST_PART, Verdict
 from helpers import DT, MAX_LATENCY, compilations, own_process, small_network
 from sweeps import FIXED, MEASURES, RUN, complete, files, small, start, write_toml
@@ -294,6 +295,19 @@ def test_single_precision_is_a_sweep_of_its_own(tmp_path):
     sweep(spec, tmp_path / "small.zarr", progress=False).close()
     with jax.enable_x64(False), pytest.raises(InputError, match="begun with precision = float64, this is float32"):
         sweep(spec, tmp_path / "small.zarr", progress=False)
+
+
+def test_a_sweep_goes_on_with_the_batches_of_whoever_began_it(tmp_path, monkeypatch):
+    """Another machine, or another number of devices, would choose others."""
+    spec, store = (
+        small(axes={"seed": [1]}, measures=["excess"], run={"chunk": 64, "max_steps": 1500}),
+        tmp_path / "s.zarr",
+    )
+    monkeypatch.setattr("dgdlb_jax.studies.sweep.chunks.default_batch", lambda: 8)
+    sweep(spec, store, progress=False).close()
+    monkeypatch.setattr("dgdlb_jax.studies.sweep.chunks.default_batch", lambda: 16)
+    sweep(spec, store, progress=False).close()
+    assert read_identity(store)["facts"]["cases_side_by_side"] == 8
 
 
 def free_port() -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
+from dgdlb_jax.fleets.document import counted
 from dgdlb_jax.studies.sweep.batches import device_memory, memory, run_batch
 from dgdlb_jax.studies.sweep.chunks import check_possible
 from dgdlb_jax.studies.sweep.measures import wanted
@@ -85,7 +86,7 @@ def text(spec: Spec, found: Estimate) -> str:
         for (frontends, backends, rows), share in sorted(found.shapes.items(), key=lambda item: -item[1])
     )
     lines = [
-        f"{spec.name}: {found.cases:,} cases ({axes}) in {found.chunks:,} chunks of up to {spec.chunk}",
+        f"{spec.name}: {found.cases:,} cases ({axes}) in {counted(found.chunks, 'chunk', 'chunks')} of up to {spec.chunk}",
         f"measures:  {', '.join(spec.measures)}",
         f"compiled:  {shapes or 'nothing: none of the cases tried can run'}",
         f"memory:    {size(found.memory)} on {found.devices}, of {size(found.device_memory)}; {size(found.disk)} on disk",

@@ -57,21 +57,43 @@ def connected(executor: Executor | str | None) -> Iterator[Executor | None]:
         from distributed.utils import silence_logging_cmgr
     except ImportError as error:
         raise InputError(f'{error.name} is not installed; type: pip install "dgdlb_jax[cluster]".') from error
-    try:
-        client = distributed.Client(f"{host}:{port}", timeout=_CONNECTING, set_as_default=False)
-    except (OSError, ValueError) as error:
+    address = f"{host}:{port}"
+    client = _in_time(lambda: distributed.Client(address, timeout=_CONNECTING, set_as_default=False))
+    if client is None:
         raise InputError(
             f"No dask scheduler answers at {executor} within {_CONNECTING} s: start one with dask scheduler, or correct the address."
-        ) from error
-    # What its log says in traces is said here in one sentence.
-    with silence_logging_cmgr(logging.CRITICAL, root="distributed.client"), client:
+        )
+    try:
+        # What its log says in traces is said here in one sentence.
+        with silence_logging_cmgr(logging.CRITICAL, root="distributed.client"), client:
+            try:
+                client.wait_for_workers(1, timeout=_JOINING)
+            except TimeoutError as error:
+                raise InputError(
+                    f"The dask scheduler at {executor} has no worker: start some with dask worker {address}."
+                ) from error
+            yield client.get_executor(pure=False)
+    except OSError as error:
+        if "tcp://" not in str(error):  # of a file, not of the client
+            raise
+        raise InputError(f"The dask scheduler at {executor} does not answer any more: {_GOES_ON}.") from error
+
+
+def _in_time(connect: Callable[[], Any]) -> Any:
+    """A client, None where nobody answers in time: whoever listens there and says nothing would be waited for for ever."""
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def ask() -> None:
         try:
-            client.wait_for_workers(1, timeout=_JOINING)
-        except TimeoutError as error:
-            raise InputError(
-                f"The dask scheduler at {executor} has no worker: start some with dask worker {host}:{port}."
-            ) from error
-        yield client.get_executor(pure=False)
+            answer.put(connect())
+        except (OSError, ValueError):
+            answer.put(None)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.get(timeout=_CONNECTING + 2)
+    except queue.Empty:
+        return None
 
 
 class Crew:

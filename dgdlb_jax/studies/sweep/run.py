@@ -23,11 +23,12 @@ from dgdlb_jax.studies.sweep.fleet import fleet_network
 from dgdlb_jax.studies.sweep.lock import Lock
 from dgdlb_jax.studies.sweep.progress import Meter, Told, shown
 from dgdlb_jax.studies.sweep.spec import Spec, read_spec
-from dgdlb_jax.studies.sweep.store import Store, open_dataset
+from dgdlb_jax.studies.sweep.store import Store, open_dataset, read_identity
 
 if TYPE_CHECKING:
     import xarray
 
+_BATCH = "cases_side_by_side"  # of the facts that a store keeps
 _POLL = 0.2  # seconds between two looks at what other processes do
 _GRACE = 5.0  # seconds that Ctrl-C leaves the chunk in flight; then that ends with the batch in flight
 _LONG_AGO = 60.0  # seconds after which nobody still works on a file that is half-written
@@ -87,6 +88,7 @@ def sweep(
                 if crew is None:
                     _work(open_store, lock, stop, told, process, processes)
                 else:
+                    crew.batch = open_store.facts[_BATCH]
                     _collect(open_store, lock, stop, told, crew)
     return open_dataset(path)
 
@@ -116,7 +118,8 @@ def _told(progress: Told | bool, name: str, quiet: bool) -> contextlib.AbstractC
 def _open(path: Path, spec: Spec, crew: Crew | None) -> Store:
     facts = _facts(spec, None if crew is None else crew.batch)
     if path.exists() or path.is_symlink():
-        return Store(path, spec, facts)
+        begun = read_identity(path)["facts"].get(_BATCH)  # with the devices of the process that began it
+        return Store(path, spec, facts | {_BATCH: begun} if isinstance(begun, int) else facts)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be written: no permission to write in {folder}; choose another place.")
@@ -130,7 +133,7 @@ def _facts(spec: Spec, batch: int | None = None) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "dgdlb_jax": versions()["dgdlb_jax"],
         "precision": str(jnp.zeros(()).dtype),
-        "cases_side_by_side": batch_of(spec) if batch is None else batch,
+        _BATCH: batch or batch_of(spec),
     }
     for name in spec.values_of("fleet"):
         leaves = jax.tree.leaves(fleet_network(str(name)))
@@ -210,7 +213,7 @@ def _finish(store: Store, lock: Lock, stop: threading.Event, meter: Meter, chunk
         _check(stop)
         if store.is_complete(chunk):
             return False
-        found = compute(store.spec, chunk, batch_of(store.spec), meter.cases)
+        found = compute(store.spec, chunk, store.facts[_BATCH], meter.cases)
         store.write(chunk, found.values, found.notes)
     finally:
         lock.release(chunk)
