@@ -64,7 +64,8 @@ differ. A process that has used JAX cannot be forked (the child may wait for eve
 Or the chunks are tasks of an engine that is there already: `--executor dask://HOST:PORT` (`pip install "dgdlb_jax[cluster]"`), in Python
 `sweep(..., executor=...)` with any `concurrent.futures.Executor`. Workers need this package in the same version, but no files:
 specification, fleets, precision and files of `--import` are sent, values come back, and this process writes the store, the same to the bit
-on equal machines with as many devices in every process. Chunks of a dask worker that is lost run again, unless four were lost with the
+on equal machines with as many devices in every process
+(with threads of one process to rounding). Chunks of a dask worker that is lost run again, unless four were lost with the
 same chunk; a broken process pool takes a new call. A worker compiles for itself, and again in every new one unless
 JAX_COMPILATION_CACHE_DIR is set where it starts; its threads compute a chunk each, in turn on an accelerator. Ctrl-C cancels what has not
 begun, and on dask what has. A dask scheduler without TLS runs what anybody sends who reaches it: keep it on a private network.
