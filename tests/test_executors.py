@@ -201,6 +201,28 @@ def test_a_scheduler_that_is_not_there_is_named(monkeypatch, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_port_where_somebody_listens_and_says_nothing_is_named(monkeypatch):
+    pytest.importorskip("distributed", reason="install the cluster extra")
+    monkeypatch.setattr(executors, "_CONNECTING", 1)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        refused(
+            small(), f"dask://127.0.0.1:{listener.getsockname()[1]}", "No dask scheduler answers at dask://127.0.0.1"
+        )
+
+
+def test_a_scheduler_that_is_gone_is_not_taken_for_a_full_disk():
+    gone = "Timed out trying to connect to tcp://127.0.0.1:8786 after 10 s"
+    with (
+        pytest.raises(InputError, match="does not answer any more: what is finished is kept"),
+        executors._of_client("it"),
+    ):
+        raise OSError(gone)
+    with pytest.raises(OSError, match="No space left"), executors._of_client("it"):
+        raise OSError("No space left on device")
+
+
 def test_a_process_makes_the_store_of_another(finished, tmp_path, monkeypatch):
     """In the precision of the one that asks, which is not its own. When it dies the pool is broken, which is said."""
     for name, value in own_process().items():

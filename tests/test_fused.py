@@ -141,7 +141,26 @@ def test_a_kernel_does_what_it_can_by_itself_and_a_loop_the_rest(rng, kernels, m
     _, tables, _ = pair(rng, "Tabulated")
     assert executor(lambda: run(tables)) == "loop"
     assert executor(lambda: run(events=[Drains(at=1.0, backend=0)])) == "loop"
+    assert executor(lambda: jax.jit(lambda rate: run(_with(batch, rate * batch.latency)).final.workload)(1.0)) == "loop"
     assert str(plan.plan(batch, duration=1.0, dt=0.1)).count("side by side in a kernel") == 1
+
+
+def test_whatever_hinders_a_kernel_the_loop_runs(rng, kernels, monkeypatch):
+    """By itself once; asked for a kernel it is an error."""
+    network, batch, start = pair(rng)
+    rule, tried = for_both(POLICIES["DGDLB"](network)), []
+
+    def broken(*_):
+        tried.append(1)
+        raise ValueError("no layout")
+
+    monkeypatch.setattr(fused, "run_fused", broken)
+    settings = STATISTICS | {"duration": 1.3, "initial": start}
+    runs = [simulate_batch(batch, rule, **settings).final.workload for _ in range(2)]
+    assert len(tried) == 1
+    np.testing.assert_array_equal(*runs)
+    with pytest.raises(ValueError, match="no layout"):
+        simulate_batch(batch, rule, execution=FUSED, **settings)
 
 
 @pytest.mark.parametrize("policy", some_of(POLICIES, "DGDLB", "Softmin", "LeastLatency"))

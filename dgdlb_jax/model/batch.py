@@ -20,7 +20,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, is_concrete
-from dgdlb_jax.numerics.threads import in_threads, parts_for
+from dgdlb_jax.numerics.threads import in_threads, is_shared, parts_for
 
 _LANES = 4  # networks side by side on a CPU; they wait for the slowest of them, and few are faster there
 _CHUNK = 512  # networks per call, on each of the threads: what memory depends on
@@ -35,14 +35,14 @@ def each_network(
 
     **Arguments:** `effort(network, *arguments)`: a guess of the work, so that networks of equal effort run side by side.
     """
-    network = network.anonymous()
+    everything = network.anonymous(), *arguments
     if network.batch is None:
-        return _one(function, (network, *arguments))
-    if not is_concrete(network, arguments):
-        return _many(function, effort, (network, *arguments))
-    batch, threads = (network, *arguments), parts_for(network.batch, (network, *arguments))
+        return _one(function, everything)
+    if not is_concrete(everything):
+        return _many(function, effort, everything)
+    threads = parts_for(network.batch, everything)
     chunks = max(threads, -(-network.batch // _CHUNK))
-    return in_threads(partial(_many, function, effort), batch, chunks, at_once=threads)
+    return in_threads(partial(_many, function, effort), everything, chunks, at_once=threads)
 
 
 def over_networks(function: Callable[..., Any], network: Network, *arguments: Any) -> Any:
@@ -203,10 +203,6 @@ def require_double(network: Network, what: str) -> None:
         )
 
 
-def _is_shared(leaf: Any) -> bool:
-    return not eqx.is_array(leaf) or leaf.ndim == 0
-
-
 @compiled
 def _one(function, arguments):
     return function(*arguments)
@@ -214,7 +210,7 @@ def _one(function, arguments):
 
 @compiled
 def _many(function, effort, arguments):
-    shared, batched = eqx.partition(arguments, _is_shared)
+    shared, batched = eqx.partition(arguments, is_shared)
     size = jax.tree.leaves(batched)[0].shape[0]
 
     grouped = lambda function, batch: _in_groups(lambda part: function(*eqx.combine(shared, part)), batch, size)

@@ -1,8 +1,8 @@
 """Linear algebra by LAPACK, a batch one matrix after the other, on the host whatever the device: CUDA's own eigenvalues fail on batches.
 
 What LAPACK gets as a batch jaxlib spreads over the threads of the device, and waits there. Two such calls at the same time, from two
-threads or side by side in one program, can wait for threads that the other one holds, for ever (jaxlib 0.10.2, from 16 x 16 on). A call
-with one matrix waits for nobody, and for the sizes of networks takes no longer.
+threads or side by side in one program, can wait for threads that the other one holds, for ever (seen with jaxlib 0.10.2 and 16 x 16).
+A call with one matrix waits for nobody; where matrices are small it takes somewhat longer.
 """
 
 import jax

@@ -50,7 +50,7 @@ def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int, 
     """
     if parts == 1:
         return function(batch)
-    shared, batched = eqx.partition(batch, _is_shared)
+    shared, batched = eqx.partition(batch, is_shared)
     batched = jax.tree.map(np.asarray, batched)  # views of the same memory: cutting them copies and compiles nothing
     size = jax.tree.leaves(batched)[0].shape[0]
     length = math.ceil(size / parts)
@@ -70,7 +70,7 @@ def in_threads(function: Callable[[PyTree], PyTree], batch: PyTree, parts: int, 
     return _join(done, [0, *(start + length for start in starts[:-1])], starts)
 
 
-def _is_shared(leaf: Any) -> bool:
+def is_shared(leaf: Any) -> bool:
     """Whether a leaf of a batch has no batch axis."""
     return not eqx.is_array(leaf) or leaf.ndim == 0
 

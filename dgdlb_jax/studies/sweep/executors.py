@@ -63,18 +63,24 @@ def connected(executor: Executor | str | None) -> Iterator[Executor | None]:
         raise InputError(
             f"No dask scheduler answers at {executor} within {_CONNECTING} s: start one with dask scheduler, or correct the address."
         )
+    # What its log says in traces is said here in one sentence.
+    with _of_client(executor), silence_logging_cmgr(logging.CRITICAL, root="distributed.client"), client:
+        try:
+            client.wait_for_workers(1, timeout=_JOINING)
+        except TimeoutError as error:
+            raise InputError(
+                f"The dask scheduler at {executor} has no worker: start some with dask worker {address}."
+            ) from error
+        yield client.get_executor(pure=False)
+
+
+@contextlib.contextmanager
+def _of_client(executor: str) -> Iterator[None]:
+    """What a client fails with when its scheduler is gone, told from what writing a file fails with."""
     try:
-        # What its log says in traces is said here in one sentence.
-        with silence_logging_cmgr(logging.CRITICAL, root="distributed.client"), client:
-            try:
-                client.wait_for_workers(1, timeout=_JOINING)
-            except TimeoutError as error:
-                raise InputError(
-                    f"The dask scheduler at {executor} has no worker: start some with dask worker {address}."
-                ) from error
-            yield client.get_executor(pure=False)
+        yield
     except OSError as error:
-        if "tcp://" not in str(error):  # of a file, not of the client
+        if "tcp://" not in str(error):
             raise
         raise InputError(f"The dask scheduler at {executor} does not answer any more: {_GOES_ON}.") from error
 
