@@ -1,5 +1,6 @@
 """The command line, as a person or a script uses it."""
 
+import argparse
 import html
 import json
 import os
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from dgdlb_jax.cli import common, main
+from dgdlb_jax.cli import build_parser, common, main
 from dgdlb_jax.reports import status
 from helpers import ROOT, own_process
 
@@ -258,6 +259,23 @@ BAD_ARGUMENTS = [
     (["run", "two-by-two", "--fail", "each,each"], "--fail: each stands there twice"),
     (["walk"], "walk"),
     ([], "COMMAND"),
+    (
+        ["run", "two-by-two", "--set", "a=b"],
+        "dgdlb run: error: there is no option --set here: it belongs to dgdlb stability; ",
+    ),
+    (
+        ["run", "--import", "mine.py"],
+        "no option --import here: it belongs to dgdlb, before the command; dgdlb run --help",
+    ),
+    (
+        ["--policies=a", "run"],
+        "dgdlb: error: there is no option --policies here: it belongs to dgdlb run; dgdlb --help",
+    ),
+    (
+        ["stability", "two-by-two", "--polices", "a"],
+        "no option --polices here (did you mean --policy?); dgdlb stability",
+    ),
+    (["plot", "a.zarr", "b.zarr"], "dgdlb plot: error: 'b.zarr' is one argument too many; dgdlb plot --help"),
 ]
 
 
@@ -271,6 +289,33 @@ def test_bad_arguments_are_named(arguments, named, capsys):
     assert re.fullmatch(
         r"dgdlb.*: error: .*; dgdlb.* --help says what can be given\.\n", said
     )  # one line, and no usage before it
+
+
+def test_no_value_of_an_option_is_lost(capsys):
+    """Of all options of all commands: they add up and say so, or the second is refused."""
+    root = build_parser()
+    (commands,) = [action.choices for action in root._actions if isinstance(action, argparse._SubParsersAction)]
+    checked = 0
+    for parser in commands.values():
+        needed = ["x" for action in parser._actions if not action.option_strings and action.nargs in (None, "+")]
+        for action in parser._actions:
+            value = str(next(iter(action.choices or ["1"])))
+            if not action.option_strings or action.nargs == 0:
+                continue
+            once = [action.option_strings[0], "a=1" if "=" in str(action.metavar) else value]
+            if isinstance(action, argparse._AppendAction):
+                assert len(getattr(parser.parse_args([*needed, *once, *once]), action.dest)) == 2
+                assert "may be repeated" in action.help
+                continue
+            parser.parse_args([*needed, *once])
+            with pytest.raises(SystemExit):
+                parser.parse_args([*needed, *once, *once])
+            assert f"argument {once[0]}: is given twice" in capsys.readouterr().err
+            checked += 1
+    assert checked > 40
+    with pytest.raises(SystemExit):
+        root.parse_args(["run", "--policies", "uniform", "--policies", "nearest"])
+    assert "put all of it into one, --policies A,B,...; dgdlb run --help" in capsys.readouterr().err
 
 
 BAD_INPUTS = [

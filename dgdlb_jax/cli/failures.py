@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from dgdlb_jax.cli.common import notes, quick_compilation
+from dgdlb_jax.numerics.text import did_you_mean
 
 _ALL = ["each"]
 
@@ -79,7 +80,6 @@ def _refuse_others(options: argparse.Namespace) -> None:
 
 
 def _check_names(chosen: list[str], known: tuple[str, ...]) -> None:
-    from dgdlb_jax.numerics.checks import did_you_mean
     from dgdlb_jax.numerics.results import InputError
 
     for name in [] if chosen == _ALL else chosen:

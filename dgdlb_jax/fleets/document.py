@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.fleets.encoding import decoded
-from dgdlb_jax.numerics.checks import closest, in_range
+from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.text import clipped as clipped
+from dgdlb_jax.numerics.text import closest
 
 Folder = Path | Traversable
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from dgdlb_jax.fleets.document import Section, shown
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.policies.estimates import Scraped
 
 _SECONDS = ("interval", "offset", "late", "drift", "drift_period")

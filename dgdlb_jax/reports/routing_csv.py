@@ -12,9 +12,8 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, read_text
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.numerics.text import cell_text
+from dgdlb_jax.numerics.text import cell_text, did_you_mean
 from dgdlb_jax.policies.static import FixedRouting
 from dgdlb_jax.reports.exporters import EXPORTERS, ByName, Exporter, Names, slugs
 from dgdlb_jax.reports.exporters.tables import COLUMNS

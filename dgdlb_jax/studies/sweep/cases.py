@@ -17,9 +17,9 @@ from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.network import Network, pad
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.start import workload_carrying
