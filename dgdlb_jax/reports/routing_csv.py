@@ -157,8 +157,8 @@ def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
 def _check_header(path: Path, found: Sequence[str]) -> None:
     for column in found:
         if column not in COLUMNS:
-            hint = did_you_mean(column, COLUMNS, f"; the columns are {','.join(COLUMNS)}.")
-            raise InputError(f"{path}:1: unknown column {clipped(column)!r}{hint}")
+            hint = did_you_mean(column, COLUMNS, ".")
+            raise InputError(f"{path}:1: unknown column {clipped(column)!r}, the columns are {','.join(COLUMNS)}{hint}")
     for column in COLUMNS:
         if column not in found:
             raise InputError(f"{path}:1: no column {column!r}; the columns are {','.join(COLUMNS)}.")

@@ -145,7 +145,8 @@ def checked(section: Section, key: str, name: str, value: Any) -> Value:
     if not in_range(number, rule.minimum, rule.above):
         raise section.error(key, f"contains {shown(value)}", f"give {rule_for(rule.minimum, rule.above)}.")
     if number > rule.below:
-        raise section.error(key, f"contains {shown(value)}", f"give at most {rule.below:g}.")
+        most = "less than 1" if rule.below == _JUST_BELOW_ONE else f"at most {rule.below:.10g}"
+        raise section.error(key, f"contains {shown(value)}", f"give {most}.")
     return value if rule.kind is int else number
 
 
