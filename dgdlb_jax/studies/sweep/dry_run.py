@@ -8,7 +8,7 @@ import jax
 
 from dgdlb_jax.fleets.document import counted
 from dgdlb_jax.studies.sweep.batches import device_memory, memory, run_batch
-from dgdlb_jax.studies.sweep.chunks import check_possible
+from dgdlb_jax.studies.sweep.chunks import check_possible, check_precision
 from dgdlb_jax.studies.sweep.measures import wanted
 from dgdlb_jax.studies.sweep.progress import compile_seconds, duration
 from dgdlb_jax.studies.sweep.spec import Spec
@@ -44,6 +44,7 @@ def estimate(spec: Spec) -> Estimate:
 
     **Raises:** `InputError` as `sweep` would.
     """
+    check_precision(spec)
     began, before = time.perf_counter(), compile_seconds()
     tried = check_possible(spec)
     preparing, running, ran = _seconds(lambda: check_possible(spec)), 0.0, 0

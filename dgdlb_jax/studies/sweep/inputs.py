@@ -45,6 +45,7 @@ _LARGEST_SEED, _LARGEST_SIZE = 2**31 - 1, 10_000
 _JUST_BELOW_ONE = math.nextafter(1.0, 0.0)
 NEWS = "news."
 """What the inputs of `Scraped` reports begin with."""
+NEEDS_DOUBLE = ("step_size_over_critical",)
 STEP_SIZES = ("step_size", "step_size_over_default", "step_size_over_critical", "step_size_over_sufficient")
 
 INPUTS: dict[str, Input] = {

@@ -17,7 +17,7 @@ import numpy as np
 
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
-from dgdlb_jax.studies.sweep.chunks import batch_of, check_possible, compute
+from dgdlb_jax.studies.sweep.chunks import batch_of, check_possible, check_precision, compute
 from dgdlb_jax.studies.sweep.executors import Crew, Executor, Setup, connected
 from dgdlb_jax.studies.sweep.fleet import fleet_network
 from dgdlb_jax.studies.sweep.lock import Lock
@@ -71,6 +71,7 @@ def sweep(
     """
     require_extra()
     found = read_spec(spec)
+    check_precision(found)
     if executor is not None and processes > 1:
         raise InputError(f"An executor and {processes} processes exclude each other: leave out one of them.")
     if store is None:
