@@ -58,8 +58,12 @@ def about_extrapolation(comparison: "Comparison") -> str:
     inflow = np.asarray(network.arrival_rate, float) @ np.asarray(best.routing, float)
     part = (inflow / np.asarray(network.nominal_capacity, float))[beyond]
     names = [backend_names(network)[j] for j in beyond[np.argsort(-part, kind="stable")]]
-    are, upto = ("is", "") if len(names) == 1 else ("are", "up to ")
-    return f"At the optimum {enumerated(names)} {are} outside the measured range of the service curve, with {upto}{percent(float(part.max()))} of the highest throughput measured: figures there are extrapolated."
+    are, most = ("is", "") if len(names) == 1 else ("are", "up to ")
+    most += percent(float(part.max()))
+    return (
+        f"At the optimum {enumerated(names)} {are} outside the measured range of the service curve, with {most} of the highest throughput "
+        "measured: figures there are extrapolated."
+    )
 
 
 def about_dgd(comparison: "Comparison", row: Outcome) -> str:
