@@ -386,6 +386,25 @@ def test_times_too_long_for_a_run_are_named_with_file_and_field(more, options, s
     assert re.match(rf"dgdlb: error: far.toml: {sentence}.*correct one of the two\.$", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("part", ["write_export", "save_pictures", "write_dataset"])
+def test_what_cannot_be_written_is_not_put_down_to_the_fleet(part, capsys, monkeypatch):
+    from dgdlb_jax.numerics.results import InputError
+    from dgdlb_jax.reports import fleet_run, plots
+
+    def fails(*_, **__):
+        raise InputError("out is full: make room.")
+
+    monkeypatch.setattr(plots if part == "save_pictures" else fleet_run, part, fails)
+    monkeypatch.setattr(fleet_run.Job, "_compute", lambda self, *_: setattr(self, "comparison", self.network))
+    if part != "write_dataset":
+        monkeypatch.setattr(fleet_run, "write_dataset", lambda *_: None)
+    if part == "write_export":
+        monkeypatch.setattr(plots, "save_pictures", lambda *_, **__: None)
+    assert main(["run", "two-by-two", "--export", "csv", "--output", "out", "--quiet"]) == 2
+    assert capsys.readouterr().err == "dgdlb: error: out is full: make room.\n"
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("command", [["run"], ["run", "--fail", "each"], ["stability"]])
 def test_a_fleet_without_traffic_is_named_by_its_file(command, capsys):
     Path("idle.toml").write_text(

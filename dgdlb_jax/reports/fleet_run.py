@@ -147,9 +147,13 @@ class Job:
         is known by then stays in `comparison` and `trace` when it is interrupted.
         """
         with about(self._fleet):
-            self._run(status, show)
+            self._compute(status, show)
+        if self.folder is not None:  # whatever cannot be written, the fleet's file is not to blame
+            status.phase(f"{self.network.name or 'fleet'}: writing files")
+            self._write(self.folder)
+            show(f"\n{self._written(self.folder)}")
 
-    def _run(self, status: Status, show: Callable[[str], None]) -> None:
+    def _compute(self, status: Status, show: Callable[[str], None]) -> None:
         chosen, name = self.settings, self.network.name or "fleet"
         show(text.network_facts(self.network))
         if self.autoscaler is not None:
@@ -192,10 +196,6 @@ class Job:
             show(f"\n{name} under its demand {chosen.demand!r}")
             for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
                 self.trace = comparison
-        if self.folder is not None:
-            status.phase(f"{name}: writing files")
-            self._write(self.folder)
-            show(f"\n{self._written(self.folder)}")
 
     def _compared(
         self,
