@@ -323,7 +323,15 @@ BAD_INPUTS = [
     (["run", "missing.toml"], "missing.toml"),
     (["run", "two-by-two", "--policies", "dgdlb"], "did you mean dgd-lb"),
     (["run", "two-by-two", "--dt", "100"], "dt"),
-    (["run", "two-by-two", "--dt", "1e-9", "--duration", "1e6"], "steps"),
+    (
+        ["run", "two-by-two", "--dt", "1e-9", "--duration", "1e6"],
+        "--duration = 1e+06 s at --dt = 1e-09 s is 1e+15 steps",
+    ),
+    (
+        ["run", "two-by-two", "--duration", "1e12"],
+        "two-by-two: --duration is 1e+12 s, but a run has at most 1e+09 steps",
+    ),
+    (["run", "two-by-two", "--duration", "1e12", "--fail", "each"], "two-by-two: --duration is 1e+12 s"),
     (["run", "two-by-two", "--current", "missing.csv"], "missing.csv"),
     (["run", "a/fleet.toml", "b/fleet.toml"], "one at a time"),
     (["run", "two-by-two", "two-by-two"], "two-by-two is named twice"),
@@ -375,15 +383,44 @@ LONGEST_TIMES = [
 ]
 
 
-@pytest.mark.parametrize(("more", "options", "sentence"), LONGEST_TIMES)
-def test_times_too_long_for_a_run_are_named_with_file_and_field(more, options, sentence, capsys):
+def _far_fleet(latency: str, more: str = "") -> None:
     Path("far.toml").write_text(
         'name = "far"\n[frontends]\nnames = ["west"]\nrate = [1.0]\n[backends]\nnames = ["west", "east"]\ncurve = "c"\n'
-        '[curves.c]\nkind = "hyperbolic"\nmax_rate = 8.0\nhalf_load = 40.0\n[latency]\none_way_s = [[0.02, 1e9]]\n'
-        + more
+        '[curves.c]\nkind = "hyperbolic"\nmax_rate = 8.0\nhalf_load = 40.0\n'
+        f"[latency]\none_way_s = [[0.02, {latency}]]\n{more}"
     )
+
+
+@pytest.mark.parametrize(("more", "options", "sentence"), LONGEST_TIMES)
+def test_times_too_long_for_a_run_are_named_with_file_and_field(more, options, sentence, capsys):
+    _far_fleet("1e9", more)
     assert main(["run", "far.toml", *options, "--no-files", "--quiet"]) == 2
     assert re.match(rf"dgdlb: error: far.toml: {sentence}.*correct one of the two\.$", capsys.readouterr().err)
+
+
+def test_a_step_size_is_refused_by_the_name_of_its_option(capsys):
+    assert main(["run", "two-by-two", "--step-size", "1e30", "--no-files", "--quiet"]) == 2
+    assert re.match(
+        r"dgdlb: error: two-by-two: --step-size is 1e\+30 1/s\^2, .*: lower it, the default is 0\.05",
+        capsys.readouterr().err,
+    )
+
+
+def test_a_latency_that_no_memory_can_hold_is_named_with_file_and_field(capsys, monkeypatch):
+    """4e7 steps of 0.5 s: numbers of two backends and as many arcs, with both time steps, kept one and a half times."""
+    from dgdlb_jax.numerics import device
+
+    monkeypatch.setattr(device, "host_memory", lambda: 1e9)
+    _far_fleet("2e7")
+    for command in (["run"], ["run", "--fail", "each"]):
+        assert main([command[0], "far.toml", *command[1:], "--no-files", "--quiet"]) == 2
+        said = capsys.readouterr()
+        assert re.match(
+            r"dgdlb: error: far.toml: \[latency\] from west to east is 2e\+07 s, and what is on the way .* 3.84 GB of memory.*dt of 0.5 s, "
+            r"as backend west serves a lone request in 5 s, but there are 1 GB: correct one of the two\.$",
+            said.err,
+        )
+        assert said.out == ""
 
 
 @pytest.mark.parametrize("part", ["write_export", "save_pictures", "write_dataset"])

@@ -33,7 +33,7 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
         news = [load_news(fleet) if options.news is None else given for fleet in fleets]
         for fleet, network in zip(fleets, networks, strict=True):
             _check_names(options.fail, network.backend_names or ())
-            with about(fleet):
+            with about(fleet, [name for name in ("dt", "duration") if getattr(options, name) is not None]):
                 require_traffic(network)
                 check_span(network, options.dt, {})
                 check_times(network, options.dt, options.duration)

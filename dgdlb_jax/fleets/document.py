@@ -55,13 +55,18 @@ def counted(number: int, one: str, many: str) -> str:
 
 
 @contextlib.contextmanager
-def about(file: str) -> Iterator[None]:
-    """Complaints about what a fleet's file says get its name in front, as when it was read."""
+def about(file: str, options: Collection[str] = ()) -> Iterator[None]:
+    """Complaints about what a fleet's file says get its name in front, as when it was read.
+
+    **Arguments:** `options`: arguments that were given on the command line, and are called so there.
+    """
     try:
         yield
     except InputError as error:
-        name = Path(file).name
-        raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+        name, text = Path(file).name, str(error)
+        for one in options:
+            text = re.sub(rf"\b{one}(?= (?:=|is) )", f"--{one.replace('_', '-')}", text)
+        raise InputError(text if text.startswith(name) else f"{name}: {text}") from error
 
 
 def read_text(file: Folder, wanted_by: str = "") -> str:
