@@ -297,6 +297,24 @@ def test_single_precision_is_a_sweep_of_its_own(tmp_path):
         sweep(spec, tmp_path / "small.zarr", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"step_size": 1e30},
+            r"The largest latency is \S+ steps of \S+ s: lower step_size, or lower latencies \(latency_scale\)\.$",
+        ),
+        ({"step_size_over_default": 1e20}, r"latency is .*: lower step_size_over_default, or lower latencies"),
+        ({"latency_scale": 1e10}, r"The largest latency is \S+ steps of \S+ s: lower latencies \(latency_scale\)\.$"),
+        ({"duration": 1e15}, r"The run is \S+ steps of \S+ s, more than 2147483646: lower duration\.$"),
+        ({"dt": 1e-15, "duration": 10.0}, r"The run is 1e\+16 steps of 1e-15 s, .*: raise dt, or lower duration\.$"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_the_input_that_asks_for_it(given, sentence):
+    with pytest.raises(InputError, match=sentence):
+        sweep(small(axes={"seed": [1]}, fixed=FIXED | given), progress=False)
+
+
 DOUBLE = ("critical_step_size", "critical_factor", "abscissa", "multiplier", "predicted_noise")
 
 
