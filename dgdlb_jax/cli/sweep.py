@@ -90,7 +90,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         from dgdlb_jax.studies.sweep.dry_run import estimate, text
 
         with notes():
-            print(text(spec, estimate(spec)))
+            print(text(spec, estimate(spec, options.executor, plugins.for_workers())))
         return
     store = options.output or Path(f"{spec.name}.zarr")
     try:

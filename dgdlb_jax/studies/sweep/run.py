@@ -189,9 +189,10 @@ def _collect(store: Store, lock: Lock, stop: threading.Event, told: Told | None,
                 claimed.add(chunk)
                 yield chunk
 
+    left = lambda: spec.chunks - len(store.complete())
     try:
         while len(store.complete()) < spec.chunks:
-            with contextlib.closing(crew.compute_missing(missing(), stop)) as results:
+            with contextlib.closing(crew.compute_missing(missing(), stop, left)) as results:
                 for chunk, found in results:
                     store.write(chunk, found.values, found.notes)
                     claimed.remove(chunk)
