@@ -44,12 +44,12 @@ def steps_of(duration: float, dt: float) -> float:
     return steps
 
 
-def check_span(network: Network, dt: float | None, lasting: Mapping[str, float]) -> None:
+def check_span(network: Network, dt: float | None, lasting: Mapping[str, float], runs: int = 2) -> None:
     """Raise `InputError` before any work where something lasts longer than can be run, or a latency than can be kept in memory, in steps
     that resolve the fastest service.
 
     **Arguments:** `dt`: the time step, seconds; about a tenth of a lone request's service if it is not given. `lasting`: seconds, by what
-    takes them, in words that name the field; the longest latency is among them anyway.
+    takes them, in words that name the field; the longest latency is among them anyway. `runs`: how many go side by side.
     """
     where, longest = longest_latency(network)
     latency = f"[latency] {where}"
@@ -57,7 +57,7 @@ def check_span(network: Network, dt: float | None, lasting: Mapping[str, float])
     what = max(lasting, key=lambda what: lasting[what])
     _check_span(network, dt, what, lasting[what])
     step, why = _longest_step(network, dt)
-    needed = line_bytes(network, longest / step)
+    needed = line_bytes(network, longest / step, runs)
     if needed > device.host_memory():
         raise InputError(
             f"{latency} is {longest:.3g} s, and what is on the way for so long takes about {needed / 1e9:.3g} GB of memory, here with a dt "
@@ -65,9 +65,9 @@ def check_span(network: Network, dt: float | None, lasting: Mapping[str, float])
         )
 
 
-def line_bytes(network: Network, rows: float) -> float:
-    """About what delay lines of so many rows take of a balancer, which runs with two time steps side by side."""
-    return 2 * LINES * rows * network.backends * (network.frontends + 1) * network.latency.dtype.itemsize
+def line_bytes(network: Network, rows: float, runs: int) -> float:
+    """About what delay lines of so many rows take of so many runs side by side."""
+    return runs * LINES * rows * network.backends * (network.frontends + 1) * network.latency.dtype.itemsize
 
 
 def _check_span(network: Network, dt: float | None, what: str, lasts: float) -> None:

@@ -188,7 +188,7 @@ class ResolvedRun:
     @property
     def bytes(self) -> float:
         """About how much memory it takes, if that is anything to speak of: that of the delay lines."""
-        return line_bytes(self._network, self._rows(self.dt))
+        return line_bytes(self._network, self._rows(self.dt), runs=2)
 
     def steps(self, grid: Grid) -> float:
         """How many time steps the run has."""
