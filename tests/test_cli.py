@@ -340,6 +340,16 @@ BAD_INPUTS = [
         "--set a=2: a is set twice",
     ),
     (["run", "two-by-two", "--demand", "peak"], "peak"),
+    (
+        ["run", "two-by-two", "--requests", "--seeds", "1"],
+        "two-by-two: --seeds is 1: a standard error needs at least 2 runs",
+    ),
+    (
+        ["run", "two-by-two", "--requests", "--seeds", "1000000000"],
+        "runs of this network take hours: give at most 10,000,000.",
+    ),
+    (["run", "two-by-two", "--fail", "each", "--start", "nearest"], "--start has no part in that"),
+    (["run", "two-by-two", "--fail", "each", "--seeds", "8"], "--seeds has no part in that"),
     (["run", "two-by-two", "--output", "file"], "file"),
     (["run", "two-by-two", "--output", "file/below"], "file"),
 ]

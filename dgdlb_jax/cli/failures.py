@@ -70,8 +70,8 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
 def _refuse_others(options: argparse.Namespace) -> None:
     from dgdlb_jax.numerics.results import InputError
 
-    for option in ("report", "export", "requests", "current", "step_size"):
-        if getattr(options, option):
+    for option in ("report", "export", "requests", "current", "step_size", "start", "scale", "seeds", "discipline"):
+        if getattr(options, option) not in (None, False, "proportional"):  # the last is the default of --start
             raise InputError(
                 f"--fail lets backends fail, and --{option.replace('_', '-')} has no part in that: leave one of them out."
             )

@@ -229,8 +229,6 @@ def _about_requests(options: argparse.Namespace) -> dict[str, Any]:
     }
     if found and not options.requests:
         raise InputError(f"--{next(iter(found))} is about whole requests: give --requests as well.")
-    if found.get("seeds", 2) < 2:
-        raise InputError(f"--seeds {found['seeds']}: a standard error needs at least 2 runs.")
     return {"requests": options.requests, **found}
 
 

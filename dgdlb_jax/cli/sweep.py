@@ -54,7 +54,11 @@ def add(commands) -> None:
         type=Path,
         help="folder for the results (default: ./NAME.zarr, with the name in the specification, or else of its file)",
     )
-    option("--dry-run", action="store_true", help="try a few cases, say what all would take, write nothing")
+    option(
+        "--dry-run",
+        action="store_true",
+        help="try a few cases, look for the workers of --executor, say what all would take, write nothing",
+    )
     option("--netcdf", metavar="FILE", type=Path, help="in the end, write the results as one netCDF file as well")
     option("--recompute-corrupt", action="store_true", help="compute damaged chunks again")
     option(

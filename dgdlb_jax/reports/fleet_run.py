@@ -29,7 +29,7 @@ from dgdlb_jax.studies.autoscaling import AutoscalingStudy, AutoscalingStudyInPr
 from dgdlb_jax.studies.balancers import DGD, check_keys
 from dgdlb_jax.studies.compare import CURRENT, Comparison, ComparisonInProgress
 from dgdlb_jax.studies.durations import check_span, check_times, natural_duration
-from dgdlb_jax.studies.requests import SEEDS, RequestStudy, RequestStudyInProgress
+from dgdlb_jax.studies.requests import SEEDS, RequestStudy, RequestStudyInProgress, check_seeds
 from dgdlb_jax.studies.results import check_folder, to_json, whole_folder, write_dataset
 from dgdlb_jax.studies.scatter import measure_scatter
 from dgdlb_jax.studies.schedule import Schedule
@@ -92,10 +92,12 @@ class Job:
         with about(fleet):
             require_traffic(self.network)
         self._check_options(fleet)
-        given = [name for name in ("dt", "duration", "step_size") if getattr(settings, name) is not None]
+        given = [name for name in ("dt", "duration", "step_size", "seeds") if getattr(settings, name) is not None]
         self._about = partial(about, fleet, given)  # what is wrong with a fleet, or with an option in it
         with self._about():
             self._check_times()
+            if settings.requests:
+                check_seeds(self.network, settings.seeds)
         check_keys(settings.policies or ())
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
         if folder is not None:

@@ -34,6 +34,7 @@ DISCIPLINES = {"ps": "processor sharing", "fcfs": "first come, first served"}
 SEEDS = 16
 _WORK, _MOST, _LEAST = 2e8, 100_000, 5_000
 """Arcs times steps of all runs of a balancer, a few seconds; steps of a run at most and at least."""
+_MOST_WORK = 1000 * _WORK
 _SURE, _CERTAIN = 2.0, 3.0  # standard errors beyond which a figure counts, and one of many differences
 
 
@@ -159,8 +160,7 @@ class RequestStudyInProgress:
             raise InputError(
                 "Whole requests are compared at constant rates: give the comparison under the mean demand."
             )
-        if seeds < 2:
-            raise InputError(f"seeds is {seeds}: a standard error needs at least 2 runs.")
+        check_seeds(comparison.network, seeds)
         self._comparison, self._policies = comparison, policies
         self._scale, self._seeds, self._discipline = scale, seeds, discipline
         self._rows: list[RequestOutcome] = []
@@ -217,6 +217,15 @@ class RequestStudyInProgress:
             scale=self._scale, discipline=self._discipline, after=after * dt,
             initial=state_at_the_end(comparison.network, comparison.judged[name], self._scale),
         )  # fmt: skip
+
+
+def check_seeds(network: Network, seeds: int) -> None:
+    """Raise `InputError` for fewer runs of a balancer than a standard error needs, and for more than anybody waits for."""
+    if seeds < 2:
+        raise InputError(f"seeds is {seeds}: a standard error needs at least 2 runs.")
+    most = int(_MOST_WORK / (_LEAST * network.frontends * network.backends))
+    if seeds > most:
+        raise InputError(f"seeds is {seeds}: so many runs of this network take hours: give at most {most:,}.")
 
 
 def state_at_the_end(network: Network, run: Trajectory, scale: float = 1.0):

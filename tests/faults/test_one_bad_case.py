@@ -100,7 +100,7 @@ def test_what_runs_out_of_memory_alone_is_marked_alone(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("axes", "fixed", "expected"),
     [
-        ({"dt": [1e-12, 2e-12]}, {"duration": 5.0}, "duration / dt is 5e\\+12 steps"),
+        ({"dt": [1e-12, 2e-12]}, {"duration": 5.0}, "The run is 5e\\+12 steps of 1e-12 s"),
         ({"policy.temperature": [0.1]}, {}, "no parameter 'temperature'"),
         ({"curve.max_rate": [-3.0]}, {}, "must be positive and finite"),
     ],

@@ -65,10 +65,11 @@ Or the chunks are tasks of an engine that is there already: `--executor dask://H
 `sweep(..., executor=...)` with any `concurrent.futures.Executor`. Workers need this package in the same version, but no files:
 specification, fleets, precision and files of `--import` are sent, values come back, and this process writes the store, the same to the bit
 on equal machines with as many devices in every process
-(with threads of one process to rounding). Chunks of a dask worker that is lost run again, unless four were lost with the
-same chunk; a broken process pool takes a new call. A worker compiles for itself, and again in every new one unless
-JAX_COMPILATION_CACHE_DIR is set where it starts; its threads compute a chunk each, in turn on an accelerator. Ctrl-C cancels what has not
-begun, and on dask what has. A dask scheduler without TLS runs what anybody sends who reaches it: keep it on a private network.
+(with threads of one process to rounding). Chunks of a dask worker that is lost run again, unless four were lost with the same chunk;
+where no worker is left that is said, and the sweep waits for one; a broken process pool takes a new call. A worker compiles for itself,
+and again in every new one unless JAX_COMPILATION_CACHE_DIR is set where it starts; its threads compute a chunk each, in turn on an
+accelerator. Ctrl-C cancels what has not begun, and on dask what has. A dask scheduler without TLS runs what anybody sends who reaches it:
+keep it on a private network.
 
 `--coordinator` opens a port on the address given, and on no other, for the seconds in which the processes find each other. JAX puts no
 password on it: on a cluster shared with strangers, whoever reaches the address can join or disturb the start, so give one on a private
