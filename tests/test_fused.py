@@ -18,8 +18,17 @@ from dgdlb_jax.numerics.simplex import project_simplex
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation import engine, fused, plan
 from dgdlb_jax.simulation.engine import simulate_batch
-from dgdlb_jax.simulation.trajectory import SaveAt
-from helpers import CURVES, POLICIES, SETTINGS, single_precision, small_network, some_of, some_start
+from dgdlb_jax.simulation.trajectory import FIELDS, SaveAt
+from helpers import (
+    CURVES,
+    POLICIES,
+    SETTINGS,
+    interior_equilibrium,
+    single_precision,
+    small_network,
+    some_of,
+    some_start,
+)
 
 STATISTICS = SETTINGS | {"save": SaveAt.statistics(after=1.0)}
 FUSED, LOOP = plan.Execution(fused=True), plan.Execution(fused=False)
@@ -108,8 +117,28 @@ def test_saved_instants_are_those_of_the_loop(rng, kernels, every):
     policy, settings = for_both(POLICIES["DGDLB"](network)), SETTINGS | {"save": SaveAt(every=every)}
     loop, kernel = (simulate_batch(batch, policy, initial=start, execution=how, **settings) for how in (LOOP, FUSED))
     assert loop.time.shape == kernel.time.shape
-    for name in ("time", "workload", "routing", "mean_latency"):
+    for name in ("time", "workload", "routing", "mean_latency", "in_flight"):
         np.testing.assert_allclose(getattr(kernel, name), getattr(loop, name), rtol=1e-12, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("every", [None, 9])
+def test_networks_that_end_at_different_times_with_steps_as_data(rng, kernels, every):
+    """Room for more instants than there are: it repeats the last. Fewer steps than an interval, a multiple of it, and in between.
+
+    With 3 x 3 networks in a block for 4 x 4: what is not there must not count as sent.
+    """
+    batch, dt = stack([interior_equilibrium(rng)[0] for _ in range(3)]), np.array([0.02, 0.03, 0.025])
+    settings = {"dt": dt, "duration": dt * [5, 27, 40], "max_latency": SETTINGS["max_latency"], "throw": False}
+    save = SaveAt(every=every, fields=FIELDS if every else ())
+    run = lambda how, **more: simulate_batch(batch, DGDLB(0.1), save=save, execution=how, **settings, **more)
+    for more in ({"frames": 8}, {"frames": 6}) if every else ({"frames": 2}, {}):
+        loop, kernel = run(LOOP, **more), run(FUSED, **more)
+        for name in ("time", *save.fields):
+            here, there = getattr(kernel, name), getattr(loop, name)
+            np.testing.assert_allclose(here, there, rtol=1e-12, atol=1e-11, err_msg=name)
+        np.testing.assert_allclose(kernel.final.workload, loop.final.workload, rtol=1e-12)
+        np.testing.assert_allclose(kernel.statistics.mean_latency, loop.statistics.mean_latency, rtol=1e-12)
+        np.testing.assert_array_equal(kernel.final.row, kernel.final.step)
 
 
 def executor_of(monkeypatch, run) -> str:
@@ -135,7 +164,7 @@ def test_a_kernel_does_what_it_can_by_itself_and_a_loop_the_rest(rng, kernels, m
     executor = lambda run: executor_of(monkeypatch, run)
     assert executor(run) == executor(lambda: run(save=SaveAt(every=20))) == "kernel"
     assert executor(lambda: run(execution=LOOP)) == "loop"
-    assert executor(lambda: run(frames=3)) == "loop"
+    assert executor(lambda: run(frames=3)) == "kernel"
     slope = jax.grad(lambda rate: run(_with(batch, rate * batch.latency)).statistics.cost.sum())
     assert executor(lambda: slope(1.0)) == "loop"
     _, tables, _ = pair(rng, "Tabulated")
@@ -183,8 +212,9 @@ def test_what_a_kernel_cannot_do_is_said(rng, kernels):
     network, batch, start = pair(rng)
     rule = for_both(POLICIES["DGDLB"](network))
     run = lambda batch=batch, **more: simulate_batch(batch, rule, initial=start, execution=FUSED, **(STATISTICS | more))
-    with pytest.raises(InputError, match=r"no place for frames and extra_flow: leave it out"):
-        run(frames=3)
+    extra = np.zeros((2, 2, *batch.latency.shape[1:]))
+    with pytest.raises(InputError, match=r"no place for extra_flow: leave it out"):
+        run(extra_flow=extra)
     with pytest.raises(InputError, match="no derivatives: leave it out"):
         jax.grad(lambda rate: run(_with(batch, rate * batch.latency)).statistics.cost.sum())(1.0)
     _, tables, _ = pair(rng, "Tabulated")

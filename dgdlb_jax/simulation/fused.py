@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Each, Gather, StepContext
@@ -45,9 +45,10 @@ def compiling(policy: AbstractPolicy):
         ) from error
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def run_fused(system: DelayedSystem, carry: Carry, steps: int) -> Carry:
-    """The carry after so many steps, of a tile of one network; batches by `vmap`. On CPU interpreted, slowly, for tests.
+@jax.custom_jvp
+def run_fused(system: DelayedSystem, carry: Carry, steps: Int[Array, ""]) -> Carry:
+    """The carry after so many steps, of a tile of one network; batches by `vmap`, each network with a number of its own. On CPU
+    interpreted, slowly, for tests.
 
     **Raises:** `InputError` for a network or arrays that have no place in the kernel, and when differentiated.
     """
@@ -55,11 +56,11 @@ def run_fused(system: DelayedSystem, carry: Carry, steps: int) -> Carry:
     grid = _Grid(field.shape)
     _refuse_tables(field)
     changing = carry.k, carry.state, tuple(channel.reading for channel in carry.channels)
-    inputs = _without_tables(system), changing
+    inputs = _without_tables(system), changing, steps
     lines, ends = [channel.line for channel in carry.channels], jax.tree.leaves(changing)
     rings, offsets = [line.ring for line in lines], [channel.offset for channel in system.channels]
     done = pl.pallas_call(
-        partial(_kernel, grid, jax.eval_shape(lambda: inputs), steps),
+        partial(_kernel, grid, jax.eval_shape(lambda: inputs)),
         out_shape=[jax.ShapeDtypeStruct((leaf.size,), leaf.dtype) for leaf in (*rings, *ends)],
         input_output_aliases={n: n for n in range(len(rings))},
         interpret=device.on_cpu(),
@@ -73,7 +74,7 @@ def run_fused(system: DelayedSystem, carry: Carry, steps: int) -> Carry:
 
 
 @run_fused.defjvp
-def _refuse(steps, primals, tangents):
+def _refuse(primals, tangents):
     raise InputError("fused=True has no derivatives: leave it out.")
 
 
@@ -156,12 +157,15 @@ class _Line:
         return jax.lax.rem(k, jnp.int32(self.rows)) * self.width
 
 
-def _kernel(grid: _Grid, like: PyTree, steps: int, *refs) -> None:
+def _kernel(grid: _Grid, like: PyTree, *refs) -> None:
     """`refs`: the lines, offsets and what else changes as they come in, then the same lines and what has changed as it goes out."""
     count, channels = len(jax.tree.leaves(like)), like[0].channels
     offsets, given = refs[len(channels) : 2 * len(channels)], refs[2 * len(channels) : 2 * len(channels) + count]
     rings, ends = refs[2 * len(channels) + count :][: len(channels)], refs[3 * len(channels) + count :]
-    system, changing = jax.tree.map(partial(_load, grid), like, jax.tree.unflatten(jax.tree.structure(like), given))
+    system, changing, steps = jax.tree.map(
+        partial(_load, grid), like, jax.tree.unflatten(jax.tree.structure(like), given)
+    )
+    changing = _without_flows_of_nobody(grid, changing)
     system = eqx.tree_at(
         lambda s: s.parameters.field.shape, system, grid.room, is_leaf=lambda node: isinstance(node, Shape)
     )
@@ -203,6 +207,14 @@ def _step(system: DelayedSystem, lines: list[_Line], k: Array, state: PyTree, re
             read = line.read(k + 1)
             received = channel.receive(read if isinstance(channel.incidence, Each) else jnp.sum(read, axis=1))
     return held, tuple(found)
+
+
+def _without_flows_of_nobody(grid: _Grid, changing: tuple) -> tuple:
+    """Nothing is sent, and nothing arrives, where there is no frontend and no backend: sums over all of them hold."""
+    arcs, backends = grid.place(grid.network.ends.shape).inside, grid.place((grid.network.backends,)).inside
+    flows = lambda changing: (changing[1].routing, changing[1].flow, changing[1].inflow)
+    kept = [jnp.where(inside, flow, 0) for inside, flow in zip((arcs, arcs, backends), flows(changing), strict=True)]
+    return eqx.tree_at(flows, changing, kept)
 
 
 def _load(grid: _Grid, like: jax.ShapeDtypeStruct, ref) -> Array:
