@@ -1,6 +1,7 @@
 """Bad fleet files: each complaint is one sentence that names the file, the place, the value and the remedy."""
 
 import random
+import re
 import shutil
 import warnings
 from importlib import resources
@@ -195,7 +196,7 @@ TOML = {
     "amplitude above 1": (
         'kind = "trace"\ntable = "day.csv"',
         'kind = "daily cycle"\namplitude = 2',
-        ["fleet.toml [demand.trace]", "between 0 and 1"],
+        ["fleet.toml:20: demand.trace.amplitude[0] (frontend 0) is 2", "between 0 and 1"],
     ),
     "source without licence": ("[latency]", '[sources.a]\ntitle = "t"\n[latency]', ["sources.a.licence is missing"]),
     "a table is no list": (
@@ -283,6 +284,61 @@ def test_what_is_wrong_in_a_table(case, folder):
     message = complaint(folder)
     for part in parts:
         assert part in message, message
+
+
+NUMBERS = {
+    "[autoscaler]": {
+        "target": 0.7, "startup_s": 5, "min_replicas": 1, "max_replicas": 9, "interval_s": 15, "tolerance": 0.1, "exponent": 1,
+    },
+    "[autoscaler]\nkind = 'proportional'": {"target": 0.7, "startup_s": 5, "time_constant_s": 9},
+    "[news]": {"interval_s": 15},
+    "[news]\ninterval_s = 15": {
+        "offset_s": 1, "jitter": 0.1, "lost": 0.1, "late_s": 1, "drift_s": 1, "drift_period_s": 9, "seed": 3,
+    },
+    "[[events]]\nwhat = 'fails'\nbackend = 'osaka'": {"at_s": 5, "timeout_s": 1},
+    "[[events]]\nwhat = 'replicas'\nbackend = 'osaka'": {"at_s": 5, "factor": 2},
+    "[[events]]\nwhat = 'demand'": {"at_s": 5, "factor": 2},
+    "[[events]]\nwhat = 'latency'": {"at_s": 5, "factor": 2},
+    "[demand.day]\nkind = 'daily cycle'": {"amplitude": 0.5, "period_s": 9, "mean": 1},
+    "[demand.jump]\nkind = 'jumps'\ntimes_s = [9]": {"factor": [1, 2]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "key"), [(section, key) for section, keys in NUMBERS.items() for key in keys])
+def test_what_a_sentence_asks_for_is_what_is_accepted(section, key, folder):
+    """About 0: refused where the sentence on -1 asks for more, taken where it does not, and refused in the same words."""
+
+    def said(value):
+        keys = NUMBERS[section] | {key: [value, 2] if isinstance(NUMBERS[section][key], list) else value}
+        lines = (f"{name} = {number}" for name, number in keys.items())
+        (folder / "fleet.toml").write_text("\n".join([FLEET, section, *lines]))
+        try:
+            load_fleet(folder / "fleet.toml")
+        except InputError as error:
+            return str(error)
+        return ""
+
+    negative, zero = said(-1), said(0)
+    field = rf"fleet\.toml:\d+: \w+(\[1\]|\.day|\.jump)?\.{key}"
+    assert re.match(rf"{field}(\[0\] \(frontend 0\))? (is|contains) -1", negative), negative
+    above, from_zero = ("positive", "above 0"), ("not negative", "at least 0", "from 0", "between 0 and 1")
+    assert any(word in negative for word in above) != any(word in negative for word in from_zero), negative
+    if zero:
+        assert any(word in negative for word in above), (negative, zero)
+        without = [re.sub(r"(?<= )(-1|0)(\.0)?(?=[:,])", "", message) for message in (zero, negative)]
+        assert without[0] == without[1]
+    else:
+        assert any(word in negative for word in from_zero), negative
+
+
+def test_small_sets_of_words_are_listed(folder):
+    """Beside what may have been meant."""
+    replace(folder, "fleet.toml", "[latency]", '[[events]]\nat_s = 5\nwhat = "fail"\n[latency]')
+    there = "breaks, closes, demand, drains, fails, latency, mends, opens, recovers, replicas"
+    assert complaint(folder).endswith(f'events[1].what is "fail": did you mean "fails"? Known here: {there}.')
+    replace(folder, "fleet.toml", '"fail"', '"fails"\nbackends = "osaka"')
+    message = complaint(folder)
+    assert message.endswith('did you mean "backend"? Known here: at_s, backend, timeout_s, what.'), message
 
 
 def test_a_region_that_the_table_does_not_know_is_named(folder):

@@ -1,5 +1,6 @@
 """The command line, as a person or a script uses it."""
 
+import argparse
 import html
 import json
 import os
@@ -15,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from dgdlb_jax.cli import common, main
+from dgdlb_jax.cli import build_parser, common, main
 from dgdlb_jax.reports import status
 from helpers import ROOT, own_process
 
@@ -258,6 +259,23 @@ BAD_ARGUMENTS = [
     (["run", "two-by-two", "--fail", "each,each"], "--fail: each stands there twice"),
     (["walk"], "walk"),
     ([], "COMMAND"),
+    (
+        ["run", "two-by-two", "--set", "a=b"],
+        "dgdlb run: error: there is no option --set here: it belongs to dgdlb stability; ",
+    ),
+    (
+        ["run", "--import", "mine.py"],
+        "no option --import here: it belongs to dgdlb, before the command; dgdlb run --help",
+    ),
+    (
+        ["--policies=a", "run"],
+        "dgdlb: error: there is no option --policies here: it belongs to dgdlb run; dgdlb --help",
+    ),
+    (
+        ["stability", "two-by-two", "--polices", "a"],
+        "no option --polices here (did you mean --policy?); dgdlb stability",
+    ),
+    (["plot", "a.zarr", "b.zarr"], "dgdlb plot: error: 'b.zarr' is one argument too many; dgdlb plot --help"),
 ]
 
 
@@ -273,12 +291,47 @@ def test_bad_arguments_are_named(arguments, named, capsys):
     )  # one line, and no usage before it
 
 
+def test_no_value_of_an_option_is_lost(capsys):
+    """Of all options of all commands: they add up and say so, or the second is refused."""
+    root = build_parser()
+    (commands,) = [action.choices for action in root._actions if isinstance(action, argparse._SubParsersAction)]
+    checked = 0
+    for parser in commands.values():
+        needed = ["x" for action in parser._actions if not action.option_strings and action.nargs in (None, "+")]
+        for action in parser._actions:
+            value = str(next(iter(action.choices or ["1"])))
+            if not action.option_strings or action.nargs == 0:
+                continue
+            once = [action.option_strings[0], "a=1" if "=" in str(action.metavar) else value]
+            if isinstance(action, argparse._AppendAction):
+                assert len(getattr(parser.parse_args([*needed, *once, *once]), action.dest)) == 2
+                assert "may be repeated" in action.help
+                continue
+            parser.parse_args([*needed, *once])
+            with pytest.raises(SystemExit):
+                parser.parse_args([*needed, *once, *once])
+            assert f"argument {once[0]}: is given twice" in capsys.readouterr().err
+            checked += 1
+    assert checked > 40
+    with pytest.raises(SystemExit):
+        root.parse_args(["run", "--policies", "uniform", "--policies", "nearest"])
+    assert "put all of it into one, --policies A,B,...; dgdlb run --help" in capsys.readouterr().err
+
+
 BAD_INPUTS = [
     (["run", "two-by-tow"], "two-by-two"),
     (["run", "missing.toml"], "missing.toml"),
     (["run", "two-by-two", "--policies", "dgdlb"], "did you mean dgd-lb"),
     (["run", "two-by-two", "--dt", "100"], "dt"),
-    (["run", "two-by-two", "--dt", "1e-9", "--duration", "1e6"], "steps"),
+    (
+        ["run", "two-by-two", "--dt", "1e-9", "--duration", "1e6"],
+        "--duration = 1e+06 s at --dt = 1e-09 s is 1e+15 steps",
+    ),
+    (
+        ["run", "two-by-two", "--duration", "1e12"],
+        "two-by-two: --duration is 1e+12 s, but a run has at most 1e+09 steps",
+    ),
+    (["run", "two-by-two", "--duration", "1e12", "--fail", "each"], "two-by-two: --duration is 1e+12 s"),
     (["run", "two-by-two", "--current", "missing.csv"], "missing.csv"),
     (["run", "a/fleet.toml", "b/fleet.toml"], "one at a time"),
     (["run", "two-by-two", "two-by-two"], "two-by-two is named twice"),
@@ -330,15 +383,63 @@ LONGEST_TIMES = [
 ]
 
 
-@pytest.mark.parametrize(("more", "options", "sentence"), LONGEST_TIMES)
-def test_times_too_long_for_a_run_are_named_with_file_and_field(more, options, sentence, capsys):
+def _far_fleet(latency: str, more: str = "") -> None:
     Path("far.toml").write_text(
         'name = "far"\n[frontends]\nnames = ["west"]\nrate = [1.0]\n[backends]\nnames = ["west", "east"]\ncurve = "c"\n'
-        '[curves.c]\nkind = "hyperbolic"\nmax_rate = 8.0\nhalf_load = 40.0\n[latency]\none_way_s = [[0.02, 1e9]]\n'
-        + more
+        '[curves.c]\nkind = "hyperbolic"\nmax_rate = 8.0\nhalf_load = 40.0\n'
+        f"[latency]\none_way_s = [[0.02, {latency}]]\n{more}"
     )
+
+
+@pytest.mark.parametrize(("more", "options", "sentence"), LONGEST_TIMES)
+def test_times_too_long_for_a_run_are_named_with_file_and_field(more, options, sentence, capsys):
+    _far_fleet("1e9", more)
     assert main(["run", "far.toml", *options, "--no-files", "--quiet"]) == 2
     assert re.match(rf"dgdlb: error: far.toml: {sentence}.*correct one of the two\.$", capsys.readouterr().err)
+
+
+def test_a_step_size_is_refused_by_the_name_of_its_option(capsys):
+    assert main(["run", "two-by-two", "--step-size", "1e30", "--no-files", "--quiet"]) == 2
+    assert re.match(
+        r"dgdlb: error: two-by-two: --step-size is 1e\+30 1/s\^2, .*: lower it, the default is 0\.05",
+        capsys.readouterr().err,
+    )
+
+
+def test_a_latency_that_no_memory_can_hold_is_named_with_file_and_field(capsys, monkeypatch):
+    """4e7 steps of 0.5 s: numbers of two backends and as many arcs, with both time steps, kept one and a half times."""
+    from dgdlb_jax.numerics import device
+
+    monkeypatch.setattr(device, "host_memory", lambda: 1e9)
+    _far_fleet("2e7")
+    for command, needed in ((["run"], "3.84"), (["run", "--fail", "each"], "3.84"), (["stability"], r"\d+\.\d")):
+        assert main([command[0], "far.toml", *command[1:], "--no-files", "--quiet"]) == 2
+        said = capsys.readouterr()
+        assert re.match(
+            rf"dgdlb: error: far.toml: \[latency\] from west to east is 2e\+07 s, and what is on the way .* {needed} GB of memory.*"
+            r"dt of 0.5 s, as backend west serves a lone request in 5 s, but there are 1 GB: correct one of the two\.$",
+            said.err,
+        )
+        assert said.out == ""
+
+
+@pytest.mark.parametrize("part", ["write_export", "save_pictures", "write_dataset"])
+def test_what_cannot_be_written_is_not_put_down_to_the_fleet(part, capsys, monkeypatch):
+    from dgdlb_jax.numerics.results import InputError
+    from dgdlb_jax.reports import fleet_run, plots
+
+    def fails(*_, **__):
+        raise InputError("out is full: make room.")
+
+    monkeypatch.setattr(plots if part == "save_pictures" else fleet_run, part, fails)
+    monkeypatch.setattr(fleet_run.Job, "_compute", lambda self, *_: setattr(self, "comparison", self.network))
+    if part != "write_dataset":
+        monkeypatch.setattr(fleet_run, "write_dataset", lambda *_: None)
+    if part == "write_export":
+        monkeypatch.setattr(plots, "save_pictures", lambda *_, **__: None)
+    assert main(["run", "two-by-two", "--export", "csv", "--output", "out", "--quiet"]) == 2
+    assert capsys.readouterr().err == "dgdlb: error: out is full: make room.\n"
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("command", [["run"], ["run", "--fail", "each"], ["stability"]])

@@ -62,6 +62,18 @@ def test_it_writes_a_store_named_after_the_sweep_and_a_netcdf_file(toml, tmp_pat
     assert main(["sweep", str(toml)]) == 0, "a complete store is left as it is"
 
 
+def test_a_sweep_without_a_name_is_called_after_its_file(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = small(seeds=1)
+    del spec["name"]
+    write_toml(tmp_path / "a+b.toml", spec)
+    assert main(["sweep", "a+b.toml", "--quiet"]) == 0
+    assert "written: a-b.zarr, 2 cases" in capsys.readouterr().out
+    assert complete(tmp_path / "a-b.zarr") == 1
+    assert read_spec(tmp_path / "a+b.toml").name == "a-b"
+    assert (read_spec(spec).name, read_spec("step-size").name) == ("sweep", "step-size")
+
+
 def test_the_list_has_everything(capsys):
     assert main(["sweep", "--list"]) == 0
     printed = capsys.readouterr().out

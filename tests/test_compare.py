@@ -325,7 +325,7 @@ HEADER = "frontend,backend,share\n"
 BAD_TABLES = {
     "": "now.csv:1: no column 'frontend'",
     "frontend,backend\n": "now.csv:1: no column 'share'",
-    "frontend,backend,sahre\n": "now.csv:1: unknown column 'sahre'; did you mean share",
+    "frontend,backend,sahre\n": "unknown column 'sahre', the columns are frontend,backend,share; did you mean share?",
     HEADER + "wset,oregon,1\n": "now.csv:2: no frontend is called 'wset'; did you mean west",
     HEADER + "west,ohio,1\n": "now.csv:2: no backend is called 'ohio'",
     HEADER + "west,oregon,1\nwest,oregon,1\n": "now.csv:3: west to oregon already stands in line 2",

@@ -12,7 +12,7 @@ from dgdlb_jax.equilibrium.at_rest import latency_at_rest
 from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.demand import DailyCycle, Jumps, Trace
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.model.service import Hyperbolic, fit_service, redrawn, scatter
+from dgdlb_jax.model.service import Hyperbolic, Tabulated, fit_service, redrawn, scatter
 from dgdlb_jax.numerics.results import Result
 from dgdlb_jax.studies import conclusion as words
 from dgdlb_jax.studies.balancers import CURRENT, DGD
@@ -50,6 +50,20 @@ def stub(
         unmeasurable=unmeasurable, best_latency=0.1, outcomes={one.balancer: one for one in rows}, switch=switched,
         scatter=scattered, phases=(),
     )  # fmt: skip
+
+
+def test_backends_that_the_optimum_loads_beyond_what_was_measured_are_named():
+    """Equal curves share 10 requests/s equally; 5 of them need a workload of 6.9, and only 5 were measured at the first backend."""
+    measured = np.array([5.0, 1000.0])
+    capacity = 10 * (1 - np.exp(-measured / 10))
+    service = Tabulated([[10.0, 10.0]], [[10.0, 10.0]], capacity, measured)
+    network = Network([10.0], [[0.1, 0.1]], service, backend_names=("oregon", "virginia"))
+    said = lambda network: words.about_extrapolation(SimpleNamespace(network=network, optimum=solve_optimum(network)))
+    assert said(network) == (
+        f"At the optimum oregon is outside the measured range of the service curve, with {5 / capacity[0]:.0%} of the highest throughput "
+        "measured: figures there are extrapolated."
+    ).replace("%", " %")
+    assert said(network.with_arrival_rate([7.0])) == "", "a workload of 4.3"
 
 
 @pytest.mark.parametrize(

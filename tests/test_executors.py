@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ pytest.importorskip("zarr", reason="install the sweep extra")
 
 from dgdlb_jax.cli import main, plugins
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.studies.sweep import executors, read_spec, sweep
+from dgdlb_jax.studies.sweep import dry_run, executors, read_spec, sweep
 from dgdlb_jax.studies.sweep.fleet import fleet_network, fleets_given
 from helpers import own_process
 from sweeps import complete, files, small, write_toml
@@ -210,6 +211,57 @@ def test_a_port_where_somebody_listens_and_says_nothing_is_named(monkeypatch):
         refused(
             small(), f"dask://127.0.0.1:{listener.getsockname()[1]}", "No dask scheduler answers at dask://127.0.0.1"
         )
+
+
+class Deserted(concurrent.futures.Executor):
+    """As of dask: its workers are gone whenever something was submitted, and come back, and do it, at the third look."""
+
+    def __init__(self):
+        self._client, self.looks, self.open = SimpleNamespace(nthreads=self.nthreads), 0, []
+
+    def submit(self, fn, /, *args, **kwargs):
+        future = concurrent.futures.Future()
+        self.open.append((future, fn, args))
+        self.looks = 0
+        return future
+
+    def nthreads(self):
+        self.looks += 1
+        if self.looks < 3:
+            return {}
+        done, self.open = self.open, []
+        for future, fn, args in done:
+            threading.Timer(0.01, lambda future=future, fn=fn, args=args: future.set_result(fn(*args))).start()
+        return {"a": 2, "b": 2}
+
+
+def test_that_no_worker_is_left_is_said_once_and_that_the_sweep_goes_on(finished, tmp_path, monkeypatch, capsys):
+    """While the first worker is greeted, and while chunks are open."""
+    monkeypatch.setattr(executors, "_POLL", 0.01)
+    monkeypatch.setattr(executors, "_LOOK", 0.1)
+    sweep(small(), tmp_path / "small.zarr", executor=Deserted(), progress=False).close()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(
+        "dgdlb: no worker is left: 3 chunks are open and wait for one to come; Ctrl-C stops, what is finished"
+    )
+    assert said == [said[0], "dgdlb: goes on with 2 workers."] * 2
+    assert files(tmp_path / "small.zarr") == files(finished)
+
+
+def test_a_dry_run_looks_for_the_workers(tmp_path, monkeypatch, capsys):
+    """Whom a run would refuse it refuses, in the same sentence; whoever is there is counted."""
+    monkeypatch.chdir(tmp_path)
+    toml = write_toml(tmp_path / "small.toml", small(seeds=1))
+    assert main(["sweep", str(toml), "--dry-run", "--executor", "dask://here"]) == 2
+    assert "is no address: give dask://HOST:PORT" in capsys.readouterr().err
+    with pytest.raises(InputError, match="No worker can compute this sweep failed: ValueError: no good"):
+        dry_run.estimate(read_spec(small()), Counting({1: ValueError("no good")}))
+    crowd = Counting()
+    crowd._client = SimpleNamespace(nthreads=lambda: {"a": 2, "b": 1})
+    found = dry_run.estimate(read_spec(small(seeds=1)), crowd)
+    assert found.threads == (2, 1)
+    assert "\nworkers:   2 workers with 3 threads; " in dry_run.text(read_spec(small(seeds=1)), found)
+    assert dry_run.estimate(read_spec(small(seeds=1))).threads is None
 
 
 def test_a_scheduler_that_is_gone_is_not_taken_for_a_full_disk():

@@ -17,7 +17,7 @@ from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.studies.balancers import BALANCERS
 from dgdlb_jax.studies.outcome import outcome
 from dgdlb_jax.studies.settings import settings
-from dgdlb_jax.studies.sweep import cases, measures, progress, read_spec, sweep
+from dgdlb_jax.studies.sweep import cases, dry_run, measures, progress, read_spec, sweep
 from dgdlb_jax.studies.sweep.cases import padded_size
 from dgdlb_jax.studies.sweep.measures import growth_rate, period
 from dgdlb_jax.studies.sweep.store import read_identity
@@ -295,6 +295,47 @@ def test_single_precision_is_a_sweep_of_its_own(tmp_path):
     sweep(spec, tmp_path / "small.zarr", progress=False).close()
     with jax.enable_x64(False), pytest.raises(InputError, match="begun with precision = float64, this is float32"):
         sweep(spec, tmp_path / "small.zarr", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            {"step_size": 1e30},
+            r"The largest latency is \S+ steps of \S+ s: lower step_size, or lower latencies \(latency_scale\)\.$",
+        ),
+        ({"step_size_over_default": 1e20}, r"latency is .*: lower step_size_over_default, or lower latencies"),
+        ({"latency_scale": 1e10}, r"The largest latency is \S+ steps of \S+ s: lower latencies \(latency_scale\)\.$"),
+        ({"duration": 1e15}, r"The run is \S+ steps of \S+ s, more than 2147483646: lower duration\.$"),
+        ({"dt": 1e-15, "duration": 10.0}, r"The run is 1e\+16 steps of 1e-15 s, .*: raise dt, or lower duration\.$"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_the_input_that_asks_for_it(given, sentence):
+    with pytest.raises(InputError, match=sentence):
+        sweep(small(axes={"seed": [1]}, fixed=FIXED | given), progress=False)
+
+
+DOUBLE = ("critical_step_size", "critical_factor", "abscissa", "multiplier", "predicted_noise")
+
+
+def test_what_needs_double_precision_says_so_before_any_work(tmp_path):
+    """In words that somebody who made no network can follow; whatever does not say so is computed in single precision."""
+    with jax.enable_x64(False):
+        for name in DOUBLE:
+            with pytest.raises(InputError, match=rf"{name} needs double precision: put .* before dgd\.sweep\.$"):
+                sweep(small(measures=[name]), tmp_path / "small.zarr", progress=False)
+        over = small(axes={"step_size_over_critical": [0.5]})
+        for asked in (lambda: sweep(over, progress=False), lambda: dry_run.estimate(read_spec(over))):
+            with pytest.raises(InputError, match=r"step_size_over_critical needs double precision"):
+                asked()
+        assert not list(tmp_path.iterdir())
+        others = [
+            name
+            for name in measures.MEASURES
+            if name not in DOUBLE and not name.startswith(("request", "p5", "p9", "noise"))
+        ]
+        found = sweep(small(seeds=1, measures=others), progress=False)
+        assert set(others) <= set(found.data_vars)
 
 
 def test_a_sweep_goes_on_with_the_batches_of_whoever_began_it(tmp_path, monkeypatch):

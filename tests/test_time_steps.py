@@ -1,6 +1,8 @@
 """Runs whose accuracy is measured: how fine a step is, what it depends on, and what is said of it."""
 
 import dataclasses
+import itertools
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from dgdlb_jax.equilibrium.optimum import solve_optimum
 from dgdlb_jax.model.demand import Trace
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.service import Hyperbolic
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.patience import patience, within_patience
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies import DGDLB, LeastLatency, PeakEWMA, SampledDGDLB, Softmin, Uniform
@@ -115,6 +118,48 @@ def test_what_sets_a_step_size_is_said():
     assert ", set by the latency of 400 ms from" in alike.comparison.step_size_set_by
     still = network.with_latency([[0.1, 0.4], [0.2, 0.1]])
     assert what_sets_step_size(still, np.zeros(2), solve_optimum(still)) == ""
+
+
+def test_steps_that_nobody_can_wait_for_are_refused_by_what_makes_them_short(monkeypatch):
+    """Before anything is compiled. The loop crosses at sqrt(c sum(lambda eta)), up to a factor of some tens between start and optimum."""
+    with pytest.raises(InputError) as caught:
+        compare(pair(), ["least-latency", "dgd-lb"], step_size=1e30)
+    found = re.fullmatch(
+        r"step_size is 1e\+30 1/s\^2, which takes time steps of (\S+) s, so that (\S+) s are (\S+) steps, more than the 1e\+09 that a run "
+        r"may have: lower it, the default is (\S+)\.",
+        str(caught.value),
+    )
+    dt, duration, steps, default = map(float, found.groups())
+    assert 1e-18 < dt < 1e-15
+    assert steps == pytest.approx(duration / dt, rel=0.05)
+    usual = ComparisonInProgress(pair(), ["dgd-lb"], duration=1.0)
+    assert default == pytest.approx(float(usual.step_size.max()), rel=0.05)
+    with pytest.raises(
+        InputError, match=r"duration is 1e\+12 s, but a run has at most 1e\+09 steps, here with a dt of 0\.05 s"
+    ):
+        compare(pair(), duration=1e12)
+    with pytest.raises(
+        InputError, match=r"duration = 10 s at dt = 1e-09 s is 1e\+10 steps, .*: shorten it to 1 s, or raise dt"
+    ):
+        compare(pair(), duration=10.0, dt=1e-9)
+    lines, dt = usual._runs[DGD].bytes, usual._runs[DGD].dt
+    assert 1 < lines / (2 * 1.5 * (0.15 / dt) * 2 * (2 + 1) * usual.network.latency.dtype.itemsize) < 2
+    monkeypatch.setattr(device, "host_memory", lambda: 1.5 * lines)
+    assert ComparisonInProgress(pair(), ["dgd-lb", "uniform"], duration=1.0, workers=2)._workers == 1
+    monkeypatch.setattr(device, "host_memory", lambda: 0.5 * lines)
+    sentence = r"DGD-LB takes time steps of .*, set by the fastest service, .* from frontend 0 to backend 1 is 0\.15 s"
+    with pytest.raises(InputError, match=sentence):
+        ComparisonInProgress(pair(), ["dgd-lb"], duration=1.0)
+
+
+@pytest.mark.parametrize("fixed", [0.001, 1.0])
+def test_what_a_run_takes_is_not_put_down_to_its_steps(fixed, monkeypatch):
+    """Long delay lines take a while to make, however few the steps; here 1 ms or 1 s, in turn 10 % more and less, and a step 1 us."""
+    run, more = resolved(DGDLB(0.05), 0.05, 0.05), itertools.cycle([1.1, 0.9])
+    monkeypatch.setattr(run, "_pilot", lambda steps: next(more) * fixed + 2e-6 * steps)
+    run.compile(GRID.instants + 1)
+    longer = Grid(duration=1e8, interval=100.0, after=0.0)
+    assert run.seconds(longer) == pytest.approx(run.steps(longer) * 1e-6, rel=0.3)
 
 
 def test_a_given_step_is_used_as_it_is():

@@ -9,10 +9,10 @@ import sys
 import threading
 import types
 from collections.abc import Sequence
-from typing import NoReturn
 
 from dgdlb_jax import __version__
 from dgdlb_jax.cli import fleets, importing, plot, plugins, report, reproduce, run, stability, sweep
+from dgdlb_jax.cli.parser import Parser
 from dgdlb_jax.numerics.text import clipped, printable
 
 COMMANDS = (run, stability, sweep, reproduce, plot, report, fleets, importing)
@@ -69,17 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os._exit(130)  # compiled code in other threads cannot be stopped, and a normal exit would wait for it
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as everything else does, without the usage before it; so do the commands' parsers."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help says what can be given.\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of `dgdlb` with all its commands."""
     style = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="dgdlb", description=_ABOUT, epilog=_EXAMPLES, formatter_class=style)
+    parser = Parser(prog="dgdlb", description=_ABOUT, epilog=_EXAMPLES, formatter_class=style)
     parser.add_argument("--version", action="version", version=f"dgdlb {__version__}")
     parser.add_argument(
         "--import",
@@ -89,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help="a Python module, or a .py file, that registers policies, service curves, topologies or demands of your own; may be repeated",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_commands(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add(commands)
     return parser

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 from dgdlb_jax.cli.common import notes, quick_compilation
+from dgdlb_jax.numerics.text import did_you_mean
 
 _ALL = ["each"]
 
@@ -32,7 +33,7 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
         news = [load_news(fleet) if options.news is None else given for fleet in fleets]
         for fleet, network in zip(fleets, networks, strict=True):
             _check_names(options.fail, network.backend_names or ())
-            with about(fleet):
+            with about(fleet, [name for name in ("dt", "duration") if getattr(options, name) is not None]):
                 require_traffic(network)
                 check_span(network, options.dt, {})
                 check_times(network, options.dt, options.duration)
@@ -79,7 +80,6 @@ def _refuse_others(options: argparse.Namespace) -> None:
 
 
 def _check_names(chosen: list[str], known: tuple[str, ...]) -> None:
-    from dgdlb_jax.numerics.checks import did_you_mean
     from dgdlb_jax.numerics.results import InputError
 
     for name in [] if chosen == _ALL else chosen:

@@ -156,7 +156,7 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     add("--news", metavar="A=X,B=Y,...", help=NEWS_HELP)
     add(
         "--fail",
-        metavar="BACKENDS",
+        metavar="A,B,...",
         type=names,
         help="instead: let each of these backends fail in turn, or with `each` all of them, and tell what the loss costs, who recovers "
         "and how fast (files: failures.json in --output, if given)",

@@ -85,6 +85,7 @@ def assess(options: argparse.Namespace) -> None:
     from dgdlb_jax.reports import autoscaling_text, policy_limits, stability_text
     from dgdlb_jax.reports.fleet_run import folders
     from dgdlb_jax.reports.status import status
+    from dgdlb_jax.studies.durations import check_span
     from dgdlb_jax.studies.results import check_folder, whole_folder
 
     if options.set and options.policy == DGD:
@@ -98,6 +99,7 @@ def assess(options: argparse.Namespace) -> None:
         news = load_news(options.fleet) if options.news is None else parse_news(options.news)
     with about(options.fleet):
         require_traffic(network)
+        check_span(network, None, {}, runs=len(stability_text.FRACTIONS))
     if folder is not None:
         check_folder(folder)
     with status(options.quiet) as told:

@@ -48,7 +48,12 @@ def add(commands) -> None:
     option = parser.add_argument
     option("spec", nargs="?", metavar="SPEC", help="TOML file, or name of a ready sweep")
     option("--list", action="store_true", help="list the ready sweeps, inputs and measures")
-    option("--output", metavar="STORE", type=Path, help="folder for the results (default: ./NAME.zarr)")
+    option(
+        "--output",
+        metavar="STORE",
+        type=Path,
+        help="folder for the results (default: ./NAME.zarr, with the name in the specification, or else of its file)",
+    )
     option("--dry-run", action="store_true", help="try a few cases, say what all would take, write nothing")
     option("--netcdf", metavar="FILE", type=Path, help="in the end, write the results as one netCDF file as well")
     option("--recompute-corrupt", action="store_true", help="compute damaged chunks again")
@@ -85,7 +90,7 @@ def run_sweep(options: argparse.Namespace) -> None:
         from dgdlb_jax.studies.sweep.dry_run import estimate, text
 
         with notes():
-            print(text(spec, estimate(spec)))
+            print(text(spec, estimate(spec, options.executor, plugins.for_workers())))
         return
     store = options.output or Path(f"{spec.name}.zarr")
     try:

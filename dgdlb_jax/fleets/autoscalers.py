@@ -53,8 +53,8 @@ def _value(section: Section, key: str, wanted: Any, network: Network) -> Any:
     if wanted in (bool, bool | None) or (not says and isinstance(value, bool)):
         return section.flag(key, False)
     if isinstance(value, list) and wanted is not float:
-        return np.array(section.numbers(key, network.backends))
-    return section.number(key)
+        return np.array(section.numbers(key, network.backends, minimum=None))
+    return section.number(key, minimum=None)
 
 
 def _behavior(section: Section) -> Behavior:

@@ -65,7 +65,7 @@ def _daily_cycle(section: Section, base: Base, folder: Folder) -> DailyCycle:
     return section.build(
         DailyCycle,
         np.array(section.numbers("mean", count, base.mean.tolist())),
-        np.array(section.numbers("amplitude", count)),
+        np.array(section.numbers("amplitude", count, minimum=None)),
         np.array(section.numbers("peak_s", count, [0.0] * count, minimum=-math.inf)),
         np.array(section.numbers("period_s", count, [86400.0] * count, above=True)),
     )

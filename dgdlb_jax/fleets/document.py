@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dgdlb_jax.fleets.encoding import decoded
-from dgdlb_jax.numerics.checks import closest, in_range
+from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.text import clipped as clipped
+from dgdlb_jax.numerics.text import closest
 
 Folder = Path | Traversable
 
@@ -32,11 +33,14 @@ class FleetWarning(UserWarning):
 
 
 def nearest(word: object, known: Collection[str]) -> str:
-    """`did you mean "known"?`, or the list of what there is when nothing is near."""
+    """`did you mean "known"?`, if anything is near; and what there is, all of it or where nothing is near some."""
+    if not known:
+        return "nothing is known here."
     close = closest(clipped(str(word)), map(clipped, known), cutoff=0.5)
-    if close is not None:
-        return f'did you mean "{close}"?'
-    return f"known here: {listed(sorted(known))}." if known else "nothing is known here."
+    there = f"nown here: {listed(sorted(known))}."
+    if close is None:
+        return f"k{there}"
+    return f'did you mean "{close}"?' + f" K{there}" * (len(known) <= _MOST_NAMES)
 
 
 def listed(names: Sequence[str]) -> str:
@@ -51,13 +55,18 @@ def counted(number: int, one: str, many: str) -> str:
 
 
 @contextlib.contextmanager
-def about(file: str) -> Iterator[None]:
-    """Complaints about what a fleet's file says get its name in front, as when it was read."""
+def about(file: str, options: Collection[str] = ()) -> Iterator[None]:
+    """Complaints about what a fleet's file says get its name in front, as when it was read.
+
+    **Arguments:** `options`: arguments that were given on the command line, and are called so there.
+    """
     try:
         yield
     except InputError as error:
-        name = Path(file).name
-        raise InputError(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+        name, text = Path(file).name, str(error)
+        for one in options:
+            text = re.sub(rf"\b{one}(?= (?:=|is) )", f"--{one.replace('_', '-')}", text)
+        raise InputError(text if text.startswith(name) else f"{name}: {text}") from error
 
 
 def read_text(file: Folder, wanted_by: str = "") -> str:
@@ -187,15 +196,21 @@ class Section:
         self._check_count(key, values, wanted)
         return tuple(values)
 
-    def number(self, key: str, default: Any = ..., *, minimum: float = 0.0, above: bool = False) -> float:
-        """One finite number of at least (or above) `minimum`."""
+    def number(self, key: str, default: Any = ..., *, minimum: float | None = 0.0, above: bool = False) -> float:
+        """One finite number of at least (or above) `minimum`; any number with None, where whoever is given it checks it."""
         value = self.get(key, (int, float), "a number", default)
         return value if value is default else self._number(key, value, minimum, above)
 
     def numbers(
-        self, key: str, wanted: int | None = None, default: Any = ..., *, minimum: float = 0.0, above: bool = False
+        self,
+        key: str,
+        wanted: int | None = None,
+        default: Any = ...,
+        *,
+        minimum: float | None = 0.0,
+        above: bool = False,
     ) -> list[float]:
-        """A list of numbers; one number alone stands for all when the count is known."""
+        """A list of numbers like `number`; one number alone stands for all when the count is known."""
         values = self.get(key, (list, int, float), "numbers", default)
         if values is default:
             return values
@@ -240,11 +255,11 @@ class Section:
         text = complaint.replace(", or None for", ", or leave it out for")
         for argument, key in keys.items():
             text = re.sub(rf"\b{argument}(?= = )", key, text)
-        found = re.match(rf"{maker}(?:\(at=[^()]*\))?\.(\w+) ", text)
+        found = re.match(rf"{maker}(?:\(at=[^()]*\))?\.(\w+)(?=(?:\[[\d, ]+\])? )", text)
         key = keys.get(found[1], found[1]) if found else ""
         if found is None or key not in self.content:
             return InputError(f"{self.place}: {text.removeprefix(f'{maker}: ')}")
-        return InputError(f"{self._where(key)} {text[found.end() :]}")
+        return InputError(f"{self._where(key)}{text[found.end() :]}")
 
     @property
     def place(self) -> str:
@@ -257,11 +272,11 @@ class Section:
         if not values or (wanted is not None and len(values) != wanted):
             raise self.error(key, f"has {counted(len(values), *things)}", f"give {wanted or 'at least 1'}.")
 
-    def _number(self, key: str, value: Any, minimum: float, above: bool) -> float:
+    def _number(self, key: str, value: Any, minimum: float | None, above: bool) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"contains {shown(value)}", "give numbers, without quotes.")
         number = to_float(value)
-        if not in_range(number, minimum, above):
+        if minimum is not None and not in_range(number, minimum, above):
             rule = rule_for(minimum, above)
             raise self.error(key, f"contains {shown(value)}", f"give {rule}.")
         return number

@@ -57,7 +57,7 @@ def _value(section: Section, name: str, network: Network):
     if name == "news":
         return section.flag(name, False)
     if name not in _PLACES:
-        return section.number(name)
+        return section.number(name, minimum=None)
     known = (network.frontend_names if name == "frontend" else network.backend_names) or ()
     value = section.get(name, (str, list), f"the name of a {name}, or a list of names")
     for one in [value] if isinstance(value, str) else section.names(name):

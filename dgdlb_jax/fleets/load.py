@@ -19,9 +19,9 @@ from dgdlb_jax.model.demand import AbstractDemand
 from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import signals
-from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.files import exists, is_folder
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import closest
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
 from dgdlb_jax.policies.estimates import Scraped
 

@@ -7,8 +7,8 @@ from dgdlb_jax.fleets.document import clipped, listed
 from dgdlb_jax.fleets.importers.words import normal
 from dgdlb_jax.fleets.tables import Table
 from dgdlb_jax.model.cities import CITIES
-from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import closest
 
 _SECONDS_PER_DEGREE = 240.0  # of longitude: the sun goes round in a day
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from dgdlb_jax.fleets.document import Section, shown
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.policies.estimates import Scraped
 
 _SECONDS = ("interval", "offset", "late", "drift", "drift_period")
@@ -25,7 +25,7 @@ def read_news(document: Section, network: Network) -> Scraped | None:
     section = document.section("news")
     keys = {f"{name}_s" if name in _SECONDS else name: name for name in _NAMES}
     section.only(*keys)
-    section.numbers("interval_s", network.frontends)  # complains if it is missing
+    section.numbers("interval_s", network.frontends, minimum=None)  # complains if it is missing
     given = {name: _value(section, key, network) for key, name in keys.items() if key in section}
     return section.build_by({name: key for key, name in keys.items()}, Scraped, **given)
 
@@ -59,14 +59,14 @@ def parse_news(text: str) -> Scraped | None:
 
 def _value(section: Section, key: str, network: Network) -> Any:
     if key == "seed":
-        value = section.number(key)
-        return int(value) if value == int(value) else value
+        value = section.number(key, minimum=None)
+        return int(value) if float(value).is_integer() else value
     if key == "offset_s" and section.content[key] == _DRAWN:
         return None
     if key == "offset_s" and isinstance(section.content[key], str):
         raise section.error(key, f"is {shown(section.content[key])}", f'give seconds, or "{_DRAWN}".')
     one = not isinstance(section.content[key], list)
-    return section.number(key) if one else section.numbers(key, network.frontends)
+    return section.number(key, minimum=None) if one else section.numbers(key, network.frontends, minimum=None)
 
 
 def _parsed(text: str, name: str, value: str) -> Any:

@@ -164,6 +164,7 @@ class Table:
             nearest(known[0], self.columns)
             .replace("did you mean", "is it")
             .replace("known here:", "it has the columns")
+            .replace("Known here:", "It has the columns")
         )
         raise InputError(f'{self.name}: column "{known[0]}" is missing ({hint.rstrip(".")}): add or rename it.')
 

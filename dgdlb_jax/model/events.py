@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike
 
-from dgdlb_jax.numerics.checks import did_you_mean, in_range
+from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.text import did_you_mean
 
 Where = str | int | Sequence[str | int]
 

@@ -1,8 +1,7 @@
 """What constructors ask of the numbers and names they are given, and the words with which they refuse them."""
 
-import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -63,14 +62,3 @@ def check_positive(name: str, value: Matrices, remedy: str = "give a positive fi
 def in_range(number: float, minimum: float, above: bool = False) -> bool:
     """Whether a number is finite and at least `minimum`, or `above` it."""
     return math.isfinite(number) and (number > minimum if above else number >= minimum)
-
-
-def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word that a misspelt one is nearest to; None when nothing is near."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
-
-
-def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
-    """The end of a sentence about a misspelt word: `; did you mean known?`, or what else to say when nothing is near."""
-    close = closest(word, known)
-    return otherwise if close is None else f"; did you mean {close}?"

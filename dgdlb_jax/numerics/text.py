@@ -1,5 +1,6 @@
 """Texts from outside, such as names and paths, where people see them: on one line, of readable length, without control characters."""
 
+import difflib
 from collections import Counter
 from collections.abc import Iterable
 
@@ -25,6 +26,17 @@ def clipped(text: str, longest: int = LONGEST_VALUE) -> str:
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that stands there a second time; None where all differ."""
     return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that a misspelt one is nearest to; None when nothing is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """The end of a sentence about a misspelt word: `; did you mean known?`, or what else to say when nothing is near."""
+    close = closest(word, known)
+    return otherwise if close is None else f"; did you mean {close}?"
 
 
 def plain_label(text: str) -> str:

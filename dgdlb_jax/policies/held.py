@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from dgdlb_jax.numerics.checks import did_you_mean, not_negative, positive
+from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.results import InputError, is_concrete
+from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.numerics.types import Matrix, Numbers
 from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked, per_backend
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dgdlb_jax.numerics.registry import Registry, check_class
+from dgdlb_jax.numerics.text import did_you_mean
 
 if TYPE_CHECKING:
     from dgdlb_jax.policies.base import AbstractPolicy
@@ -125,8 +126,7 @@ def register_policy(
 
     **Raises:** `InputError` for a key of a built-in policy, a label that is taken, a recipe that does not exist, or what is no policy.
     """
-    from dgdlb_jax.numerics.checks import did_you_mean  # late, as they load JAX
-    from dgdlb_jax.numerics.results import InputError
+    from dgdlb_jax.numerics.results import InputError  # late, as they load JAX
     from dgdlb_jax.policies.base import AbstractPolicy
 
     if isinstance(recipe, str) and recipe not in RECIPES:

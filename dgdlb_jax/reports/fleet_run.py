@@ -79,7 +79,7 @@ class Job:
     autoscaling: AutoscalingStudy | None
 
     def __init__(self, settings: Settings, fleet: str, folder: Path | None):
-        self.settings, self.folder, self._fleet = settings, folder, fleet
+        self.settings, self.folder = settings, folder
         self.comparison, self.trace, self.stability, self.requests, self.autoscaling = None, None, None, None, None
         self._policies: dict[str, AbstractPolicy] = {}
         self.network = load_fleet(fleet, demand="constant")
@@ -92,7 +92,9 @@ class Job:
         with about(fleet):
             require_traffic(self.network)
         self._check_options(fleet)
-        with about(fleet):
+        given = [name for name in ("dt", "duration", "step_size") if getattr(settings, name) is not None]
+        self._about = partial(about, fleet, given)  # what is wrong with a fleet, or with an option in it
+        with self._about():
             self._check_times()
         check_keys(settings.policies or ())
         self.also = {} if settings.current is None else {CURRENT: read_routing(settings.current, self.network)}
@@ -146,10 +148,14 @@ class Job:
         **Arguments:** `status` is told what goes on; `show` takes what a person reads, part by part, as soon as it is known. What
         is known by then stays in `comparison` and `trace` when it is interrupted.
         """
-        with about(self._fleet):
-            self._run(status, show)
+        with self._about():
+            self._compute(status, show)
+        if self.folder is not None:  # whatever cannot be written, the fleet's file is not to blame
+            status.phase(f"{self.network.name or 'fleet'}: writing files")
+            self._write(self.folder)
+            show(f"\n{self._written(self.folder)}")
 
-    def _run(self, status: Status, show: Callable[[str], None]) -> None:
+    def _compute(self, status: Status, show: Callable[[str], None]) -> None:
         chosen, name = self.settings, self.network.name or "fleet"
         show(text.network_facts(self.network))
         if self.autoscaler is not None:
@@ -192,10 +198,6 @@ class Job:
             show(f"\n{name} under its demand {chosen.demand!r}")
             for comparison in self._compared(self.traced, f"{name}, {chosen.demand}", status, show):
                 self.trace = comparison
-        if self.folder is not None:
-            status.phase(f"{name}: writing files")
-            self._write(self.folder)
-            show(f"\n{self._written(self.folder)}")
 
     def _compared(
         self,

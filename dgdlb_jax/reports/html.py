@@ -22,6 +22,7 @@ from dgdlb_jax.reports.stability_text import STEP_SIZES, StabilityReport
 from dgdlb_jax.studies.autoscaling import AutoscalingStudy
 from dgdlb_jax.studies.balancers import DGD
 from dgdlb_jax.studies.compare import Comparison
+from dgdlb_jax.studies.conclusion import about_extrapolation
 from dgdlb_jax.studies.requests import RequestStudy
 
 _STYLE = """
@@ -153,6 +154,7 @@ def _comparison(comparison: Comparison) -> list[str]:
         header, rows = text.flow_cells(comparison)
         parts += [heading("What backends get"), table(header, rows, right=range(1, len(header)))]
         parts += [heading("Where frontends send"), table(*text.routing_cells(comparison), right=(1,))]
+        parts += map(paragraph, filter(None, [about_extrapolation(comparison)]))
         shown = routing_by_frontend(comparison).figure
         parts.append(picture(shown, "Where each frontend sends its requests"))  # pyright: ignore[reportArgumentType]
         parts += [

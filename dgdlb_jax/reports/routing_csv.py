@@ -12,9 +12,8 @@ import numpy as np
 
 from dgdlb_jax.fleets.document import clipped, read_text
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.numerics.text import cell_text
+from dgdlb_jax.numerics.text import cell_text, did_you_mean
 from dgdlb_jax.policies.static import FixedRouting
 from dgdlb_jax.reports.exporters import EXPORTERS, ByName, Exporter, Names, slugs
 from dgdlb_jax.reports.exporters.tables import COLUMNS
@@ -158,8 +157,8 @@ def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
 def _check_header(path: Path, found: Sequence[str]) -> None:
     for column in found:
         if column not in COLUMNS:
-            hint = did_you_mean(column, COLUMNS, f"; the columns are {','.join(COLUMNS)}.")
-            raise InputError(f"{path}:1: unknown column {clipped(column)!r}{hint}")
+            hint = did_you_mean(column, COLUMNS, ".")
+            raise InputError(f"{path}:1: unknown column {clipped(column)!r}, the columns are {','.join(COLUMNS)}{hint}")
     for column in COLUMNS:
         if column not in found:
             raise InputError(f"{path}:1: no column {column!r}; the columns are {','.join(COLUMNS)}.")

@@ -14,7 +14,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.formatting import enumerated, number, percent, ranging, seconds
 from dgdlb_jax.reports.text_table import GrowingTable, columns
 from dgdlb_jax.studies.balancers import CURRENT, DGD
-from dgdlb_jax.studies.conclusion import conclusion, excess
+from dgdlb_jax.studies.conclusion import about_extrapolation, conclusion, excess
 from dgdlb_jax.studies.event_words import happening
 from dgdlb_jax.studies.news import news_words
 from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
@@ -205,7 +205,8 @@ def flow_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[tuple[st
 
 def routing(comparison: "Comparison") -> str:
     """Where each frontend sends its traffic: at the optimum, and under DGD-LB at the end of its run."""
-    return columns(*routing_cells(comparison), right=(1,))
+    said = textwrap.wrap(about_extrapolation(comparison), 100, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join([columns(*routing_cells(comparison), right=(1,)), *said])
 
 
 def routing_cells(comparison: "Comparison") -> tuple[tuple[str, ...], list[list[str]]]:
@@ -353,14 +354,11 @@ def notes(comparison: "Comparison") -> list[str]:
             found.append(f"{row.balancer}: {row.reason}")
         if row.verdict in (Verdict.diverging, Verdict.failed):
             continue
+        where = "the measured range of the service curve"
         if row.still_beyond_measured:
-            found.append(
-                f"{row.balancer}: {enumerated(row.still_beyond_measured)} outside the measured range of the service curve"
-            )
+            found.append(f"{row.balancer}: {enumerated(row.still_beyond_measured)} outside {where}")
         elif row.beyond_measured:
-            found.append(
-                f"{row.balancer}: {enumerated(row.beyond_measured)} left the measured range of the service curve on the way"
-            )
+            found.append(f"{row.balancer}: {enumerated(row.beyond_measured)} left {where} on the way")
     return [f"  {note}" for note in found]
 
 

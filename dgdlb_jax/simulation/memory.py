@@ -7,8 +7,9 @@ from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.labelled import labels
 from dgdlb_jax.simulation.trajectory import Trajectory
 
-# Measured: how often what a run keeps exists at its end.
-_LINES, _RESUMABLE_LINES, _HISTORIES, _STATES = 1.5, 2.0, 2.0, 20.0
+LINES = 1.5
+"""How often a delay line exists at the end of a run; measured, as are the others."""
+_RESUMABLE_LINES, _HISTORIES, _STATES = 2.0, 2.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Memory:
         """Numbers in delay lines."""
         batch, frontends, backends = self.size
         line = self.rows * backends * (frontends * (1 + self.counts_own) + 1)
-        return line * (_LINES * self.side_by_side + _RESUMABLE_LINES * batch * self.resumable)
+        return line * (LINES * self.side_by_side + _RESUMABLE_LINES * batch * self.resumable)
 
     @property
     def _history(self) -> float:

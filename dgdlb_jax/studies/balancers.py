@@ -11,10 +11,9 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import replicas
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.registry import View
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.numerics.text import repeated
+from dgdlb_jax.numerics.text import did_you_mean, repeated
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped, estimated
 from dgdlb_jax.policies.observed import LatencyObservationScorer

@@ -42,7 +42,7 @@ from dgdlb_jax.studies.durations import (
 from dgdlb_jax.studies.quasi_static import QuasiStatic, quasi_static_optimum
 from dgdlb_jax.studies.schedule import Schedule
 from dgdlb_jax.studies.starts import start_routing
-from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, what_sets, what_sets_step_size
+from dgdlb_jax.studies.time_steps import Grid, ResolvedRun, check_affordable, what_sets, what_sets_step_size
 from dgdlb_jax.studies.verdict import LAST_PART
 
 Progress = Callable[[int, int, str], None]
@@ -172,6 +172,9 @@ class ComparisonInProgress:
                 self._coarsen()
             elif duration is None and not self.moving:
                 self._shorten(dt)
+            check_affordable(self.network, self.optimum, self._runs, self.grid, self._set_by, step_size)
+            largest = max(run.bytes for run in self._runs.values())
+            self._workers = max(1, min(self._workers, int(device.host_memory() / max(largest, 1))))
         self._may_run_longer, self._may_halve = duration is None and not self.moving, dt is None
         self._done: dict[str, Trajectory] = {}
         self._longer: dict[str, Trajectory] = {}

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.equilibrium.prices import ShadowPrices, shadow_prices
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.trajectory import Trajectory
 from dgdlb_jax.studies import results

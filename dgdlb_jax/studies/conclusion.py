@@ -10,7 +10,7 @@ import numpy as np
 from dgdlb_jax.numerics.formatting import enumerated, number, percent, ranging, seconds
 from dgdlb_jax.studies.balancers import CURRENT, DGD, ORACLE
 from dgdlb_jax.studies.event_words import about_events
-from dgdlb_jax.studies.outcome import Outcome, backend_names, frontend_names
+from dgdlb_jax.studies.outcome import Outcome, backend_names, beyond_measured, frontend_names
 from dgdlb_jax.studies.scatter import Scatter
 from dgdlb_jax.studies.switching import Switch
 from dgdlb_jax.studies.verdict import Verdict
@@ -46,6 +46,23 @@ def no_percentage(comparison: "Comparison") -> str:
     return (
         f"Demand stays as it is for {seconds(steady)} and a request up to {seconds(service)} at a backend, so queues cannot follow "
         "and a quasi-static optimum is nothing to be held against: no percentages over it."
+    )
+
+
+def about_extrapolation(comparison: "Comparison") -> str:
+    """Which backends the optimum loads beyond what was measured of their curves."""
+    network, best = comparison.network, comparison.optimum
+    beyond = np.flatnonzero(beyond_measured(network, best.workload))
+    if not beyond.size:
+        return ""
+    inflow = np.asarray(network.arrival_rate, float) @ np.asarray(best.routing, float)
+    part = (inflow / np.asarray(network.nominal_capacity, float))[beyond]
+    names = [backend_names(network)[j] for j in beyond[np.argsort(-part, kind="stable")]]
+    are, most = ("is", "") if len(names) == 1 else ("are", "up to ")
+    most += percent(float(part.max()))
+    return (
+        f"At the optimum {enumerated(names)} {are} outside the measured range of the service curve, with {most} of the highest throughput "
+        "measured: figures there are extrapolated."
     )
 
 

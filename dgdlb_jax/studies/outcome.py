@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Bool, Float
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.results import Result
@@ -85,7 +85,6 @@ def outcome(
     short = _pick(names, found.shortfall > 0)
     smooth = smooth_latency(network, run)
     settled = verdict is Verdict.settled and not moving
-    measured = np.broadcast_to(network.service.measured_workload, network.backends) * (1 + 1e-9)
     return Outcome(
         balancer=balancer,
         duration=float(np.subtract(*np.asarray(run.time)[[-1, 0]])),
@@ -103,10 +102,15 @@ def outcome(
         drift=float(found.drift),
         resolved=resolved,
         highest_latency=float(np.max(smooth)),
-        beyond_measured=_pick(names, np.asarray(statistics.peak_workload) > measured),
-        still_beyond_measured=_pick(names, np.asarray(statistics.highest_workload) > measured),
+        beyond_measured=_pick(names, beyond_measured(network, statistics.peak_workload)),
+        still_beyond_measured=_pick(names, beyond_measured(network, statistics.highest_workload)),
         result=result,
     )
+
+
+def beyond_measured(network: Network, workload: Float[ArrayLike, " backends"]) -> Bool[np.ndarray, " backends"]:
+    """Which backends have a workload outside the measured range of their curve."""
+    return np.asarray(workload) > np.broadcast_to(network.service.measured_workload, network.backends) * (1 + 1e-9)
 
 
 def smooth_latency(network: Network, run: Trajectory) -> Float[np.ndarray, " time"]:

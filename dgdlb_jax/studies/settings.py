@@ -8,8 +8,8 @@ from typing import Any
 import equinox as eqx
 import jax
 
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.policies.base import AbstractPolicy
 
 _FIELD = {"report": "kind"}  # settings that a policy keeps under another name

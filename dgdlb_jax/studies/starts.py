@@ -7,9 +7,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError
+from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.policies.base import least, share_equally
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.start import workload_carrying

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -14,6 +15,7 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.signals import Signals
+from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import delay_for, rows_for, steps_for
 from dgdlb_jax.numerics.formatting import seconds
 from dgdlb_jax.numerics.results import InputError, Result
@@ -21,12 +23,15 @@ from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import FIELDS, Trajectory
-from dgdlb_jax.stability.defaults import default_step_size_set_by, suggest_dt
+from dgdlb_jax.stability.defaults import default_step_size, default_step_size_set_by, suggest_dt
+from dgdlb_jax.studies.durations import MOST_STEPS, line_bytes, longest_latency
 from dgdlb_jax.studies.names import backend_names, frontend_names
 from dgdlb_jax.studies.verdict import save_for_verdict
 
 ACCURATE = 1e-3
 """Change of the mean latency between a time step and twice as long a one below which a run is fine enough."""
+LOOP = "the loop of news and reaction"
+"""What sets the time step of a rule that moves."""
 _OWN_CLOCK = 0.1  # of the shortest time constant of a rule itself
 _OF_SERVICE = 0.1  # of the fastest service, as in `suggest_dt`
 _PILOT = 64  # long steps of the run that compiles a balancer
@@ -69,7 +74,7 @@ def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
         return "the rule's own time constant"
     if dt >= _OF_SERVICE * fastest_service * (1 - 1e-6):
         return "the fastest service"
-    return "the loop of news and reaction" if policy.differentiable else "the jumps of the rule"
+    return LOOP if policy.differentiable else "the jumps of the rule"
 
 
 def what_sets_step_size(network: Network, step_size: ArrayLike, optimum: Optimum, news: Scraped | None = None) -> str:
@@ -140,24 +145,29 @@ class ResolvedRun:
         self._networks = stack([network] * 2)
         self._policies = jax.tree.map(lambda leaf: _twice(leaf) if jnp.ndim(leaf) else leaf, policy)
         self._initial = _twice(initial[0]), _twice(initial[1])
-        self._names = network.frontend_names, network.backend_names
+        self._network = network
         self._reference = _twice(reference)
         self._events = jax.tree.map(_twice, signals)
         slowest = network if signals is None else signals.with_longest(network)
         self._longest = float(np.maximum(slowest.latency, slowest.feedback_latency).max())
         self._finest = min(finest, dt)
-        self.dt, self.accuracy, self.seconds_per_step, self.halved = dt, math.nan, math.nan, False
+        self.dt, self.accuracy, self.halved = dt, math.nan, False
+        self.seconds_per_step, self._seconds_before = (
+            math.nan,
+            math.nan,
+        )  # what a step takes, and what any run takes besides
 
     def compile(self, frames: int) -> None:
         """Compile with room for so many saved instants, and measure what a step of both runs takes."""
         self._frames = frames
-        steps = _PILOT
-        self._pilot(steps)  # compiles
-        self.seconds_per_step = math.inf
+        self._pilot(1)  # compiles
+        before = self._seconds_before = self._pilot(1)
+        long_lines = before > _MEASURED  # they take seconds to make, now more and now less
+        steps, self.seconds_per_step = _LONGEST_PILOT if long_lines else _PILOT, math.inf
         while True:
-            elapsed = self._pilot(steps)
-            self.seconds_per_step = min(self.seconds_per_step, elapsed / (2 * steps))
-            if elapsed > _MEASURED or steps >= _LONGEST_PILOT:
+            elapsed = max(0.0, self._pilot(steps) - before)
+            self.seconds_per_step = min(self.seconds_per_step, elapsed / (2 * steps - 2))
+            if elapsed > max(_MEASURED, before) or (steps >= _LONGEST_PILOT and not long_lines):
                 return
             steps *= 8
 
@@ -169,13 +179,19 @@ class ResolvedRun:
 
     def seconds(self, grid: Grid) -> float:
         """About how long the run takes here and now, if its first time step is fine enough."""
-        return self._steps(grid) * self.seconds_per_step
+        return self._seconds_before + self.steps(grid) * self.seconds_per_step
 
     def work(self, grid: Grid) -> float:
         """About how long that run takes on an idle core of the usual kind, seconds: what is decided must not depend on the machine."""
-        return self._steps(grid) * usual_step(self._networks.latency.size)
+        return self.steps(grid) * usual_step(self._networks.latency.size)
 
-    def _steps(self, grid: Grid) -> float:
+    @property
+    def bytes(self) -> float:
+        """About how much memory it takes, if that is anything to speak of: that of the delay lines."""
+        return line_bytes(self._network, self._rows(self.dt), runs=2)
+
+    def steps(self, grid: Grid) -> float:
+        """How many time steps the run has."""
         return grid.duration / grid.interval * grid.steps_per_interval(self.dt)
 
     def run(self, grid: Grid, most_work: float = math.inf) -> Trajectory:
@@ -197,8 +213,7 @@ class ResolvedRun:
     def _simulate(self, duration: float, dt: float, *, every: int, after: float) -> Trajectory:
         # The delay lines have room for the finest step that may come, so that all steps share compiled code, and are of one of a
         # few lengths, so that similar networks do.
-        needed = rows_for(self._longest, min(self._finest, dt))
-        rows = _ROWS * 2 ** math.ceil(math.log2(max(1.0, needed / _ROWS)))
+        rows = self._rows(dt)
         return jax.block_until_ready(
             simulate_batch(
                 self._networks,
@@ -214,6 +229,10 @@ class ResolvedRun:
             )
         )
 
+    def _rows(self, dt: float) -> int:
+        needed = rows_for(self._longest, min(self._finest, dt))
+        return _ROWS * 2 ** math.ceil(math.log2(max(1.0, needed / _ROWS)))
+
     def _difference(self, runs: Trajectory) -> float:
         assert runs.statistics is not None
         latency = np.asarray(runs.statistics.mean_latency)
@@ -227,7 +246,45 @@ class ResolvedRun:
             raise InputError(f"dt = {self.dt:.6g} s: {result.sentence}")
         names = ("time", *FIELDS, *(() if run.lost is None else ("lost",)))
         kept = {name: jax.device_put(np.asarray(getattr(run, name))[: grid.instants]) for name in names}
-        return dataclasses.replace(run, **kept, frontend_names=self._names[0], backend_names=self._names[1])
+        return dataclasses.replace(
+            run, **kept, frontend_names=self._network.frontend_names, backend_names=self._network.backend_names
+        )
+
+
+def check_affordable(
+    network: Network,
+    optimum: Optimum,
+    runs: Mapping[str, ResolvedRun],
+    grid: Grid,
+    causes: Mapping[str, str],
+    step_size: ArrayLike | None,
+) -> None:
+    """Raise `InputError` before anything is compiled for time steps so short that nobody could wait for a run, or that memory could not
+    hold what is on the way.
+
+    **Arguments:** `runs`, and `causes` of their time steps, by balancer; `step_size`: the one that was asked for, 1/s^2.
+    """
+    for name, run in runs.items():
+        where, longest = longest_latency(network)
+        if run.steps(grid) > MOST_STEPS:
+            many = f"so that {grid.duration:.3g} s are {run.steps(grid):.2g} steps, more than the {MOST_STEPS:.0e} that a run may have"
+        elif run.bytes > device.host_memory():
+            many = (
+                f"so that what is on the way takes about {run.bytes / 1e9:.2g} GB of memory, as the latency {where} is {longest:.3g} s, "
+                f"and there are {device.host_memory() / 1e9:.3g} GB"
+            )
+        else:
+            continue
+        cause = causes.get(name, "")
+        if step_size is not None and cause == LOOP:
+            given, usual = (float(np.max(value)) for value in (step_size, default_step_size(network, optimum)))
+            raise InputError(
+                f"step_size is {given:.3g} 1/s^2, which takes time steps of {run.dt:.2g} s, {many}: lower it, the default is {usual:.2g}."
+            )
+        raise InputError(
+            f"{name} takes time steps of {run.dt:.2g} s{cause and f', set by {cause}'}, {many}: "
+            "shorten the run, or correct latencies or service curves."
+        )
 
 
 def _twice(value: ArrayLike) -> Array:

@@ -6,9 +6,8 @@ from importlib import resources
 from typing import Any
 
 from dgdlb_jax.fleets.document import parse
-from dgdlb_jax.numerics.checks import closest
 from dgdlb_jax.numerics.results import InputError
-from dgdlb_jax.numerics.text import repeated
+from dgdlb_jax.numerics.text import closest, repeated
 from dgdlb_jax.studies.sweep import Spec, read_spec
 
 SIZES = ("quick", "full")

@@ -3,7 +3,7 @@
 A specification is a TOML file (or the same as a `dict`, or the name of a ready one):
 
 ```toml
-name = "step-size"
+name = "step-size"                                  # of the file if it is left out; dgdlb sweep writes NAME.zarr
 description = "excess latency against the step size"
 measures = ["excess", "verdict", "settle_time"]     # what to compute for every case
 

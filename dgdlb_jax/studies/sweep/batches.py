@@ -21,6 +21,7 @@ from dgdlb_jax.simulation.checks import LARGEST_LINE, LARGEST_STEP
 from dgdlb_jax.simulation.memory import Memory
 from dgdlb_jax.studies.assess import assess
 from dgdlb_jax.studies.sweep.cases import Cases, Columns, KindError, join, kinds, padded_arcs, prepare, runnable
+from dgdlb_jax.studies.sweep.inputs import STEP_SIZES
 from dgdlb_jax.studies.sweep.measures import (
     COSTS,
     DOES_NOT_FIT,
@@ -44,8 +45,8 @@ _LOOKS = 2 ** math.ceil(math.log2(INSTANTS))  # of workloads for a verdict, up t
 _FINE = 16  # steps between two saved workloads, at most: suggest_dt gives a loop at least 125 steps per period
 PREPARING = 60  # numbers per arc that the optimum and the step sizes take
 _MEMORY_SHARE = 0.8  # of the device's memory that may be planned for
+_LATENCIES = "lower latencies (latency_scale)"
 _MOST_MEMORY = 1e15  # bytes, where nothing tells
-SMALLER = "raise dt, lower max_steps, or use smaller networks"
 
 
 class Shape(NamedTuple):
@@ -153,7 +154,10 @@ def _run(batch: Batch, measures: tuple[str, ...], rows: np.ndarray, found: Compu
         elif isinstance(error, OutOfMemory):
             found.refuse(
                 int(rows[batch.rows[0]]),
-                Refusal(DOES_NOT_FIT, f"{batch.shape.what} does not fit into memory: {SMALLER}."),
+                Refusal(
+                    DOES_NOT_FIT,
+                    f"{batch.shape.what} does not fit into memory: {_remedy(batch.cases, _LATENCIES, 'use smaller networks')}.",
+                ),
             )
         else:
             found.refuse(int(rows[batch.rows[0]]), Refusal(REFUSED, str(error)))
@@ -235,10 +239,13 @@ def _shape_of(cases: Cases, row: int, steps: float, measures: tuple[str, ...]) -
     if not steps <= LARGEST_STEP:
         return Refusal(
             TOO_MANY_STEPS,
-            f"duration / dt is {steps:.3g} steps, more than {LARGEST_STEP}: raise dt, or shorten the run.",
+            f"The run is {steps:.3g} steps of {dt:.2g} s, more than {LARGEST_STEP}: {_remedy(cases)}.",
         )
     if not longest / dt < LARGEST_LINE:
-        return Refusal(DOES_NOT_FIT, f"The largest latency is {longest / dt:.3g} steps: raise dt.")
+        return Refusal(
+            DOES_NOT_FIT,
+            f"The largest latency is {longest / dt:.3g} steps of {dt:.2g} s: {_remedy(cases, _LATENCIES, runs=False)}.",
+        )
     needed = rows_for(longest, dt)
     rows = next((size for size in _ROWS if size >= needed), 2 ** (needed - 1).bit_length())
     shape = Shape(frontends, backends, rows, 0, 0)
@@ -252,9 +259,19 @@ def _shape_of(cases: Cases, row: int, steps: float, measures: tuple[str, ...]) -
     if fitting(shape, measures) < 1:
         each, there = memory(shape, measures) / 1e9, device_memory() / 1e9
         return Refusal(
-            DOES_NOT_FIT, f"{shape.what} needs about {each:.3g} GB, the device has {there:.3g} GB: {SMALLER}."
+            DOES_NOT_FIT,
+            f"{shape.what} needs about {each:.3g} GB, the device has {there:.3g} GB: {_remedy(cases, _LATENCIES, 'use smaller networks')}.",
         )
     return shape
+
+
+def _remedy(cases: Cases, *more: str, runs: bool = True) -> str:
+    """What to change: of what the specification says about steps, and about the length of `runs` if that matters, or `more`."""
+    steps = [f"raise {name}" for name in ("dt", "dt_over_suggested") if name in cases.given]
+    steps = steps or [f"lower {name}" for name in STEP_SIZES if name in cases.given]
+    lengths = [f"lower {name}" for name in ("duration", "duration_over_suggested") if name in cases.given]
+    *first, last = [*steps, *((lengths or ["lower max_steps"]) if runs else ()), *more]
+    return f"{', '.join(first)}, or {last}" if first else last
 
 
 def _longest(cases: Cases) -> np.ndarray:

@@ -17,9 +17,9 @@ from dgdlb_jax.equilibrium.optimum import Optimum, solve_optimum
 from dgdlb_jax.model.network import Network, pad
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.model.topologies import CURVES, FAMILIES
-from dgdlb_jax.numerics.checks import did_you_mean
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.results import InputError, Result
+from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.start import workload_carrying
@@ -41,6 +41,7 @@ class KindError(InputError):
 
 
 _KINDS = ("fleet", "family", "frontends", "backends", "curve", "density", "policy", "start")
+_SHARED = ("policy", "given")  # by all cases of a kind
 _FINEST = (1, 2, 3)  # sizes below 4 are padded to these, larger ones to 2^k and 1.5 * 2^k
 
 
@@ -52,10 +53,12 @@ class Cases:
     - `step_size` `(cases, frontends)` 1/s^2; `dt`, `duration` `(cases,)` seconds.
     - `default`, `sufficient` `(cases, frontends)`, `critical` `(cases,)`: step sizes, when something needs them.
     - `result`: how the preparation ended; `defined`: whether the step size is finite.
+    - `given`: names of inputs that have a value.
     - `parameters`: of the policy, beyond its step size. `news`: how reports come, as for `Scraped`; empty where each counts at once.
     """
 
     policy: str
+    given: frozenset[str]
     parameters: dict[str, np.ndarray]
     news: dict[str, np.ndarray]
     networks: Network
@@ -76,7 +79,7 @@ class Cases:
         chosen = {
             field.name: jax.tree.map(lambda leaf: leaf[rows], getattr(self, field.name))
             for field in fields(self)
-            if field.name != "policy"
+            if field.name not in _SHARED
         }
         return replace(self, **chosen)
 
@@ -140,6 +143,7 @@ def prepare(columns: Columns, max_steps: int, needs: set[str]) -> Cases:
     host = functools.partial(jax.tree.map, np.asarray)
     return Cases(
         policy=name,
+        given=frozenset(given),
         parameters=parameters,
         news=given_news,
         networks=host(networks),
@@ -197,7 +201,7 @@ def join(parts: list[Cases], count: int) -> Cases:
     whole = {
         field.name: jax.tree.map(joined, *(getattr(part, field.name) for part in parts))
         for field in fields(Cases)
-        if field.name != "policy"
+        if field.name not in _SHARED
     }
     return replace(parts[0], **whole)
 

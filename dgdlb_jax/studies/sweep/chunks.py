@@ -26,6 +26,8 @@ from dgdlb_jax.studies.sweep.batches import (
     taken,
 )
 from dgdlb_jax.studies.sweep.cases import Columns, kinds
+from dgdlb_jax.studies.sweep.inputs import NEEDS_DOUBLE
+from dgdlb_jax.studies.sweep.measures import DOUBLE, MEASURES
 from dgdlb_jax.studies.sweep.spec import Spec
 
 _LONGEST_SENTENCE = 500  # letters
@@ -74,6 +76,16 @@ class Tried:
     count: int
     batches: list[Batch]
     refused: list[str]
+
+
+def check_precision(spec: Spec) -> None:
+    """Raise `InputError` in single precision for what needs double."""
+    needing = [name for name in spec.measures if DOUBLE in MEASURES[name].needs]
+    needing += [name for name in NEEDS_DOUBLE if spec.values_of(name)]
+    if needing and jnp.zeros(()).dtype != jnp.float64:
+        raise InputError(
+            f'{spec.name}: {needing[0]} needs double precision: put jax.config.update("jax_enable_x64", True) before dgd.sweep.'
+        )
 
 
 def check_possible(spec: Spec) -> Tried:

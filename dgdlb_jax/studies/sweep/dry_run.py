@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
 from dgdlb_jax.fleets.document import counted
 from dgdlb_jax.studies.sweep.batches import device_memory, memory, run_batch
-from dgdlb_jax.studies.sweep.chunks import check_possible
+from dgdlb_jax.studies.sweep.chunks import check_possible, check_precision
+from dgdlb_jax.studies.sweep.executors import Crew, Executor, Setup, connected, workers_of
 from dgdlb_jax.studies.sweep.measures import wanted
 from dgdlb_jax.studies.sweep.progress import compile_seconds, duration
 from dgdlb_jax.studies.sweep.spec import Spec
@@ -23,7 +24,7 @@ class Estimate:
     - `cases`, `chunks`; `shapes`: (frontends, backends, delay rows) that code is compiled for, with the share of the cases.
     - `compiling`, `computing`: seconds. `devices`: of this process; `memory`, `device_memory`: bytes on them, needed and there.
     - `disk`: bytes of the store, before compression. `probed`: how many cases were run; `refused`: a sentence about each
-      of those tried that cannot be computed.
+      of those tried that cannot be computed. `threads`: of each worker there is elsewhere; None without an executor that tells.
     """
 
     cases: int
@@ -37,13 +38,26 @@ class Estimate:
     disk: int
     probed: int
     refused: tuple[str, ...]
+    threads: tuple[int, ...] | None = None
 
 
-def estimate(spec: Spec) -> Estimate:
-    """Prepare a few cases from all over the sweep, and run as many of them as a few seconds allow; nothing is written.
+def estimate(spec: Spec, executor: Executor | str | None = None, worker_setup: Setup | None = None) -> Estimate:
+    """Prepare a few cases from all over the sweep, and run as many of them as a few seconds allow, here; nothing is written.
+
+    **Arguments:** `executor` and `worker_setup` as for `sweep`: whether somebody is there who can compute it.
 
     **Raises:** `InputError` as `sweep` would.
     """
+    check_precision(spec)
+    with connected(executor) as pool:
+        if pool is None:
+            return _estimate(spec)
+        Crew(pool, spec, worker_setup, probe=False)
+        workers = workers_of(pool)
+        return replace(_estimate(spec), threads=None if workers is None else tuple(workers))
+
+
+def _estimate(spec: Spec) -> Estimate:
     began, before = time.perf_counter(), compile_seconds()
     tried = check_possible(spec)
     preparing, running, ran = _seconds(lambda: check_possible(spec)), 0.0, 0
@@ -93,6 +107,11 @@ def text(spec: Spec, found: Estimate) -> str:
         f"time:      about {duration(found.computing)}, and {duration(found.compiling)} to compile "
         f"(from running {found.probed} cases)",
     ]
+    if found.threads is not None:
+        workers = counted(len(found.threads), "worker", "workers")
+        lines.append(
+            f"workers:   {workers} with {counted(sum(found.threads), 'thread', 'threads')}; time and memory are those of here"
+        )
     if found.refused:
         lines.append(f"refused:   {len(found.refused)} of the cases tried, the first because: {found.refused[0]}")
     return "\n".join(lines)

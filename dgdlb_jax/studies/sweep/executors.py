@@ -13,6 +13,7 @@ import pickle
 import queue
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,7 @@ import jax
 import numpy as np
 
 from dgdlb_jax import __version__
+from dgdlb_jax.fleets.document import counted
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device, parallel
 from dgdlb_jax.numerics.results import InputError
@@ -28,6 +30,7 @@ from dgdlb_jax.studies.sweep.chunks import Finished, batch_of, check_possible, c
 from dgdlb_jax.studies.sweep.fleet import fleet_network, fleets_given
 from dgdlb_jax.studies.sweep.inputs import INPUTS
 from dgdlb_jax.studies.sweep.measures import MEASURES
+from dgdlb_jax.studies.sweep.progress import say
 from dgdlb_jax.studies.sweep.spec import Spec
 
 Executor = concurrent.futures.Executor
@@ -37,6 +40,7 @@ SCHEME = "dask://"
 _CONNECTING, _JOINING = 10, 30  # seconds that a scheduler, and the first of its workers, may take
 _AT_ONCE, _BYTES_AT_ONCE = 1024, 2**28  # of chunks that are handed over and not yet back: how many, and what they send
 _POLL = 0.2  # seconds between two looks for Ctrl-C
+_LOOK = 2.0  # seconds between two looks for workers, where nothing comes back
 _GOES_ON = "what is finished is kept, and the same call goes on from there"
 
 
@@ -102,6 +106,34 @@ def _in_time(connect: Callable[[], Any]) -> Any:
         return None
 
 
+def workers_of(executor: Executor) -> list[int] | None:
+    """How many threads each of its workers has at present; None where it does not tell: one of dask does."""
+    nthreads = getattr(getattr(executor, "_client", None), "nthreads", None)
+    return None if nthreads is None else list(nthreads().values())
+
+
+class _Absence:
+    """Looks now and then whether any worker is left; says once when there is none, and when there is one again."""
+
+    def __init__(self, executor: Executor):
+        self._executor, self._said, self._next = executor, False, time.monotonic() + _LOOK
+
+    def look(self, left: Callable[[], int]) -> None:
+        """Nothing has come back for a moment; so many chunks are `left`."""
+        if time.monotonic() < self._next:
+            return
+        workers = workers_of(self._executor)
+        self._next = time.monotonic() + _LOOK
+        if workers is None:
+            return
+        if not workers and not self._said:
+            waiting = counted(left(), "chunk is", "chunks are")
+            say(f"no worker is left: {waiting} open and wait for one to come; Ctrl-C stops, {_GOES_ON}.")
+        elif workers and self._said:
+            say(f"goes on with {counted(len(workers), 'worker', 'workers')}.")
+        self._said = not workers
+
+
 class Crew:
     """Those who compute the chunks of a sweep.
 
@@ -112,7 +144,7 @@ class Crew:
     """
 
     def __init__(self, executor: Executor, spec: Spec, setup: Setup | None, probe: bool):
-        self._executor, self._spec = executor, spec
+        self._executor, self._spec, self._absence = executor, spec, _Absence(executor)
         fleets = {name: jax.tree.map(np.asarray, fleet_network(name)) for name in map(str, spec.values_of("fleet"))}
         try:  # whatever `setup` registers has to be known to a worker before the rest is read
             self._job = pickle.dumps((setup, pickle.dumps((spec, fleets, parallel.settings()))))
@@ -121,12 +153,14 @@ class Crew:
                 f"What the sweep needs cannot be sent to workers ({error}): define it in a module that they can import."
             ) from error
         with _failures(lambda: "No worker can compute this sweep"):
-            self.batch = self._submit(_greet, probe).result()
+            self.batch = self._waited_for(self._submit(_greet, probe))
 
     def compute_missing(
-        self, chunks: Iterator[int], stop: threading.Event
+        self, chunks: Iterator[int], stop: threading.Event, left: Callable[[], int] | None = None
     ) -> Generator[tuple[int, Finished], None, None]:
         """Compute chunks, and give each back as soon as it is done.
+
+        **Arguments:** `chunks`: what to compute. `left`: how many are not done, those included that others compute.
 
         When `stop` is set what has not begun is cancelled and what has begun is waited for. However it ends, nothing goes on.
 
@@ -150,6 +184,7 @@ class Crew:
                 try:
                     future = ended.get(timeout=_POLL)
                 except queue.Empty:
+                    self._absence.look(left or (lambda: len(pending)))
                     continue
                 chunk = pending.pop(future)
                 if stop.is_set() and future.cancelled():
@@ -159,6 +194,13 @@ class Crew:
                 yield chunk, found
         finally:
             _cancel(pending)
+
+    def _waited_for(self, future: concurrent.futures.Future) -> Any:
+        while not future.done():
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                return future.result(timeout=_POLL)
+            self._absence.look(lambda: self._spec.chunks)
+        return future.result()
 
     def _submit(self, function: Callable, *arguments: Any) -> concurrent.futures.Future:
         call = _Call(function, (__version__, self._job, *arguments))

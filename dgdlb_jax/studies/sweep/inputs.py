@@ -45,6 +45,7 @@ _LARGEST_SEED, _LARGEST_SIZE = 2**31 - 1, 10_000
 _JUST_BELOW_ONE = math.nextafter(1.0, 0.0)
 NEWS = "news."
 """What the inputs of `Scraped` reports begin with."""
+NEEDS_DOUBLE = ("step_size_over_critical",)
 STEP_SIZES = ("step_size", "step_size_over_default", "step_size_over_critical", "step_size_over_sufficient")
 
 INPUTS: dict[str, Input] = {
@@ -145,7 +146,8 @@ def checked(section: Section, key: str, name: str, value: Any) -> Value:
     if not in_range(number, rule.minimum, rule.above):
         raise section.error(key, f"contains {shown(value)}", f"give {rule_for(rule.minimum, rule.above)}.")
     if number > rule.below:
-        raise section.error(key, f"contains {shown(value)}", f"give at most {rule.below:g}.")
+        most = "less than 1" if rule.below == _JUST_BELOW_ONE else f"at most {rule.below:.10g}"
+        raise section.error(key, f"contains {shown(value)}", f"give {most}.")
     return value if rule.kind is int else number
 
 

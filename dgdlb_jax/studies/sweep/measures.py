@@ -31,6 +31,7 @@ SENTENCES = {int(result): result.sentence for result in Result} | {
 """What a code says about every case that has it; the other codes come with a sentence about each case."""
 
 COSTS, WORKLOADS, CRITICAL, SUFFICIENT, DEFAULT = "costs", "workloads", "critical", "sufficient", "default"
+DOUBLE = "double precision"
 JUDGED = "judged"
 """A verdict is needed, and with it the workloads at some instants (`WORKLOADS` are many)."""
 
@@ -244,7 +245,7 @@ _BUILT_IN: dict[str, Measure] = {
         "exact critical step size, the same for all frontends",
         "1/s^2",
         lambda runs: runs.critical,
-        frozenset({CRITICAL}),
+        frozenset({CRITICAL, DOUBLE}),
     ),
     "sufficient_step_size": Measure(
         "smallest sufficient step size of a frontend",
@@ -256,17 +257,20 @@ _BUILT_IN: dict[str, Measure] = {
         "factor by which the policy may be made faster until it is critical; NaN for rules that jump",
         "1",
         _critical_factor,
+        frozenset({DOUBLE}),
     ),
     "abscissa": Measure(
         "real part of the rightmost characteristic root of the policy at the optimum; NaN for rules that jump",
         "1/s",
         _abscissa,
+        frozenset({DOUBLE}),
     ),
     "multiplier": Measure(
         "largest modulus of a multiplier of one update of a policy that holds its weights at its own equilibrium: deviations die out below "
         "1; inf without an equilibrium, NaN for other policies",
         "1",
         _multiplier,
+        frozenset({DOUBLE}),
     ),
     "linear_region": Measure(
         "smallest relative change of a workload that brings an idle arc into use", "1", _linear_region
@@ -296,6 +300,7 @@ _BUILT_IN: dict[str, Measure] = {
         "what linear theory says that randomness costs, over the optimal latency; NaN for rules that jump",
         "1",
         _predicted_noise,
+        frozenset({DOUBLE}),
     ),
     "gradient_error": Measure(
         "largest relative error of the approximate gradient against the exact marginal latency (open loop) in the run",

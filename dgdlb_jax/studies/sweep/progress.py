@@ -84,6 +84,11 @@ def shown(what: str, quiet: bool = False) -> Iterator[Told | None]:
         yield lambda moment: bar.update(task, completed=moment.done, total=moment.total, description=str(moment))
 
 
+def say(text: str) -> None:
+    """A line on standard error, above the bar if there is one, for what somebody has to know who does not look at progress."""
+    print(f"dgdlb: {text}", file=sys.stderr, flush=True)
+
+
 def in_notebook() -> bool:
     """Whether this runs in a Jupyter kernel."""
     shell = sys.modules.get("IPython")

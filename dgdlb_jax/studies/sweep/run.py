@@ -17,7 +17,7 @@ import numpy as np
 
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
-from dgdlb_jax.studies.sweep.chunks import batch_of, check_possible, compute
+from dgdlb_jax.studies.sweep.chunks import batch_of, check_possible, check_precision, compute
 from dgdlb_jax.studies.sweep.executors import Crew, Executor, Setup, connected
 from dgdlb_jax.studies.sweep.fleet import fleet_network
 from dgdlb_jax.studies.sweep.lock import Lock
@@ -71,6 +71,7 @@ def sweep(
     """
     require_extra()
     found = read_spec(spec)
+    check_precision(found)
     if executor is not None and processes > 1:
         raise InputError(f"An executor and {processes} processes exclude each other: leave out one of them.")
     if store is None:
@@ -188,9 +189,10 @@ def _collect(store: Store, lock: Lock, stop: threading.Event, told: Told | None,
                 claimed.add(chunk)
                 yield chunk
 
+    left = lambda: spec.chunks - len(store.complete())
     try:
         while len(store.complete()) < spec.chunks:
-            with contextlib.closing(crew.compute_missing(missing(), stop)) as results:
+            with contextlib.closing(crew.compute_missing(missing(), stop, left)) as results:
                 for chunk, found in results:
                     store.write(chunk, found.values, found.notes)
                     claimed.remove(chunk)

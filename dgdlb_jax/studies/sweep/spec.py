@@ -22,6 +22,7 @@ from dgdlb_jax.studies.sweep.measures import MEASURES
 
 LARGEST_SWEEP = 10**9
 LARGEST_AXIS = 10**6
+_LONGEST_NAME = 100  # letters
 _OUTERMOST = ("fleet", "family", "frontends", "backends", "curve", "policy")  # what needs compiled code of its own
 _TOP = ("name", "description", "measures", "axes", "zip", "fixed", "run")
 _RANGE_OF_INTEGERS, _RANGE_OF_NUMBERS = ("count", "first"), ("from", "to", "count", "spacing")
@@ -148,13 +149,13 @@ def read_spec(source: "str | Path | Mapping[str, Any] | Spec") -> Spec:
     """
     if isinstance(source, Spec):
         return source
-    return _read(_open(source))
+    return _read(_open(source), "sweep" if isinstance(source, Mapping) else _as_name(Path(source).stem))
 
 
 def ready_sweeps() -> dict[str, str]:
     """Name -> description of the sweeps that come with the package."""
     files = sorted(_folder().iterdir(), key=lambda file: file.name)
-    found = [_read(parse(file)) for file in files if file.name.endswith(".toml")]
+    found = [_read(parse(file), file.name) for file in files if file.name.endswith(".toml")]
     return {spec.name: spec.description for spec in found}
 
 
@@ -191,7 +192,8 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__}")
 
 
-def _read(section: Section) -> Spec:
+def _read(section: Section, nameless: str) -> Spec:
+    """The specification; `nameless`: what it is called if it does not say."""
     section.only(*_TOP)
     fixed_in, axes_in, zips_in = (section.section(key, {}) for key in ("fixed", "axes", "zip"))
     fixed = {name: inputs.checked(fixed_in, name, name, value) for name, value in fixed_in.content.items()}
@@ -204,7 +206,7 @@ def _read(section: Section) -> Spec:
     run = section.section("run", {})
     run.only("chunk", "batch", "max_steps")
     spec = Spec(
-        name=section.text_of("name", "sweep"),
+        name=section.text_of("name", nameless),
         description=section.text_of("description", ""),
         axes=tuple(axes),
         fixed=fixed,
@@ -213,11 +215,18 @@ def _read(section: Section) -> Spec:
         batch=_count(run, "batch", None),
         max_steps=_count(run, "max_steps", 200_000),
     )
-    if not spec.name.strip() or not all(c.isalnum() or c in "-_. " for c in spec.name) or len(spec.name) > 100:
-        raise section.error("name", f"is {clipped(spec.name)!r}", "use up to 100 letters, digits, dots and dashes.")
+    if not spec.name.strip() or spec.name != _as_name(spec.name):
+        raise section.error(
+            "name", f"is {clipped(spec.name)!r}", f"use up to {_LONGEST_NAME} letters, digits, dots and dashes."
+        )
     if spec.size > LARGEST_SWEEP:
         raise section.error("axes", f"make {spec.size:.3g} cases", f"a sweep takes up to {LARGEST_SWEEP:.0e}.")
     return spec
+
+
+def _as_name(text: str) -> str:
+    """What a sweep may be called, and a folder after it; of other letters dashes are made."""
+    return "".join(c if c.isalnum() or c in "-_. " else "-" for c in text)[:_LONGEST_NAME]
 
 
 def _compiles(values: tuple[str, tuple[Value, ...]]) -> bool:
