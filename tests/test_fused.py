@@ -110,7 +110,9 @@ def test_goes_on_to_the_bit_where_another_run_ended(rng, kernels):
     np.testing.assert_array_equal(second.final.flow_line, whole.final.flow_line)
 
 
-@pytest.mark.parametrize("every", [7, 40, 1000])
+@pytest.mark.parametrize(
+    "every", [7, pytest.param(40, marks=pytest.mark.full), pytest.param(1000, marks=pytest.mark.full)]
+)
 def test_saved_instants_are_those_of_the_loop(rng, kernels, every):
     """The number of steps is no multiple of 7, one of 40, and below 1000."""
     network, batch, start = pair(rng)
@@ -199,7 +201,12 @@ def test_kernels_are_compiled_for_cuda(rng, gpu, policy):
     run = jax.jit(
         lambda latency: simulate_batch(_with(batch, latency), rule, execution=FUSED, **STATISTICS).final.workload
     )
-    text = run.trace(batch.latency).lower(lowering_platforms=("cuda",)).as_text()
+    lowered = lambda: run.trace(batch.latency).lower(lowering_platforms=("cuda",))
+    if policy == "LatencyObservationScorer":  # looks through a window of what it saw, part by part
+        with pytest.raises(NotImplementedError, match="slice"):
+            lowered()
+        return
+    text = lowered().as_text()
     assert text.count("xla.gpu.triton") == 1
     assert "stablehlo.while" not in text[text.index("xla.gpu.triton") :], "nothing else loops after the kernel"
 

@@ -177,6 +177,11 @@ def per_backend(number: Float[Array, "..."], like: Shaped[Array, "backends *lane
     return number if number.ndim in (0, like.ndim) else number[None]
 
 
+def somewhere(chosen: Bool[Array, "backends *lanes"]) -> Bool[Array, "*lanes"]:
+    """Whether any backend is marked: `any(0)`, of which no kernel can be made (fused.py)."""
+    return jnp.max(chosen.astype(jnp.int32), axis=0) > 0
+
+
 def share_equally(best: Bool[Array, "backends *lanes"], dtype) -> Float[Array, "backends *lanes"]:
     """All traffic in equal parts to the backends marked as best; none if there are none."""
     chosen = best.astype(dtype)

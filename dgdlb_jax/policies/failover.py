@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import positive
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend, somewhere
 from dgdlb_jax.policies.held import one_of
 from dgdlb_jax.policies.static import proportional
 
@@ -163,20 +163,20 @@ class DnsLatency(AbstractInstantPolicy):
         answer, since = self._answer(observation, health), state.since + step
         if self.expiry == "together":
             due = since >= jnp.maximum(self.ttl, step) - step / 2
-            gone = ~(observation.mask & (state.answer > 0)).any(0)
+            gone = ~somewhere(observation.mask & (state.answer > 0))
             answer = jnp.where(due | gone, answer, state.answer)
             return answer, Record(answer, answer, jnp.where(due, since - jnp.maximum(self.ttl, step), since), health)
         caught_up = jnp.minimum(1, since / self.ttl)[None]
         held = jnp.where(observation.mask, state.before + (state.answer - state.before) * caught_up, 0)
         held = jnp.where(held.sum(0) > 0, proportional(held, observation.mask), answer)
-        changed = (answer != state.answer).any(0)
+        changed = somewhere(answer != state.answer)
         before, since = jnp.where(changed, held, state.before), jnp.where(changed, 0, jnp.minimum(since, self.ttl))
         return held, Record(before, answer, since, health)
 
     def _answer(self, observation: Observation, health: Health) -> Float[Array, "backends *lanes"]:
         """The nearest of those that count as healthy."""
         healthy = observation.mask & (health.healthy > 0)
-        return least(observation.cost_latency, jnp.where(healthy.any(0), healthy, observation.mask))
+        return least(observation.cost_latency, jnp.where(somewhere(healthy), healthy, observation.mask))
 
     def _checked(self, observation: Observation, health: Health) -> Health:
         """After the checks that are due: as many in a row as the threshold says turn what a backend counts as."""

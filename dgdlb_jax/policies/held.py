@@ -18,7 +18,7 @@ from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked, per_backend
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked, per_backend, somewhere
 
 Arcs = Float[Array, "backends *lanes"]
 Report = Literal["throughput", "concurrency", "saturated"]
@@ -86,7 +86,7 @@ class AbstractHeldPolicy(AbstractInstantPolicy):
         """The routing held, renewed where an update is due."""
         step = observation.time_step
         waited, period = state.waited + step, jnp.maximum(self.period, step)
-        stranded = ~(observation.mask & (state.routing > 0)).any(0)  # all that it used has been closed
+        stranded = ~somewhere(observation.mask & (state.routing > 0))  # all that it used has been closed
         due = (waited >= period - step / 2) | stranded
         kept = kept_of_average(period, self.smoothing)[None]
         report = jnp.where(due, self.report(observation) * (1 - kept) + state.report * kept, state.report)

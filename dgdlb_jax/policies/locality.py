@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import Observation, at_most, checked
+from dgdlb_jax.policies.base import Observation, at_most, checked, somewhere
 from dgdlb_jax.policies.held import (
     AbstractHeldPolicy,
     Arcs,
@@ -130,7 +130,7 @@ class EnvoyLoadAwareLocality(AbstractHeldPolicy):
         del t
         mask, count = observation.mask, jnp.where(observation.mask, hosts(observation, self.host_capacity), 0)
         spread = count * jnp.maximum(1 - report, 0)
-        shares = proportional(jnp.where((spread > 0).any(0), spread, count), mask)
+        shares = proportional(jnp.where(somewhere(spread > 0), spread, count), mask)
         if self.local == "none":
             return shares
         cost = jnp.where(mask, observation.cost_latency, jnp.inf)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend, somewhere
 from dgdlb_jax.policies.latency import latency_as_seen
 
 Arcs = Float[Array, "backends *lanes"]
@@ -240,7 +240,7 @@ def _explored(
     Where the best of those trusted has the highest score by itself, it shares in the draw.
     """
     trusted = mask & trusted
-    best = least(predicted, jnp.where(trusted.any(0), trusted, mask))
+    best = least(predicted, jnp.where(somewhere(trusted), trusted, mask))
     probed = mask & ~trusted & (best == 0)
     lowest = jnp.min(jnp.where(mask, predicted, jnp.inf), axis=0)
     ties = at_most(jnp.min(jnp.where(best > 0, predicted, jnp.inf), axis=0), lowest)

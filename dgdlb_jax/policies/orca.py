@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import Observation, checked
+from dgdlb_jax.policies.base import Observation, checked, somewhere
 from dgdlb_jax.policies.held import (
     AbstractHeldPolicy,
     Arcs,
@@ -139,4 +139,4 @@ def _median(values: Arcs, weight: Arcs) -> Float[Array, "*lanes"]:
     middle: Bool[Array, "backends *lanes"] = (weight > 0) & (below <= half) & (half <= upto)
     low = jnp.min(jnp.where(middle, values, jnp.inf), axis=0)
     high = jnp.max(jnp.where(middle, values, -jnp.inf), axis=0)
-    return jnp.where(middle.any(0), (low + high) / 2, 0)
+    return jnp.where(somewhere(middle), (low + high) / 2, 0)

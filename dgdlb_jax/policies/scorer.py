@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend, somewhere
 from dgdlb_jax.policies.held import AbstractHeldPolicy, Arcs, checked_report, one_of, utilization
 from dgdlb_jax.policies.latency import latency_as_seen
 from dgdlb_jax.policies.static import proportional
@@ -64,7 +64,7 @@ class LatencyScorer(AbstractInstantPolicy):
         seen, mask = latency_as_seen(observation), observation.mask
         headroom = per_backend(self.slo, seen) - seen
         meets = mask & (headroom >= 0)
-        some = meets.any(0)
+        some = somewhere(meets)
         scored = jnp.where(some, meets, mask)
         # How far from what is wanted; seconds.
         off = jnp.where(some & (self.headroom_selection_strategy == "least"), headroom, -headroom)
