@@ -84,10 +84,8 @@ def test_every_policy_in_a_kernel_is_the_loop(rng, kernels, policy):
     assert_same(batch, for_both(POLICIES[policy](network)), start)
 
 
-@pytest.mark.parametrize("curve", some_of(CURVES, "PerBackend"))
+@pytest.mark.parametrize("curve", some_of(CURVES, "Tabulated"))
 def test_every_curve_in_a_kernel_is_the_loop(rng, kernels, curve):
-    if curve == "Tabulated":
-        pytest.skip("tables have no place in a kernel: refused, see below")
     network, batch, start = pair(rng, curve)
     assert_same(batch, for_both(POLICIES["DGDLB"](network)), start)
 
@@ -164,13 +162,13 @@ def test_a_kernel_does_what_it_can_by_itself_and_a_loop_the_rest(rng, kernels, m
     rule = for_both(POLICIES["DGDLB"](network))
     run = lambda batch=batch, **more: simulate_batch(batch, rule, **({"initial": start} | STATISTICS | more))
     executor = lambda run: executor_of(monkeypatch, run)
-    assert executor(run) == executor(lambda: run(save=SaveAt(every=20))) == "kernel"
     assert executor(lambda: run(execution=LOOP)) == "loop"
-    assert executor(lambda: run(frames=3)) == "kernel"
+    assert executor(lambda: run(frames=12, save=SaveAt(every=20))) == "kernel"
     slope = jax.grad(lambda rate: run(_with(batch, rate * batch.latency)).statistics.cost.sum())
     assert executor(lambda: slope(1.0)) == "loop"
-    _, tables, _ = pair(rng, "Tabulated")
-    assert executor(lambda: run(tables)) == "loop"
+    assert (
+        executor(lambda: run(pair(rng, arrival_rate=Jumps([[1.0, 2.0, 3.0]] * 2, [[4.0, 6.0, 5.0]] * 3))[1])) == "loop"
+    )
     assert executor(lambda: run(events=[Drains(at=1.0, backend=0)])) == "loop"
     assert executor(lambda: jax.jit(lambda rate: run(_with(batch, rate * batch.latency)).final.workload)(1.0)) == "loop"
     assert str(plan.plan(batch, duration=1.0, dt=0.1)).count("side by side in a kernel") == 1
@@ -194,21 +192,29 @@ def test_whatever_hinders_a_kernel_the_loop_runs(rng, kernels, monkeypatch):
         simulate_batch(batch, rule, execution=FUSED, **settings)
 
 
+def lowered_for_cuda(batch, rule) -> str:
+    run = jax.jit(
+        lambda latency: simulate_batch(_with(batch, latency), rule, execution=FUSED, **STATISTICS).final.workload
+    )
+    return run.trace(batch.latency).lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("policy", some_of(POLICIES, "DGDLB", "Softmin", "LeastLatency"))
 def test_kernels_are_compiled_for_cuda(rng, gpu, policy):
     network, batch, _ = pair(rng)
     rule = for_both(POLICIES[policy](network))
-    run = jax.jit(
-        lambda latency: simulate_batch(_with(batch, latency), rule, execution=FUSED, **STATISTICS).final.workload
-    )
-    lowered = lambda: run.trace(batch.latency).lower(lowering_platforms=("cuda",))
     if policy == "LatencyObservationScorer":  # looks through a window of what it saw, part by part
         with pytest.raises(NotImplementedError, match="slice"):
-            lowered()
+            lowered_for_cuda(batch, rule)
         return
-    text = lowered().as_text()
+    text = lowered_for_cuda(batch, rule)
     assert text.count("xla.gpu.triton") == 1
     assert "stablehlo.while" not in text[text.index("xla.gpu.triton") :], "nothing else loops after the kernel"
+
+
+@pytest.mark.parametrize("curve", some_of(CURVES, "Tabulated"))
+def test_kernels_of_every_curve_are_compiled_for_cuda(rng, gpu, curve):
+    assert lowered_for_cuda(pair(rng, curve)[1], DGDLB(0.1)).count("xla.gpu.triton") == 1
 
 
 def _with(network: Network, latency) -> Network:
@@ -224,13 +230,11 @@ def test_what_a_kernel_cannot_do_is_said(rng, kernels):
         run(extra_flow=extra)
     with pytest.raises(InputError, match="no derivatives: leave it out"):
         jax.grad(lambda rate: run(_with(batch, rate * batch.latency)).statistics.cost.sum())(1.0)
-    _, tables, _ = pair(rng, "Tabulated")
     # As many rates as backends, and a number that a block has no room for without filling up.
     jumps = Jumps([[1.0, 2.0, 3.0]] * 2, [[4.0, 6.0, 5.0]] * 3)
     square = Network(jumps, np.full((3, 3), 0.1), Hyperbolic(np.full(3, 9.0), np.full(3, 5.0)))
-    for network in (tables, stack([square, square])):
-        with pytest.raises(InputError, match=r"no place for an array of shape .*Leave fused=True out"):
-            simulate_batch(network, DGDLB(0.1), execution=FUSED, **STATISTICS)
+    with pytest.raises(InputError, match=r"no place for an array of shape .*Leave fused=True out"):
+        simulate_batch(stack([square, square]), DGDLB(0.1), execution=FUSED, **STATISTICS)
     large = Network(np.ones(33), np.full((33, 33), 0.1), Hyperbolic(np.full(33, 9.0), np.full(33, 5.0)))
     with pytest.raises(InputError, match=r"33 x 33 is too large .* leave fused=True out"):
         simulate_batch(stack([large]), DGDLB(0.1), execution=FUSED, **STATISTICS)

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, ArrayLike, Int, PyTree
 
+from dgdlb_jax.model.service.tabulated import FEW, Tabulated
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Each, Gather, StepContext
 from dgdlb_jax.numerics.delay.line import DelayLine
@@ -52,6 +53,7 @@ def run_fused(system: DelayedSystem, carry: Carry, steps: Int[Array, ""]) -> Car
 
     **Raises:** `InputError` for a network or arrays that have no place in the kernel, and when differentiated.
     """
+    system = _with_room(system)
     field = system.parameters.field
     grid = _Grid(field.shape)
     _refuse_tables(field)
@@ -78,9 +80,16 @@ def _refuse(primals, tangents):
     raise InputError("fused=True has no derivatives: leave it out.")
 
 
+def _with_room(system: DelayedSystem) -> DelayedSystem:
+    """The same, with measured curves of as many components as a block has room for, which it sums at once."""
+    measured = lambda node: isinstance(node, Tabulated)
+    room = lambda curve: curve.with_components(max(2 * FEW, pl.next_power_of_2(curve.components)))
+    return jax.tree.map(lambda node: room(node) if measured(node) else node, system, is_leaf=measured)
+
+
 def _refuse_tables(field: Field) -> None:
-    """A table's knots could not be told from backends or frontends, and would be filled up like those."""
-    for leaf in jax.tree.leaves((field.demand, field.service, field.capacity)):
+    """The knots of a table in time could not be told from frontends, and would be filled up like those."""
+    for leaf in jax.tree.leaves((field.demand, field.capacity)):
         if leaf.ndim > 1:
             _refuse_shape(leaf.shape)
 
@@ -123,12 +132,12 @@ class _Grid:
             )
 
     def place(self, shape: tuple[int, ...]) -> _Place:
-        """Of an array over frontends, backends or arcs, or of such arrays in a number that is a power of two."""
+        """Of an array over frontends, backends or arcs, or of several such arrays, a number that is a power of two."""
         F, B = self.network.frontends, self.network.backends
         sizes = [pl.next_power_of_2(size) for size in shape]
         padded = [n for n, (size, room) in enumerate(zip(shape, sizes, strict=True)) if size != room]
-        over_arcs = shape in ((F, B), (B, F))
-        if any(shape[n] not in (F, B) or (n < len(shape) - 1 and not over_arcs) for n in padded):
+        over_arcs = shape[-2:] in ((F, B), (B, F))
+        if any(shape[n] not in (F, B) or n < len(shape) - (2 if over_arcs else 1) for n in padded):
             _refuse_shape(shape)
         at, inside = jnp.zeros(sizes, jnp.int32), jnp.ones(sizes, bool)
         for axis, size in enumerate(shape):

@@ -47,8 +47,7 @@ class Execution:
     - `lanes`: how many networks run side by side in each; chosen from the sizes by default.
     - `fused`: on a CUDA device, all steps between two saved instants in one kernel: 2 to 10 times as fast (benchmarks/README.md). By
       itself where a kernel can do it, which is outside `jit` and `grad`, without `extra_flow`, events and autoscalers; networks up to
-      about 32 x 32, constant or cyclic demand, curves given by formulas, no plug-ins of the user's but policies. Everything else runs in
-      a loop, with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
+X with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
     """
 
     devices: int | None = None
