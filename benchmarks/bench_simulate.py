@@ -145,7 +145,6 @@ def main() -> None:
     print("|", columns.replace("|", " | "), "|")
     print("|---|---|---|---|---|---|---|---|---|---|")
     cases = [(3, 3, 256, 128), (10, 10, 64, 64), (10, 10, 64, 512), (10, 10, 64, 4096), (32, 32, 16, 128)]
-    by_rows = {}
     for frontends, backends, count, rows in cases:
         batch = networks(count, frontends, backends, rows)
         # A long buffer needs many steps, or filling it once would be most of what is measured.
@@ -157,15 +156,28 @@ def main() -> None:
         few = max(steps // 10, 100)
         _, plain = seconds(textbook(batch, few, rows), repeats=3)
         figures = [value * 1e9 for value in (dgdlb / work, kept / work, greedy / work, plain / (work / steps * few))]
-        by_rows[rows] = figures[0] if frontends == 10 else by_rows.get(rows, 0.0)
         print(
             f"| {frontends}x{backends} | {count} | {rows} | {steps} | {figures[0]:.2f} | {figures[1]:.2f} | {figures[2]:.2f} | "
             f"{figures[3]:.1f} | {figures[3] / figures[0]:.1f} | {compiled:.1f} |",
             flush=True,
         )
-    print(f"\n10x10, time per step at 4096 rows over that at 64: {by_rows[4096] / by_rows[64]:.2f}")
+    long_over_short()
     if jax.default_backend() == "cpu":
         tiles()
+
+
+def long_over_short(long: int = 4096, short: int = 64, repeats: int = 9) -> None:
+    """Time per step with a long buffer over that with a short one: runs of the same number of steps, in turns."""
+    batches = [networks(64, 10, 10, rows) for rows in (long, short)]
+    runs = [
+        ours(batch, dgd.DGDLB(STEP_SIZE), 4 * long, rows) for batch, rows in zip(batches, (long, short), strict=True)
+    ]
+    pairs = [[seconds(run, repeats=1)[1] for run in runs] for _ in range(repeats)]
+    ratios = sorted(slow / fast for slow, fast in pairs)
+    print(
+        f"\n10x10, time per step at {long} rows over that at {short}, {repeats} pairs: {ratios[repeats // 2]:.2f} "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    )
 
 
 def tiles() -> None:

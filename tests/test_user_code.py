@@ -1,5 +1,7 @@
 """What users do around the public functions: mixed precision, settings that are traced or static, a hunt for NaN."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -143,3 +145,24 @@ def test_healthy_calls_compute_no_nan_and_allow_strict_promotion(name, masked):
     mask = [[True, True], [False, True]] if masked else None
     with jax.debug_nans(True), jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         CALLS[name](network(mask=mask))
+
+
+class Mixing(dgd.AbstractFlowPolicy):
+    """DGD-LB as a user writes it who leaves ranks and types to JAX."""
+
+    takes_lanes: ClassVar[bool] = True
+    step_size: jax.Array
+
+    def velocity(self, t, routing, observation, state):
+        allowed = observation.mask * self.step_size
+        return -allowed * (observation.marginal_latency + observation.cost_latency), state
+
+
+def test_policies_may_promote_where_the_user_forbids_it():
+    """In a run, in the linear analysis and in a gradient."""
+    policy = Mixing(jnp.full(2, 0.05))
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(eqx.filter_grad(lambda n: mean_latency(n, policy)), network())
+        jax.eval_shape(lambda n: dgd.linearise(n, policy), network())
+        with pytest.raises(ValueError, match="rank_promotion"):
+            jnp.ones(2) * jnp.ones((3, 2))

@@ -58,8 +58,8 @@ class FlowProblem(eqx.Module):
             lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, (rate, cost, service, factor)
         )
         most = service.supremum if factor is None else jnp.where(factor > 0, factor * service.supremum, 0)
-        rate = jnp.where(rate > jnp.finfo(dtype).tiny ** _SMALLEST_RATE * rate.sum(0), rate, 0)
-        arcs = allowed & (rate > 0)[:, None] & (most > _SMALLEST_SHARE * jnp.finfo(dtype).eps * rate[:, None])
+        rate = jnp.where(rate > jnp.finfo(dtype).tiny ** _SMALLEST_RATE * rate.sum(0)[None], rate, 0)
+        arcs = allowed & (rate > 0)[:, None] & (most[None] > _SMALLEST_SHARE * jnp.finfo(dtype).eps * rate[:, None])
         return cls(rate, cost, allowed, service, factor, arcs)
 
     @property
@@ -84,7 +84,8 @@ class FlowProblem(eqx.Module):
         however little it sends.
         """
         weight = self.rate * self.arcs.sum(1).astype(self.rate.dtype)
-        return jnp.where(self.arcs, complementarity * (self.rate / divisor(weight.sum(0)))[:, None], 0)
+        share = self.rate / divisor(weight.sum(0))[None]
+        return jnp.where(self.arcs, complementarity[None, None] * share[:, None], 0)
 
     @property
     def supremum(self) -> Backends:
@@ -108,7 +109,7 @@ class FlowProblem(eqx.Module):
     def stiffness(self, workload: Backends) -> Backends:
         r"""How the price rises with the rate, $\phi'' = dp/dr = -\ell''/\ell'^3$, seconds squared per request; positive."""
         price = self.price(workload)
-        floor = jnp.finfo(price.dtype).eps ** 2 * price / divisor(self.rate.sum(0))
+        floor = jnp.finfo(price.dtype).eps ** 2 * price / divisor(self.rate.sum(0))[None]
         # One factor after the other, since a price to the third power may overflow.
         return jnp.maximum(-self._scale(self.service.curvature(workload)) * price * price * price, floor)
 
@@ -144,7 +145,7 @@ class Point(eqx.Module):
 def start(problem: FlowProblem) -> Point:
     """Traffic spread in proportion to capacity, evened out over a sparse mask by a few sweeps, and workloads that carry it."""
     capacity = problem.capacity
-    load = problem.rate.sum(0) / divisor(capacity.sum(0))
+    load = (problem.rate.sum(0) / divisor(capacity.sum(0)))[None]
 
     def spread(attraction):
         weight = jnp.where(problem.arcs, attraction, 0)
@@ -222,7 +223,7 @@ def move_workload(problem: FlowProblem, workload: Backends, rise: Backends, tole
     price, stiffness = problem.price(workload), problem.stiffness(workload)
     change = rise * price / stiffness  # dN = dr / ell'
     bend = 0.5 * stiffness / price**2 * jnp.maximum(-change, 0)  # -ell'' / (2 ell') |dN|
-    lowest = 0.01 * workload + jnp.finfo(workload.dtype).eps ** 2 * workload.sum(0)
+    lowest = 0.01 * workload + jnp.finfo(workload.dtype).eps ** 2 * workload.sum(0)[None]
     target = jnp.maximum(price + rise, problem.price(lowest))
 
     def error(workload):

@@ -107,21 +107,21 @@ def _fast_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
     # Straight at the solution: how far one can go tells how much centring is due.
     change, opening, _, _ = direction(0.0)
     far = jnp.minimum(jnp.minimum(reach(arcs, flow, change), reach(arcs, slack, opening)), 1)
-    after = jnp.where(arcs, (flow + far * change) * (slack + far * opening), 0).sum((0, 1))
+    after = jnp.where(arcs, (flow + far[None, None] * change) * (slack + far[None, None] * opening), 0).sum((0, 1))
     centring = jnp.clip((after / divisor(product)) ** 3, jnp.where(k < _BOLD_STEPS, _BOLD, _CAREFUL), 1)
     # Complementarity never aims back up: steps end above their aim, since prices are convex, and would drift away otherwise.
     aim = centring * jnp.minimum(product, point.aim)
     aim = jnp.maximum(aim, jnp.maximum((1 - far) * seen.residual, 0.05 * jnp.finfo(price.dtype).eps * seen.objective))
 
-    change, opening, rise, lift = direction(problem.shared_out(aim) - far * change * opening)
+    change, opening, rise, lift = direction(problem.shared_out(aim) - far[None, None] * change * opening)
     keep = jnp.clip(product / divisor(seen.objective), 1e-3, 0.1)
     flow_step = jnp.minimum((1 - keep) * reach(arcs, flow, change), 1)
     price_step = jnp.minimum(jnp.minimum((1 - keep) * reach(arcs, slack, opening), 1), longest_rise(price, rise))
     together, bold = jnp.minimum(flow_step, price_step), k < _BOLD_STEPS
     flow_step, price_step = jnp.where(bold, flow_step, together), jnp.where(bold, price_step, together)
-    ahead = jnp.where(arcs, slack + price_step * opening, jnp.inf).min(0)
-    workload = move_workload(problem, point.workload, price_step * rise, _TRUST * ahead)
-    moved = Point(flow + flow_step * change, workload, point.multiplier + price_step * lift, aim)
+    ahead = jnp.where(arcs, slack + price_step[None, None] * opening, jnp.inf).min(0)
+    workload = move_workload(problem, point.workload, price_step[None] * rise, _TRUST * ahead)
+    moved = Point(flow + flow_step[None, None] * change, workload, point.multiplier + price_step[None] * lift, aim)
     return _recentre(problem, moved, slack), seen.close, seen
 
 
@@ -157,8 +157,9 @@ def _safe_step(problem: FlowProblem, point: Point, k: Int[Array, ""]) -> tuple[P
     longest = jnp.minimum(0.95 * reach(arcs, slack, rise[None] - lift[:, None]), longest_rise(price, rise))
 
     def ahead(step: Lanes) -> tuple[Backends, Frontends]:
-        there = jnp.where(arcs, slack + step * (rise[None] - lift[:, None]), jnp.inf).min(0)
-        return move_workload(problem, point.workload, step * rise, 0.1 * there), point.multiplier + step * lift
+        there = jnp.where(arcs, slack + step[None, None] * (rise[None] - lift[:, None]), jnp.inf).min(0)
+        workload = move_workload(problem, point.workload, step[None] * rise, 0.1 * there)
+        return workload, point.multiplier + step[None] * lift
 
     def overshoots(step: Lanes) -> Bool[Array, " lanes"]:
         workload, multiplier = ahead(step)

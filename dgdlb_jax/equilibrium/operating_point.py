@@ -61,7 +61,8 @@ class OperatingPoint(eqx.Module):
         return jnp.where(self.support, jnp.abs(values - target) <= tolerance, True).all()
 
     def _constant(self, values) -> Bool[Array, ""]:
-        mean = jnp.where(self.support, values, 0).sum(1) / jnp.maximum(self.support.sum(1), 1)
+        count = jnp.maximum(self.support.sum(1, dtype=values.dtype), 1)
+        mean = jnp.where(self.support, values, 0).sum(1) / count
         return self._agree(values, mean[:, None])
 
     @property
@@ -72,7 +73,7 @@ class OperatingPoint(eqx.Module):
     @property
     def multiplier(self) -> Float[Array, " frontends"]:
         r"""$\nu_i$ as it enters the phases: $\tau_{ij} + 1/a_j$ on the support."""
-        return jnp.where(self.support, self.latency + self.inverse_slope, 0).max(1)
+        return jnp.where(self.support, self.latency + self.inverse_slope[None], 0).max(1)
 
     @property
     def same_part(self) -> Bool[Array, "frontends backends"]:
@@ -85,13 +86,13 @@ class OperatingPoint(eqx.Module):
 
     def modes(self, strength: Float[Array, "frontends backends"]) -> Float[Array, "backends backends"]:
         r"""$\sum_i s_i P_i$, $P_i = I - 11^T/k_i$ on the support."""
-        count = jnp.maximum(self.support.sum(1), 1)[:, None]
+        count = jnp.maximum(self.support.sum(1, dtype=strength.dtype), 1)[:, None]
         return jnp.diag(strength.sum(0)) - (strength / count).T @ self.support.astype(strength.dtype)
 
     def rates(self, strength, weight: Float[Array, " backends"]) -> Float[Array, " backends"]:
         r"""The eigenvalues of $\mathrm{diag}(\text{weight}) \sum_i s_i P_i$ in ascending order."""
         root = jnp.sqrt(weight)
-        return eigvalsh(root[:, None] * self.modes(strength) * root)
+        return eigvalsh(root[:, None] * self.modes(strength) * root[None])
 
     def radius(self, strength, weight: Float[Array, " backends"]) -> Float[Array, ""]:
         r"""The largest of `rates`."""

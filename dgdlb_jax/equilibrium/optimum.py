@@ -235,7 +235,7 @@ def _complete(problem: FlowProblem, flow: Flows, point: Point) -> tuple[Flows, F
     seen = problem.cost + problem.price(point.workload)[None]
     cheapest = row_min(problem.allowed, seen)
     best = problem.allowed & (
-        jnp.arange(seen.shape[1])[:, None] == jnp.where(problem.allowed, seen, jnp.inf).argmin(1)[:, None]
+        jnp.arange(seen.shape[1])[None, :, None] == jnp.where(problem.allowed, seen, jnp.inf).argmin(1)[:, None]
     )
     routing = jnp.where(sending[:, None], routing, best.astype(routing.dtype))
     return routing, jnp.where(sending, point.multiplier, cheapest)

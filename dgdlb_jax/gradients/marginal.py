@@ -79,7 +79,8 @@ class MarginalLatency(eqx.Module):
         step = self._step(self.approximate)
         slope = jnp.sum(exact * step, axis=-1)
         noise = _STILL * jnp.linalg.norm(exact, axis=-1) * jnp.linalg.norm(step, axis=-1)
-        return jnp.where(jnp.isfinite(slope), slope > noise, jnp.nan).mean(0)
+        raises = (slope > noise).astype(slope.dtype)
+        return jnp.where(jnp.isfinite(slope), raises, jnp.nan).mean(0)
 
     def _step(self, gradient: Float[Array, "time frontends backends"]) -> Float[Array, "time frontends backends"]:
         r"""$\Pi_T(-g)$, zero where it is rounding."""
@@ -260,24 +261,24 @@ def _per_request(network: Network, bar: Array, dt: float, rate: Array) -> Array:
     and the node of the trapezoid, which cancels in any other hat. With $\dot p = a p - 1$ and $a = \ell_j'$ at the start, the steps count
     $\frac12 [1 + \phi + a\, dt\, \phi (1 - \phi)]\, p - \frac{dt}4 (1 - \phi)(1 + 2\phi)$, up to second order in `dt`.
     """
-    part = jnp.minimum(network.latency / dt, 1)
+    part, charge = jnp.minimum(network.latency / dt, 1)[None], network.cost_latency[None]
     first = jnp.arange(bar.shape[0])[:, None, None] == 0
-    received = jnp.where(first, (1 + part + rate * dt * part * (1 - part)) / 2, 1)
+    received = jnp.where(first, (1 + part + rate[None, None] * dt * part * (1 - part)) / 2, 1)
     missed = jnp.where(first, dt / 4 * (1 - part) * (1 + 2 * part), 0)
-    charged = jnp.where(first, 0.5, 1) * network.cost_latency
-    return (bar / dt - charged + missed) / received + network.cost_latency
+    charged = jnp.where(first, 0.5, 1) * charge
+    return (bar / dt - charged + missed) / received + charge
 
 
 def _seen(network: Network, time: Array, workload: Array, first: Array, dt: float) -> Array:
     """The approximate gradient at given times, from the workload at every step from the first one on; constant before it."""
-    then = jnp.maximum(time[:, None, None] - network.feedback_latency, 0)
-    place = jnp.clip(then / dt - first, 0, workload.shape[0] - 1)
+    then = jnp.maximum(time[:, None, None] - network.feedback_latency[None], 0)
+    place = jnp.clip(then / dt - first.astype(then.dtype), 0, workload.shape[0] - 1)
     before = jnp.minimum(place.astype(int), workload.shape[0] - 2)
     backend = jnp.arange(network.backends)
-    fraction = place - before
+    fraction = place - before.astype(place.dtype)
     seen = (1 - fraction) * workload[before, backend] + fraction * workload[before + 1, backend]
     each_frontend = jax.vmap(jax.vmap(lambda t, workload: _price(network, t, workload)))
-    return each_frontend(then, seen) + network.cost_latency
+    return each_frontend(then, seen) + network.cost_latency[None]
 
 
 def _price(network: Network, t: Array, workload: Array) -> Array:

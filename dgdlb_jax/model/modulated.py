@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from dgdlb_jax.model.demand import AbstractDemand, AbstractJumpingDemand, Numbers
-from dgdlb_jax.numerics.knots import NEVER, Steps
+from dgdlb_jax.numerics.knots import NEVER, Steps, aligned
 
 
 class Modulated(AbstractJumpingDemand):
@@ -28,10 +28,11 @@ class Modulated(AbstractJumpingDemand):
 
     def mean_over(self, start: ArrayLike, length: ArrayLike) -> Float[Array, "..."]:
         dtype = self.factor.times.dtype
-        begin, whole = jnp.asarray(start, dtype), jnp.asarray(length, dtype)
+        interval = jnp.asarray(start, dtype), jnp.asarray(length, dtype)
+        (times, values), (begin, whole) = aligned((self.factor.times, self.factor.values), interval)
         end, total, at = begin + whole, 0.0, begin
-        for k, value in enumerate(self.factor.values):
-            until = jnp.clip(self.factor.times[k], begin, end) if k < len(self.factor.times) else end
+        for k, value in enumerate(values):
+            until = jnp.clip(times[k], begin, end) if k < len(times) else end
             total = total + value * (until - at) * self._mean(at, until - at)
             at = until
         return jnp.where(whole > 0, total / jnp.where(whole > 0, whole, 1), self.rate(begin))

@@ -20,7 +20,8 @@ def pack(values: Bool[Array, "rows columns"]) -> UInt[Array, "words columns"]:
 def unpack(packed: UInt[Array, "words columns"], rows: int) -> Bool[Array, "rows columns"]:
     """The way back from `pack`."""
     sizes = [min(_LARGEST, rows - k) for k in range(0, rows, _LARGEST)]
-    return jnp.concatenate([(row & _bits(size, row.dtype.type)) > 0 for size, row in zip(sizes, packed, strict=True)])
+    parts = zip(sizes, packed, strict=True)
+    return jnp.concatenate([(row[None] & _bits(size, row.dtype.type)) > 0 for size, row in parts])
 
 
 def _bits(rows: int, word: type) -> UInt[Array, "rows 1"]:

@@ -3,6 +3,7 @@
 A simulation that draws in tiles, in threads or on several devices then has results that depend on none of these.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
@@ -16,12 +17,13 @@ Words = tuple[UInt32[Array, "..."], UInt32[Array, "..."]]
 
 
 def threefry(key: Words, counter: Words, rounds: int = _ROUNDS) -> Words:
-    """Two words of 32 random bits for each pair of words of a key and a counter.
+    """Two words of 32 random bits for each pair of words of a key and a counter; the axes of keys may be the last ones of counters.
 
     **Source:** Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), Threefry-2x32.
     """
     u32 = jnp.uint32
-    keys = (key[0], key[1], key[0] ^ key[1] ^ u32(_PARITY))
+    one, two = (jax.lax.broadcast_to_rank(word, counter[0].ndim) for word in key)
+    keys = (one, two, one ^ two ^ u32(_PARITY))
     x, y = counter[0] + keys[0], counter[1] + keys[1]
     for r in range(rounds):
         by = _ROTATIONS[r // 4 % 2][r % 4]

@@ -61,6 +61,7 @@ def mean_of_steps(
 
     Exact: every value counts with the part of the interval in which it holds, and only that one where nothing jumps.
     """
+    (times, values), (start, length) = aligned((times, values), (start, length))
     zero = _zeros(times, start, length)
     total, rest, *_ = _fold(_add_value, (zero, zero + 1, start, length), (times, values[:-1]))
     return total + rest * values[-1]
@@ -73,9 +74,17 @@ def places_within(
 
     A time at an end counts, even if rounding puts it just outside.
     """
+    (times,), (start, length) = aligned((times,), (start, length))
     zero = _zeros(times, start, length)
     count, total, *_ = _fold(_add_place, (zero, zero, start, length), (times,))
     return count, total / jnp.maximum(count, 1)
+
+
+def aligned(tables: tuple[Array, ...], signals: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
+    """Tables and signals with as many axes for columns, which may be the last ones of the others' only."""
+    rank = max(*(table.ndim - 1 for table in tables), *(signal.ndim for signal in signals))
+    wide = lambda table: jnp.expand_dims(table, range(1, rank + 2 - table.ndim))
+    return [wide(table) for table in tables], [jax.lax.broadcast_to_rank(signal, rank) for signal in signals]
 
 
 def _zeros(times: Array, start: Array, length: Array) -> Array:

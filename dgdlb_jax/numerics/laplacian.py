@@ -30,16 +30,16 @@ def solve_bipartite(
     """
     if conductance.shape[0] <= conductance.shape[1]:
         total = ground + conductance.sum(0)
-        share = conductance / total
+        share = conductance / total[None]
         reduced = _connect(share, conductance, axis=1)
-        u = solve_grounded(reduced, (share * ground).sum(1), left + (share * right).sum(1))
+        u = solve_grounded(reduced, (share * ground[None]).sum(1), left + (share * right[None]).sum(1))
         return u, (right + (conductance * u[:, None]).sum(0)) / total
     total = conductance.sum(1)
     total = jnp.where(total > 0, total, 1)
     share = conductance / total[:, None]
     reduced = _connect(share, conductance, axis=0)
     w = solve_grounded(reduced, ground, right + (share * left[:, None]).sum(0))
-    return (left + (conductance * w).sum(1)) / total, w
+    return (left + (conductance * w[None]).sum(1)) / total, w
 
 
 def _connect(share: Float[Array, "..."], conductance: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
@@ -68,11 +68,11 @@ def solve_grounded(
     for _ in range(nodes):
         row = conductance[0, 1:]
         pivot = _positive(ground[0] + row.sum(0))
-        share = row / pivot
+        share = row / pivot[None]
         shares.append(share)
         potentials.append(current[0] / pivot)
         conductance = conductance[1:, 1:] + share[:, None] * row[None]
-        ground, current = ground[1:] + share * ground[0], current[1:] + share * current[0]
+        ground, current = ground[1:] + share * ground[:1], current[1:] + share * current[:1]
     solved = jnp.zeros_like(current)
     for share, potential in zip(reversed(shares), reversed(potentials), strict=True):
         solved = jnp.concatenate([(potential + (share * solved).sum(0))[None], solved])
@@ -92,9 +92,9 @@ def _solve_rolled(
         conductance, ground, current = state
         row = jnp.where(order > k, conductance[k], 0)
         pivot = _positive(ground[k] + row.sum(0))
-        share = row / pivot
-        state = conductance + share[:, None] * row[None], ground + share * ground[k], current + share * current[k]
-        return state, (share, current[k] / pivot)
+        share = row / pivot[None]
+        grounded, entered = ground + share * ground[k][None], current + share * current[k][None]
+        return (conductance + share[:, None] * row[None], grounded, entered), (share, current[k] / pivot)
 
     def substitute(solved, step):
         k, share, potential = step

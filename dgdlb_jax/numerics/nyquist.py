@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float, Int
 
 from dgdlb_jax.numerics.lapack import eig, eigvals, lu_factor, lu_solve, lu_solve_adjoint, solve
+from dgdlb_jax.numerics.precision import as_complex
 from dgdlb_jax.numerics.results import Result, code
 
 Frequency = Float[Array, ""]
@@ -114,7 +115,7 @@ def largest_crossing(
         starts = _keep_best(walk.starts, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found))
         return _Walk(at[-1], walk.bound, starts, walk.best, walk.best_frequency, walk.blocks)
 
-    real, cplx = first.dtype, jnp.result_type(first.dtype, jnp.complex64)
+    real, cplx = first.dtype, as_complex(first).dtype
     size = jax.eval_shape(matrix, first).shape[0]
     nothing = _Starts(
         jnp.zeros(_STARTS, real), jnp.zeros(_STARTS, cplx), jnp.zeros(_STARTS, real), jnp.zeros((_STARTS, size), cplx)
@@ -130,7 +131,7 @@ def largest_crossing(
     )
     walk = jax.lax.while_loop(unfinished, look_further, walk)
     at = jnp.where(walk.best > 0, walk.best_frequency, first)
-    right, left = eigenvectors(matrix(at), jnp.where(walk.best > 0, -walk.best + 0j, 1.0))
+    right, left = eigenvectors(matrix(at), as_complex(jnp.where(walk.best > 0, -walk.best, 1.0)))
     result = jnp.where(walk.blocks < _BLOCKS, code(Result.successful), code(Result.not_converged))
     return Crossing(walk.best, walk.best_frequency, right, left, result)
 
@@ -154,14 +155,14 @@ def _follow(matrix, eigenvalue, right, left):
     factors = lu_factor(_almost_singular(matrix, eigenvalue))
     right = lu_solve(factors, right)
     left = lu_solve_adjoint(factors, left)
-    right = right / jnp.linalg.norm(right)
+    right = right / as_complex(jnp.linalg.norm(right))
     return right, left / (right @ left.conj()).conj()
 
 
 def _almost_singular(matrix, eigenvalue):
     r"""$M - \lambda I$, just so far from singular that it can be solved with."""
     scale = jnp.maximum(jnp.max(jnp.abs(matrix)), jnp.finfo(matrix.dtype).tiny)
-    return matrix - (eigenvalue + 1e-11 * scale) * jnp.eye(matrix.shape[0])
+    return matrix - (eigenvalue + as_complex(1e-11 * scale)) * jnp.eye(matrix.shape[0], dtype=matrix.dtype)
 
 
 def eigenvalue_near(
@@ -214,7 +215,7 @@ def _try_best(matrix: MatrixOf, stride, walk: _Walk, last: Frequency) -> _Walk:
         slope = left.conj() @ along @ right
         move = -value.imag / jnp.where(slope.imag == 0, 1, slope.imag)
         move = jnp.clip(move, -longest, longest)
-        return (jnp.minimum(w + move, last), value + slope * move, jnp.abs(move), right, left), None
+        return (jnp.minimum(w + move, last), value + slope * as_complex(move), jnp.abs(move), right, left), None
 
     known = (
         w,

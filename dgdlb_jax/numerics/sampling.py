@@ -88,7 +88,7 @@ def _quantile(
             tail = found = jnp.zeros_like(none)
             for p in reversed(probabilities):
                 tail = tail + p
-                found = found + (u < tail)
+                found = found + (u < tail).astype(found.dtype)
             return found
 
         return count

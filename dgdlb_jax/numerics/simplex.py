@@ -51,12 +51,12 @@ def project_simplex(
 def _project_simplex(values, mask, guess):
     # Relative to the largest entry, so that huge entries cancel without loss.
     largest = jnp.max(jnp.where(mask, values, -jnp.inf), axis=0)
-    shifted = jnp.where(mask, values - jnp.where(jnp.isfinite(largest), largest, 0), -jnp.inf)
+    shifted = jnp.where(mask, values - jnp.where(jnp.isfinite(largest), largest, 0)[None], -jnp.inf)
     if device.on_cpu() or values.shape[0] > _PAIRS:
-        multiplier = _newton(partial(_simplex_multiplier, shifted), guess, lambda nu: shifted > nu)
+        multiplier = _newton(partial(_simplex_multiplier, shifted), guess, lambda nu: shifted > nu[None])
     else:
         multiplier = _simplex_multiplier(shifted, _support(shifted, mask))
-    return jnp.where(mask, jnp.maximum(shifted - multiplier, 0), 0)
+    return jnp.where(mask, jnp.maximum(shifted - multiplier[None], 0), 0)
 
 
 def _support(shifted, mask):
@@ -139,10 +139,10 @@ def _move(velocity, inside, mask):
     def multiplier(on):
         return jnp.sum(jnp.where(on, velocity, 0), axis=0) / jnp.maximum(_count(on, velocity.dtype), 1)
 
-    on = jnp.where(inside.any(axis=0), inside, usable == largest)
-    nu = _newton(multiplier, on, lambda nu: inside | (usable > nu))
-    moving = inside | (usable > nu)
-    return jnp.where(moving, velocity - nu, 0), moving
+    on = jnp.where(inside.any(axis=0), inside, usable == largest[None])
+    nu = _newton(multiplier, on, lambda nu: inside | (usable > nu[None]))
+    moving = inside | (usable > nu[None])
+    return jnp.where(moving, velocity - nu[None], 0), moving
 
 
 @_project_tangent_cone.defjvp
@@ -156,7 +156,7 @@ def zero_mean(
 ) -> Float[Array, "entries *columns"]:
     """The values where `on`, less their mean there; zero elsewhere. The projector P on a support."""
     mean = jnp.sum(jnp.where(on, values, 0), axis=0) / jnp.maximum(_count(on, values.dtype), 1)
-    return jnp.where(on, values - mean, 0)
+    return jnp.where(on, values - mean[None], 0)
 
 
 def _count(on, dtype):

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from dgdlb_jax.numerics.checks import Allowed, first_refused, not_negative
 from dgdlb_jax.numerics.results import InputError
@@ -172,10 +172,20 @@ def checked_step_size(policy: str, value: Matrix) -> Float[Array, "..."]:
     )
 
 
+def per_backend(number: Float[Array, "..."], like: Shaped[Array, "backends *lanes"]) -> Float[Array, "..."]:
+    """A parameter as it goes with arrays over backends: axis 0 in front of one per frontend; one for all, or for each arc, as it is."""
+    return number if number.ndim in (0, like.ndim) else number[None]
+
+
+def somewhere(chosen: Bool[Array, "backends *lanes"]) -> Bool[Array, "*lanes"]:
+    """Whether any backend is marked: `any(0)`, of which no kernel can be made (fused.py)."""
+    return jnp.max(chosen.astype(jnp.int32), axis=0) > 0
+
+
 def share_equally(best: Bool[Array, "backends *lanes"], dtype) -> Float[Array, "backends *lanes"]:
     """All traffic in equal parts to the backends marked as best; none if there are none."""
     chosen = best.astype(dtype)
-    return chosen * (1 / jnp.maximum(jnp.sum(chosen, axis=0), 1))
+    return chosen * (1 / jnp.maximum(jnp.sum(chosen, axis=0), 1))[None]
 
 
 def at_most(score: Float[Array, "..."], other: Float[Array, "..."]) -> Bool[Array, "..."]:
@@ -192,7 +202,7 @@ def least(
 ) -> Float[Array, "backends *lanes"]:
     """All traffic to the backends with the least score, ties shared equally."""
     allowed = jnp.where(mask, score, jnp.inf)
-    return share_equally(mask & at_most(allowed, jnp.min(allowed, axis=0)), score.dtype)
+    return share_equally(mask & at_most(allowed, jnp.min(allowed, axis=0)[None]), score.dtype)
 
 
 def best_of(
@@ -204,7 +214,7 @@ def best_of(
     with $n$ backends within reach, $G_j$ of them not better than $j$ and $H_j$ worse: all draws have to fall among the $G_j$, and not
     all among the $H_j$. One choice shares equally, `inf` takes the least of all.
     """
-    return _share_by_rank(score, mask, lambda count, n: (count / n) ** choices)
+    return _share_by_rank(score, mask, lambda count, n: (count / n) ** per_backend(choices, score))
 
 
 def better_of_two(
@@ -219,7 +229,7 @@ def better_of_two(
 def _share_by_rank(score, mask, all_among):
     """`all_among(count, n)`: the probability that all draws fall among the `count` worst of n."""
     allowed = jnp.where(mask, score, jnp.inf)
-    n = jnp.maximum(jnp.sum(mask, axis=0), 1).astype(score.dtype)
+    n = jnp.maximum(jnp.sum(mask, axis=0), 1).astype(score.dtype)[None]
     own, others = allowed[:, None], allowed[None]
     not_better = jnp.sum(mask[None] & at_most(own, others), axis=1).astype(score.dtype)
     worse = n - jnp.sum(mask[None] & at_most(others, own), axis=1).astype(score.dtype)

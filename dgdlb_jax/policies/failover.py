@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import positive
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend, somewhere
 from dgdlb_jax.policies.held import one_of
 from dgdlb_jax.policies.static import proportional
 
@@ -55,7 +55,8 @@ class LocalityFailover(AbstractInstantPolicy):
         """Level after level, each for what it is healthy."""
         del t
         healthy = jnp.where(observation.mask, jnp.minimum(observation.nominal_capacity, state), 0)
-        cost, factor = observation.cost_latency, self.overprovisioning_factor
+        cost = observation.cost_latency
+        factor = per_backend(self.overprovisioning_factor, cost)
         same = at_most(cost[:, None], cost[None]) & at_most(cost[None], cost[:, None])
         nearer = ~same & (cost[None] < cost[:, None])
         whole, left = (jnp.where(same, each[None], 0).sum(1) for each in (state, healthy))
@@ -64,7 +65,7 @@ class LocalityFailover(AbstractInstantPolicy):
             whole > 0, whole, 1
         )  # of its level, so that a sum over backends counts every level once
         total = jnp.minimum(1, (part * health).sum(0))
-        total = jnp.where(total > 0, total, 1)
+        total = jnp.where(total > 0, total, 1)[None]
         before = jnp.where(nearer, (part * health)[None], 0).sum(1) / total
         load = jnp.clip(1 - before, 0, health / total)
         weight = state * jnp.minimum(1, factor * healthy / jnp.where(state > 0, state, 1))
@@ -162,20 +163,20 @@ class DnsLatency(AbstractInstantPolicy):
         answer, since = self._answer(observation, health), state.since + step
         if self.expiry == "together":
             due = since >= jnp.maximum(self.ttl, step) - step / 2
-            gone = ~(observation.mask & (state.answer > 0)).any(0)
+            gone = ~somewhere(observation.mask & (state.answer > 0))
             answer = jnp.where(due | gone, answer, state.answer)
             return answer, Record(answer, answer, jnp.where(due, since - jnp.maximum(self.ttl, step), since), health)
-        caught_up = jnp.minimum(1, since / self.ttl)
+        caught_up = jnp.minimum(1, since / self.ttl)[None]
         held = jnp.where(observation.mask, state.before + (state.answer - state.before) * caught_up, 0)
         held = jnp.where(held.sum(0) > 0, proportional(held, observation.mask), answer)
-        changed = (answer != state.answer).any(0)
+        changed = somewhere(answer != state.answer)
         before, since = jnp.where(changed, held, state.before), jnp.where(changed, 0, jnp.minimum(since, self.ttl))
         return held, Record(before, answer, since, health)
 
     def _answer(self, observation: Observation, health: Health) -> Float[Array, "backends *lanes"]:
         """The nearest of those that count as healthy."""
         healthy = observation.mask & (health.healthy > 0)
-        return least(observation.cost_latency, jnp.where(healthy.any(0), healthy, observation.mask))
+        return least(observation.cost_latency, jnp.where(somewhere(healthy), healthy, observation.mask))
 
     def _checked(self, observation: Observation, health: Health) -> Health:
         """After the checks that are due: as many in a row as the threshold says turn what a backend counts as."""
@@ -186,6 +187,6 @@ class DnsLatency(AbstractInstantPolicy):
         due = waited >= interval - step / 2
         otherwise = observation.healthy != (health.healthy > 0)
         against = jnp.where(due, jnp.where(otherwise, health.against + 1, 0), health.against)
-        turns = against >= self.failure_threshold
+        turns = against >= per_backend(self.failure_threshold, against)
         left = jnp.where(due, jnp.maximum(waited - interval, -step), waited)
         return Health(jnp.where(turns, 1 - health.healthy, health.healthy), jnp.where(turns, 0, against), left)

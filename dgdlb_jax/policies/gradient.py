@@ -5,7 +5,7 @@ from typing import ClassVar
 from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.types import Matrix
-from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked_step_size
+from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked_step_size, per_backend
 
 
 class DGDLB(AbstractFlowPolicy):
@@ -33,5 +33,5 @@ class DGDLB(AbstractFlowPolicy):
 
     def velocity(self, t, routing, observation: Observation, state: State):
         """Against the approximate gradient, the same speed for all arcs."""
-        del t, routing
-        return -self.step_size * (observation.marginal_latency + observation.cost_latency), state
+        del t
+        return -per_backend(self.step_size, routing) * (observation.marginal_latency + observation.cost_latency), state

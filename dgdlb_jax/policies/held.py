@@ -18,7 +18,7 @@ from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.text import did_you_mean
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, checked, per_backend, somewhere
 
 Arcs = Float[Array, "backends *lanes"]
 Report = Literal["throughput", "concurrency", "saturated"]
@@ -86,9 +86,9 @@ class AbstractHeldPolicy(AbstractInstantPolicy):
         """The routing held, renewed where an update is due."""
         step = observation.time_step
         waited, period = state.waited + step, jnp.maximum(self.period, step)
-        stranded = ~(observation.mask & (state.routing > 0)).any(0)  # all that it used has been closed
+        stranded = ~somewhere(observation.mask & (state.routing > 0))  # all that it used has been closed
         due = (waited >= period - step / 2) | stranded
-        kept = kept_of_average(period, self.smoothing)
+        kept = kept_of_average(period, self.smoothing)[None]
         report = jnp.where(due, self.report(observation) * (1 - kept) + state.report * kept, state.report)
         routing = jnp.where(due, self.shares(t, report, observation), state.routing)
         left = jnp.where(due, jnp.maximum(waited - period, -step), waited)
@@ -117,7 +117,7 @@ def kept_of_average(period: Float[Array, "..."], smoothing: Float[Array, "..."])
 
 def hosts(observation: Observation, host_capacity: Float[Array, "..."]) -> Arcs:
     """How many hosts each backend has: its nominal capacity, as it is known now, over that of one host."""
-    return observation.nominal_capacity / host_capacity
+    return observation.nominal_capacity / per_backend(host_capacity, observation.nominal_capacity)
 
 
 def utilization(
@@ -133,7 +133,8 @@ def utilization(
         used, room = observation.service_rate, observation.nominal_capacity
     else:
         assert max_concurrency is not None
-        used, room = observation.workload, max_concurrency * hosts(observation, host_capacity)
+        used, slots = observation.workload, per_backend(max_concurrency, observation.workload)
+        room = slots * hosts(observation, host_capacity)
     return jnp.where(room > 0, used / jnp.where(room > 0, room, 1), 1)
 
 

@@ -69,7 +69,7 @@ class HotCold(AbstractInstantPolicy):
         count = partial(jnp.sum, dtype=latency.dtype)
         shorter = count(mask[None] & ~at_most(in_flight[:, None], in_flight[None]), axis=1)
         wanted = self.quantile * count(mask, axis=0) * (1 - 1e-6)  # 0.7 * 10 is a little more than 7
-        cold = shorter < jnp.maximum(wanted, 1)
+        cold = shorter < jnp.maximum(wanted, 1)[None]
         # How many are to be preferred: all that are cold to a hot one, among the cold by latency, among the hot by their queues.
         faster = ~at_most(latency[:, None], latency[None])
         preferred = jnp.where(cold[:, None], cold[None] & faster, cold[None])

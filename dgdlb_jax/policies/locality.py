@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import Observation, at_most, checked
+from dgdlb_jax.policies.base import Observation, at_most, checked, somewhere
 from dgdlb_jax.policies.held import (
     AbstractHeldPolicy,
     Arcs,
@@ -130,11 +130,11 @@ class EnvoyLoadAwareLocality(AbstractHeldPolicy):
         del t
         mask, count = observation.mask, jnp.where(observation.mask, hosts(observation, self.host_capacity), 0)
         spread = count * jnp.maximum(1 - report, 0)
-        shares = proportional(jnp.where((spread > 0).any(0), spread, count), mask)
+        shares = proportional(jnp.where(somewhere(spread > 0), spread, count), mask)
         if self.local == "none":
             return shares
         cost = jnp.where(mask, observation.cost_latency, jnp.inf)
-        near = mask & at_most(cost, jnp.min(cost, axis=0))
+        near = mask & at_most(cost, jnp.min(cost, axis=0)[None])
         here, away = jnp.where(near, count, 0), jnp.where(near, 0, count)
         busy, elsewhere = _mean(report, here), _mean(report, away)
         stays = (jnp.where(near, spread, 0).sum(0) > 0) & at_most(busy, elsewhere + self.utilization_variance_threshold)
@@ -154,4 +154,4 @@ def _probed(shares: Arcs, near: Array, away: Arcs, fraction: Float[Array, "*#lan
     missing = jnp.clip(fraction - (1 - local), 0, local)
     missing = jnp.where((total > 0) & (shares.sum(0) > 0), missing, 0)
     kept = 1 - missing / jnp.where(local > 0, local, 1)
-    return jnp.where(near, shares * kept, shares + missing * away / jnp.where(total > 0, total, 1))
+    return jnp.where(near, shares * kept[None], shares + missing[None] * away / jnp.where(total > 0, total, 1)[None])

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend, somewhere
 from dgdlb_jax.policies.latency import latency_as_seen
 
 Arcs = Float[Array, "backends *lanes"]
@@ -131,7 +131,8 @@ class LatencyObservationScorer(AbstractInstantPolicy):
         """A window of what is seen now."""
         now, none = _sent_now(observation), jnp.zeros_like(observation.workload)
         rate = now.in_flight / now.latency
-        number = jnp.minimum(self.max_requests, self.max_observation_age * rate) / _PARTS
+        most, oldest = per_backend(self.max_requests, rate), per_backend(self.max_observation_age, rate)
+        number = jnp.minimum(most, oldest * rate) / _PARTS
         every = Answers(number, number * now.in_flight, number * now.latency)
         full = jax.tree.map(lambda each: jnp.broadcast_to(each, (_PARTS, *each.shape)), every)
         nothing = Answers(none, none, none)
@@ -142,19 +143,22 @@ class LatencyObservationScorer(AbstractInstantPolicy):
         """The least prediction by what is published, and some for those that hardly anything is known of."""
         del t
         after = self._observed(observation, state)
-        floor, known = observation.cost_latency + self.floor_latency, after.snapshot
-        trusted = (known.number >= self.min_requests) & (known.typical.in_flight > 0) & (known.typical.latency > floor)
-        curve = predicted_latency(observation.outstanding, floor, known.low, known.typical, self.min_inflight_gap)
-        return _explored(jnp.where(trusted, curve, floor), observation.mask, trusted, self.exploration_rate), after
+        mask, known = observation.mask, after.snapshot
+        floor = observation.cost_latency + per_backend(self.floor_latency, mask)
+        gap, enough = per_backend(self.min_inflight_gap, mask), per_backend(self.min_requests, mask)
+        trusted = (known.number >= enough) & (known.typical.in_flight > 0) & (known.typical.latency > floor)
+        curve = predicted_latency(observation.outstanding, floor, known.low, known.typical, gap)
+        return _explored(jnp.where(trusted, curve, floor), mask, trusted, self.exploration_rate), after
 
     def _observed(self, observation: Observation, state: Observer) -> Observer:
         """The memory after the answers of a step."""
         step, now = observation.time_step, _sent_now(observation)
-        number = step * now.in_flight / now.latency
-        answered = Anchor(*(_lag(old, new, step / now.latency) for old, new in zip(state.answered, now, strict=True)))
+        number = step[None] * now.in_flight / now.latency
+        passed = step[None] / now.latency
+        answered = Anchor(*(_lag(old, new, passed) for old, new in zip(state.answered, now, strict=True)))
         new = Answers(number, number * answered.in_flight, number * answered.latency)
         filling = Answers(*(old + more for old, more in zip(state.filling, new, strict=True)))
-        age = state.age + step
+        age = state.age + step[None]
         closes = self._filled(age, filling.number) >= 1
         full = jax.tree.map(
             lambda part, parts: jnp.where(closes, jnp.concatenate([part[None], parts[:-1]]), parts), filling, state.full
@@ -171,7 +175,8 @@ class LatencyObservationScorer(AbstractInstantPolicy):
 
     def _filled(self, age: Arcs, number: Arcs) -> Arcs:
         """Which part of the newest part of the window is full: it closes by its count or by its age, whichever is first."""
-        return _PARTS * jnp.maximum(number / self.max_requests, age / self.max_observation_age)
+        most, oldest = per_backend(self.max_requests, age), per_backend(self.max_observation_age, age)
+        return _PARTS * jnp.maximum(number / most, age / oldest)
 
     def _published(self, age: Arcs, filling: Answers, full: Answers) -> Snapshot:
         """Typical and low anchors of a window that moves on evenly: its oldest part leaves as the newest fills."""
@@ -180,7 +185,7 @@ class LatencyObservationScorer(AbstractInstantPolicy):
             lambda new, old: jnp.concatenate([new[None], old[:-1], (leaves * old[-1])[None]]), filling, full
         )
         typical, total = _anchor(parts, jnp.ones_like(parts.number, bool))
-        faster = parts.latency < typical.latency * parts.number
+        faster = parts.latency < typical.latency[None] * parts.number
         low, some = _anchor(parts, faster)
         low = jax.tree.map(lambda anchor, other: jnp.where(some > 0, anchor, other), low, typical)
         return Snapshot(total, low, typical)
@@ -235,7 +240,7 @@ def _explored(
     Where the best of those trusted has the highest score by itself, it shares in the draw.
     """
     trusted = mask & trusted
-    best = least(predicted, jnp.where(trusted.any(0), trusted, mask))
+    best = least(predicted, jnp.where(somewhere(trusted), trusted, mask))
     probed = mask & ~trusted & (best == 0)
     lowest = jnp.min(jnp.where(mask, predicted, jnp.inf), axis=0)
     ties = at_most(jnp.min(jnp.where(best > 0, predicted, jnp.inf), axis=0), lowest)
@@ -245,4 +250,4 @@ def _explored(
     with_best = 1 / n - (1 - spared * (1 - rate)) / (n * (n + 1) * jnp.where(rate > 0, rate, 1))
     each = jnp.where(rate > 0, jnp.where(ties, with_best, alone), 0)
     probes = jnp.where(probed, each, 0).astype(dtype)
-    return probes + best * (1 - probes.sum(0))
+    return probes + best * (1 - probes.sum(0))[None]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import Observation, checked
+from dgdlb_jax.policies.base import Observation, checked, somewhere
 from dgdlb_jax.policies.held import (
     AbstractHeldPolicy,
     Arcs,
@@ -119,7 +119,7 @@ class OrcaWeights(AbstractHeldPolicy):
         """In proportion to hosts times weights; equal for all hosts until the blackout is over."""
         count = jnp.where(observation.mask, hosts(observation, self.host_capacity), 0)
         over = t >= self.blackout_period - observation.time_step / 2
-        usable = observation.mask & (report > 0) & over
+        usable = observation.mask & (report > 0) & over[None]
         known = jnp.where(usable, count, 0)
         if self.variant == "envoy":
             enough, default = known.sum(0) > 0, jnp.floor(_median(report, known))
@@ -135,8 +135,8 @@ def _median(values: Arcs, weight: Arcs) -> Float[Array, "*lanes"]:
         (jnp.where(order, weight[None], 0)).sum(1)
         for order in (values[None] < values[:, None], values[None] <= values[:, None])
     )
-    half = weight.sum(0) / 2
+    half = weight.sum(0)[None] / 2
     middle: Bool[Array, "backends *lanes"] = (weight > 0) & (below <= half) & (half <= upto)
     low = jnp.min(jnp.where(middle, values, jnp.inf), axis=0)
     high = jnp.max(jnp.where(middle, values, -jnp.inf), axis=0)
-    return jnp.where(middle.any(0), (low + high) / 2, 0)
+    return jnp.where(somewhere(middle), (low + high) / 2, 0)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, best_of, better_of_two, checked
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, best_of, better_of_two, checked, per_backend
 from dgdlb_jax.policies.latency import latency_as_seen
 from dgdlb_jax.policies.static import proportional
 
@@ -69,7 +69,9 @@ class WeightedLeastRequest(AbstractInstantPolicy):
     def route(self, t, observation: Observation, state):
         """Shares by dynamic weight."""
         del t
-        weight = observation.nominal_capacity / (observation.outstanding + 1) ** self.bias
+        weight = observation.nominal_capacity / (observation.outstanding + 1) ** per_backend(
+            self.bias, observation.outstanding
+        )
         return proportional(weight, observation.mask), state
 
 
@@ -113,5 +115,5 @@ class PeakEWMA(AbstractInstantPolicy):
         """The lower the cost, the larger the share."""
         del t
         seen = latency_as_seen(observation)
-        average = seen + jnp.maximum(state - seen, 0) * jnp.exp(-observation.time_step / self.decay)
+        average = seen + jnp.maximum(state - seen, 0) * jnp.exp(-observation.time_step / self.decay)[None]
         return better_of_two(average * (observation.outstanding + 1), observation.mask), average

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.numerics.checks import not_negative
 from dgdlb_jax.numerics.simplex import zero_mean
 from dgdlb_jax.numerics.types import Matrix
-from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size
+from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size, per_backend
 
 
 class LogDGDLB(AbstractFlowPolicy):
@@ -36,7 +36,7 @@ class LogDGDLB(AbstractFlowPolicy):
         """Against the logarithm; differences of backends far from the best one count less."""
         del t, routing
         seen, best = _seen(observation)
-        return -self.step_size * best * jnp.log(seen / best), state
+        return -(self.step_size * best)[None] * jnp.log(seen / best[None]), state
 
 
 class ReciprocalDGDLB(AbstractFlowPolicy):
@@ -60,7 +60,7 @@ class ReciprocalDGDLB(AbstractFlowPolicy):
         """Against the reciprocal."""
         del t, routing
         seen, best = _seen(observation)
-        return -self.step_size * best * (1 - best / seen), state
+        return -(self.step_size * best)[None] * (1 - best[None] / seen), state
 
 
 class CurvatureDGDLB(AbstractFlowPolicy):
@@ -94,7 +94,7 @@ class CurvatureDGDLB(AbstractFlowPolicy):
         del t
         mean = jnp.sum(jnp.where(observation.mask, routing * observation.marginal_latency, 0), axis=0)
         pace = jnp.where(mean > 0, self.reference / jnp.where(mean > 0, mean, 1), 0) ** 2
-        return -self.step_size * pace * (observation.marginal_latency + observation.cost_latency), state
+        return -(self.step_size * pace)[None] * (observation.marginal_latency + observation.cost_latency), state
 
 
 class CappedDGDLB(AbstractFlowPolicy):
@@ -123,12 +123,12 @@ class CappedDGDLB(AbstractFlowPolicy):
         """As DGD-LB, shortened to the largest speed on the arcs that carry traffic or are the best."""
         del t
         seen, best = _seen(observation)
-        velocity = -self.step_size * seen
-        moving = observation.mask & ((routing > 0) | (seen <= best))
+        velocity = -per_backend(self.step_size, seen) * seen
+        moving = observation.mask & ((routing > 0) | (seen <= best[None]))
         square = jnp.sum(zero_mean(velocity, moving) ** 2, axis=0)
         fast = square > self.speed**2
         length = jnp.sqrt(jnp.where(fast, square, 1))
-        return velocity * jnp.where(fast, self.speed / length, 1), state
+        return velocity * jnp.where(fast, self.speed / length, 1)[None], state
 
 
 def _seen(observation: Observation):

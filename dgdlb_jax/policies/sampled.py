@@ -59,5 +59,5 @@ class SampledDGDLB(AbstractFlowPolicy):
         due = waited >= self.interval - step / 2
         pace = jnp.where(step > 0, jnp.maximum(self.interval, step) / jnp.where(step > 0, step, 1), 0)
         gradient = observation.marginal_latency + observation.cost_latency
-        velocity = jnp.where(due, -self.step_size * pace * gradient, 0)
+        velocity = jnp.where(due, -(self.step_size * pace)[None] * gradient, 0)
         return velocity, jnp.where(due, jnp.maximum(waited - jnp.maximum(self.interval, step), -step), waited)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least
+from dgdlb_jax.policies.base import AbstractInstantPolicy, Observation, at_most, checked, least, per_backend, somewhere
 from dgdlb_jax.policies.held import AbstractHeldPolicy, Arcs, checked_report, one_of, utilization
 from dgdlb_jax.policies.latency import latency_as_seen
 from dgdlb_jax.policies.static import proportional
@@ -61,9 +61,10 @@ class LatencyScorer(AbstractInstantPolicy):
     def route(self, t, observation: Observation, state):
         """By score."""
         del t
-        headroom, mask = self.slo - latency_as_seen(observation), observation.mask
+        seen, mask = latency_as_seen(observation), observation.mask
+        headroom = per_backend(self.slo, seen) - seen
         meets = mask & (headroom >= 0)
-        some = meets.any(0)
+        some = somewhere(meets)
         scored = jnp.where(some, meets, mask)
         # How far from what is wanted; seconds.
         off = jnp.where(some & (self.headroom_selection_strategy == "least"), headroom, -headroom)
@@ -151,5 +152,5 @@ def relative_score(
     low = jnp.min(jnp.where(scored, off, jnp.inf), axis=0)
     high = jnp.max(jnp.where(scored, off, -jnp.inf), axis=0)
     equal = at_most(high, low)
-    score = jnp.where(equal, 1, (high - off) / jnp.where(equal, 1, high - low))
+    score = jnp.where(equal, 1, (high[None] - off) / jnp.where(equal, 1, high - low)[None])
     return jnp.where(scored, score, 0)

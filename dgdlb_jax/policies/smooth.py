@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size
+from dgdlb_jax.policies.base import AbstractFlowPolicy, Observation, State, checked, checked_step_size, per_backend
 from dgdlb_jax.policies.static import proportional
 
 
@@ -46,7 +46,8 @@ class MirrorDescent(AbstractFlowPolicy):
         del t
         gradient = observation.marginal_latency + observation.cost_latency
         mean = jnp.sum(jnp.where(observation.mask, routing * gradient, 0), axis=0)
-        return -self.step_size * jnp.maximum(routing, self.floor) * (gradient - mean), state
+        step, floor = per_backend(self.step_size, routing), per_backend(self.floor, routing)
+        return -step * jnp.maximum(routing, floor) * (gradient - mean[None]), state
 
 
 class Softmin(AbstractFlowPolicy):
@@ -86,7 +87,7 @@ class Softmin(AbstractFlowPolicy):
     def velocity(self, t, routing, observation: Observation, state: State):
         """Towards the softmin."""
         del t
-        return self.rate * (self.target(observation) - routing), state
+        return per_backend(self.rate, routing) * (self.target(observation) - routing), state
 
     def target(self, observation: Observation) -> Float[Array, "backends *lanes"]:
         """The softmin of what is seen."""
@@ -97,5 +98,5 @@ def softmin(
     score: Float[Array, "backends *lanes"], mask: Bool[Array, "backends *lanes"], temperature: Float[Array, "*#lanes"]
 ) -> Float[Array, "backends *lanes"]:
     r"""Shares in proportion to $e^{-\text{score} / T}$ over the backends within reach."""
-    above = score - jnp.min(jnp.where(mask, score, jnp.inf), axis=0)
-    return proportional(jnp.exp(-jnp.where(mask, above, 0) / temperature), mask)
+    above = score - jnp.min(jnp.where(mask, score, jnp.inf), axis=0)[None]
+    return proportional(jnp.exp(-jnp.where(mask, above, 0) / per_backend(temperature, score)), mask)

@@ -127,7 +127,7 @@ def _spill(rate, latency, mask, capacity, cap) -> Float[Array, "frontends backen
         here = mask & (rank == k)
         offer = left[:, None] * jax.vmap(share_equally, in_axes=(0, None))(here, rate.dtype)
         asked = offer.sum(0)
-        accepted = offer * jnp.minimum(1, room / jnp.where(asked > 0, asked, 1))
+        accepted = offer * jnp.minimum(1, room / jnp.where(asked > 0, asked, 1))[None]
         return left - accepted.sum(1), jnp.maximum(room - accepted.sum(0), 0), flow + accepted
 
     start = rate, cap * capacity, jnp.zeros_like(latency)
@@ -141,4 +141,4 @@ def proportional(weight: Float[Array, "backends *lanes"], mask) -> Float[Array, 
     """Shares in proportion to a weight on the backends within reach; equal shares where all weights are zero."""
     weight = jnp.where(mask, weight, 0)
     total = jnp.sum(weight, axis=0)
-    return jnp.where(total > 0, weight / jnp.where(total > 0, total, 1), share_equally(mask, weight.dtype))
+    return jnp.where(total > 0, weight / jnp.where(total > 0, total, 1)[None], share_equally(mask, weight.dtype))

@@ -174,7 +174,7 @@ class Applied:
     def finish(self, states: tuple[PyTree, ...]) -> dict[str, PyTree]:
         """The results of all statistics by name."""
         dt, last = self.clock.lanes
-        duration = (last - self.attached.begin) * dt
+        duration = (last - self.attached.begin).astype(dt.dtype) * dt
         several = zip(self.plugins.statistics, states, strict=True)
         return {one.name: jax.vmap(one.finish)(own, duration) for one, own in several}
 

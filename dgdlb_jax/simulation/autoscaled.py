@@ -161,10 +161,11 @@ class Scaler(eqx.Module):
         rule = self.rule
         assert isinstance(rule, AbstractSampledAutoscaler)
         number = jnp.arange(len(commands), dtype=age.dtype)[:, None]
-        counts = (number < 1) | (age + (number - 1) * rule.interval < rule.startup)
+        startup = jnp.broadcast_to(rule.startup, age.shape)[None]
+        counts = (number < 1) | (age[None] + (number - 1) * rule.interval < startup)
         if rule.removal == "at once":
             return jnp.where(counts, commands, jnp.inf).min(0)
-        return jnp.where(number == counts.sum(0) - 1, commands, 0).sum(0)
+        return jnp.where(number == counts.sum(0, dtype=age.dtype)[None] - 1, commands, 0).sum(0)
 
     def after(
         self,

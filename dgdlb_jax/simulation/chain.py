@@ -73,7 +73,7 @@ def delayed_system(
         flow = Sum(delay, wire_shape(field).ends, rows, interpolates=not counts)
         return DelayedSystem(system, (*before, flow, *extensions), (predict, *seeing, routing, *last), observe, support)
     each = Each(delay.shape)
-    answers = Sum(field.feedback_latency / step, each, rows)
+    answers = Sum(field.feedback_latency / step[None], each, rows)
     flow = Sum(delay, each, rows, interpolates=not counts)
     stages = (predict, *seeing, answering, route_by_own, *last)
     return DelayedSystem(system, (*before, answers, flow, *extensions), stages, observe, support)

@@ -21,6 +21,8 @@ from dgdlb_jax.simulation.timeline import Jump, Timeline, shared
 Arcs = Float[Array, "backends frontend_lanes"]
 Backends = Float[Array, " backend_lanes"]
 Frontends = Float[Array, " frontend_lanes"]
+PerArc = Float[Array, "#backends frontend_lanes"]
+"""Of every arc, or the same for all arcs of a frontend."""
 
 
 class Field(eqx.Module):
@@ -66,11 +68,11 @@ class Field(eqx.Module):
         r"""$\lambda_i(t)$, requests/s."""
         return self.demand.rate(t)
 
-    def mean_arrival_rate(self, start: Frontends, step: Frontends, part: Frontends | Arcs) -> Frontends | Arcs:
+    def mean_arrival_rate(self, start: Frontends, step: Frontends, part: PerArc) -> PerArc:
         r"""The mean of $\lambda_i$ over the first part of a step, requests/s: exact where it jumps, else on a straight line."""
         if isinstance(self.demand, AbstractJumpingDemand):
-            return self.demand.mean_over(start, part * step)
-        before, after = self.arrival_rate(start), self.arrival_rate(start + step)
+            return self.demand.mean_over(start[None], part * step[None])
+        before, after = self.arrival_rate(start)[None], self.arrival_rate(start + step)[None]
         return before + part / 2 * (after - before)
 
     def service_rate(
@@ -127,7 +129,7 @@ class Field(eqx.Module):
         marginal, average = self.seen_service.marginal_latency(each), self.seen_service.average_latency(each)
         if self.seen_capacity is not None:
             # Capacity is known in advance, so its past needs no delay line. Where it is 0 a latency has no finite value.
-            factor = self.seen_capacity.rate(jnp.maximum(t - self.feedback_latency, 0))
+            factor = self.seen_capacity.rate(jnp.maximum(t[None] - self.feedback_latency, 0))
             some = jnp.maximum(factor, 1e-12)
             rate, marginal, average = factor * rate, marginal / some, average / some
         return Observation(
@@ -153,7 +155,7 @@ class Field(eqx.Module):
         """The arcs that frontends use at a time."""
         return self.mask if self.events is None else self.events.open_arcs(t, self.mask)
 
-    def weight_of_start(self, start: Frontends, step: Frontends) -> Arcs | Frontends | None:
+    def weight_of_start(self, start: Frontends, step: Frontends) -> PerArc | None:
         """How much the velocity at the start of a step counts in its mean over the step; None: half.
 
         Where what a frontend sees jumps, it is the part of the step before the jump. Arcs without a jump of their own take that of the
@@ -162,7 +164,7 @@ class Field(eqx.Module):
         weight, seen = None, self._seen_jumps(start, step)
         if isinstance(self.demand, AbstractJumpingDemand):
             count, place = self.demand.jumps_within(start, step)
-            weight = jnp.where(count > 0, place, 0.5)
+            weight = jnp.where(count > 0, place, 0.5)[None]
         if not seen:
             return weight
         total, mean = shared(seen, self.mask)
@@ -174,7 +176,7 @@ class Field(eqx.Module):
     def _seen_jumps(self, start: Frontends, step: Frontends) -> list[Jump]:
         found = [] if self.events is None else self.events.seen_jumps(start, step)
         if isinstance(self.seen_capacity, AbstractJumpingDemand):
-            found.append(self.seen_capacity.jumps_within(start - self.feedback_latency, step))
+            found.append(self.seen_capacity.jumps_within(start[None] - self.feedback_latency, step[None]))
         return found
 
     def init(self, observation: Observation) -> State:

@@ -24,7 +24,7 @@ from dgdlb_jax.numerics.delay import (
     run_as_told,
     steps_for,
 )
-from dgdlb_jax.numerics.delay.checkpoint import join
+from dgdlb_jax.numerics.delay.checkpoint import count_frames, join
 from dgdlb_jax.numerics.native import one_native_loop, or_without
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.programs import compiled
@@ -353,8 +353,8 @@ def _integrate(system: DelayedSystem, carry: Carry, inputs: Inputs, program: Pro
     instant = partial(jax.tree.map, lambda leaf: leaf[None])
     first = [] if program.every is None else [instant(observe(carry))]
     if program.fused:
-        carry, saved = _in_kernels(system, carry, program)
-        return carry, batch_first(join([*first, saved]))
+        carry, saved = _in_kernels(system, carry, inputs, program)
+        return carry, batch_first(saved)
     if program.steps is None:
         told = partial(run_as_told, frames=program.frames)
         carry, saved = one_native_loop(told, program.native)(system, carry, inputs.steps.max(), inputs.every)
@@ -371,21 +371,28 @@ def _integrate(system: DelayedSystem, carry: Carry, inputs: Inputs, program: Pro
     return carry, batch_first(join([*first, saved]))
 
 
-def _in_kernels(system: DelayedSystem, carry: Carry, program: Program) -> tuple[Carry, PyTree]:
-    """`delayed_scan`, with a kernel for all steps up to the next instant that is saved: what changes is in memory in between."""
-    assert program.steps is not None
-    every = min(program.every or program.steps, program.steps)
+def _in_kernels(system: DelayedSystem, carry: Carry, inputs: Inputs, program: Program) -> tuple[Carry, PyTree]:
+    """The same, of a tile of one network: a kernel for all steps up to the next instant that is saved, as many as the network takes.
 
-    def frame(steps: int, carry: Carry) -> tuple[Carry, PyTree]:
-        carry = _kernels().run_fused(system, carry, steps)
-        return carry, system.observe(system.parameters, carry.k, carry.state)
+    What changes is in memory in between. Room that is left over repeats the last instant: no step is made for it.
+    """
+    total = inputs.steps[0]
+    every = program.every if inputs.every is None else inputs.every
+    frames = program.frames - 1 if program.steps is None else count_frames(program.steps, program.every)
+    observe = lambda carry: system.observe(system.parameters, carry.k, carry.state)
+    instant = partial(jax.tree.map, lambda leaf: leaf[None])
+    if every is None:
+        carry = _kernels().run_fused(system, carry, total)
+        return carry, instant(observe(carry))
+    end = carry.k + total
 
-    full, rest = divmod(program.steps, every)
-    carry, saved = jax.lax.scan(lambda carry, _: frame(every, carry), carry, length=full)
-    if not rest:
-        return carry, saved
-    carry, last = frame(rest, carry)
-    return carry, join([saved, jax.tree.map(lambda leaf: leaf[None], last)])
+    def frame(carry: Carry, _) -> tuple[Carry, PyTree]:
+        carry = _kernels().run_fused(system, carry, jnp.minimum(jnp.int32(every), end - carry.k))
+        return carry, observe(carry)
+
+    begun = instant(observe(carry))
+    carry, seen = jax.lax.scan(frame, carry, length=frames)
+    return carry, join([begun, seen])
 
 
 def _finite(field: Field, now: StepState) -> Bool[Array, " lanes"]:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, ArrayLike, PyTree
+from jaxtyping import Array, ArrayLike, Int, PyTree
 
+from dgdlb_jax.model.service.tabulated import FEW, Tabulated
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, Each, Gather, StepContext
 from dgdlb_jax.numerics.delay.line import DelayLine
@@ -45,21 +46,23 @@ def compiling(policy: AbstractPolicy):
         ) from error
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def run_fused(system: DelayedSystem, carry: Carry, steps: int) -> Carry:
-    """The carry after so many steps, of a tile of one network; batches by `vmap`. On CPU interpreted, slowly, for tests.
+@jax.custom_jvp
+def run_fused(system: DelayedSystem, carry: Carry, steps: Int[Array, ""]) -> Carry:
+    """The carry after so many steps, of a tile of one network; batches by `vmap`, each network with a number of its own. On CPU
+    interpreted, slowly, for tests.
 
     **Raises:** `InputError` for a network or arrays that have no place in the kernel, and when differentiated.
     """
+    system = _with_room(system)
     field = system.parameters.field
     grid = _Grid(field.shape)
     _refuse_tables(field)
     changing = carry.k, carry.state, tuple(channel.reading for channel in carry.channels)
-    inputs = _without_tables(system), changing
+    inputs = _without_tables(system), changing, steps
     lines, ends = [channel.line for channel in carry.channels], jax.tree.leaves(changing)
     rings, offsets = [line.ring for line in lines], [channel.offset for channel in system.channels]
     done = pl.pallas_call(
-        partial(_kernel, grid, jax.eval_shape(lambda: inputs), steps),
+        partial(_kernel, grid, jax.eval_shape(lambda: inputs)),
         out_shape=[jax.ShapeDtypeStruct((leaf.size,), leaf.dtype) for leaf in (*rings, *ends)],
         input_output_aliases={n: n for n in range(len(rings))},
         interpret=device.on_cpu(),
@@ -73,13 +76,20 @@ def run_fused(system: DelayedSystem, carry: Carry, steps: int) -> Carry:
 
 
 @run_fused.defjvp
-def _refuse(steps, primals, tangents):
+def _refuse(primals, tangents):
     raise InputError("fused=True has no derivatives: leave it out.")
 
 
+def _with_room(system: DelayedSystem) -> DelayedSystem:
+    """The same, with measured curves of as many components as a block has room for, which it sums at once."""
+    measured = lambda node: isinstance(node, Tabulated)
+    room = lambda curve: curve.with_components(max(2 * FEW, pl.next_power_of_2(curve.components)))
+    return jax.tree.map(lambda node: room(node) if measured(node) else node, system, is_leaf=measured)
+
+
 def _refuse_tables(field: Field) -> None:
-    """A table's knots could not be told from backends or frontends, and would be filled up like those."""
-    for leaf in jax.tree.leaves((field.demand, field.service, field.capacity)):
+    """The knots of a table in time could not be told from frontends, and would be filled up like those."""
+    for leaf in jax.tree.leaves((field.demand, field.capacity)):
         if leaf.ndim > 1:
             _refuse_shape(leaf.shape)
 
@@ -122,12 +132,12 @@ class _Grid:
             )
 
     def place(self, shape: tuple[int, ...]) -> _Place:
-        """Of an array over frontends, backends or arcs, or of such arrays in a number that is a power of two."""
+        """Of an array over frontends, backends or arcs, or of several such arrays, a number that is a power of two."""
         F, B = self.network.frontends, self.network.backends
         sizes = [pl.next_power_of_2(size) for size in shape]
         padded = [n for n, (size, room) in enumerate(zip(shape, sizes, strict=True)) if size != room]
-        over_arcs = shape in ((F, B), (B, F))
-        if any(shape[n] not in (F, B) or (n < len(shape) - 1 and not over_arcs) for n in padded):
+        over_arcs = shape[-2:] in ((F, B), (B, F))
+        if any(shape[n] not in (F, B) or n < len(shape) - (2 if over_arcs else 1) for n in padded):
             _refuse_shape(shape)
         at, inside = jnp.zeros(sizes, jnp.int32), jnp.ones(sizes, bool)
         for axis, size in enumerate(shape):
@@ -156,12 +166,15 @@ class _Line:
         return jax.lax.rem(k, jnp.int32(self.rows)) * self.width
 
 
-def _kernel(grid: _Grid, like: PyTree, steps: int, *refs) -> None:
+def _kernel(grid: _Grid, like: PyTree, *refs) -> None:
     """`refs`: the lines, offsets and what else changes as they come in, then the same lines and what has changed as it goes out."""
     count, channels = len(jax.tree.leaves(like)), like[0].channels
     offsets, given = refs[len(channels) : 2 * len(channels)], refs[2 * len(channels) : 2 * len(channels) + count]
     rings, ends = refs[2 * len(channels) + count :][: len(channels)], refs[3 * len(channels) + count :]
-    system, changing = jax.tree.map(partial(_load, grid), like, jax.tree.unflatten(jax.tree.structure(like), given))
+    system, changing, steps = jax.tree.map(
+        partial(_load, grid), like, jax.tree.unflatten(jax.tree.structure(like), given)
+    )
+    changing = _without_flows_of_nobody(grid, changing)
     system = eqx.tree_at(
         lambda s: s.parameters.field.shape, system, grid.room, is_leaf=lambda node: isinstance(node, Shape)
     )
@@ -203,6 +216,14 @@ def _step(system: DelayedSystem, lines: list[_Line], k: Array, state: PyTree, re
             read = line.read(k + 1)
             received = channel.receive(read if isinstance(channel.incidence, Each) else jnp.sum(read, axis=1))
     return held, tuple(found)
+
+
+def _without_flows_of_nobody(grid: _Grid, changing: tuple) -> tuple:
+    """Nothing is sent, and nothing arrives, where there is no frontend and no backend: sums over all of them hold."""
+    arcs, backends = grid.place(grid.network.ends.shape).inside, grid.place((grid.network.backends,)).inside
+    flows = lambda changing: (changing[1].routing, changing[1].flow, changing[1].inflow)
+    kept = [jnp.where(inside, flow, 0) for inside, flow in zip((arcs, arcs, backends), flows(changing), strict=True)]
+    return eqx.tree_at(flows, changing, kept)
 
 
 def _load(grid: _Grid, like: jax.ShapeDtypeStruct, ref) -> Array:

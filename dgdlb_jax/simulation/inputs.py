@@ -103,5 +103,5 @@ def check_fused(made: Plan, inputs: Inputs) -> None:
         raise InputError("fused=True has no place for observables, statistics or extensions of your own: leave it out.")
     if not device.has_kernels():
         raise InputError(f"fused=True needs a CUDA device, this is {jax.default_backend()}: leave it out.")
-    if made.program.steps is None or inputs.extra is not None:
-        raise InputError("fused=True has no place for frames and extra_flow: leave it out.")
+    if inputs.extra is not None:
+        raise InputError("fused=True has no place for extra_flow: leave it out.")

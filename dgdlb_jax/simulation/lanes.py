@@ -57,15 +57,15 @@ class Shape(eqx.Module):
 
     def over_frontends(self, values: Shaped[Array, " lanes"]) -> Shaped[Array, "..."]:
         """One number per lane, repeated for every frontend."""
-        return jnp.tile(values, self.frontends)
+        return _repeated(values, self.frontends)
 
     def over_backends(self, values: Shaped[Array, " lanes"]) -> Shaped[Array, "..."]:
         """One number per lane, repeated for every backend."""
-        return jnp.tile(values, self.backends)
+        return _repeated(values, self.backends)
 
     def backend_to_arcs(self, values: Shaped[Array, "lanes *rest backends"]) -> Shaped[Array, "..."]:
         """`(lanes, ..., backends)` as `(..., backends, frontends * lanes)`, the same for every frontend."""
-        return jnp.tile(jnp.moveaxis(values, 0, -1), self.frontends)
+        return _repeated(jnp.moveaxis(values, 0, -1), self.frontends)
 
     @property
     def ends(self) -> Complete:
@@ -74,7 +74,7 @@ class Shape(eqx.Module):
 
     def spread(self, values: Shaped[Array, " backend_lanes"]) -> Shaped[Array, "backends frontend_lanes"]:
         """One number per backend, repeated for every frontend: from backends to arcs within the layout."""
-        return jnp.tile(values.reshape(self.backends, self.lanes), self.frontends)
+        return _repeated(values.reshape(self.backends, self.lanes), self.frontends)
 
     def arrivals(self, arcs: Shaped[Array, "backends frontend_lanes"]) -> Shaped[Array, " backend_lanes"]:
         """What comes together at every backend, summed over frontends."""
@@ -93,3 +93,9 @@ class Shape(eqx.Module):
             return self.over_frontends(leaf) if leaf.ndim == 1 else self.first(leaf)
 
         return jax.tree.map(convert, parameters)
+
+
+def _repeated(values: Shaped[Array, "*rest lanes"], times: int) -> Shaped[Array, "*rest axis_lanes"]:
+    """`(..., lanes)` as `(..., times * lanes)`: `jnp.tile`, of which no kernel can be made."""
+    *rest, lanes = values.shape
+    return jnp.broadcast_to(values[..., None, :], (*rest, times, lanes)).reshape(*rest, times * lanes)

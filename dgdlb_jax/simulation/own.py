@@ -51,20 +51,20 @@ class OwnRequests(eqx.Module):
     def leaving(self, step: Frontends, now: Arcs, ahead: Arcs) -> Arcs:
         """The rate at which requests are answered, its mean over a step, from the rates per request at both ends."""
         before = now * self.in_service
-        predicted = self.in_service + step * (self.arriving - before)
+        predicted = self.in_service + step[None] * (self.arriving - before)
         return (before + ahead * predicted) / 2
 
     def ahead(self, step: Frontends, flow: Arcs, returned: Arcs) -> Arcs:
         """The count a step ahead, by Euler: what will be sent is not known yet."""
-        count = self.count.value + step * (flow - returned)
+        count = self.count.value + step[None] * (flow - returned)
         return jnp.where(count < 0, 0, count)  # by rounding
 
     def after(
         self, step: Frontends, sent: Arcs, arrived: Arcs, arriving: Arcs, left: Arcs, returned: Arcs
     ) -> "OwnRequests":
         """After a step in which so much was sent, arrived, left and returned: means, requests/s."""
-        count = self.count.plus(step * (sent - returned))
-        return OwnRequests(count, self.in_service + step * (arrived - left), arriving, left)
+        count = self.count.plus(step[None] * (sent - returned))
+        return OwnRequests(count, self.in_service + step[None] * (arrived - left), arriving, left)
 
 
 class OwnState(eqx.Module):

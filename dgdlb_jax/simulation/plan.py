@@ -46,9 +46,8 @@ class Execution:
       user's.
     - `lanes`: how many networks run side by side in each; chosen from the sizes by default.
     - `fused`: on a CUDA device, all steps between two saved instants in one kernel: 2 to 10 times as fast (benchmarks/README.md). By
-      itself where a kernel can do it, which is outside `jit` and `grad`, without `frames`, `extra_flow`, events and autoscalers; networks
-      up to about 32 x 32, constant or cyclic demand, curves given by formulas, no plug-ins of the user's but policies. Everything else
-      runs in a loop, with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
+      itself where a kernel can do it, which is outside `jit` and `grad`, without `extra_flow`, events and autoscalers; networks up to
+X with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
     """
 
     devices: int | None = None
@@ -149,7 +148,7 @@ def plan(
     counts_own = policy is not None and reads_outstanding(networks, policy)
     everything = networks, plugins, save, data
     free = is_concrete(everything) and not has_a_mesh(networks.latency)
-    by_itself = device.has_kernels() and free and not under_jit() and not told and autoscaler is None and not plugins
+    by_itself = device.has_kernels() and free and not under_jit() and autoscaler is None and not plugins
     program = Program(
         rows=grid.rows,
         steps=None if told else steps,

@@ -31,7 +31,7 @@ class Retries(eqx.Module):
     def after(self, step: Frontends, lost: Arcs) -> "Retries":
         """After a step in which so much was lost, requests on arcs, and in which all that was back was sent."""
         waiting = self.waiting + jnp.sum(lost, axis=0) - step * self.back
-        return Retries(self.back, lost / jnp.where(step > 0, step, 1), self.tail, waiting)
+        return Retries(self.back, lost / jnp.where(step > 0, step, 1)[None], self.tail, waiting)
 
     def enter(self, late: Arcs) -> tuple["Retries", Arcs]:
         """After the losses of a step have been put on their way, and what enters the channel."""
@@ -48,7 +48,7 @@ def retry_delay(field: Field, step: Frontends) -> Arcs:
     assert field.events is not None
     assert field.events.timeout is not None
     timeout = field.events.timeout
-    return jnp.where(jnp.isfinite(timeout), jnp.maximum(timeout / step - 1, 0), 0)
+    return jnp.where(jnp.isfinite(timeout), jnp.maximum(timeout / step[None] - 1, 0), 0)
 
 
 def late_part(field: Field, step: Frontends, rows: int) -> Arcs:
@@ -82,7 +82,7 @@ def lost_for_a_while(field: Field, lost: Backends, arriving: Arcs) -> Arcs:
 
 def cost_of_retries(field: Field, retries: Retries, routing: Arcs, cost_latency: Arcs) -> Float[Array, " lanes"]:
     """What they add to the cost rate at an instant: those that wait, and the network of those that are sent again."""
-    network = jnp.sum(retries.back * routing * cost_latency, axis=0)
+    network = jnp.sum(retries.back[None] * routing * cost_latency, axis=0)
     return field.shape.per_lane(retries.waiting + network)
 
 

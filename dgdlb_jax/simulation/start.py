@@ -99,7 +99,7 @@ def begin(
     x, n = shape.arcs(routing), shape.last(workload)
     t0, step = jnp.zeros(x.shape[1:], x.dtype), shape.over_frontends(dt)
     seen = shape.backend_to_arcs(workload)
-    flow = field.arrival_rate(t0) * x
+    flow = field.arrival_rate(t0)[None] * x
     requests, answers, scaling, commands, factor, scaled = None, (), None, (), None, None
     if scaler is not None:
         scaling = scaler.begin()
@@ -143,7 +143,7 @@ def send(system: DelayedSystem, carry: Carry, extra: Arcs) -> Carry:
     if state.own is not None:
         arriving = arriving.reshape(extra.shape)
         # Half of it has been sent by now; where a latency is shorter than a step, some of that has arrived.
-        half = jnp.minimum(system.parameters.field.latency, step) / 2
+        half = jnp.minimum(system.parameters.field.latency, step[None]) / 2
         requests = eqx.tree_at(lambda o: o.arriving, state.own, arriving)
         requests = eqx.tree_at(lambda o: o.count, requests, requests.count.plus(half * extra))
         arriving, state = shape.arrivals(arriving), eqx.tree_at(lambda s: s.own, state, requests)
@@ -212,7 +212,7 @@ def _count_from_now(field: Field, carry: Carry, state: SimulationState) -> tuple
     """Own requests of a run that has not counted them."""
     now, step = carry.state, field.shape.over_frontends(state.time_step)
     wires, rows = carry.channels[1].line, carry.channels[1].line.rows
-    each = Sum(field.latency / step, Each(now.flow.shape), rows)
+    each = Sum(field.latency / step[None], Each(now.flow.shape), rows)
     arriving = each.arriving(wires, carry.k).reshape(now.flow.shape)
     t = carry.k.astype(step.dtype) * field.shape.over_backends(state.time_step)
     on_the_wires = _on_the_wires(field, carry.k, now, wires, state.time_step)
@@ -296,11 +296,11 @@ def _on_the_wires(
     rows = wires.ring.reshape(wires.rows, *lag.shape)
     age = jnp.mod(k - jnp.arange(wires.rows, dtype=k.dtype), wires.rows)[:, None, None].astype(lag.dtype)
     if now.tail is not None:
-        return wire_shape(field).over_frontends(dt) * (jnp.where(age < lag, rows, 0).sum(0) + now.tail)
-    of_both_ends = [counts.astype(rows.dtype) for counts in (age < lag, (age > 0) & (age <= lag))]
+        return wire_shape(field).over_frontends(dt)[None] * (jnp.where(age < lag[None], rows, 0).sum(0) + now.tail)
+    of_both_ends = [counts.astype(rows.dtype) for counts in (age < lag[None], (age > 0) & (age <= lag[None]))]
     whole = (sum(of_both_ends) / 2 * rows).sum(0)
     newest = line.row(wires, k).reshape(lag.shape)
-    return step * (whole + _tail(now.flow, newest, fraction))
+    return step[None] * (whole + _tail(now.flow, newest, fraction))
 
 
 def _delay(field: Field, step: Frontends) -> tuple[Wires, Wires]:

@@ -142,7 +142,7 @@ def wire_shape(field: Field) -> Shape:
 
 def wire_delay(field: Field, step: Frontends) -> Wires:
     """The latency of every wire in steps."""
-    delay = field.latency / step
+    delay = field.latency / step[None]
     return delay if field.events is None else field.events.by_wire(delay)
 
 
@@ -155,5 +155,5 @@ def news_shape(field: Field) -> Shape:
 def news_delay(field: Field, step: Frontends) -> Wires:
     """The latency of every way of news in steps."""
     if field.events is None or field.events.news is None:
-        return field.feedback_latency / step
-    return jnp.concatenate([*(field.events.news.values / step)], axis=-1)
+        return field.feedback_latency / step[None]
+    return jnp.concatenate([*(field.events.news.values / step[None, None])], axis=-1)

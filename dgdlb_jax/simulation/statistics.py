@@ -143,7 +143,7 @@ class Costs(AbstractTileStatistic):
         of_frontends, of_backends = step.weights
         detour = state.detour
         return CostSums(
-            flow=state.flow.plus(of_frontends * step.flows),
+            flow=state.flow.plus(of_frontends[None] * step.flows),
             workload=state.workload.plus(of_backends * (step.before + step.after)),
             detour=detour if detour is None or step.detour is None else detour.plus(step.detour),
         )
@@ -208,7 +208,7 @@ class Growth(AbstractTileStatistic):
         mean = (step.before + step.after) / 2
         lever = passed.astype(mean.dtype) + (1 - steps).astype(mean.dtype) / 2
         rise = jnp.where(step.weights[1] > 0, lever * mean, 0)
-        return state.plus(jnp.where(late == second, rise, 0))
+        return state.plus(jnp.where(late[None] == second, rise, 0))
 
     def finish(self, state: Total, end: RunEnd) -> dict[str, Array]:
         """The moments over those of as many equidistant instants about their middle."""

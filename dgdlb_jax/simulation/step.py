@@ -34,7 +34,7 @@ from dgdlb_jax.numerics.simplex import hold_on_simplex, project_simplex
 from dgdlb_jax.policies.base import Observation, State
 from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.simulation.clock import Lanes, length, time
-from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends
+from dgdlb_jax.simulation.dynamics import Arcs, Backends, Field, Frontends, PerArc
 from dgdlb_jax.simulation.retries import (
     by_arc,
     lost_for_a_while,
@@ -110,13 +110,13 @@ def route(
         outstanding = now.own.ahead(step, now.flow, answers.returned)
     observe = partial(field.observe, t, seen, outstanding, step, replicas)
     routing, velocity, policy = _route(field, now, t, step, observe, context)
-    flow = field.arrival_rate(t) * routing
+    flow = field.arrival_rate(t)[None] * routing
     flow = flow if extra is None else flow + extra
     move = Routed(now, held.workload, routing, velocity, policy, flow, answers=answers, ready=held.ready)
     if system.late is None or now.tail is None:
         return move, (now.flow, flow)
     dispatched = partial(_dispatched, system, k, now, routing, extra)
-    sent, begin = dispatched(jnp.ones_like(t)), time(k, clock.frontends)
+    sent, begin = dispatched(jnp.ones_like(t)[None]), time(k, clock.frontends)
     if field.events is None or not field.events.links:
         first = dispatched(1 - system.late)
         return move._replace(sent=sent, tail=sent - first), now.tail + first
@@ -168,7 +168,7 @@ def arrive(
     in_flight, retries = now.in_flight, now.retries
     if retries is not None and arcs is not None and lost is not None:
         # Requests count once, when they are sent first; while they wait to be sent again they are under way.
-        again = retries.back * (now.routing + move.routing) / 2
+        again = retries.back[None] * (now.routing + move.routing) / 2
         returning = lost_for_a_while(system.field, failed, arcs)
         for_good = gone - failed + jnp.where(returns(system.field), 0, failed)
         lost, sent = for_good if now.lost is None else now.lost + for_good, sent - 2 * again
@@ -233,41 +233,39 @@ def _extensions_ahead(system: System, k: Int[Array, ""], now: StepState) -> list
 
 
 def _dispatched(
-    system: System, k: Int[Array, ""], now: StepState, routing: Arcs, extra: Arcs | None, part: Arcs | Frontends
+    system: System, k: Int[Array, ""], now: StepState, routing: Arcs, extra: Arcs | None, part: PerArc
 ) -> Arcs:
     """What is sent in the first part of a step, over the length of all of it; routing and extra flow move on straight lines."""
     field, clock = system.field, system.clock.frontends
     start, step = time(k, clock), length(k, clock)
-    besides = now.flow - field.arrival_rate(start) * now.routing
+    besides = now.flow - field.arrival_rate(start)[None] * now.routing
     extra = jnp.zeros_like(besides) if extra is None else extra
     middle = lambda before, after: interpolate(before, after, part / 2)
     routed = part * field.mean_arrival_rate(start, step, part) * middle(now.routing, routing)
     if field.events is not None and field.events.closing:
         routed = _routed_around(field, start, step, part, now.routing, routing, routed)
     if now.retries is not None:
-        routed = routed + part * now.retries.back * middle(now.routing, routing)
+        routed = routed + part * now.retries.back[None] * middle(now.routing, routing)
     return routed + part * middle(besides, extra)
 
 
 def _routed_around(
-    field: Field, start: Frontends, step: Frontends, part: Arcs | Frontends, before: Arcs, after: Arcs, straight: Arcs
+    field: Field, start: Frontends, step: Frontends, part: PerArc, before: Arcs, after: Arcs, straight: Arcs
 ) -> Arcs:
     """What is sent in the first part of a step in which arcs close or open: by the old routing until then, by the new one from then on.
     It is `straight` where none does."""
     assert field.events is not None
     count, place = field.events.turn(start, step, field.mask)
-    first = jnp.minimum(part, place)
+    first = jnp.minimum(part, place[None])
     sent = lambda until: until * field.mean_arrival_rate(start, step, until)
     split = sent(first) * before + (sent(part) - sent(first)) * after
     return jnp.where(count > 0, split, straight)
 
 
-def _until_arcs_change(
-    field: Field, now: StepState, start: Frontends, step: Frontends, weight: Arcs | Frontends
-) -> Arcs:
+def _until_arcs_change(field: Field, now: StepState, start: Frontends, step: Frontends, weight: PerArc) -> Arcs:
     """The routing after the first part of a step; on the simplex of the arcs that were open until then, if some close or open."""
     assert now.velocity is not None
-    moved = now.routing + step * weight * now.velocity
+    moved = now.routing + step[None] * weight * now.velocity
     if field.events is None or not field.events.closing:
         return moved
     count, _ = field.events.turn(start, step, field.mask)
@@ -289,15 +287,15 @@ def _route(
         routing = jnp.where(open_arcs, routing, 0) if field.events is None else proportional(routing, open_arcs)
         return jnp.where(step > 0, routing, now.routing), None, policy
     # Only rules that look at their own routing need this prediction; for the others XLA removes it.
-    expected = project_simplex(now.routing + step * now.velocity, open_arcs, guess)
+    expected = project_simplex(now.routing + step[None] * now.velocity, open_arcs, guess)
     observation = observe()
     velocity, policy = field.velocity(t, expected, observation, now.policy)
     weight = field.weight_of_start(t - step, step)
     if weight is None:
-        target = now.routing + step / 2 * (now.velocity + velocity)
+        target = now.routing + step[None] / 2 * (now.velocity + velocity)
     else:
         start = _until_arcs_change(field, now, t - step, step, weight)
-        target = start + step * (1 - weight) * velocity
+        target = start + step[None] * (1 - weight) * velocity
     if context.recorded is None:
         return project_simplex(target, open_arcs, guess), velocity, policy
     known = context.recorded.after.routing, bits.unpack(context.recorded.memo, len(target))

@@ -63,11 +63,11 @@ class Timeline(eqx.Module):
     def __init__(self, shape: Shape, signals: Signals, feedback_latency: Arcs, checks_health: bool):
         self.timeout = None if signals.timeout is None else shape.backend_to_arcs(signals.timeout)
         factor = jax.tree.map(shape.arcs, signals.news)
-        self.news = None if factor is None else Steps(factor.times, feedback_latency * factor.values)
+        self.news = None if factor is None else Steps(factor.times, feedback_latency[None] * factor.values)
 
         def later(steps: Steps | None) -> Steps | None:
             if steps is None or self.news is None:
-                return None if steps is None else Steps(steps.times + feedback_latency, steps.values)
+                return None if steps is None else Steps(steps.times + feedback_latency[None], steps.values)
             arrive = [time + self.news.at(time) for time in steps.times]
             # News that is overtaken by later news says nothing any more.
             return Steps(jax.lax.cummin(jnp.stack(arrive), reverse=True), steps.values)
@@ -119,7 +119,7 @@ class Timeline(eqx.Module):
 
     def by_wire(self, latency: Arcs) -> Wires:
         """The latencies of all wires, side by side along the last axis."""
-        return latency if self.latency is None else jnp.concatenate([*(latency * self.latency.values)], axis=-1)
+        return latency if self.latency is None else jnp.concatenate([*(latency[None] * self.latency.values)], axis=-1)
 
     def on_the_first(self, values: Arcs) -> Wires:
         """What stands on the first wires, side by side with the others, where there is nothing."""
@@ -138,7 +138,7 @@ class Timeline(eqx.Module):
         """
         if self.news is None or left is None:
             return seen
-        ways = jnp.split(seen, self.ways_of_news, axis=-1)
+        t, ways = t[None], jnp.split(seen, self.ways_of_news, axis=-1)
         found = jnp.where(t - self.news.values[0] < self.news.times[0], ways[0], left[0])
         for way, latency in enumerate(self.news.values[1:], start=1):
             value = ways[way]
@@ -151,16 +151,16 @@ class Timeline(eqx.Module):
         """`left`, after a step in which what is reported has moved from one value to another."""
         if self.news is None or left is None:
             return left
-        place = (self.news.times - start) / jnp.where(step > 0, step, 1)
+        place = (self.news.times - start[None, None]) / jnp.where(step > 0, step, 1)[None, None]
         within = (place > 0) & (place <= 1)
-        return jnp.where(within, before + jnp.clip(place, 0, 1) * (after - before), left)
+        return jnp.where(within, before[None] + jnp.clip(place, 0, 1) * (after - before)[None], left)
 
     def sent_by_wire(self, sent: Sent, start: Frontends, step: Frontends, parts: Wires) -> list[Arcs]:
         """What is sent in the first part of a step, wire by wire, each with a part of its own; `sent` tells it for the arc."""
         own = jnp.split(parts, self.wires, axis=-1)
         if self.latency is None:
             return [sent(own[0])]
-        length = jnp.where(step > 0, step, 1)
+        start, length = start[None], jnp.where(step > 0, step, 1)[None]
         edges = [jnp.clip((time - start) / length, 0, 1) for time in self.latency.times]
         until = [sent(jnp.minimum(part, edge)) for part, edge in zip(own, edges, strict=False)]
         before = [sent(jnp.minimum(part, edge)) for part, edge in zip(own[1:], edges, strict=True)]

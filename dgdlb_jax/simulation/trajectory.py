@@ -156,7 +156,7 @@ class SimulationState(eqx.Module):
     @property
     def time(self) -> Float[Array, "*batch"]:
         """Seconds since the start."""
-        return self.step * self.time_step
+        return self.step.astype(self.time_step.dtype) * self.time_step
 
     @property
     def past_workload(self) -> Float[Array, "steps backends"]:

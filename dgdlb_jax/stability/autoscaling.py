@@ -35,6 +35,7 @@ from jaxtyping import Array, Bool, Complex, Float
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.service import Replicas, replicas
+from dgdlb_jax.numerics.precision import as_complex, imaginary
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies.autoscalers.base import (
     AbstractAutoscaler,
@@ -82,18 +83,24 @@ class ReplicaLoop(eqx.Module):
         """The denominator of $H$, whose zeros are the roots of the autoscaler alone."""
         late, (ready, answer) = self._late(s), self._answers(s)
         through = self._own(s) - (ready - answer) * late
-        return (s + self.slope) * through + self.slope * self.excess * answer * late
+        slope, pull = as_complex(self.slope), as_complex(self.slope * self.excess)
+        return (s + slope) * through + pull * answer * late
 
     def _late(self, s: Complex[Array, ""]) -> Complex[Array, " backends"]:
-        return jnp.exp(-s * self.startup) * even_average(s, jnp.asarray(self.interval))
+        return jnp.exp(-s * as_complex(self.startup)) * self._held(s)
 
-    def _answers(self, s: Complex[Array, ""]) -> tuple[Array, Array]:
+    def _held(self, s: Complex[Array, ""]) -> Complex[Array, ""]:
+        return even_average(s, jnp.asarray(self.interval, self.slope.dtype))
+
+    def _answers(self, s: Complex[Array, ""]) -> tuple[Complex[Array, " backends"], Complex[Array, " backends"]]:
         """To ready replicas, and to requests in each."""
-        mean = even_average(s, jnp.asarray(self.interval)) if self.averages else 1.0
-        return self.by_ready - (1 - mean) * self.by_metric, mean * self.by_metric * self.metric
+        mean = self._held(s) if self.averages else jnp.ones_like(s)
+        ready = as_complex(self.by_ready) - (1 - mean) * as_complex(self.by_metric)
+        return ready, mean * as_complex(self.by_metric * self.metric)
 
     def _own(self, s: Complex[Array, ""]) -> Complex[Array, " backends"]:
-        return 1 - self.by_command * jnp.exp(-s * self.interval) if self.interval else s - self.by_command
+        command = as_complex(self.by_command)
+        return 1 - command * jnp.exp(-s * self.interval) if self.interval else s - command
 
     def critical_gain(self, delay: Float[Array, ""]) -> Backends:
         r"""The gain $K$ at which equal backends, so many seconds there and back from their frontends, begin to swing, 1/s^2.
@@ -102,7 +109,12 @@ class ReplicaLoop(eqx.Module):
         on a grid of frequencies: conservative where it does not resolve the start-up delay.
         """
         frequency = self._frequencies(delay)
-        loop = jax.vmap(lambda w: self.plant(1j * w) * jnp.exp(-1j * w * delay) / (1j * w))(frequency)
+
+        def response(w: Float[Array, ""]) -> Complex[Array, " backends"]:
+            s = imaginary(w)
+            return self.plant(s) * jnp.exp(-s * as_complex(delay)) / s
+
+        loop = jax.vmap(response)(frequency)
         size = jnp.maximum(-loop.real[1:], -loop.real[:-1])
         crosses = (loop.imag[1:] * loop.imag[:-1] <= 0) & (size > 0)
         largest = jnp.where(crosses, size, 0).max(0)

@@ -85,7 +85,7 @@ def theorem_a(point: OperatingPoint, direction: Float[Array, " frontends"]) -> F
     def improve(state, _):
         # The best b for given weights of the backends; then more weight for backends that carry too much.
         weights, best = state
-        weight = strength * weights * gain
+        weight = strength * weights[None] * gain[None]
         b = jnp.sqrt(_over((weight * tau**2).sum(1), weight.sum(1)))[:, None]
         now = load(b)
         worst = now.max()
@@ -227,9 +227,9 @@ def distributed(point: OperatingPoint) -> Float[Array, " frontends"]:
     """
     tau, on = point.latency, point.used
     strength = point.strength(jnp.ones_like(point.arrival_rate))
-    rms = jnp.sqrt(_over((strength * tau**2).sum(0), strength.sum(0)))
+    rms = jnp.sqrt(_over((strength * tau**2).sum(0), strength.sum(0)))[None]
     bracket = tau + _over(tau**2, 2 * rms) + rms / 2
-    return jnp.where(on, _reciprocal(point.gain / point.slope * _rate(point) * bracket), jnp.inf).min(1)
+    return jnp.where(on, _reciprocal((point.gain / point.slope)[None] * _rate(point) * bracket), jnp.inf).min(1)
 
 
 @_rule
@@ -240,7 +240,7 @@ def distributed_a(point: OperatingPoint) -> Float[Array, " frontends"]:
     Backends publish $a_j / (c_j \Lambda_j)$. Needs forward = feedback latency only.
     """
     on = point.used
-    allowed = jnp.where(on, _reciprocal(point.gain / point.slope * _rate(point)), jnp.inf).min(1)
+    allowed = jnp.where(on, _reciprocal((point.gain / point.slope)[None] * _rate(point)), jnp.inf).min(1)
     return allowed * _reciprocal(2 * point.latency.max(1, where=on, initial=0))
 
 
@@ -270,7 +270,7 @@ def _rate(point: OperatingPoint) -> Float[Array, "frontends backends"]:
     r"""$\Lambda_j$, plus the frontend's own rate where it has no choice but wants a number all the same."""
     rate = point.arrival_rate[:, None]
     alone = point.used & ~point.support
-    return jnp.where(point.support, rate, 0).sum(0) + jnp.where(alone, rate, 0)
+    return jnp.where(point.support, rate, 0).sum(0)[None] + jnp.where(alone, rate, 0)
 
 
 def _size(point: OperatingPoint, w: Float[Array, " backends"]) -> Float[Array, " backends"]:

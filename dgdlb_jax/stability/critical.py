@@ -24,6 +24,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.device import on_host
 from dgdlb_jax.numerics.lapack import eigvals, slogdet, solve
 from dgdlb_jax.numerics.nyquist import BLOCK, eigenvalue_near, largest_crossing, slope_of
+from dgdlb_jax.numerics.precision import as_complex, imaginary
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, Result, code, first_failure, raise_on_failure, require_values
@@ -189,7 +190,7 @@ def critical_mode_of(loop: Loop) -> CriticalMode:
     at = jnp.where(found, crossing.frequency, 1.0)
     limit, drift = limit_near(loop, at, crossing.right, crossing.left, found)
     limit = jnp.where(found, limit, jnp.inf)
-    s = 1j * at
+    s = imaginary(at)
     shape = fixed.workload(s, crossing.right)
     largest = shape[jnp.argmax(jnp.abs(shape))]
     unit = jnp.where(found, crossing.right / jnp.where(largest == 0, 1, largest), 0)
@@ -199,7 +200,7 @@ def critical_mode_of(loop: Loop) -> CriticalMode:
         step_size=jnp.where(drifts, 0.0, limit) * failed,
         frequency=jnp.where(found, at + drift, 0.0),
         workload=fixed.workload(s, unit),
-        routing=fixed.routing(s, unit) * jnp.where(found, limit, 0),
+        routing=fixed.routing(s, unit) * as_complex(jnp.where(found, limit, 0)),
         result=first_failure(
             crossing.result, jnp.where(jnp.isnan(limit), code(Result.not_finite), code(Result.successful))
         ),
@@ -261,7 +262,8 @@ def _drifts_away(loop: LoopTransfer) -> Array:
     """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part."""
     lin = loop.linear
     tiny = 1e-6 / (1 / jnp.where(lin.support.any(0), lin.slope, jnp.inf).min() + loop.delay + 1e-300)
-    slow = eigvals(tiny * loop.at(tiny + 0j))
+    tiny = as_complex(tiny)
+    slow = eigvals(tiny * loop.at(tiny))
     return (slow.real.min() < -1e-4 * jnp.abs(slow).max()) & loop.closed
 
 
@@ -341,7 +343,7 @@ def _where_phases_begin(loop: Loop) -> Frequency:
 def _phase_of(loop: Loop, points: Float[Array, " points"]) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
     def logarithm(w):
         matrix = loop.matrix(w)
-        whole = jnp.eye(matrix.shape[0]) + matrix
+        whole = jnp.eye(matrix.shape[0], dtype=matrix.dtype) + matrix
         slope = jnp.trace(solve(whole, slope_of(loop.matrix, w)))
         return jnp.angle(slogdet(whole)[0]), slope.imag
 

@@ -220,10 +220,10 @@ def _beside_an_autoscaler(
     loop = frozen(replica_loop(network, autoscaler), ~free, adapted.mean_service.slope(rest.workload))
     point = OperatingPoint(adapted, rest)
     choices = _choices(adapted, point)
-    shared = (network.arrival_rate[:, None] * choices).sum(0)
+    shared = jnp.where(choices, network.arrival_rate[:, None], 0).sum(0)
     longest = jnp.where(choices, network.latency + network.feedback_latency, 0).max() + averaging.max() + 2 * interval
     critical = jnp.stack([loop.critical_gain(part * longest) for part in _PARTS]).min(0)
-    beside = jnp.where(choices & free, _ratio(critical, point.gain * shared), jnp.inf).min(1)
+    beside = jnp.where(choices & free[None], _ratio(critical, point.gain * shared)[None], jnp.inf).min(1)
     alone = _default_step_size(adapted, rest, interval, averaging).step_size
     return jnp.minimum(alone, _SAFETY * beside)
 
@@ -234,7 +234,7 @@ def _response_and_delay(
     r"""$a_j / (2 c_j \Lambda^+_j)$, inf off $S^+$, and $\tau_{ij}$, 0 off it."""
     point = OperatingPoint(network, optimum)
     choices = _choices(network, point)
-    shared = (network.arrival_rate[:, None] * choices).sum(0)
+    shared = jnp.where(choices, network.arrival_rate[:, None], 0).sum(0)
     fastest = 1e-3 * _ratio(1.0, _steepest_slope(network))
     way = 0.5 * (network.latency + network.feedback_latency + averaging[:, None])
     delay = jnp.maximum(way, jnp.maximum(interval, fastest))
@@ -260,7 +260,7 @@ def _dt_of_loop(
 ) -> Float[Array, ""]:
     choices = _choices(network, OperatingPoint(network, optimum))
     strength = jnp.where(choices.sum(1) > 1, network.arrival_rate * step_size, 0)
-    strength = (choices * strength[:, None]).sum(0)
+    strength = jnp.where(choices, strength[:, None], 0).sum(0)
 
     def frequency(workload):
         slope, gain = slope_and_gain(network, workload)
@@ -293,13 +293,13 @@ def _drain_time(
     network: Network, step_size: Float[Array, " frontends"], optimum: Optimum, negligible: Float[Array, ""]
 ) -> Float[Array, ""]:
     point = OperatingPoint(network, optimum)
-    slack = 1 / point.slope + network.cost_latency - optimum.multiplier[:, None]
+    slack = 1 / point.slope[None] + network.cost_latency - optimum.multiplier[:, None]
     cost = optimum.mean_latency * network.arrival_rate.sum()
     counts = network.mask & ~point.used & (network.arrival_rate[:, None] * slack > negligible * cost)
     speed = step_size[:, None] * slack / 2
     strength = network.arrival_rate * step_size
-    partner = (point.used.sum(1) > 1) & (strength > 0) & ~jnp.eye(network.frontends, dtype=bool)
-    wait = jnp.where(partner, strength[:, None] / jnp.where(partner, strength, 1), 0).max(1)
+    partner = ((point.used.sum(1) > 1) & (strength > 0))[None] & ~jnp.eye(network.frontends, dtype=bool)
+    wait = jnp.where(partner, strength[:, None] / jnp.where(partner, strength[None], 1), 0).max(1)
     return jnp.where(counts & (speed > 0), _ratio(1.0, speed) * (1 + wait[:, None]), 0).max()
 
 
@@ -316,10 +316,10 @@ def _steepest_slope(network: Network) -> Float[Array, ""]:
 def _choices(network: Network, point: OperatingPoint) -> Bool[Array, "frontends backends"]:
     """$S^+$: the support, and the two cheapest arcs of a frontend that has two, dead backends apart."""
     factor = 1.0 if network.capacity is None else network.capacity.mean_rate
-    most = jnp.where(jnp.asarray(factor) > 0, factor * network.service.supremum, 0)
+    most = jnp.where(jnp.asarray(factor) > 0, factor * network.service.supremum, 0)[None]
     taken = jnp.where(network.mask, jnp.minimum(most, network.arrival_rate[:, None]), 0)
     alive = network.mask & (taken >= _DEAD * taken.max(1, keepdims=True)) & (most > 0)
-    seen = jnp.where(alive, 1 / point.slope + network.cost_latency, jnp.inf)
+    seen = jnp.where(alive, 1 / point.slope[None] + network.cost_latency, jnp.inf)
     least, second = jnp.sort(seen, axis=1)[:, [0, min(1, network.backends - 1)]].T[..., None]
     cheapest = (seen <= (1 + _TIE) * second) & (seen <= _FAR_ABOVE * least)
     return alive & (cheapest | point.used)

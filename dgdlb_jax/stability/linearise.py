@@ -18,6 +18,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.dependence import depends_on
 from dgdlb_jax.numerics.graph import connected, count_parts
+from dgdlb_jax.numerics.precision import as_complex
 from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.simplex import zero_mean
@@ -71,19 +72,21 @@ class Linearisation(eqx.Module):
             self, response=self.response * factors[:, None, None], self_response=own, filter=memory
         )
 
-    def response_at(self, s: Complex[Array, ""]) -> Array:
+    def response_at(self, s: Complex[Array, ""]) -> Complex[Array, "frontends backends backends"]:
         """Of one network: the projected velocity per request seen, memory and averages included, `(frontends, backends, backends)`."""
-        whole = self.response if self.filter is None else self.response + self.filter.response(s)
+        whole = as_complex(self.response)
+        whole = whole if self.filter is None else whole + self.filter.response(s)
         for window in self.windows:
             whole = whole * even_average(s, window)[:, None, :]
         return whole
 
-    def self_response_at(self, s: Complex[Array, ""]) -> Array:
+    def self_response_at(self, s: Complex[Array, ""]) -> Complex[Array, "frontends backends backends"]:
         """Per share of its own, memory included, where the policy depends on its own routing."""
         assert self.self_response is not None
+        whole = as_complex(self.self_response)
         if self.filter is None or self.filter.own is None:
-            return self.self_response
-        return self.self_response + self.filter.self_response(s)
+            return whole
+        return whole + self.filter.self_response(s)
 
     @property
     def largest_response(self) -> Float[Array, "frontends backends backends"]:
@@ -296,7 +299,7 @@ def _idle_arcs(network: Network, optimum: Optimum, point: OperatingPoint) -> Flo
     Either the arc's own backend empties, or one that the frontend uses fills.
     """
     n = optimum.workload
-    slack = 1 / point.slope + network.cost_latency - optimum.multiplier[:, None]
+    slack = 1 / point.slope[None] + network.cost_latency - optimum.multiplier[:, None]
     per_part = point.gain * n  # change of the marginal latency per part of the workload
     others = jnp.max(jnp.where(point.used, per_part, 0), axis=1)
     idle = network.mask & ~point.used & (network.arrival_rate > 0)[:, None]

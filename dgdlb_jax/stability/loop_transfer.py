@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.precision import as_complex, imaginary
 from dgdlb_jax.stability.linearise import Linearisation
 
 _COPIES = 3  # of the complex matrix over arcs: its two terms and their sum
@@ -61,23 +62,27 @@ class LoopTransfer(eqx.Module):
 
     def matrix(self, frequency: Frequency) -> Complex[Array, "n n"]:
         """$L(jw)$."""
-        return self.at(1j * frequency)
+        return self.at(imaginary(frequency))
 
     def at(self, s: Laplace) -> Complex[Array, "n n"]:
         """$L(s)$: over backends, or over arcs `(frontends * backends)` when the policy depends on its own routing."""
         if self.linear.self_response is None:
-            return self.arrivals(s, self.moves(s)) / (-(s + self.linear.slope))[:, None]
+            return self.arrivals(s, self.moves(s)) / (-(s + as_complex(self.linear.slope)))[:, None]
         return -self._routing_loop(s)
 
     def moves(self, s: Laplace) -> Complex[Array, "frontends backends backends"]:
         """Routing per workload, when a policy does not depend on its own routing: $P_i V_i D^{fb}_i / s$."""
-        return self.linear.response_at(s) * (_late(s * self.linear.feedback_latency) / s)[:, None, :]
+        late = _late(s * as_complex(self.linear.feedback_latency)) / s
+        return self.linear.response_at(s) * late[:, None, :]
 
     def arrivals(self, s: Laplace, moves) -> Complex[Array, "backends backends"]:
         """Requests/s that reach each backend per request at another, when frontends move so."""
+        return (self._sent(s)[:, :, None] * moves).sum(0)
+
+    def _sent(self, s: Laplace) -> Complex[Array, "frontends backends"]:
+        """Requests/s that reach a backend per share of a frontend: $\\lambda_i D^{fwd}_i$."""
         lin = self.linear
-        forward = lin.arrival_rate[:, None] * _late(s * lin.latency)
-        return (forward[:, :, None] * moves).sum(0)
+        return as_complex(lin.arrival_rate)[:, None] * _late(s * as_complex(lin.latency))
 
     def _routing_loop(self, s: Laplace) -> Complex[Array, "arcs arcs"]:
         lin = self.linear
@@ -85,10 +90,13 @@ class LoopTransfer(eqx.Module):
         frontends, backends = lin.support.shape
         what = f"The loop of {self.size} arcs whose policy depends on its own routing"
         device.check_fits(self.memory, what, "use smaller networks")
-        forward = jnp.where(lin.support, lin.arrival_rate[:, None] * _late(s * lin.latency), 0)
-        through = self.moves(s) / (s + lin.slope)  # (i, j, k): routing of arc ij per arrival at backend k
+        forward = jnp.where(lin.support, self._sent(s), 0)
+        through = (
+            self.moves(s) / (s + as_complex(lin.slope))[None, None]
+        )  # (i, j, k): routing of arc ij per arrival at backend k
         arrivals = through[:, :, None, :] * forward[None, None]  # (i, j, i', k), the arc i'k sends to backend k
-        own = jnp.eye(frontends)[:, None, :, None] * lin.self_response_at(s)[:, :, None, :] / s
+        own = lin.self_response_at(s)
+        own = jnp.eye(frontends, dtype=own.dtype)[:, None, :, None] * own[:, :, None, :] / s
         return (arrivals + own).reshape(frontends * backends, -1)
 
     def workload(self, s: Laplace, mode: Complex[Array, " n"]) -> Complex[Array, " backends"]:
@@ -97,8 +105,7 @@ class LoopTransfer(eqx.Module):
         if lin.self_response is None:
             return mode
         routing = mode.reshape(lin.support.shape)
-        forward = lin.arrival_rate[:, None] * _late(s * lin.latency)
-        return (forward * routing).sum(0) / (s + lin.slope)
+        return (self._sent(s) * routing).sum(0) / (s + as_complex(lin.slope))
 
     def routing(self, s: Laplace, mode: Complex[Array, " n"]) -> Complex[Array, "frontends backends"]:
         """The routing of a mode of `at(s)`, for the policy as linearised."""
@@ -132,8 +139,8 @@ class LoopTransfer(eqx.Module):
     def step_size(self) -> Float[Array, " frontends"]:
         r"""$\eta_i$ with $V_i = -\eta_i \mathrm{diag}(c)$, if the policy is of that kind (see `tied`)."""
         lin = self.linear
-        count = lin.support.sum(1)
-        diagonal = jnp.diagonal(lin.response, axis1=1, axis2=2) / jnp.where(lin.gain > 0, -lin.gain, 1)
+        count = lin.support.sum(1, dtype=lin.gain.dtype)
+        diagonal = jnp.diagonal(lin.response, axis1=1, axis2=2) / jnp.where(lin.gain > 0, -lin.gain, 1)[None]
         total = jnp.where(lin.support, diagonal, 0).sum(1)  # each entry is eta (1 - 1/k)
         return total / jnp.maximum(count - 1, 1)
 
@@ -146,15 +153,16 @@ class LoopTransfer(eqx.Module):
         lin = self.linear
         if lin.self_response is not None or lin.filter is not None or lin.windows:
             return jnp.zeros((), bool)
-        level = lin.latency + 1 / lin.slope
+        level = lin.latency + 1 / lin.slope[None]
         highest = jnp.where(lin.support, level, -jnp.inf).max(1, keepdims=True)
         lowest = jnp.where(lin.support, level, jnp.inf).min(1, keepdims=True)
         kkt = jnp.where(lin.support.any(1, keepdims=True), highest - lowest <= 1e-6 * highest, True)
         same = jnp.where(lin.support, jnp.abs(lin.latency - lin.feedback_latency) <= 1e-9 * lin.latency, True)
         on = lin.support
-        count = jnp.maximum(on.sum(1), 1)[:, None, None]
-        projector = jnp.where(on[:, :, None] & on[:, None, :], jnp.eye(on.shape[1]) - 1 / count, 0)
-        expected = -self.step_size[:, None, None] * projector * lin.gain
+        count = jnp.maximum(on.sum(1, dtype=level.dtype), 1)[:, None, None]
+        projector = jnp.eye(on.shape[1], dtype=level.dtype)[None] - 1 / count
+        projector = jnp.where(on[:, :, None] & on[:, None, :], projector, 0)
+        expected = -self.step_size[:, None, None] * projector * lin.gain[None, None]
         gradient = jnp.abs(lin.response - expected) <= 1e-6 * jnp.abs(expected).max()
         return kkt.all() & same.all() & gradient.all()
 
@@ -163,7 +171,7 @@ class LoopTransfer(eqx.Module):
         """No crossing lies below this frequency: by theorem B at an optimum, elsewhere with a wide margin."""
         lin = self.linear
         active = lin.support.any(0)
-        level = jnp.where(lin.support, lin.latency + 1 / lin.slope, 0).max(1)  # nu_i
+        level = jnp.where(lin.support, lin.latency + 1 / lin.slope[None], 0).max(1)  # nu_i
         # Near saturation a latency is the difference of much larger numbers: rounding may only lower the frequency.
         highest = jnp.where(lin.point.same_part, level[:, None], 0).max(0) * (1 + 4 * jnp.finfo(level.dtype).eps)
         ahead = jnp.where(active, jnp.maximum(highest - 1 / lin.slope, 0), 0)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from dgdlb_jax.numerics.dependence import dependence
 from dgdlb_jax.numerics.lapack import singular_values, solve
+from dgdlb_jax.numerics.precision import as_complex, imaginary
 from dgdlb_jax.numerics.results import InputError
 
 _INSTANT = 1e-12  # seconds: a step so short that only what jumps has moved, and yet a step
@@ -56,18 +57,21 @@ class Filter(eqx.Module):
         return self._through(s, self.own)
 
     def _through(self, s, inputs):
-        return self.output @ jax.vmap(solve)(s * jnp.eye(self.rate.shape[-1]) - self.rate, inputs + 0j)
+        return as_complex(self.output) @ jax.vmap(solve)(self._away(s), as_complex(inputs))
+
+    def _away(self, s: Complex[Array, ""]) -> Complex[Array, "frontends memory memory"]:
+        """$s - A$."""
+        return s * jnp.eye(self.rate.shape[-1], dtype=s.dtype)[None] - as_complex(self.rate)
 
     def delay(self, frequency: Float[Array, ""]) -> Float[Array, ""]:
         """How fast phases turn at a frequency, at most, seconds: the largest norm of the resolvent."""
-        one = jnp.eye(self.rate.shape[-1])
-        resolvent = jax.vmap(solve, (0, None))(1j * frequency * one - self.rate, one + 0j)
+        s = imaginary(frequency)
+        resolvent = jax.vmap(solve, (0, None))(self._away(s), jnp.eye(self.rate.shape[-1], dtype=s.dtype))
         return jnp.abs(resolvent).sum(-1).max()
 
     def distance(self, s: Complex[Array, ""]) -> Float[Array, ""]:
         """How far the nearest root of a frontend's memory is from s, 1/s: the smallest singular value of $s - A$."""
-        matrix = s * jnp.eye(self.rate.shape[-1]) - self.rate
-        return jax.vmap(singular_values)(matrix)[:, -1].min()
+        return jax.vmap(singular_values)(self._away(s))[:, -1].min()
 
     @property
     def longest(self) -> Float[Array, ""]:
@@ -173,7 +177,7 @@ def _rests(memory: Array, at_rest: tuple, by_memory: tuple) -> Bool[Array, ""]:
     """Whether memory stays where it is: it neither drifts nor jumps."""
     size = memory.shape[0]
     kept = jnp.moveaxis(by_memory[1], 1, 0)
-    jumps = jnp.abs(kept - jnp.eye(size)).max(initial=0) > _STILL
+    jumps = jnp.abs(kept - jnp.eye(size, dtype=kept.dtype)[None]).max(initial=0) > _STILL
     own = jnp.abs(jnp.moveaxis(by_memory[2], 1, 0)).sum(-1).T * jnp.abs(memory)
     drifts = (jnp.abs(at_rest[2]) > _STILL * own).any()
     return ~jumps & ~drifts
@@ -206,13 +210,13 @@ def _largest(made: Filter, response: Callable, direct: Array) -> Array:
     """The largest entries of the whole response over frequencies."""
     fastest = jnp.maximum(jnp.abs(made.rate).sum(-1).max(), 1e-300)
     frequencies = fastest * jnp.logspace(*_DECADES, _FREQUENCIES, dtype=fastest.dtype)
-    sizes = jax.lax.map(lambda w: jnp.abs(direct + response(1j * w)), frequencies)
+    sizes = jax.lax.map(lambda w: jnp.abs(as_complex(direct) + response(imaginary(w))), frequencies)
     return jnp.maximum(sizes.max(0), jnp.abs(direct))
 
 
 def even_average(s: Complex[Array, ""], window: Float[Array, "..."]) -> Complex[Array, "..."]:
     r"""$(1 - e^{-sW}) / (sW)$, 1 at 0: the transfer function of an average over the last W seconds."""
-    x = s * window
+    x = s * as_complex(window)
     small = jnp.abs(x) < 1e-4
     safe = jnp.where(small, 1, x)
     return jnp.where(small, 1 - x / 2 + x * x / 6, -jnp.expm1(-safe) / safe)

@@ -28,6 +28,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.checks import check_positive
 from dgdlb_jax.numerics.lapack import lu_factor, singular_values, solve
 from dgdlb_jax.numerics.patience import require_patience, within_patience
+from dgdlb_jax.numerics.precision import as_complex, imaginary
 from dgdlb_jax.numerics.results import Result, code, first_failure, is_concrete, raise_on_failure
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.policies.gradient import DGDLB
@@ -202,10 +203,10 @@ def _variances(
 
     def spectrum(log):
         w = jnp.exp(log)
-        respond, follow, turned = _response(loop, 1j * w)
+        respond, follow, turned = _response(loop, imaginary(w))
         still = 2 * rate / (w**2 + linear.slope**2)
-        power = (jnp.abs(respond) ** 2 * 2 * rate).sum(1) - still
-        shares = (jnp.abs(follow @ respond) ** 2 * 2 * rate).sum(-1)
+        power = (jnp.abs(respond) ** 2 * 2 * rate[None]).sum(1) - still
+        shares = (jnp.abs(follow @ respond) ** 2 * 2 * rate[None, None]).sum(-1)
         return w * power, w * shares, turned
 
     power, shares, turned = jax.lax.map(spectrum, logs, batch_size=_BLOCK)
@@ -225,21 +226,21 @@ def _response(
     linear = loop.linear
     follow = loop.moves(s)
     if linear.self_response is not None:
-        follow = jax.vmap(solve)(jnp.eye(follow.shape[1]) - linear.self_response_at(s) / s, follow)
-    late = linear.arrival_rate[:, None] * jnp.exp(-s * linear.latency)
-    arrivals = (late[:, :, None] * follow).sum(0)
-    own = s + linear.slope
-    matrix = jnp.diag(own) - arrivals
+        alone = jnp.eye(follow.shape[1], dtype=follow.dtype)[None]
+        follow = jax.vmap(solve)(alone - linear.self_response_at(s) / s, follow)
+    own = s + as_complex(linear.slope)
+    matrix = jnp.diag(own) - loop.arrivals(s, follow)
     factors, pivots = lu_factor(stop_gradient(matrix))
-    direction = jnp.prod(jnp.exp(1j * (jnp.angle(jnp.diagonal(factors)) - jnp.angle(own))))
-    swaps = jnp.sum(pivots != jnp.arange(pivots.size))
-    return solve(matrix, jnp.eye(own.size, dtype=own.dtype), (factors, pivots)), follow, direction * (-1.0) ** swaps
+    turns = jnp.angle(jnp.diagonal(factors)) - jnp.angle(own)
+    swapped = pivots != jnp.arange(pivots.size, dtype=pivots.dtype)
+    direction = jnp.prod(jnp.exp(imaginary(turns)) * jnp.where(swapped, -1, 1))
+    return solve(matrix, jnp.eye(own.size, dtype=own.dtype), (factors, pivots)), follow, direction
 
 
 def _range(linear: Linearisation) -> tuple[Array, Array]:
     """Where the integral over frequencies begins and ends: what is slower is flat, what is faster has died out."""
     lin: Linearisation = stop_gradient(linear)
-    still = jnp.zeros((), jnp.result_type(lin.slope.dtype, jnp.complex64))
+    still = as_complex(jnp.zeros((), lin.slope.dtype))
     flow = lin.arrival_rate[:, None, None] * lin.response_at(still).real
     # Modes of routing at small and at large step sizes; a norm is enough for the fast end, and for the slow end a mode counts that is
     # not zero by structure.
@@ -259,7 +260,7 @@ def _distance(network: Network, optimum: Optimum, point: OperatingPoint, workloa
     shares = jnp.where(point.support & (routing > 0), optimum.routing / spread, jnp.inf).min()
     marginal = point.gain**2 * workload
     idle = network.mask & ~point.used & point.support.any(1)[:, None]
-    slack = 1 / point.slope + network.cost_latency - optimum.multiplier[:, None]
-    own = jnp.where(point.support, marginal, 0).sum(1) / jnp.maximum(point.support.sum(1), 1)
+    slack = 1 / point.slope[None] + network.cost_latency - optimum.multiplier[:, None]
+    own = jnp.where(point.support, marginal, 0).sum(1) / jnp.maximum(point.support.sum(1, dtype=marginal.dtype), 1)
     wander = jnp.sqrt(marginal[None] + own[:, None])
     return jnp.minimum(shares, jnp.where(idle, slack / jnp.where(wander > 0, wander, 1), jnp.inf).min())

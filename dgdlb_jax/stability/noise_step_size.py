@@ -80,10 +80,10 @@ def _suggested(network: Network, optimum: Optimum, along, limit, start, time) ->
 def first_order(point: OperatingPoint, optimum: Optimum, step_size: Float[Array, " frontends"]) -> Float[Array, ""]:
     r"""$J_1$ of `suggest_step_size`, requests: the cost of jitter per second, to first order in the step size."""
     rate = (point.arrival_rate[:, None] * optimum.routing).sum(0)
-    fresh = -jnp.expm1(-point.slope * (point.latency + point.feedback_latency))
-    choices = jnp.maximum(point.support.sum(1), 1)[:, None]
+    fresh = -jnp.expm1(-point.slope[None] * (point.latency + point.feedback_latency))
+    choices = jnp.maximum(point.support.sum(1, dtype=rate.dtype), 1)[:, None]
     strength = point.strength(step_size) * (1 - 1 / choices)
-    return ((point.gain / point.slope) ** 2 * rate * strength * fresh).sum() / 2
+    return (((point.gain / point.slope) ** 2 * rate)[None] * strength * fresh).sum() / 2
 
 
 def _way_to_go(network: Network, point: OperatingPoint, step_size, deviation) -> Float[Array, ""]:
@@ -91,7 +91,7 @@ def _way_to_go(network: Network, point: OperatingPoint, step_size, deviation) ->
     $\lambda_i / (4 \eta_i)$. With $\beta$ of $\sum_i s_i P_i \beta = \sum_i \lambda_i P_i \Delta x_i$ it is
     $\eta_i P_i \beta$, plus the mean over the arcs in use of what came from others."""
     on = point.support
-    count = jnp.maximum(on.sum(1), 1)[:, None]
+    count = jnp.maximum(on.sum(1, dtype=deviation.dtype), 1)[:, None]
     mean = lambda values: jnp.where(on, values, 0).sum(1)[:, None] / count
     own = jnp.where(on, deviation - mean(deviation), 0)
     modes = point.modes(point.strength(step_size))

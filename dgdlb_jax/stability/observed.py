@@ -70,11 +70,11 @@ def slow_loop(network: Network, policy: LatencyObservationScorer) -> SlowLoop:
     routing, workload = rest_of_latencies(network)
     service, flow = network.mean_service, routing * network.arrival_rate[:, None]
     used = (routing > _IN_USE) & ((routing > _IN_USE).sum(1, keepdims=True) > 1)
-    inside = service.average_latency(workload)
+    inside = service.average_latency(workload)[None]
     wires = network.latency + network.feedback_latency
     latency = network.cost_latency + inside
     per_request = jax.jvp(service.average_latency, (workload,), (jnp.ones_like(workload),))[1]
-    rise = per_request * workload  # of the latency, per relative change of the workload
+    rise = (per_request * workload)[None]  # of the latency, per relative change of the workload
     count = 1 - rise / inside + rise / (wires + inside)  # relative change of own counts for that
     above = inside - jnp.broadcast_to(rule.floor_latency, latency.shape)
     gain = rise / count / jnp.where(above > 0, above, jnp.nan) - 1

@@ -214,7 +214,7 @@ def _at_rest(
         flow, difference, h, k = state
         workload = service.inverse(flow)
         slope = service.slope(workload)
-        each = jax.jacfwd(gained)(workload) / jnp.where(slope > 0, slope, jnp.inf)
+        each = jax.jacfwd(gained)(workload) / jnp.where(slope > 0, slope, jnp.inf)[None]
         jacobian = jnp.where(jnp.isfinite(each), each, 0) - jnp.eye(flow.size)
         change = solve(jnp.eye(flow.size) / h - jacobian, difference)
         # Neither empty nor full at once.

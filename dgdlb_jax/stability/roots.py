@@ -13,6 +13,7 @@ from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics.collocation import generator
 from dgdlb_jax.numerics.device import check_fits, on_host
 from dgdlb_jax.numerics.lapack import lu_factor, lu_solve, singular_values
+from dgdlb_jax.numerics.precision import as_complex, imaginary
 from dgdlb_jax.numerics.programs import compiled
 from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
@@ -227,14 +228,16 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
 
     def characteristic(loop: LoopTransfer, s):
         matrix = loop.at(s)
-        whole = jnp.eye(matrix.shape[0]) + matrix
+        whole = jnp.eye(matrix.shape[0], dtype=matrix.dtype) + matrix
         # Without the pole of L at 0, and without that at -a where the unknowns are workloads.
         if loop.linear.self_response is None:
-            return (s * (s + loop.linear.slope))[:, None] * whole
+            return (s * (s + as_complex(loop.linear.slope)))[:, None] * whole
         return s * whole
 
     def one(loop: LoopTransfer, start):
-        trivial = jnp.min(jnp.abs(start + loop.linear.slope)) <= 1e-9 * jnp.abs(start)  # backends outside all loops
+        trivial = jnp.min(jnp.abs(start + as_complex(loop.linear.slope))) <= 1e-9 * jnp.abs(
+            start
+        )  # backends outside all loops
         if loop.linear.filter is not None:  # memory that no loop goes through: differences that a projection takes off
             trivial |= loop.linear.filter.distance(start) <= _OWN * jnp.abs(start)
 
@@ -245,14 +248,14 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
             step, vector = _smallest(value, slope, vector)
             return (jnp.where(jnp.isfinite(step), s - step, s), vector), None
 
-        anything = jnp.exp(1j * jnp.arange(loop.size, dtype=loop.linear.slope.dtype) ** 2)
+        anything = jnp.exp(imaginary(jnp.arange(loop.size, dtype=loop.linear.slope.dtype) ** 2))
         (s, _), _ = jax.lax.scan(improve, (start, anything), length=_NEWTON)
         away = jnp.abs(s - start) > 0.1 * jnp.abs(start)
         s = jnp.where(trivial, start, jnp.where(away, -jnp.inf, s))
         none = jnp.isneginf(s.real)
         value = characteristic(loop, jnp.where(none, 1.0, s))
         scale = jnp.linalg.norm(value, axis=1, keepdims=True)
-        singular = singular_values(value / jnp.where(scale > 0, scale, 1))[-1]
+        singular = singular_values(value / as_complex(jnp.where(scale > 0, scale, 1)))[-1]
         return s, jnp.where(trivial | none, 0.0, singular)
 
     def network(pair):
@@ -271,8 +274,8 @@ def _smallest(value: Complex[Array, "n n"], slope: Complex[Array, "n n"], vector
     factors = lu_factor(value)
     before = ahead = vector
     for _ in range(_INVERSE):
-        before = ahead / jnp.linalg.norm(ahead)
+        before = ahead / as_complex(jnp.linalg.norm(ahead))
         ahead = lu_solve(factors, slope @ before)
-    size = jnp.linalg.norm(ahead)
+    size = as_complex(jnp.linalg.norm(ahead))
     ahead = ahead / size
     return before @ ahead.conj() / size, jnp.where(jnp.isfinite(ahead).all(), ahead, vector)

@@ -16,6 +16,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float
 
+from dgdlb_jax.numerics.precision import as_complex, imaginary
 from dgdlb_jax.stability.linearise import Linearisation
 from dgdlb_jax.stability.loop_transfer import Frequency, LoopTransfer
 
@@ -58,8 +59,8 @@ class SampledLoop(eqx.Module):
 
     def matrix(self, frequency: Frequency) -> Complex[Array, "n n"]:
         """$L(e^{jwT})$."""
-        z = jnp.exp(1j * frequency * self.interval)
-        return self._over_arcs(self._answers(z)) * (self.interval / (1 - 1 / z))
+        z = jnp.exp(imaginary(frequency * self.interval))
+        return self._over_arcs(self._answers(z)) * (as_complex(self.interval) / (1 - 1 / z))
 
     def bound(self, frequency: Frequency) -> Float[Array, ""]:
         """A bound on the spectral radius that falls with the frequency."""
@@ -70,10 +71,10 @@ class SampledLoop(eqx.Module):
 
     def workload(self, s, mode: Complex[Array, " n"]) -> Complex[Array, " backends"]:
         """The workload of a mode at the instants of updates."""
-        z = jnp.exp(s * self.interval)
+        z = jnp.exp(s * as_complex(self.interval))
         answers = self._answers_after(z, self.linear.latency)
         routing = mode.reshape(self.linear.support.shape)
-        return (self.linear.arrival_rate[:, None] * answers * routing).sum(0)
+        return (as_complex(self.linear.arrival_rate)[:, None] * answers * routing).sum(0)
 
     def routing(self, s, mode: Complex[Array, " n"]) -> Complex[Array, "frontends backends"]:
         """The weights of a mode."""
@@ -86,29 +87,28 @@ class SampledLoop(eqx.Module):
         return self._answers_after(z, lin.feedback_latency[:, None] + lin.latency[None])
 
     def _answers_after(self, z, delay):
-        a, interval = self.linear.slope, self.interval
+        interval = self.interval
+        a = jnp.expand_dims(self.linear.slope, range(delay.ndim - 1))
         whole = jnp.ceil(delay / interval - 1e-9)
         rest = jnp.maximum(whole * interval - delay, 0)
         decay = jnp.exp(-a * interval)
-        before = (1 - jnp.exp(-a * rest)) / a
-        return z ** (-whole) * (before + jnp.exp(-a * rest) * (1 - decay) / a / (z - decay))
+        before, after = (1 - jnp.exp(-a * rest)) / a, jnp.exp(-a * rest) * (1 - decay) / a
+        return z ** as_complex(-whole) * (as_complex(before) + as_complex(after) / (z - as_complex(decay)))
 
     def _sizes(self, angle):
         """A bound on $|G|$ that falls with the frequency."""
-        lin, interval = self.linear, self.interval
+        lin, interval, a = self.linear, self.interval, self.linear.slope[None, None]
         delay = lin.feedback_latency[:, None] + lin.latency[None]
         rest = jnp.maximum(jnp.ceil(delay / interval - 1e-9) * interval - delay, 0)
-        decay = jnp.exp(-lin.slope * interval)
+        decay = jnp.exp(-a * interval)
         distance = jnp.sqrt((1 - decay) ** 2 + 4 * decay * jnp.sin(angle / 2) ** 2)
-        return (1 - jnp.exp(-lin.slope * rest)) / lin.slope + jnp.exp(-lin.slope * rest) * (
-            1 - decay
-        ) / lin.slope / distance
+        return (1 - jnp.exp(-a * rest)) / a + jnp.exp(-a * rest) * (1 - decay) / a / distance
 
     def _over_arcs(self, answers, absolute: bool = False) -> Array:
         """`(arcs, arcs)`: routing of arc ij per weight of arc mk."""
         lin = self.linear
-        response = jnp.abs(lin.response) if absolute else -lin.response
-        rate = jnp.where(lin.support, lin.arrival_rate[:, None], 0)
+        response = (jnp.abs(lin.response) if absolute else -lin.response).astype(answers.dtype)
+        rate = jnp.where(lin.support, lin.arrival_rate[:, None], 0).astype(answers.dtype)
         through = response[:, :, None, :] * answers[:, None] * rate[None, None]
         size = lin.support.size
         return through.reshape(size, size)

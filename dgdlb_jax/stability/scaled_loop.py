@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Complex, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.precision import imaginary
 from dgdlb_jax.policies.autoscalers.base import AbstractAutoscaler
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.stability.autoscaling import ReplicaLoop, frozen, on_target, replica_loop
@@ -66,7 +67,7 @@ class ScaledLoop(eqx.Module):
 
     def matrix(self, frequency: Frequency) -> Complex[Array, "n n"]:
         """$L(jw)$."""
-        return self.at(1j * frequency)
+        return self.at(imaginary(frequency))
 
     def at(self, s: Laplace) -> Complex[Array, "n n"]:
         """$L(s)$."""
@@ -90,7 +91,7 @@ class ScaledLoop(eqx.Module):
     def _norm(self, frequency: Frequency) -> Float[Array, ""]:
         """The largest sum of a row, scaled alike in rows and columns."""
         lin = self.linear
-        size = jnp.abs(self.replicas.plant(1j * frequency))
+        size = jnp.abs(self.replicas.plant(imaginary(frequency)))
         whole = (lin.arrival_rate[:, None, None] * lin.largest_response).sum(0)
         scale = jnp.sqrt(jnp.maximum(size, 1e-300) / jnp.where(lin.gain > 0, lin.gain, 1))
         return (size[:, None] * whole * scale[None] / scale[:, None]).sum(1).max() / frequency

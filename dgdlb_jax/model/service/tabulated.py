@@ -15,7 +15,8 @@ from dgdlb_jax.numerics.results import InputError
 # Newton's method below gains at least one component of the mixture every other step; nothing seen needed more than 12.
 _MOST_STEPS = 60
 
-_FEW = 8  # components that are summed one after the other; a fitted curve has 6, seldom more
+FEW = 8
+"""Components that are summed one after the other; a fitted curve has 6, seldom more."""
 
 
 class Tabulated(AbstractService):
@@ -106,7 +107,7 @@ def _sum(
 ) -> Float[Array, "..."]:
     """The sum of `term(weight, scale)` over components: one after the other where they are few, so that no array over components and
     arcs is summed (see `numerics.native`); all at once where they are many, which takes less time to compile."""
-    if len(weights) > _FEW:
+    if len(weights) > FEW:
         return jax.vmap(term)(weights, scales).sum(axis=0)
     return functools.reduce(operator.add, map(term, weights, scales))
 

@@ -133,7 +133,7 @@ def run_as_told(
     seen = jax.tree.map(lambda now: _put(jnp.zeros((frames, *now.shape), now.dtype), now, 0), observe(carry))
     used = -(-steps // every) + 1
     carry, seen = jax.lax.fori_loop(1, used, frame, (carry, seen))
-    place = jnp.minimum(jnp.arange(frames), used - 1)
+    place = jnp.minimum(jnp.arange(frames, dtype=used.dtype), used - 1)
     return carry, jax.tree.map(lambda kept: kept[place], seen)
 
 

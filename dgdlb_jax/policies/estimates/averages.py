@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import Observation, State
+from dgdlb_jax.policies.base import Observation, State, per_backend
 from dgdlb_jax.policies.estimates.base import AbstractEstimate, follow, reports, seconds, with_reports
 
 
@@ -45,7 +45,8 @@ class ExponentialAverage(AbstractEstimate):
 
     def estimate(self, observation: Observation, state: State) -> tuple[Observation, State]:
         """The average now."""
-        seen, after = follow(state, reports(observation), observation.time_step, self.time_constant)
+        lag = per_backend(self.time_constant, observation.mask)
+        seen, after = follow(state, reports(observation), observation.time_step[None], lag)
         return with_reports(observation, seen), after
 
 
@@ -93,12 +94,14 @@ class MovingAverage(AbstractEstimate):
         """The age of the bin that is being filled, 0; what it has collected; and the means of those that are full, the newest first."""
         now = reports(observation)
         full = jax.tree.map(lambda u: jnp.broadcast_to(u, (self.bins, *u.shape)), now)
-        return jnp.zeros_like(observation.time_step), jax.tree.map(jnp.zeros_like, now), full
+        age = jnp.zeros_like(observation.time_step[None] + per_backend(self.window, observation.mask))
+        return age, jax.tree.map(jnp.zeros_like, now), full
 
     def estimate(self, observation: Observation, state: State) -> tuple[Observation, State]:
         """The average now: the mean of those half a step before and after, as memory is kept half a step ahead (see `follow`)."""
-        step, (age, filling, full) = observation.time_step, state
-        length = jnp.maximum(self.window / self.bins, step)
+        step, (age, filling, full) = observation.time_step[None], state
+        window = per_backend(self.window, observation.mask)
+        length = jnp.maximum(window / self.bins, step)
         reached = age + step
         closes = reached >= length
         rest = jnp.where(closes, reached - length, reached)
@@ -109,12 +112,11 @@ class MovingAverage(AbstractEstimate):
             jax.tree.map(lambda p, u: jnp.where(closes, rest * u, p + step * u), filling, now),
             jax.tree.map(lambda b, w: jnp.where(closes, jnp.concatenate([w[None], b[:-1]]), b), full, whole),
         )
-        mean = lambda state: self._mean(length, *state)
+        mean = lambda state: self._mean(window, length, *state)
         return with_reports(observation, jax.tree.map(lambda y, z: (y + z) / 2, mean(state), mean(after))), after
 
-    def _mean(self, length, age, filling, full):
+    def _mean(self, window, length, age, filling, full):
         """Over the last W seconds; of the bin that reaches beyond, its part."""
-        window = self.window
         newest = jnp.where(age > window, window / jnp.where(age > 0, age, 1), 1)
         begin = [age + place * length for place in range(self.bins)]
         parts = [jnp.clip(window - at, 0, length) for at in begin]

@@ -55,7 +55,7 @@ class AbstractEstimate(eqx.Module):
 def follow(state: State, target: State, step, time_constant) -> tuple[State, State]:
     r"""What follows a target by $T \dot y = u - y$: its value now, and the new memory.
 
-    Memory is y half a step ahead, so that a target counts for the step around it: second order.
+    Memory is y half a step ahead, so that a target counts for the step around it: second order. Both times go with the memory's axes.
     """
     part = step / time_constant
     toward = lambda share: jax.tree.map(lambda y, u: y - share * (u - y), state, target)

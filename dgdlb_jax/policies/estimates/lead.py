@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.checks import not_negative
 from dgdlb_jax.numerics.types import Matrix, Numbers
-from dgdlb_jax.policies.base import Observation, State, checked, checked_step_size
+from dgdlb_jax.policies.base import Observation, State, checked, checked_step_size, per_backend
 from dgdlb_jax.policies.estimates.base import AbstractEstimate, aligned, follow, seconds
 from dgdlb_jax.policies.estimates.policy import EstimatedFlow
 from dgdlb_jax.policies.safe import LogDGDLB
@@ -63,14 +63,16 @@ class Lead(AbstractEstimate):
 
     def estimate(self, observation: Observation, state: State) -> tuple[Observation, State]:
         """The marginal latency ahead of its report."""
-        u = _logarithm(observation)
-        late = self.round_trip > 0
-        trip = jnp.where(late, self.round_trip, 1)
-        z, after = follow(state, u, observation.time_step, self.lag * trip)
-        seen = observation.marginal_latency
-        age, memory = trip / seen, self.lag * trip / seen
-        ratio = ((1 + memory) * jnp.exp(jnp.minimum(age, self.oldest)) - 1) / memory
-        ratio = jnp.where(late & (age <= self.oldest), jnp.clip(ratio, 1, self.largest), 1)
+        u, seen = _logarithm(observation), observation.marginal_latency
+        trip, lag, largest, oldest = (
+            per_backend(each, seen) for each in (self.round_trip, self.lag, self.largest, self.oldest)
+        )
+        late = trip > 0
+        trip = jnp.where(late, trip, 1)
+        z, after = follow(state, u, observation.time_step[None], lag * trip)
+        age, memory = trip / seen, lag * trip / seen
+        ratio = ((1 + memory) * jnp.exp(jnp.minimum(age, oldest)) - 1) / memory
+        ratio = jnp.where(late & (age <= oldest), jnp.clip(ratio, 1, largest), 1)
         ahead = jnp.exp(u + (ratio - 1) * (u - z)) - observation.cost_latency
         return eqx.tree_at(lambda o: o.marginal_latency, observation, jnp.maximum(ahead, _STEEPEST * seen)), after
 

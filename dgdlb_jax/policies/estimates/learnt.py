@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from dgdlb_jax.model.service import AbstractService
 from dgdlb_jax.numerics.checks import positive
 from dgdlb_jax.numerics.types import Numbers
-from dgdlb_jax.policies.base import Observation, State, checked
+from dgdlb_jax.policies.base import Observation, State, checked, per_backend
 from dgdlb_jax.policies.estimates.base import AbstractEstimate, follow, seconds, with_reports
 
 _LARGEST_MARGINAL = 100.0  # times the average latency: what a regression may at most make of reports that do not rise
@@ -51,7 +51,8 @@ class LearntCurve(AbstractEstimate):
         """The curve at that workload."""
         workload, level = observation.workload, 1.0
         if self.time_constant is not None:
-            level, state = follow(state, self._level(observation), observation.time_step, self.time_constant)
+            lag = per_backend(self.time_constant, workload)
+            level, state = follow(state, self._level(observation), observation.time_step[None], lag)
         found = (
             workload,
             level * self.curve.rate(workload),
@@ -104,12 +105,12 @@ class Regression(AbstractEstimate):
     def estimate(self, observation: Observation, state: State) -> tuple[Observation, State]:
         """Workload and rate as reported; the marginal latency, between once and a hundred times the average one."""
         workload, rate, variance, covariance = state
-        part = -jnp.expm1(-observation.time_step / self.time_constant)
+        part = -jnp.expm1(-observation.time_step / self.time_constant)[None]
         change, change_of_rate = observation.workload - workload, observation.service_rate - rate
         workload, rate = workload + part * change, rate + part * change_of_rate
         variance = (1 - part) * (variance + part * change**2)
         covariance = (1 - part) * (covariance + part * change * change_of_rate)
-        least = (self.spread * workload) ** 2
+        least = (per_backend(self.spread, workload) * workload) ** 2
         some = variance + least > 0
         ratio = 1 / observation.average_latency
         slope = jnp.where(some, (covariance + least * ratio) / jnp.where(some, variance + least, 1), ratio)

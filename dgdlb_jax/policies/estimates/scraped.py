@@ -16,7 +16,7 @@ from dgdlb_jax.numerics.checks import not_negative, positive
 from dgdlb_jax.numerics.counter_random import uniforms
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.numerics.types import Matrix
-from dgdlb_jax.policies.base import Observation, State, checked
+from dgdlb_jax.policies.base import Observation, State, checked, per_backend
 from dgdlb_jax.policies.estimates.base import AbstractEstimate, aligned, reports, with_reports
 
 _INTERVAL, _DELAY, _OFFSET = 0, 1, 2  # what random numbers are for
@@ -151,19 +151,21 @@ class Scraped(AbstractEstimate):
 
     def drawn_offset(self, arcs: Arcs) -> Arcs:
         """When the first report is read, for these arcs, given or drawn, seconds."""
-        return arcs + (self.interval * self._uniform(arcs, _OFFSET)[0] if self.offset is None else self.offset)
+        if self.offset is not None:
+            return arcs + per_backend(self.offset, arcs)
+        return arcs + per_backend(self.interval, arcs) * self._uniform(arcs, _OFFSET)[0]
 
     def init(self, observation: Observation) -> News:
         """The reports themselves, until the first is read."""
         arcs, now = jnp.zeros_like(observation.workload), reports(observation)
         offset = self.drawn_offset(arcs)
         waiting = None if self.late is None and self.drift is None else UnderWay(arcs + jnp.inf, now)
-        return News(jnp.where(offset > 0, offset, self.interval), arcs, now, waiting)
+        return News(jnp.where(offset > 0, offset, per_backend(self.interval, arcs)), arcs, now, waiting)
 
     def estimate(self, observation: Observation, state: State) -> tuple[Observation, State]:
         """What was reported last, and at the instant of a report the mean of the last two: half of the step around it lies before."""
         after = self._after(observation, state)
-        held = self.interval > observation.time_step
+        held = per_backend(self.interval, observation.mask) > observation.time_step[None]
         half = lambda old, new: jnp.where(held, (old + new) / 2, new)
         return with_reports(observation, jax.tree.map(half, state.shown, after.shown)), after
 
@@ -173,13 +175,15 @@ class Scraped(AbstractEstimate):
         return with_reports(observation, after.shown), after
 
     def _after(self, observation: Observation, state: News) -> News:
-        step, now = observation.time_step, reports(observation)
+        step, now = observation.time_step[None], reports(observation)
         left = state.left - step
         read = left <= step / 2  # the nearest step
         some = self.jitter is not None or self.lost is not None
         first, second = self._uniform(state.number, _INTERVAL) if some else (0.5, 0.5)
-        interval = self.interval if self.jitter is None else self.interval * (1 + self.jitter * (2 * first - 1))
-        arrives = read if self.lost is None else read & (second >= self.lost)
+        interval = per_backend(self.interval, left)
+        if self.jitter is not None:
+            interval = interval * (1 + per_backend(self.jitter, left) * (2 * first - 1))
+        arrives = read if self.lost is None else read & (second >= per_backend(self.lost, left))
         shown, under_way = self._delivered(step, arrives, now, state)
         return News(
             left=jnp.where(read, left + jnp.maximum(interval, step), left),
@@ -189,7 +193,7 @@ class Scraped(AbstractEstimate):
         )
 
     def _delivered(
-        self, step: Float[Array, "*lanes"], read: Bool[Array, "backends *lanes"], now: tuple[Arcs, ...], state: News
+        self, step: Float[Array, "1 *lanes"], read: Bool[Array, "backends *lanes"], now: tuple[Arcs, ...], state: News
     ) -> tuple[tuple[Arcs, ...], UnderWay | None]:
         """What is shown when a report is read now or not, and what is under way then."""
         if state.under_way is None:
@@ -205,10 +209,11 @@ class Scraped(AbstractEstimate):
         """Of the report that is read next, seconds."""
         late = jnp.zeros_like(count)
         if self.late is not None:
-            late = late + self.late * self._uniform(count, _DELAY)[0]
+            late = late + per_backend(self.late, count) * self._uniform(count, _DELAY)[0]
         if self.drift is not None:
-            turn = 2 * jnp.pi * count * self.interval / self.drift_period
-            late = late + self.drift * (1 - jnp.cos(turn)) / 2
+            period = per_backend(self.drift_period, count)
+            turn = 2 * jnp.pi * count * per_backend(self.interval, count) / period
+            late = late + per_backend(self.drift, count) * (1 - jnp.cos(turn)) / 2
         return late
 
     def _uniform(self, count: Arcs, purpose: int) -> tuple[Arcs, Arcs]:

@@ -83,7 +83,7 @@ def follow(
         """A new one; the marks of the others begin anew, so that no difference of large numbers is taken."""
         size, mark, since = followed
         shifted = lambda first, rest: jnp.concatenate([first[None], rest[:-1]])
-        mark = mark - since if plan.in_order else mark * jnp.exp(since)
+        mark = mark - since[None] if plan.in_order else mark * jnp.exp(since)[None]
         return shifted(arrived, size), shifted(remain, mark), jnp.zeros_like(since)
 
     def join(newest: tuple[Backends, Backends]) -> tuple[Backends, Backends]:
@@ -94,7 +94,7 @@ def follow(
 
     def look(seen: tuple[Array, Array]) -> tuple[Array, Array]:
         phase = age // plan.spacing
-        shared, in_line = mark * jnp.exp(since), jnp.clip(mark - since, 0, size)
+        shared, in_line = mark * jnp.exp(since)[None], jnp.clip(mark - since[None], 0, size)
         left = in_line if plan.in_order else shared
         return add_row(seen[0], phase, left), add_row(seen[1], phase, size)
 

@@ -369,7 +369,7 @@ def _parts(field: Field, blocks: Blocks, inputs: _Inputs) -> Parts:
     """The finished sums over parts of the window, batch axis first."""
     shape, count = field.shape, inputs.steps - inputs.first
     edges = part_edges(count)
-    duration = (edges[1:] - edges[:-1]).astype(inputs.dt.dtype) * inputs.dt[:, None]
+    duration = (edges[1:] - edges[:-1]).astype(inputs.dt.dtype)[None] * inputs.dt[:, None]
     of = lambda up_to: shape.from_last(of_parts(up_to))
     per_time = 1 / jnp.where(duration > 0, duration, 1)[..., None]
     return Parts(
@@ -386,5 +386,6 @@ def _sojourns(field: Field, cohorts: Cohorts, inputs: _Inputs) -> Sojourns:
     shape = field.shape
     flat = lambda values: shape.from_last(jnp.swapaxes(values, 0, 1).reshape(COHORTS * PHASES, -1))
     alive, born = flat(cohorts.alive), flat(cohorts.born)
-    age = (jnp.arange(COHORTS * PHASES) + 0.5) * inputs.spacing * inputs.dt[:, None]
+    looks = (jnp.arange(COHORTS * PHASES, dtype=inputs.dt.dtype) + 0.5) * inputs.spacing.astype(inputs.dt.dtype)
+    age = looks[None] * inputs.dt[:, None]
     return Sojourns(age, jnp.where(born > 0, alive / jnp.where(born > 0, born, 1), 0), born[:, 0])

@@ -17,7 +17,7 @@ class ObserveRequests(eqx.Module):
         """Of the state at step `k`; the cost rate charges the network for what is sent on average."""
         field, clock = system.field, system.clock
         shape, rate = field.shape, field.arrival_rate(time(k, clock.frontends))
-        network = jnp.sum(rate * now.routing * field.cost_latency, axis=0)
+        network = jnp.sum(rate[None] * now.routing * field.cost_latency, axis=0)
         values = {
             "routing": lambda: shape.from_arcs(now.routing),
             "workload": lambda: shape.from_last(now.workload),

@@ -49,7 +49,7 @@ class Requests(NamedTuple):
 
 def age_of_answers(field: Field, step: Frontends) -> Arcs:
     """In steps, from the end of the step in which they left to the middle of that which sees them."""
-    return jnp.maximum(field.feedback_latency / step - 0.5, 0)
+    return jnp.maximum(field.feedback_latency / step[None] - 0.5, 0)
 
 
 def send_back(own: OwnCounts, streams: Streams, k: Int[Array, ""], part: Arcs) -> tuple[OwnCounts, Arcs]:
@@ -83,14 +83,16 @@ def one_by_one(
         u, v = streams.for_frontends(k, Purpose.send, m)
         # Of n uniform times that are left, the first lies where (1 - t)^n is uniform.
         left = left * v.astype(left.dtype) ** (1 / jnp.maximum(number - m.astype(number.dtype), 1))
-        one = jnp.where(m < number, _drawn(shares, u), 0)
-        late = late + jnp.where(1 - left > part, one, 0)
+        one = jnp.where(m.astype(number.dtype) < number, _drawn(shares, u), 0)
+        late = late + jnp.where((1 - left)[None] > part, one, 0)
 
         def portions(counts):
             u, v = streams.for_portions(k, m)
-            after = jnp.clip(m + 1 - PORTIONS * part, 0, 1)  # which part of this portion lies behind `part`
+            after = jnp.clip(
+                m.astype(part.dtype) + 1 - PORTIONS * part, 0, 1
+            )  # which part of this portion lies behind `part`
             # Both in one call, as twice the code takes twice as long to compile.
-            means = portion * shares * jnp.stack([1 - after, after])
+            means = (portion[None] * shares)[None] * jnp.stack([1 - after, after])
             soon, more = poisson(jnp.stack([u, v]), means).astype(one.dtype)
             return counts[0] + soon + more, counts[1] + more
 
@@ -109,7 +111,8 @@ def _drawn(shares: Arcs, u: Float[Array, " frontend_lanes"]) -> Arcs:
     before = backend <= jax.lax.broadcasted_iota(jnp.int32, backend.shape, 1)
     below = jnp.sum(jnp.where(before, shares[:, None], 0), axis=0)
     mark = u.astype(below.dtype) * (below[-1] * (1 - 1e-6))  # which rounding does not move to the end, where nobody is
-    return (backend[:, 0] == jnp.sum(below <= mark, axis=0)).astype(shares.dtype)
+    chosen = jnp.sum(below <= mark[None], axis=0, dtype=backend.dtype)
+    return (backend[:, 0] == chosen[None]).astype(shares.dtype)
 
 
 def leaving(
@@ -132,6 +135,6 @@ def begin(
     """The first counts, and the rows of the line of answers; `drawn(row, mean)` draws, `mean`: answers in a step."""
     line = jax.lax.map(lambda row: drawn(row, mean), jnp.arange(rows, dtype=jnp.uint32))
     left, late = drawn(jnp.uint32(rows), mean), drawn(jnp.uint32(rows + 1), part * mean)
-    age = jnp.mod(-jnp.arange(rows), rows)[:, None, None]
-    back = jnp.where(age < lag, line, 0).sum(0)
+    age = jnp.mod(-jnp.arange(rows), rows)[:, None, None].astype(lag.dtype)
+    back = jnp.where(age < lag[None], line, 0).sum(0)
     return OwnCounts(on_wires + in_service + left + late + back, in_service, left, late), line

@@ -25,7 +25,7 @@ def begin(system: DelayedSystem, routing: Array, workload: Array, count_wires: b
     rows = system.channels[-1].rows
     x, seen = shape.arcs(routing), shape.backend_to_arcs(workload)
     start = jnp.zeros_like(step)
-    mean = step * field.arrival_rate(start) * x
+    mean = (step * field.arrival_rate(start))[None] * x
     # Counters of the start lie beyond those of any step.
     draw = lambda row: streams.for_arcs(jnp.uint32(0xFFFFFFFF) - jnp.asarray(row, jnp.uint32), Purpose.start)[0]
     n = shape.last(workload)
@@ -33,7 +33,7 @@ def begin(system: DelayedSystem, routing: Array, workload: Array, count_wires: b
     fluid = None
     if parameters.counting.own:
         # What is at a backend belongs to frontends as in the fluid model; each number is rounded at random.
-        fluid = own_requests.begin(field, rows, jnp.zeros_like(n), n, mean / step, jnp.zeros_like(x))[0]
+        fluid = own_requests.begin(field, rows, jnp.zeros_like(n), n, mean / step[None], jnp.zeros_like(x))[0]
         fluid = eqx.tree_at(
             lambda o: o.in_service, fluid, jnp.floor(fluid.in_service + draw(2 * rows + 4).astype(x.dtype))
         )
@@ -46,9 +46,9 @@ def begin(system: DelayedSystem, routing: Array, workload: Array, count_wires: b
     else:
         sent = jnp.broadcast_to(mean, (rows, *mean.shape))
     flows = DelayLine(sent.reshape(-1), rows)
-    lag = jnp.floor(field.latency / step)
-    age = jnp.mod(-jnp.arange(rows), rows)[:, None, None]
-    on_wires = jnp.where(age < lag, sent, 0).sum(0)
+    lag = jnp.floor(field.latency / step[None])
+    age = jnp.mod(-jnp.arange(rows), rows)[:, None, None].astype(lag.dtype)
+    on_wires = jnp.where(age < lag[None], sent, 0).sum(0)
     if parameters.counting.known_when_sent:
         tail = drawn(rows, tail)
     if parameters.counting.known_when_sent or not parameters.counting.arcs:
@@ -58,7 +58,7 @@ def begin(system: DelayedSystem, routing: Array, workload: Array, count_wires: b
         later = lambda row, mean: drawn(row + jnp.uint32(rows + 1), mean)
         lag_of_answers = jnp.floor(age_of_answers(field, step))
         own, line_of_answers = begin_own(
-            fluid.in_service, on_wires, later, rows, step * fluid.left, parameters.back, lag_of_answers
+            fluid.in_service, on_wires, later, rows, step[None] * fluid.left, parameters.back, lag_of_answers
         )
         answers = (ChannelState(DelayLine(line_of_answers.reshape(-1), rows)),)
     observation = field.observe(start, seen, jnp.zeros_like(x) if own is None else own.count, step)

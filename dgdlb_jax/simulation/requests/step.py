@@ -102,7 +102,7 @@ def request_system(
 ) -> DelayedSystem:
     """A tile of networks as a system with delays."""
     step, ends = clock.frontends[0], field.shape.ends
-    delay = field.latency / step
+    delay = field.latency / step[None]
     # What a stage receives in step k has the age that it would have at t_{k+1}.
     news = Gather(_age_of_news(field, step), ends, rows)
     each = Each(delay.shape)
@@ -120,7 +120,7 @@ def request_system(
 
 def _age_of_news(field: Field, step) -> Arcs:
     """In steps before the end of a step: seen from its start by a rule that moves, from its middle by one that jumps."""
-    age = field.feedback_latency / step + (1 if field.flows else 0.5)
+    age = field.feedback_latency / step[None] + (1 if field.flows else 0.5)
     return jnp.maximum(age, 1)  # the workload of t_k is the latest that there is
 
 
@@ -152,7 +152,7 @@ def dispatch_by_own(
     start, step = time(k, clock), length(k, clock)
     observation = _observed(system, now, k, held.seen)
     routing, policy = _route(system, now, k, observation)
-    mean = step * field.mean_arrival_rate(start, step, jnp.ones_like(start))
+    mean = step * field.mean_arrival_rate(start, step, jnp.ones_like(start)[None])[0]
     sent, late = one_by_one(field, system.streams, k, start + step / 2, observation, policy, mean, 1 - system.late)
     return Dispatched(now, routing, policy, sent, late), now.tail + sent - late
 
@@ -163,13 +163,14 @@ def dispatch(system: RequestSystem, context: StepContext, now: RequestState, see
     start, step = time(k, clock), length(k, clock)
     routing, policy = _route(system, now, k, _observed(system, now, k, seen))
     part = 1 - system.late
-    mean = step * field.mean_arrival_rate(start, step, jnp.ones_like(start)) * routing
-    mean_soon = part * step * field.mean_arrival_rate(start, step, part) * routing
+    all_of_it = jnp.ones_like(start)[None]
+    mean = step[None] * field.mean_arrival_rate(start, step, all_of_it) * routing
+    mean_soon = part * step[None] * field.mean_arrival_rate(start, step, part) * routing
     mean_late = jnp.maximum(mean - mean_soon, 0)
     if not system.counting.arcs:
         return Dispatched(now, routing, policy, mean_soon + mean_late, mean_late), now.tail + mean_soon
     if system.counting.recorded:
-        come = step * field.mean_arrival_rate(start, step, jnp.ones_like(start))
+        come = step * field.mean_arrival_rate(start, step, all_of_it)[0]
         number, due = whole(now.due, come)
         u, v = system.streams.for_arcs(k, Purpose.dispatch)
         sent = shared_out(u, number, routing)
@@ -209,7 +210,7 @@ def serve(
         new = binomial(v, arrived, chance.new_leave, chance.new_stay).astype(n.dtype)
     after = n + arrived - old - new
     step_f = length(k, system.clock.frontends)
-    flows = move.sent * jnp.where(step_f > 0, 2 / jnp.where(step_f > 0, step_f, 1), 0)
+    flows = move.sent * jnp.where(step_f > 0, 2 / jnp.where(step_f > 0, step_f, 1), 0)[None]
     sums = system.summary.add(now.sums, k, system.clock, flows, (n, after))
     served = jnp.where(k >= system.bounds[0], step * rate, 0)
     cohorts = now.cohorts
@@ -244,4 +245,4 @@ def _route(system: RequestSystem, now: RequestState, k: Int[Array, ""], observat
         routing, policy = field.route(middle, observation, now.policy)
         return jnp.where(field.mask, routing, 0), policy
     velocity, policy = field.velocity(start, now.routing, observation, now.policy)
-    return project_simplex(now.routing + step * velocity, field.mask, now.routing > 0), policy
+    return project_simplex(now.routing + step[None] * velocity, field.mask, now.routing > 0), policy

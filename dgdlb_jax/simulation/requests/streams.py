@@ -49,7 +49,7 @@ class Streams(eqx.Module):
         backend = jnp.arange(shape.backends, dtype=jnp.uint32)
         frontend = jnp.repeat(jnp.arange(shape.frontends, dtype=jnp.uint32), shape.lanes)
         self.frontend = frontend << jnp.uint32(_FRONTEND_BITS)
-        self.arc = backend[:, None] + self.frontend
+        self.arc = backend[:, None] + self.frontend[None]
         self.backend = jnp.repeat(backend, shape.lanes)
 
     def for_arcs(self, k: Step, purpose: Purpose) -> tuple[Numbers, Numbers]:
