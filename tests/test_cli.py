@@ -324,8 +324,8 @@ BAD_INPUTS = [
     (["run", "two-by-two", "--policies", "dgdlb"], "did you mean dgd-lb"),
     (["run", "two-by-two", "--dt", "100"], "dt"),
     (
-        ["run", "two-by-two", "--dt", "1e-9", "--duration", "1e6"],
-        "--duration = 1e+06 s at --dt = 1e-09 s is 1e+15 steps",
+        ["run", "two-by-two", "--dt", "1e-8", "--duration", "1e7"],
+        "--duration = 1e+07 s at --dt = 1e-08 s is 1e+15 steps",
     ),
     (
         ["run", "two-by-two", "--duration", "1e12"],
@@ -427,7 +427,7 @@ def test_a_latency_that_no_memory_can_hold_is_named_with_file_and_field(capsys, 
         said = capsys.readouterr()
         assert re.match(
             rf"dgdlb: error: far.toml: \[latency\] from west to east is 2e\+07 s, and what is on the way .* {needed} GB of memory.*"
-            r"dt of 0.5 s, as backend west serves a lone request in 5 s, but there are 1 GB: correct one of the two\.$",
+            r"dt of 0.5 s, as backend west serves a lone request in 5 s, but there is room for 0.8 GB: correct one of the two\.$",
             said.err,
         )
         assert said.out == ""

@@ -222,6 +222,7 @@ def test_the_cycle_of_a_relay():
     two = dgd.Network(
         [0.8, 0.1], latency, dgd.Hyperbolic([1.0, 1.0], [0.05, 0.05]), cost_latency=[[0.1, 0.2], [0.2, 0.1]]
     )
+    assert relay_cycle(two, EnvoyLoadAwareLocality(weight_update_period=1e30)) is None, "nobody waits for that"
     cycle = relay_cycle(two, EnvoyLoadAwareLocality())
     assert (cycle.frontend, cycle.backend) == (0, 0)
     assert cycle.period == pytest.approx(2.49, abs=0.1)

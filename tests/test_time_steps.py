@@ -16,6 +16,7 @@ from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.patience import patience, within_patience
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.policies import DGDLB, LeastLatency, PeakEWMA, SampledDGDLB, Softmin, Uniform
+from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.reports.text import notes, resolution, run_facts
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
@@ -142,9 +143,13 @@ def test_steps_that_nobody_can_wait_for_are_refused_by_what_makes_them_short(mon
         InputError, match=r"duration = 10 s at dt = 1e-09 s is 1e\+10 steps, .*: shorten it to 1 s, or raise dt"
     ):
         compare(pair(), duration=10.0, dt=1e-9)
+    with pytest.raises(
+        InputError, match=r"set by the rule's own time constant, .*: give its settings, or the intervals of its reports"
+    ):
+        ComparisonInProgress(pair(), ["dgd-lb"], news=Scraped(1e-12))
     lines, dt = usual._runs[DGD].bytes, usual._runs[DGD].dt
     assert 1 < lines / (2 * 1.5 * (0.15 / dt) * 2 * (2 + 1) * usual.network.latency.dtype.itemsize) < 2
-    monkeypatch.setattr(device, "host_memory", lambda: 1.5 * lines)
+    monkeypatch.setattr(device, "host_memory", lambda: 1.5 * lines / 0.8)
     assert ComparisonInProgress(pair(), ["dgd-lb", "uniform"], duration=1.0, workers=2)._workers == 1
     monkeypatch.setattr(device, "host_memory", lambda: 0.5 * lines)
     sentence = r"DGD-LB takes time steps of .*, set by the fastest service, .* from frontend 0 to backend 1 is 0\.15 s"

@@ -35,7 +35,9 @@ def fail_in_turn(options: argparse.Namespace, fleets: list[str]) -> None:
             _check_names(options.fail, network.backend_names or ())
             with about(fleet, [name for name in ("dt", "duration") if getattr(options, name) is not None]):
                 require_traffic(network)
-                check_span(network, options.dt, {})
+                check_span(
+                    network, options.dt, {}, runs=network.backends if options.fail == _ALL else len(options.fail)
+                )
                 check_times(network, options.dt, options.duration)
     chosen = None if options.fail == _ALL else options.fail
     with quick_compilation(True), status(options.quiet) as told:

@@ -27,7 +27,8 @@ class HeldReport:
     """What `dgdlb stability FLEET --policy NAME` says of a policy that holds its weights.
 
     - `label`: what people call the policy. `found`: its stability. `over`: mean latency at rest over that of the optimum, less 1; NaN
-      without a rest point. `cycle`: what it does instead of resting; None where it rests, or is overloaded.
+      without a rest point. `cycle`: what it does instead of resting; None where it rests, is overloaded, or would have to
+      be run for too long.
     """
 
     label: str

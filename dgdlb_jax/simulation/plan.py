@@ -39,15 +39,15 @@ NARROW = 128  # bytes of frontends x lanes at least: vector units are full, whic
 class Execution:
     """Where a batch runs and how much of it at a time. Answers depend on it by rounding at most.
 
-    - `devices`: over how many the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`. A mesh of the user's
-      (`jax.set_mesh`, or explicit axes) is left in charge: then the batch is spread as it lies.
-    - `threads`: parts of the batch that run at the same time, at most, on the one device of a CPU; by default what the environment
-      variable DGDLB_THREADS says, or one for each core that the process may use. One inside `jit`, `grad`, `vmap` and threads of the
-      user's.
-    - `lanes`: how many networks run side by side in each; chosen from the sizes by default.
-    - `fused`: on a CUDA device, all steps between two saved instants in one kernel: 2 to 10 times as fast (benchmarks/README.md). By
-      itself where a kernel can do it, which is outside `jit` and `grad`, without `extra_flow`, events and autoscalers; networks up to
-X with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
+        - `devices`: over how many the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`. A mesh of the user's
+          (`jax.set_mesh`, or explicit axes) is left in charge: then the batch is spread as it lies.
+        - `threads`: parts of the batch that run at the same time, at most, on the one device of a CPU; by default what the environment
+          variable DGDLB_THREADS says, or one for each core that the process may use. One inside `jit`, `grad`, `vmap` and threads of the
+          user's.
+        - `lanes`: how many networks run side by side in each; chosen from the sizes by default.
+        - `fused`: on a CUDA device, all steps between two saved instants in one kernel: 2 to 10 times as fast (benchmarks/README.md). By
+          itself where a kernel can do it, which is outside `jit` and `grad`, without `extra_flow`, events and autoscalers; networks up to
+    X with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
     """
 
     devices: int | None = None

@@ -37,6 +37,7 @@ from dgdlb_jax.studies.durations import (
     longest_service,
     natural_duration,
     reference_instants,
+    room,
     steps_of,
 )
 from dgdlb_jax.studies.quasi_static import QuasiStatic, quasi_static_optimum
@@ -174,7 +175,7 @@ class ComparisonInProgress:
                 self._shorten(dt)
             check_affordable(self.network, self.optimum, self._runs, self.grid, self._set_by, step_size)
             largest = max(run.bytes for run in self._runs.values())
-            self._workers = max(1, min(self._workers, int(device.host_memory() / max(largest, 1))))
+            self._workers = max(1, min(self._workers, int(room() / max(largest, 1))))
         self._may_run_longer, self._may_halve = duration is None and not self.moving, dt is None
         self._done: dict[str, Trajectory] = {}
         self._longer: dict[str, Trajectory] = {}

@@ -19,6 +19,9 @@ MOST_STEPS = 1e9
 """Time steps that a run may have: some hours on one core."""
 
 
+_MEMORY_SHARE = 0.8
+
+
 def check_times(network: Network, dt: float | None, duration: float | None) -> None:
     """Raise `InputError` for a time step or a duration that cannot be run in a network, as far as they are given."""
     for name, value in (("dt", dt), ("duration", duration)):
@@ -58,11 +61,16 @@ def check_span(network: Network, dt: float | None, lasting: Mapping[str, float],
     _check_span(network, dt, what, lasting[what])
     step, why = _longest_step(network, dt)
     needed = line_bytes(network, longest / step, runs)
-    if needed > device.host_memory():
+    if needed > room():
         raise InputError(
             f"{latency} is {longest:.3g} s, and what is on the way for so long takes about {needed / 1e9:.3g} GB of memory, here with a dt "
-            f"of {step:.2g} s{why}, but there are {device.host_memory() / 1e9:.3g} GB: correct one of the two."
+            f"of {step:.2g} s{why}, but there is room for {room() / 1e9:.3g} GB: correct one of the two."
         )
+
+
+def room() -> float:
+    """Bytes of memory that runs may take: not all, as something else runs, too."""
+    return _MEMORY_SHARE * device.host_memory()
 
 
 def line_bytes(network: Network, rows: float, runs: int) -> float:

@@ -7,13 +7,16 @@ from jaxtyping import Float
 
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
+from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.policies.held import AbstractHeldPolicy
 from dgdlb_jax.simulation.engine import simulate
 from dgdlb_jax.simulation.trajectory import SaveAt
 from dgdlb_jax.studies.stability import coarsest_step
+from dgdlb_jax.studies.time_steps import usual_step
 
 _UPDATES, _STEPS = 400, 20  # periods, and time steps in one, at least
 _QUARTER = 4
+_PATIENCE = 60.0  # seconds that the run may take
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Cycle:
     period: float
 
 
-def relay_cycle(network: Network, policy: AbstractHeldPolicy) -> Cycle:
-    """Run a policy until its start is forgotten, and look at the arc that moves most.
+def relay_cycle(network: Network, policy: AbstractHeldPolicy) -> Cycle | None:
+    """Run a policy until its start is forgotten, and look at the arc that moves most; None where that would take too long.
 
     **Arguments:** a single `network` at constant rates; `policy` with one period.
     """
@@ -42,6 +45,8 @@ def relay_cycle(network: Network, policy: AbstractHeldPolicy) -> Cycle:
     steps = max(_STEPS, int(np.ceil(interval / coarsest_step(as_batch(network))[0])))
     steps = _QUARTER * -(-steps // _QUARTER)
     dt = interval / steps
+    if 2 * forgotten / dt * usual_step(network.latency.size) > patience(_PATIENCE):
+        return None
     save = SaveAt(every=steps // _QUARTER, fields=("routing",))
     run = simulate(network, policy, duration=2 * forgotten, dt=dt, save=save, throw=False)
     routing = np.asarray(run.routing)

@@ -15,7 +15,6 @@ from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_frontend
 from dgdlb_jax.model.network import Network, stack
 from dgdlb_jax.model.signals import Signals
-from dgdlb_jax.numerics import device
 from dgdlb_jax.numerics.delay import delay_for, rows_for, steps_for
 from dgdlb_jax.numerics.formatting import seconds
 from dgdlb_jax.numerics.results import InputError, Result
@@ -24,7 +23,7 @@ from dgdlb_jax.policies.estimates import Scraped
 from dgdlb_jax.simulation.engine import simulate_batch
 from dgdlb_jax.simulation.trajectory import FIELDS, Trajectory
 from dgdlb_jax.stability.defaults import default_step_size, default_step_size_set_by, suggest_dt
-from dgdlb_jax.studies.durations import MOST_STEPS, line_bytes, longest_latency
+from dgdlb_jax.studies.durations import MOST_STEPS, line_bytes, longest_latency, room
 from dgdlb_jax.studies.names import backend_names, frontend_names
 from dgdlb_jax.studies.verdict import save_for_verdict
 
@@ -32,6 +31,11 @@ ACCURATE = 1e-3
 """Change of the mean latency between a time step and twice as long a one below which a run is fine enough."""
 LOOP = "the loop of news and reaction"
 """What sets the time step of a rule that moves."""
+_CLOCK, _SERVICE = "the rule's own time constant", "the fastest service"
+_LONGER = {
+    _CLOCK: "give its settings, or the intervals of its reports (news), longer times",
+    _SERVICE: "correct service curves",
+}
 _OWN_CLOCK = 0.1  # of the shortest time constant of a rule itself
 _OF_SERVICE = 0.1  # of the fastest service, as in `suggest_dt`
 _PILOT = 64  # long steps of the run that compiles a balancer
@@ -71,9 +75,9 @@ def what_sets(policy: AbstractPolicy, dt: float, fastest_service: float) -> str:
     backend."""
     own = np.asarray(policy.time_scale, float).min()
     if dt >= _OWN_CLOCK * own * (1 - 1e-6):
-        return "the rule's own time constant"
+        return _CLOCK
     if dt >= _OF_SERVICE * fastest_service * (1 - 1e-6):
-        return "the fastest service"
+        return _SERVICE
     return LOOP if policy.differentiable else "the jumps of the rule"
 
 
@@ -268,10 +272,10 @@ def check_affordable(
         where, longest = longest_latency(network)
         if run.steps(grid) > MOST_STEPS:
             many = f"so that {grid.duration:.3g} s are {run.steps(grid):.2g} steps, more than the {MOST_STEPS:.0e} that a run may have"
-        elif run.bytes > device.host_memory():
+        elif run.bytes > room():
             many = (
                 f"so that what is on the way takes about {run.bytes / 1e9:.2g} GB of memory, as the latency {where} is {longest:.3g} s, "
-                f"and there are {device.host_memory() / 1e9:.3g} GB"
+                f"and there is room for {room() / 1e9:.3g} GB"
             )
         else:
             continue
@@ -283,7 +287,7 @@ def check_affordable(
             )
         raise InputError(
             f"{name} takes time steps of {run.dt:.2g} s{cause and f', set by {cause}'}, {many}: "
-            "shorten the run, or correct latencies or service curves."
+            f"{_LONGER.get(cause, 'correct latencies or service curves')}, or shorten the run."
         )
 
 
