@@ -5,6 +5,7 @@ import os
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -150,45 +151,60 @@ class Job:
         **Arguments:** `status` is told what goes on; `show` takes what a person reads, part by part, as soon as it is known. What
         is known by then stays in `comparison` and `trace` when it is interrupted.
         """
-        with self._about():
-            self._compute(status, show)
-        if self.folder is not None:  # whatever cannot be written, the fleet's file is not to blame
-            status.phase(f"{self.network.name or 'fleet'}: writing files")
-            self._write(self.folder)
+        with in_the_background() as later:
+            with self._about():
+                stability, limit = self._compare(later, status, show)
+            # Whatever cannot be written, the fleet's file is not to blame.
+            with nullcontext() if self.folder is None else whole_folder(self.folder) as draft:
+                if draft is not None:
+                    self._draw(draft)  # while the stability is still being assessed
+                with self._about():
+                    self._assess(stability, limit, status, show)
+                if draft is not None:
+                    status.phase(f"{self.network.name or 'fleet'}: writing files")
+                    self._write(draft)
+        if self.folder is not None:
             show(f"\n{self._written(self.folder)}")
 
-    def _compute(self, status: Status, show: Callable[[str], None]) -> None:
+    def _compare(
+        self, later: Callable[[Callable[[], Any]], Future], status: Status, show: Callable[[str], None]
+    ) -> tuple[Future | None, Future | None]:
+        """The comparison at the mean rates; what assesses the stability meanwhile, with every report at once and with reports as they
+        are."""
         chosen, name = self.settings, self.network.name or "fleet"
         show(text.network_facts(self.network))
         if self.autoscaler is not None:
             show("replicas as the file gives them; what balancers cost while the autoscaler moves them stands below")
         status.phase(f"{name}: optimum")
         best = solve_optimum(self.network)  # compiled here, before several threads ask for it
-        with in_the_background() as later:
-            # Both may take longer to compile than all balancers to run. The changes are only computed so that they are compiled.
-            skip = self.network.varies or bool(self.events)
-            changes = None if skip else later(lambda: what_if(self.network, best))
-            current = self.also[CURRENT].routing if self.also else None
-            scattered = None
-            if not self.events:
-                scattered = later(lambda: measure_scatter(self.network, best, self.service, current))
-            stability = None
-            if chosen.policies is None or "dgd-lb" in chosen.policies:
-                stability = later(
-                    partial(stability_report, self.settled, step_size=chosen.step_size, start=chosen.start)
-                )
-            limit = None
-            if stability is not None and self.news is not None:
-                limit = later(lambda: policy_report(self.settled, "dgd-lb", {}, self.news))
-            for comparison in self._compared(self.network, name, status, show, changes, scattered):
-                self.comparison = comparison
-            if stability is not None:
-                status.phase(f"{name}: stability of {DGD}")
-                self.stability = assessed = stability.result()
-                at_once = "" if limit is None else ", with every report at once"
-                show(f"\nStability of {DGD}{at_once} (more: dgdlb stability)\n{assessed.text()}")
-                if limit is not None:
-                    show(f"\nand with reports as they are\n{limit.result().text()}")
+        # Both may take longer to compile than all balancers to run. The changes are only computed so that they are compiled.
+        skip = self.network.varies or bool(self.events)
+        changes = None if skip else later(lambda: what_if(self.network, best))
+        current = self.also[CURRENT].routing if self.also else None
+        scattered = None
+        if not self.events:
+            scattered = later(lambda: measure_scatter(self.network, best, self.service, current))
+        stability = limit = None
+        if chosen.policies is None or "dgd-lb" in chosen.policies:
+            stability = later(partial(stability_report, self.settled, step_size=chosen.step_size, start=chosen.start))
+        if stability is not None and self.news is not None:
+            limit = later(lambda: policy_report(self.settled, "dgd-lb", {}, self.news))
+        for comparison in self._compared(self.network, name, status, show, changes, scattered):
+            self.comparison = comparison
+        return stability, limit
+
+    def _assess(
+        self, stability: Future | None, limit: Future | None, status: Status, show: Callable[[str], None]
+    ) -> None:
+        """What comes after the comparison: stability, whole requests, autoscaler, inputs, the trace."""
+        chosen, name = self.settings, self.network.name or "fleet"
+        if stability is not None:
+            status.phase(f"{name}: stability of {DGD}")
+            self.stability = assessed = stability.result()
+            at_once = "" if limit is None else ", with every report at once"
+            show(f"\nStability of {DGD}{at_once} (more: dgdlb stability)\n{assessed.text()}")
+            if limit is not None:
+                show(f"\nand with reports as they are\n{limit.result().text()}")
         if chosen.requests:
             self._with_requests(name, status, show)
         if self.autoscaler is not None:
@@ -322,41 +338,47 @@ class Job:
             more["export_notes"] = export_notes(self.comparison, self.settings.export)
         return to_json(self.comparison) | more
 
-    def _write(self, folder: Path) -> None:
+    def _draw(self, draft: Path) -> None:
+        """The pictures of the comparison."""
         assert self.comparison is not None
-        from dgdlb_jax.reports.axes import save_png  # needs matplotlib, which a run without files does not
+        from dgdlb_jax.reports.plots import save_pictures  # needs matplotlib, which a run without files does not
+
+        save_pictures(self.comparison, draft)
+
+    def _write(self, draft: Path) -> None:
+        """All other files."""
+        assert self.comparison is not None
+        from dgdlb_jax.reports.axes import save_png
         from dgdlb_jax.reports.curve_plots import measured_curves
         from dgdlb_jax.reports.plots import save_pictures
 
-        with whole_folder(folder) as draft:
-            write_dataset(draft / "run.nc", self.comparison, self.trace)
-            save_pictures(self.comparison, draft)
-            if self.service.fits:
-                found = measured_curves(self.service, self.comparison.optimum)
-                save_png(found, draft / "curves.png")
-            if self.requests is not None:
-                from dgdlb_jax.reports.request_plots import latency_distribution
+        write_dataset(draft / "run.nc", self.comparison, self.trace)
+        if self.service.fits:
+            found = measured_curves(self.service, self.comparison.optimum)
+            save_png(found, draft / "curves.png")
+        if self.requests is not None:
+            from dgdlb_jax.reports.request_plots import latency_distribution
 
-                save_png(latency_distribution(self.requests), draft / "requests.png")
-            if self.autoscaling is not None:
-                from dgdlb_jax.reports.autoscaling_plots import replicas_over_time
+            save_png(latency_distribution(self.requests), draft / "requests.png")
+        if self.autoscaling is not None:
+            from dgdlb_jax.reports.autoscaling_plots import replicas_over_time
 
-                save_png(replicas_over_time(self.autoscaling), draft / "replicas.png")
-                write_runs(draft / "run.nc", self.autoscaling)
-            if self.settings.report:
-                from dgdlb_jax.reports.html import comparison_report, write_page
+            save_png(replicas_over_time(self.autoscaling), draft / "replicas.png")
+            write_runs(draft / "run.nc", self.autoscaling)
+        if self.settings.report:
+            from dgdlb_jax.reports.html import comparison_report, write_page
 
-                export = self.settings.export
-                page = comparison_report(
-                    self.comparison, self.trace, stability=self.stability, service=self.service,
-                    weights=export_notes(self.comparison, export) if export else (), requests=self.requests,
-                    autoscaling=self.autoscaling,
-                )  # fmt: skip
-                write_page(draft / "report.html", page)
-            if self.settings.export is not None:
-                write_export(draft, self.comparison, self.settings.export)
-            if self.trace is not None:
-                save_pictures(self.trace, draft, prefix="trace-")
+            export = self.settings.export
+            page = comparison_report(
+                self.comparison, self.trace, stability=self.stability, service=self.service,
+                weights=export_notes(self.comparison, export) if export else (), requests=self.requests,
+                autoscaling=self.autoscaling,
+            )  # fmt: skip
+            write_page(draft / "report.html", page)
+        if self.settings.export is not None:
+            write_export(draft, self.comparison, self.settings.export)
+        if self.trace is not None:
+            save_pictures(self.trace, draft, prefix="trace-")
 
 
 def folders(fleets: Sequence[str], output: Path | None) -> dict[str, Path]:
