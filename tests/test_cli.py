@@ -441,12 +441,14 @@ def test_what_cannot_be_written_is_not_put_down_to_the_fleet(part, capsys, monke
     def fails(*_, **__):
         raise InputError("out is full: make room.")
 
-    monkeypatch.setattr(plots if part == "save_pictures" else fleet_run, part, fails)
-    monkeypatch.setattr(fleet_run.Job, "_compute", lambda self, *_: setattr(self, "comparison", self.network))
-    if part != "write_dataset":
-        monkeypatch.setattr(fleet_run, "write_dataset", lambda *_: None)
-    if part == "write_export":
-        monkeypatch.setattr(plots, "save_pictures", lambda *_, **__: None)
+    def compare(job, *_):
+        job.comparison = job.network
+        return None, None
+
+    monkeypatch.setattr(fleet_run.Job, "_compare", compare)
+    monkeypatch.setattr(fleet_run.Job, "_assess", lambda *_: None)
+    for name, module in (("save_pictures", plots), ("write_dataset", fleet_run), ("write_export", fleet_run)):
+        monkeypatch.setattr(module, name, fails if name == part else lambda *_, **__: None)
     assert main(["run", "two-by-two", "--export", "csv", "--output", "out", "--quiet"]) == 2
     assert capsys.readouterr().err == "dgdlb: error: out is full: make room.\n"
     assert not Path("out").exists()
