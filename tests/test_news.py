@@ -295,7 +295,7 @@ def test_the_command_says_the_limit_behind_reports(command, tmp_path, monkeypatc
     for wrong, sentence in (
         ("lst = 0.1", 'mine.toml:'), ("offset_s = true", "news.offset_s is True"), ("lost = 1.0", "news.lost is 1, but must be"),
         ('offset_s = "rand"', 'news.offset_s is "rand": give seconds, or "random".'), ("offset_s = 6", "news.offset_s is 6 s, but must"),
-        ("interval_s = -1", "news.interval_s contains -1"),
+        ("interval_s = -1", "news.interval_s is -1, but must be"),
     ):  # fmt: skip
         path.write_text(toml + f"\n[news]\n{'' if 'interval' in wrong else 'interval_s = 5'}\n{wrong}\n")
         code, text, error = command(path)
