@@ -2,7 +2,8 @@
 
 A policy is written with vectors over the backends of one frontend and nothing else in sight; that is what distributed means. The
 simulator maps it over frontends and networks, or, where the rule says that it takes them (`takes_lanes`), hands it all of them at once:
-axis 0 is the backends, what follows passes through. Its parameters are scalars, or arrays whose leading axis is the frontends (one number
+axis 0 is the backends, what follows passes through. What there is once for a frontend lacks axis 0: it gets it, by `[None]` or by
+`per_backend`, where it meets arrays over backends. Its parameters are scalars, or arrays whose leading axis is the frontends (one number
 or one vector per frontend); inside the rule that axis is gone.
 
 To add one, derive from `AbstractFlowPolicy` (routing moves with a velocity; can be linearised and differentiated) or from

@@ -69,9 +69,8 @@ class WeightedLeastRequest(AbstractInstantPolicy):
     def route(self, t, observation: Observation, state):
         """Shares by dynamic weight."""
         del t
-        weight = observation.nominal_capacity / (observation.outstanding + 1) ** per_backend(
-            self.bias, observation.outstanding
-        )
+        bias = per_backend(self.bias, observation.outstanding)
+        weight = observation.nominal_capacity / (observation.outstanding + 1) ** bias
         return proportional(weight, observation.mask), state
 
 

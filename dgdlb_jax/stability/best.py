@@ -1,5 +1,7 @@
 """The step size with which small deviations die out fastest."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -84,7 +86,7 @@ def best_step_size(
             "Nothing limits the step size of this network, so there is no best one: use default_step_size(network)."
         )
 
-    def abscissa(step) -> float:
+    def abscissa(step: Float[Array, " frontends"]) -> float:
         return float(characteristic_roots(network, DGDLB(step), optimum, count=6).abscissa)
 
     def at(logarithm: float) -> float:
@@ -108,7 +110,9 @@ def best_step_size(
     )
 
 
-def _one_by_one(abscissa, step: np.ndarray, found: float) -> tuple[np.ndarray, float]:
+def _one_by_one(
+    abscissa: Callable[[Array], float], step: Float[np.ndarray, " frontends"], found: float
+) -> tuple[Float[np.ndarray, " frontends"], float]:
     for factor in _TRIALS:
         for i in range(step.size):
             for trial in (factor, 1 / factor):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from scipy.linalg import expm
 
 from dgdlb_jax.numerics.arnoldi import all_eigenvalues, largest_eigenvalues
@@ -86,7 +86,13 @@ class _Period:
         self.shape = frontends, self.past, self.wide
         self.size = int(np.prod(self.shape))
 
-    def _step(self, clocks: list[np.ndarray], number: int, reading: Reading) -> tuple:
+    def _step(
+        self, clocks: list[np.ndarray], number: int, reading: Reading
+    ) -> tuple[
+        Int[np.ndarray, "frontends backends"],
+        Float[np.ndarray, "frontends backends wide"],
+        Float[np.ndarray, "wide wide"],
+    ]:
         """Of one reading: which earlier instant of every sender, how what it had then adds to each report, and how the reader's own
         state has moved since its last instant."""
         period, frontends = self.loop.period, range(len(clocks))
@@ -122,7 +128,9 @@ class _Period:
         return largest_eigenvalues(self.advance, self.size, count, basis=3 * count, accuracy=1e-9)
 
 
-def _last_instant(clock: np.ndarray, time: np.ndarray, done: int, period: float) -> tuple[np.ndarray, np.ndarray]:
+def _last_instant(
+    clock: Float[np.ndarray, " instants"], time: Float[np.ndarray, " times"], done: int, period: float
+) -> tuple[Int[np.ndarray, " times"], Float[np.ndarray, " times"]]:
     """How many instants before the latest one a clock stood at a time, and how long before that time that was.
 
     **Arguments:** `clock`: its instants within a period, in order; `done`: how many of these have passed.
@@ -138,7 +146,9 @@ def _last_instant(clock: np.ndarray, time: np.ndarray, done: int, period: float)
     return done - number, np.maximum(time - (turn * period + clock[place]), 0)
 
 
-def unique_instants(interval: Float[np.ndarray, " arcs"], offset: Float[np.ndarray, " arcs"], period: float):
+def unique_instants(
+    interval: Float[np.ndarray, " arcs"], offset: Float[np.ndarray, " arcs"], period: float
+) -> list[tuple[float, list[int]]]:
     """The instants of several clocks within a period, and which of them each is of: `(at, arc)` pairs, the same instants together."""
     found: dict[int, list[int]] = {}
     for arc, (each, first) in enumerate(zip(interval, offset, strict=True)):

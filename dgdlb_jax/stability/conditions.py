@@ -98,7 +98,9 @@ def theorem_a(point: OperatingPoint, direction: Float[Array, " frontends"]) -> F
     return best
 
 
-def _theorem_a(point: OperatingPoint, direction, b: Float[Array, " frontends"]) -> Float[Array, ""]:
+def _theorem_a(
+    point: OperatingPoint, direction: Float[Array, " frontends"], b: Float[Array, " frontends"]
+) -> Float[Array, ""]:
     strength = point.strength(direction)
     both = b[:, None] + _over(point.latency**2, b[:, None])
     return _smallest(point, point.gain / point.slope * (strength * both).sum(0))
@@ -279,7 +281,7 @@ def _size(point: OperatingPoint, w: Float[Array, " backends"]) -> Float[Array, "
     return jnp.where(point.support.any(0), size, 0)
 
 
-def _over(numerator, denominator):
+def _over(numerator: Float[Array, "*#shape"], denominator: Float[Array, "*#shape"]) -> Float[Array, "*#shape"]:
     """The quotient, 0 where the denominator is 0."""
     return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
 
@@ -300,7 +302,7 @@ def _smallest(point: OperatingPoint, load: Float[Array, " backends"]) -> Float[A
     return _reciprocal(jnp.where(point.support.any(0), load, 0).max())
 
 
-def _reciprocal(value):
+def _reciprocal(value: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """1 / value; inf at 0."""
     return jnp.where(value > 0, 1 / jnp.where(value > 0, value, 1), jnp.inf)
 

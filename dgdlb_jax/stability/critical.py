@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
-from jaxtyping import Array, ArrayLike, Complex, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
@@ -44,6 +44,7 @@ _GRADIENT_RULES = (DGDLB, LogDGDLB, ReciprocalDGDLB)
 """Rules that know backends by their marginal latencies alone, which requests per replica decide, and do not look at their own routing."""
 
 Loop = LoopTransfer | SampledLoop | ScaledLoop
+Points = Float[np.ndarray, " points"]
 
 
 class CriticalMode(eqx.Module):
@@ -177,10 +178,10 @@ def critical_mode_of(loop: Loop) -> CriticalMode:
     some = fixed.closed & (fixed.delay > 0)
     first = jnp.where(some, fixed.first, 1.0)
 
-    def matrix(w):
+    def matrix(w: Frequency) -> Complex[Array, "n n"]:
         return jnp.where(some, fixed.matrix(w), 0)
 
-    def bound(w):
+    def bound(w: Frequency) -> Float[Array, ""]:
         return jnp.where(some, fixed.bound(w), 0)
 
     last = jnp.where(some, fixed.last, first)
@@ -234,20 +235,38 @@ def check_gradient_rule(policy: AbstractPolicy) -> None:
         )
 
 
-def _critical_mode(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, autoscaler) -> CriticalMode:
+def _critical_mode(
+    network: Network,
+    policy: AbstractPolicy,
+    optimum: Optimum,
+    factors: Float[Array, " frontends"],
+    autoscaler: AbstractAutoscaler | None,
+) -> CriticalMode:
     mode = critical_mode_of(_loop(network, policy, optimum, factors, autoscaler))
     none = optimum.result == Result.infeasible  # no optimum, so nothing about it
     limit, result = jnp.where(none, jnp.nan, mode.step_size), jnp.where(none, optimum.result, mode.result)
     return eqx.tree_at(lambda m: (m.step_size, m.result), mode, (limit, result))
 
 
-def _effort(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, autoscaler) -> Float[Array, ""]:
+def _effort(
+    network: Network,
+    policy: AbstractPolicy,
+    optimum: Optimum,
+    factors: Float[Array, " frontends"],
+    autoscaler: AbstractAutoscaler | None,
+) -> Float[Array, ""]:
     """How far the walk along the frequencies may go: a guess, to put equals side by side."""
     loop = _loop(network, policy, optimum, factors, None if isinstance(policy, SampledDGDLB) else autoscaler)
     return jnp.where(loop.closed, loop.delay * loop.first * loop.bound(loop.first), 0)
 
 
-def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, autoscaler=None) -> Loop:
+def _loop(
+    network: Network,
+    policy: AbstractPolicy,
+    optimum: Optimum,
+    factors: Float[Array, " frontends"],
+    autoscaler: AbstractAutoscaler | None = None,
+) -> Loop:
     if autoscaler is not None:
         loop = scaled_loop(network, policy, optimum, autoscaler)
         return dataclasses.replace(loop, linear=loop.linear.scaled(factors))
@@ -258,7 +277,7 @@ def _loop(network: Network, policy: AbstractPolicy, optimum: Optimum, factors, a
     return LoopTransfer(linearise_one(network, policy, optimum).scaled(factors))
 
 
-def _drifts_away(loop: LoopTransfer) -> Array:
+def _drifts_away(loop: LoopTransfer) -> Bool[Array, ""]:
     """Whether even the slowest version is unstable: an eigenvalue of $s L(s)$ at 0 with negative real part."""
     lin = loop.linear
     tiny = 1e-6 / (1 / jnp.where(lin.support.any(0), lin.slope, jnp.inf).min() + loop.delay + 1e-300)
@@ -309,7 +328,7 @@ def count_unstable_roots(
         last *= 2
     last = max(last, 2 * first)
 
-    def phase(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def phase(points: Points) -> tuple[Points, Points]:
         size = 64 * -(-points.size // 64)  # few shapes, few compilations
         value, slope = _phase_of(loop, jnp.asarray(np.pad(points, (0, size - points.size), mode="edge")))
         return np.asarray(value)[: points.size], np.asarray(slope)[: points.size]

@@ -214,7 +214,11 @@ def _default_step_size(
 
 
 def _beside_an_autoscaler(
-    network: Network, optimum: Optimum, interval: Float[Array, ""], averaging: Float[Array, " frontends"], autoscaler
+    network: Network,
+    optimum: Optimum,
+    interval: Float[Array, ""],
+    averaging: Float[Array, " frontends"],
+    autoscaler: AbstractAutoscaler,
 ) -> Float[Array, " frontends"]:
     adapted, rest, free = on_target(network, autoscaler, optimum)
     loop = frozen(replica_loop(network, autoscaler), ~free, adapted.mean_service.slope(rest.workload))
@@ -262,7 +266,7 @@ def _dt_of_loop(
     strength = jnp.where(choices.sum(1) > 1, network.arrival_rate * step_size, 0)
     strength = jnp.where(choices, strength[:, None], 0).sum(0)
 
-    def frequency(workload):
+    def frequency(workload: Float[Array, " backends"]) -> Float[Array, ""]:
         slope, gain = slope_and_gain(network, workload)
         return jnp.where(strength > 0, _crossing(slope, gain * strength), 0).max()
 

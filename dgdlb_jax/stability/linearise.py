@@ -1,7 +1,6 @@
 """The dynamics near an equilibrium: Jacobians of the vector field itself, delays kept apart."""
 
 import dataclasses
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -28,7 +27,7 @@ from dgdlb_jax.policies.estimates.policy import EstimatedFlow
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.dynamics import Field
 from dgdlb_jax.simulation.own import reads_outstanding
-from dgdlb_jax.stability.memory import Filter, even_average, filter_of, needed_memory, responses
+from dgdlb_jax.stability.memory import Filter, Velocity, even_average, filter_of, needed_memory, responses
 
 _COPIES = 4  # of the response, which is the largest array: it, its projection, and what the projection holds meanwhile
 _NEAR_TIE = 1e-3  # relative change of a workload that brings an idle arc into use
@@ -226,9 +225,7 @@ def linearise_one(network: Network, policy: AbstractPolicy, optimum: Optimum) ->
     )
 
 
-def _near_rest(
-    network: Network, policy: AbstractPolicy, optimum: Optimum
-) -> tuple[Callable[..., tuple[Array, State]], State]:
+def _near_rest(network: Network, policy: AbstractPolicy, optimum: Optimum) -> tuple[Velocity, State]:
     """The raw velocity and the new memory, `(change, moved, state, step)`, and the memory at rest; windows apart."""
     field = field_at_rest(network, policy.without_windows)
     x, n = optimum.routing.T, optimum.workload
@@ -281,8 +278,10 @@ def field_at_rest(network: Network, policy: AbstractPolicy) -> Field:
     return Field(as_batch(still), as_batch(policy, shared_scalars=True))
 
 
-def _project(jacobian: Float[Array, "backends frontends backends"], support) -> Float[Array, "..."]:
-    """`(frontends, backends, backends)`, the mean over the support taken off the rows."""
+def _project(
+    jacobian: Float[Array, "backends frontends columns"], support: Bool[Array, "frontends backends"]
+) -> Float[Array, "frontends backends columns"]:
+    """Frontends first, the mean over the support taken off the rows."""
     on = jnp.broadcast_to(support.T[:, :, None], jacobian.shape)
     return jnp.swapaxes(zero_mean(jnp.where(on, jacobian, 0), on), 0, 1)
 

@@ -75,7 +75,9 @@ class LoopTransfer(eqx.Module):
         late = _late(s * as_complex(self.linear.feedback_latency)) / s
         return self.linear.response_at(s) * late[:, None, :]
 
-    def arrivals(self, s: Laplace, moves) -> Complex[Array, "backends backends"]:
+    def arrivals(
+        self, s: Laplace, moves: Complex[Array, "frontends backends backends"]
+    ) -> Complex[Array, "backends backends"]:
         """Requests/s that reach each backend per request at another, when frontends move so."""
         return (self._sent(s)[:, :, None] * moves).sum(0)
 
@@ -130,7 +132,7 @@ class LoopTransfer(eqx.Module):
         columns = lin.largest_self_response.sum(1) + flow * (response.sum((0, 1)) * size)[None]
         return columns.max() / frequency
 
-    def _tied_bound(self, size) -> Float[Array, ""]:
+    def _tied_bound(self, size: Float[Array, " backends"]) -> Float[Array, ""]:
         """The spectral radius of $|H| \\sum_i \\lambda_i \\eta_i P_i$: an upper bound at an optimum (theorem B), times the frequency."""
         lin = self.linear
         return lin.point.rates(lin.point.strength(self.step_size), size * lin.gain).max()

@@ -56,7 +56,9 @@ class Filter(eqx.Module):
         assert self.own is not None
         return self._through(s, self.own)
 
-    def _through(self, s, inputs):
+    def _through(
+        self, s: Complex[Array, ""], inputs: Float[Array, "frontends memory columns"]
+    ) -> Complex[Array, "frontends backends columns"]:
         return as_complex(self.output) @ jax.vmap(solve)(self._away(s), as_complex(inputs))
 
     def _away(self, s: Complex[Array, ""]) -> Complex[Array, "frontends memory memory"]:
@@ -85,7 +87,7 @@ class Filter(eqx.Module):
         return Filter(self.rate, self.seen, self.own, wide * self.output, wide * self.largest, own)
 
 
-Velocity = Callable[..., tuple[Array, Any]]
+Velocity = Callable[..., tuple[Float[Array, "backends frontends"], Any]]
 """`velocity(change, moved, state, step)`: the raw velocity `(backends, frontends)` and the new memory, when every workload seen and every
 share has changed by so much, over a step of so many seconds."""
 
@@ -167,13 +169,15 @@ def responses(velocity: Velocity, state: Any, kept: list[int], still: Float[Arra
     )
 
 
-def _looks_at_itself(derivatives: Callable, still: Array, unmoved: Array) -> tuple[bool, bool]:
+def _looks_at_itself(
+    derivatives: Callable, still: Float[Array, " backends"], unmoved: Float[Array, " memory"]
+) -> tuple[bool, bool]:
     """Whether the velocity, and whether the memory, depends on the routing."""
     rows = dependence(lambda moved: derivatives(still, moved, unmoved), still)
     return rows[0][0], rows[2][0]
 
 
-def _rests(memory: Array, at_rest: tuple, by_memory: tuple) -> Bool[Array, ""]:
+def _rests(memory: Float[Array, "memory frontends"], at_rest: tuple, by_memory: tuple) -> Bool[Array, ""]:
     """Whether memory stays where it is: it neither drifts nor jumps."""
     size = memory.shape[0]
     kept = jnp.moveaxis(by_memory[1], 1, 0)
@@ -183,7 +187,12 @@ def _rests(memory: Array, at_rest: tuple, by_memory: tuple) -> Bool[Array, ""]:
     return ~jumps & ~drifts
 
 
-def filter_of(found: Responses, project: Callable[[Array], Array], direct: Array, own: Array | None) -> Filter:
+def filter_of(
+    found: Responses,
+    project: Callable[[Float[Array, "backends frontends columns"]], Float[Array, "frontends backends columns"]],
+    direct: Float[Array, "frontends backends backends"],
+    own: Float[Array, "frontends backends backends"] | None,
+) -> Filter:
     """The filter of a policy's responses. **Arguments:** `project` takes the mean over the support off; `direct`, `own`: what it makes
     of the velocity's own answers."""
     first = lambda jacobian: jnp.moveaxis(jacobian, 1, 0)
@@ -206,7 +215,9 @@ def filter_of(found: Responses, project: Callable[[Array], Array], direct: Array
     )
 
 
-def _largest(made: Filter, response: Callable, direct: Array) -> Array:
+def _largest(
+    made: Filter, response: Callable, direct: Float[Array, "frontends backends backends"]
+) -> Float[Array, "frontends backends backends"]:
     """The largest entries of the whole response over frequencies."""
     fastest = jnp.maximum(jnp.abs(made.rate).sum(-1).max(), 1e-300)
     frequencies = fastest * jnp.logspace(*_DECADES, _FREQUENCIES, dtype=fastest.dtype)

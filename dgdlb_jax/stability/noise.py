@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
-from jaxtyping import Array, ArrayLike, Complex, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint
@@ -35,7 +35,7 @@ from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.stability.critical import critical_step_size
 from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
-from dgdlb_jax.stability.loop_transfer import LoopTransfer
+from dgdlb_jax.stability.loop_transfer import Frequency, Laplace, LoopTransfer
 
 _POINTS = (
     512,
@@ -83,7 +83,7 @@ class Noise(eqx.Module):
         return self.static + self.jitter
 
     @property
-    def holds(self) -> Array:
+    def holds(self) -> Bool[Array, "*batch"]:
         """Whether the linear theory can be trusted: every share stays four standard deviations from 0, and idle arcs as far from use."""
         return self.distance >= TRUSTED
 
@@ -160,7 +160,15 @@ def _seconds(network: Network, points: int) -> float:
     return _PER_ENTRY * networks * points * (network.frontends + 4) * network.backends**3
 
 
-def _noise(network: Network, policy: AbstractPolicy, optimum: Optimum, limit, scale, *, points: int) -> Noise:
+def _noise(
+    network: Network,
+    policy: AbstractPolicy,
+    optimum: Optimum,
+    limit: Float[Array, ""],
+    scale: Float[Array, ""],
+    *,
+    points: int,
+) -> Noise:
     linear = linearise_one(network, policy, optimum)
     point = linear.point
     rate = (point.arrival_rate[:, None] * optimum.routing).sum(0)
@@ -189,7 +197,7 @@ _WITH = {points: partial(_noise, points=points) for points in _POINTS}
 
 def _variances(
     linear: Linearisation, rate: Float[Array, " backends"], points: int
-) -> tuple[Array, Array, Array, Float[Array, ""]]:
+) -> tuple[Float[Array, " backends"], Float[Array, "frontends backends"], Float[Array, " backends"], Float[Array, ""]]:
     r"""At scale 1: $\mathrm{Var} N - r/a$, $\mathrm{Var} x$, the first again from half of the frequencies; and by how much the turn of
     $\det (I + L)$ from one frequency to the next changes at most (the turn itself is the sum of those of all modes).
 
@@ -220,7 +228,7 @@ def _variances(
 
 
 def _response(
-    loop: LoopTransfer, s
+    loop: LoopTransfer, s: Laplace
 ) -> tuple[Complex[Array, "backends backends"], Complex[Array, "frontends backends backends"], Complex[Array, ""]]:
     r"""$H(s)$: workloads per noise; routing per workload; and the direction of $\det (I + L)$ in the complex plane."""
     linear = loop.linear
@@ -237,7 +245,7 @@ def _response(
     return solve(matrix, jnp.eye(own.size, dtype=own.dtype), (factors, pivots)), follow, direction
 
 
-def _range(linear: Linearisation) -> tuple[Array, Array]:
+def _range(linear: Linearisation) -> tuple[Frequency, Frequency]:
     """Where the integral over frequencies begins and ends: what is slower is flat, what is faster has died out."""
     lin: Linearisation = stop_gradient(linear)
     still = as_complex(jnp.zeros((), lin.slope.dtype))
@@ -254,7 +262,13 @@ def _range(linear: Linearisation) -> tuple[Array, Array]:
     return jnp.where(sound, begin, 1.0), jnp.where(sound, end, 2.0)
 
 
-def _distance(network: Network, optimum: Optimum, point: OperatingPoint, workload, routing) -> Float[Array, ""]:
+def _distance(
+    network: Network,
+    optimum: Optimum,
+    point: OperatingPoint,
+    workload: Float[Array, " backends"],
+    routing: Float[Array, "frontends backends"],
+) -> Float[Array, ""]:
     r"""Standard deviations to the nearest change of the arcs in use; `workload` is $\mathrm{Var} N / n^2$, as $c$ counts it."""
     spread = jnp.sqrt(jnp.where(routing > 0, routing, 1))
     shares = jnp.where(point.support & (routing > 0), optimum.routing / spread, jnp.inf).min()

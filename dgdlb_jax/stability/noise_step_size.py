@@ -60,12 +60,21 @@ def suggest_step_size(
     require_served(network, best)
     along = default_step_size(network, best) if direction is None else per_frontend(network, direction, "direction")
     limit = critical_step_size(network, DGDLB(along), best)
-    begin = of_batch(default_start, network) if start is None else tuple(map(jnp.asarray, start))
+    begin = (
+        of_batch(default_start, network) if start is None else tuple(jnp.asarray(each, limit.dtype) for each in start)
+    )
     times = jnp.asarray(horizon, limit.dtype) / jnp.asarray(scale, limit.dtype)
     return each_network(_suggested, network, best, along, limit, begin, times)
 
 
-def _suggested(network: Network, optimum: Optimum, along, limit, start, time) -> Float[Array, " frontends"]:
+def _suggested(
+    network: Network,
+    optimum: Optimum,
+    along: Float[Array, " frontends"],
+    limit: Float[Array, ""],
+    start: tuple[Float[Array, "frontends backends"], Float[Array, " backends"]],
+    time: Float[Array, ""],
+) -> Float[Array, " frontends"]:
     point = OperatingPoint(network, optimum)
     finite = jnp.isfinite(limit)
     critical = along * jnp.where(finite, limit, 1.0)
@@ -86,7 +95,12 @@ def first_order(point: OperatingPoint, optimum: Optimum, step_size: Float[Array,
     return (((point.gain / point.slope) ** 2 * rate)[None] * strength * fresh).sum() / 2
 
 
-def _way_to_go(network: Network, point: OperatingPoint, step_size, deviation) -> Float[Array, ""]:
+def _way_to_go(
+    network: Network,
+    point: OperatingPoint,
+    step_size: Float[Array, " frontends"],
+    deviation: Float[Array, "frontends backends"],
+) -> Float[Array, ""]:
     r"""$W_1$: what is left of a deviation of routing once the part is taken off that changes no backend's flow, weighted by
     $\lambda_i / (4 \eta_i)$. With $\beta$ of $\sum_i s_i P_i \beta = \sum_i \lambda_i P_i \Delta x_i$ it is
     $\eta_i P_i \beta$, plus the mean over the arcs in use of what came from others."""

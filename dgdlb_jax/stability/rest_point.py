@@ -21,6 +21,8 @@ from dgdlb_jax.policies.static import proportional
 from dgdlb_jax.stability.linearise import field_at_rest
 
 Backends = Float[Array, " backends"]
+Arcs = Float[Array, "backends frontends"]
+Jacobian = Float[Array, "backends frontends backends"]
 
 _STEPS = 400
 _LONGEST = 1e9  # implicit step
@@ -82,10 +84,10 @@ def _rest_point(network: Network, policy: AbstractHeldPolicy) -> RestPoint:
     sight, rule = _sights(network, policy)
     late = jnp.full(network.frontends, jnp.inf, network.latency.dtype)
 
-    def read(workload):
+    def read(workload: Backends) -> Arcs:
         return for_each_frontend(rule, lambda rule, seen: rule.report(seen), sight(workload))
 
-    def decide(report, workload):
+    def decide(report: Arcs, workload: Backends) -> Arcs:
         return for_each_frontend(rule, lambda rule, *seen: rule.shares(*seen), late, report, sight(workload))
 
     rest = _settled(network, lambda workload: decide(read(workload), workload))
@@ -113,7 +115,7 @@ def rest_of_softmin(network: Network, policy: Softmin) -> RestPoint:
 def _rest_of_softmin(network: Network, policy: Softmin) -> RestPoint:
     sight, rule = _sights(network, policy)
 
-    def target(price, workload):
+    def target(price: Arcs, workload: Backends) -> Arcs:
         seen = eqx.tree_at(lambda o: o.marginal_latency, sight(workload), price)
         return for_each_frontend(rule, lambda rule, seen: rule.target(seen), seen)
 
@@ -137,11 +139,11 @@ def rest_of_latencies(network: Network) -> tuple[Float[Array, "frontends backend
     return each_network(_rest_of_latencies, network)
 
 
-def _rest_of_latencies(network: Network):
+def _rest_of_latencies(network: Network) -> tuple[Float[Array, "frontends backends"], Backends]:
     sight, _ = _sights(network, Softmin(1.0, 1.0))
     fastest = jnp.min(jnp.where(network.backend_mask, 1 / network.mean_service.initial_slope, jnp.inf))
 
-    def route(workload):
+    def route(workload: Backends) -> Arcs:
         seen = sight(workload)
         return softmin(latency_as_seen(seen), seen.mask, _COLD * fastest)
 
@@ -152,7 +154,7 @@ def _rest_of_latencies(network: Network):
 class _Rest(NamedTuple):
     """Routing `(backends, frontends)`, workload, and the largest difference left between flows and what is served, requests/s."""
 
-    routing: Float[Array, "backends frontends"]
+    routing: Arcs
     workload: Backends
     worst: Float[Array, ""]
 
@@ -162,13 +164,13 @@ def _sights(network: Network, policy: AbstractPolicy) -> tuple[Callable[[Backend
     field = field_at_rest(network, policy)
     start, nothing = jnp.zeros(network.frontends, network.latency.dtype), jnp.zeros_like(network.latency.T)
 
-    def sight(workload):
+    def sight(workload: Backends) -> Observation:
         return field.observe(start, jnp.broadcast_to(workload[:, None], nothing.shape), nothing, start)
 
     return sight, field.policy
 
 
-def _settled(network: Network, route: Callable[[Backends], Float[Array, "backends frontends"]]) -> _Rest:
+def _settled(network: Network, route: Callable[[Backends], Arcs]) -> _Rest:
     """Where a routing by workloads is served, from routing by capacity on."""
     service, there, rates = network.mean_service, network.backend_mask, network.arrival_rate
     capacity = jnp.where(there, service.nominal_capacity, 0)
@@ -179,8 +181,8 @@ def _settled(network: Network, route: Callable[[Backends], Float[Array, "backend
     return _Rest(route(workload), workload, worst)
 
 
-def _answered(network: Network, rest: _Rest, reading: Array, answer: Array) -> RestPoint:
-    """A rest point with the Jacobians of what is read and of what is answered, `(backends, frontends, backends)`."""
+def _answered(network: Network, rest: _Rest, reading: Jacobian, answer: Jacobian) -> RestPoint:
+    """A rest point with the Jacobians of what is read and of what is answered."""
     service = network.mean_service
     arrives = rest.routing @ network.arrival_rate
     return RestPoint(

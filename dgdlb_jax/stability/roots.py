@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Int
+from jaxtyping import Array, Bool, Complex, Float, Inexact, Int
 
 from dgdlb_jax.equilibrium.arguments import policy_and_optimum
 from dgdlb_jax.equilibrium.optimum import Optimum, require_served
@@ -19,7 +19,7 @@ from dgdlb_jax.numerics.promotion import standard_promotion
 from dgdlb_jax.numerics.results import InputError, require_values
 from dgdlb_jax.policies.base import AbstractPolicy
 from dgdlb_jax.stability.linearise import Linearisation, linearise
-from dgdlb_jax.stability.loop_transfer import LoopTransfer, side_by_side
+from dgdlb_jax.stability.loop_transfer import Laplace, LoopTransfer, side_by_side
 
 _COUNT = 24
 _LEAST_DEGREE, _LARGEST_MATRIX = 14, 1500
@@ -138,7 +138,9 @@ def _spectra(linear: Linearisation, count: int, degree: int | None) -> Spectrum:
     return on_host(_polish, linear, jax.device_put(starts))
 
 
-def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: int | None) -> np.ndarray:
+def _rough_roots(
+    linear: Linearisation, used: Bool[np.ndarray, " backends"], reach: float, degree: int | None
+) -> Inexact[np.ndarray, " found"]:
     """Collocation for one network: workloads in use, and the routing of each frontend in a basis of its zero-sum directions."""
     point = linear.point
     moving = np.flatnonzero(point.support.any(1))
@@ -191,7 +193,9 @@ def _rough_roots(linear: Linearisation, used: np.ndarray, reach: float, degree: 
     return found[np.abs(found) > _NEUTRAL * scale]
 
 
-def _news(linear: Linearisation) -> tuple[np.ndarray, np.ndarray]:
+def _news(
+    linear: Linearisation,
+) -> tuple[Float[np.ndarray, "points frontends backends"], Float[np.ndarray, " points"]]:
     """How old news is when it is used, `(points, frontends, backends)`, and the weight of each point: averages by Gauss's rule."""
     places, weights = np.polynomial.legendre.leggauss(_POINTS)
     news, weight = np.asarray(linear.point.feedback_latency)[None], np.ones(1)
@@ -202,7 +206,7 @@ def _news(linear: Linearisation) -> tuple[np.ndarray, np.ndarray]:
     return news, weight
 
 
-def _zero_sum(support: np.ndarray) -> np.ndarray:
+def _zero_sum(support: Bool[np.ndarray, " backends"]) -> Float[np.ndarray, "backends directions"]:
     """An orthonormal basis `(backends, k - 1)` of the vectors on the support that sum to 0."""
     on = support / np.sqrt(support.sum())
     vectors = np.linalg.svd(np.diag(support.astype(float)) - np.outer(on, on))[0]
@@ -226,7 +230,7 @@ def _fastest(linear: Linearisation) -> Float[Array, " batch"]:
 def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spectrum:
     """Successive linear problems for the characteristic matrix (Newton's method); a start that runs away is dropped."""
 
-    def characteristic(loop: LoopTransfer, s):
+    def characteristic(loop: LoopTransfer, s: Laplace) -> Complex[Array, "n n"]:
         matrix = loop.at(s)
         whole = jnp.eye(matrix.shape[0], dtype=matrix.dtype) + matrix
         # Without the pole of L at 0, and without that at -a where the unknowns are workloads.
@@ -234,7 +238,7 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
             return (s * (s + as_complex(loop.linear.slope)))[:, None] * whole
         return s * whole
 
-    def one(loop: LoopTransfer, start):
+    def one(loop: LoopTransfer, start: Laplace) -> tuple[Laplace, Float[Array, ""]]:
         trivial = jnp.min(jnp.abs(start + as_complex(loop.linear.slope))) <= 1e-9 * jnp.abs(
             start
         )  # backends outside all loops
@@ -269,7 +273,9 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
     return Spectrum(roots, residual, linear.neutral, roots[:, 0].real)
 
 
-def _smallest(value: Complex[Array, "n n"], slope: Complex[Array, "n n"], vector: Complex[Array, " n"]):
+def _smallest(
+    value: Complex[Array, "n n"], slope: Complex[Array, "n n"], vector: Complex[Array, " n"]
+) -> tuple[Laplace, Complex[Array, " n"]]:
     """The smallest `step` with (value - step * slope) u = 0, and u, by inverse iteration from a vector; that vector where it fails."""
     factors = lu_factor(value)
     before = ahead = vector

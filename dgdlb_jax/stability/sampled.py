@@ -14,11 +14,11 @@ update that anticipates a whole interval leads by as much.
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float, Inexact
 
 from dgdlb_jax.numerics.precision import as_complex, imaginary
 from dgdlb_jax.stability.linearise import Linearisation
-from dgdlb_jax.stability.loop_transfer import Frequency, LoopTransfer
+from dgdlb_jax.stability.loop_transfer import Frequency, Laplace, LoopTransfer
 
 
 class SampledLoop(eqx.Module):
@@ -69,24 +69,26 @@ class SampledLoop(eqx.Module):
         size = jnp.abs(self._over_arcs(sizes, absolute=True)).sum(0).max()
         return size * self.interval / (2 * jnp.sin(jnp.minimum(angle, jnp.pi) / 2))
 
-    def workload(self, s, mode: Complex[Array, " n"]) -> Complex[Array, " backends"]:
+    def workload(self, s: Laplace, mode: Complex[Array, " n"]) -> Complex[Array, " backends"]:
         """The workload of a mode at the instants of updates."""
         z = jnp.exp(s * as_complex(self.interval))
         answers = self._answers_after(z, self.linear.latency)
         routing = mode.reshape(self.linear.support.shape)
         return (as_complex(self.linear.arrival_rate)[:, None] * answers * routing).sum(0)
 
-    def routing(self, s, mode: Complex[Array, " n"]) -> Complex[Array, "frontends backends"]:
+    def routing(self, s: Laplace, mode: Complex[Array, " n"]) -> Complex[Array, "frontends backends"]:
         """The weights of a mode."""
         del s
         return mode.reshape(self.linear.support.shape)
 
-    def _answers(self, z) -> Complex[Array, "frontends frontends backends"]:
+    def _answers(self, z: Laplace) -> Complex[Array, "frontends frontends backends"]:
         """$G$ of what frontend i sees of the flow that frontend m sends to backend k: `(i, m, k)`."""
         lin = self.linear
         return self._answers_after(z, lin.feedback_latency[:, None] + lin.latency[None])
 
-    def _answers_after(self, z, delay):
+    def _answers_after(
+        self, z: Laplace, delay: Float[Array, "*senders frontends backends"]
+    ) -> Complex[Array, "*senders frontends backends"]:
         interval = self.interval
         a = jnp.expand_dims(self.linear.slope, range(delay.ndim - 1))
         whole = jnp.ceil(delay / interval - 1e-9)
@@ -95,7 +97,7 @@ class SampledLoop(eqx.Module):
         before, after = (1 - jnp.exp(-a * rest)) / a, jnp.exp(-a * rest) * (1 - decay) / a
         return z ** as_complex(-whole) * (as_complex(before) + as_complex(after) / (z - as_complex(decay)))
 
-    def _sizes(self, angle):
+    def _sizes(self, angle: Float[Array, ""]) -> Float[Array, "frontends frontends backends"]:
         """A bound on $|G|$ that falls with the frequency."""
         lin, interval, a = self.linear, self.interval, self.linear.slope[None, None]
         delay = lin.feedback_latency[:, None] + lin.latency[None]
@@ -104,7 +106,9 @@ class SampledLoop(eqx.Module):
         distance = jnp.sqrt((1 - decay) ** 2 + 4 * decay * jnp.sin(angle / 2) ** 2)
         return (1 - jnp.exp(-a * rest)) / a + jnp.exp(-a * rest) * (1 - decay) / a / distance
 
-    def _over_arcs(self, answers, absolute: bool = False) -> Array:
+    def _over_arcs(
+        self, answers: Inexact[Array, "frontends frontends backends"], absolute: bool = False
+    ) -> Inexact[Array, "arcs arcs"]:
         """`(arcs, arcs)`: routing of arc ij per weight of arc mk."""
         lin = self.linear
         response = (jnp.abs(lin.response) if absolute else -lin.response).astype(answers.dtype)

@@ -22,7 +22,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from dgdlb_jax.equilibrium.optimum import Optimum
 from dgdlb_jax.model.batch import each_network
@@ -40,6 +40,8 @@ LONGEST = 64
 _COMMENSURATE = 1e-9  # relative
 _FIRST, _GROWTH, _TRIES = 0.05, 1.4, 60  # where the limit is looked for, beside a guess
 _ACCURATE = 1e-9
+
+Arcs = Float[Array, "frontends backends"]
 
 
 def is_scraped(policy: AbstractPolicy) -> bool:
@@ -96,7 +98,7 @@ class ScrapedLoop:
         return common_period(self.interval[on].ravel())
 
     @property
-    def _active(self) -> np.ndarray:
+    def _active(self) -> Bool[np.ndarray, " frontends"]:
         """Frontends that move."""
         return np.asarray(np.any(self.linear.support, axis=-1))
 
@@ -139,7 +141,7 @@ class ScrapedLoop:
             readings=self._readings(on, period),
         )
 
-    def _readings(self, on: np.ndarray, period: float) -> list[Reading]:
+    def _readings(self, on: Bool[np.ndarray, " frontends"], period: float) -> list[Reading]:
         backends, found = self.interval.shape[1], []
         for frontend, (interval, offset, lost) in enumerate(
             zip(self.interval[on], (self.offset + self.late)[on], self.lost[on], strict=True)
@@ -196,7 +198,9 @@ class ScrapedLoop:
         return float((slope[used] / (gain[used] * oldest)).min())
 
 
-def scraped_loops(network: Network, policy: AbstractPolicy, optimum: Optimum, factors: Array) -> list[ScrapedLoop]:
+def scraped_loops(
+    network: Network, policy: AbstractPolicy, optimum: Optimum, factors: Float[Array, "*batch frontends"]
+) -> list[ScrapedLoop]:
     """The loops of a policy behind scraped reports, one for each network of a batch; `policy` as `each_frontend` makes it."""
     require_values("The limit behind scraped reports", network, policy, optimum, factors)
     news, rule = split(policy)
@@ -220,7 +224,9 @@ def averaged(network: Network, policy: AbstractPolicy) -> tuple[Network, Abstrac
     return later, estimated(policy.policy, MovingAverage(window), *policy.estimates[1:])
 
 
-def _described(network: Network, rule: AbstractPolicy, news: Scraped, optimum: Optimum, factors: Array):
+def _described(
+    network: Network, rule: AbstractPolicy, news: Scraped, optimum: Optimum, factors: Float[Array, " frontends"]
+) -> tuple[Linearisation, Arcs, Arcs, Arcs, Arcs, Arcs]:
     """The linearisation of one network, and the interval, the offset, the part that is lost and how late reports are on its arcs."""
     arcs = lambda value: per_arc(jnp.asarray(0.0) if value is None else value, network.latency)
     by_backend = jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, news)

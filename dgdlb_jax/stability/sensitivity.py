@@ -4,7 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
 from dgdlb_jax.equilibrium.operating_point import OperatingPoint
 from dgdlb_jax.equilibrium.optimum import Optimum
@@ -17,6 +17,9 @@ from dgdlb_jax.stability.linearise import linearise_one
 from dgdlb_jax.stability.loop_transfer import LoopTransfer
 
 _STIFF = 1e7  # conductance of an arc in use relative to the largest to the ground: half the digits
+
+Links = Float[Array, "frontends backends"]
+Backends = Float[Array, " backends"]
 
 
 def limit_elasticities(
@@ -49,7 +52,7 @@ def limit_elasticities(
     return link + more_link, capacity + more_capacity
 
 
-def _left_vector(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+def _left_vector(matrix: Complex[np.ndarray, "n n"], right: Complex[np.ndarray, " n"]) -> Complex[np.ndarray, " n"]:
     """The left eigenvector of the eigenvalue that a right one belongs to, scaled so that their product is 1."""
     value = np.vdot(right, matrix @ right) / np.vdot(right, right)
     values, vectors = np.linalg.eig(matrix.conj().T)
@@ -58,15 +61,22 @@ def _left_vector(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _matrix(network: Network, policy: DGDLB, optimum: Optimum, frequency: Float[Array, ""]) -> Array:
+def _matrix(network: Network, policy: DGDLB, optimum: Optimum, frequency: Float[Array, ""]) -> Complex[Array, "n n"]:
     return LoopTransfer(linearise_one(network, policy, optimum)).matrix(frequency)
 
 
 @compiled
-def _gradient(network: Network, policy: DGDLB, optimum: Optimum, frequency, right, left) -> tuple[Array, ...]:
+def _gradient(
+    network: Network,
+    policy: DGDLB,
+    optimum: Optimum,
+    frequency: Float[Array, ""],
+    right: Complex[Array, " backends"],
+    left: Complex[Array, " backends"],
+) -> tuple[Links, Backends, Backends]:
     """Of the logarithm of the limit: by links, by capacities and by workloads, each while the others stay."""
 
-    def log_limit(link, capacity, workload) -> Float[Array, ""]:
+    def log_limit(link: Links, capacity: Backends, workload: Backends) -> Float[Array, ""]:
         changed = _changed(network, jnp.exp(link), jnp.exp(capacity))
         moved = eqx.tree_at(lambda best: best.workload, optimum, workload)
         return jnp.log(limit_near(LoopTransfer(linearise_one(changed, policy, moved)), frequency, right, left)[0])
@@ -75,7 +85,9 @@ def _gradient(network: Network, policy: DGDLB, optimum: Optimum, frequency, righ
     return jax.grad(log_limit, argnums=(0, 1, 2))(still, still[0], optimum.workload)
 
 
-def _through_optimum(network: Network, optimum: Optimum, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _through_optimum(
+    network: Network, optimum: Optimum, weight: Float[np.ndarray, " backends"]
+) -> tuple[Float[np.ndarray, "frontends backends"], Float[np.ndarray, " backends"]]:
     r"""The derivatives of $\sum_j w_j N_j$ at the optimum with respect to the logarithms of links and capacities.
 
     On the arcs in use $\nu_i = \text{cost}_{ij} + p_j$, which is linearised as a network of resistors: potentials $\nu_i$, $p_j$,
@@ -104,14 +116,12 @@ def _through_optimum(network: Network, optimum: Optimum, weight: np.ndarray) -> 
 
 
 @compiled
-def _at_optimum(network: Network, optimum: Optimum) -> tuple[Array, Array, Array]:
+def _at_optimum(network: Network, optimum: Optimum) -> tuple[Bool[Array, "frontends backends"], Backends, Backends]:
     point = OperatingPoint(network, optimum)
     return point.used, point.slope, point.gain
 
 
-def _changed(
-    network: Network, link: Float[Array, "frontends backends"], capacity: Float[Array, " backends"]
-) -> Network:
+def _changed(network: Network, link: Links, capacity: Backends) -> Network:
     """A backend with c times the capacity serves ell(N) c: the factor that capacity over time would be."""
     mean = 1.0 if network.capacity is None else network.capacity.mean_rate
     return Network(

@@ -1,5 +1,7 @@
 """`sufficient_step_size`: one of the proven conditions, applied where it holds."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
@@ -54,7 +56,9 @@ def sufficient_step_size(
     return step
 
 
-def _sufficient(network: Network, optimum: Optimum, condition, direction):
+def _sufficient(
+    network: Network, optimum: Optimum, condition: Callable, direction: Float[Array, " frontends"] | None
+) -> tuple[Float[Array, " frontends"], Bool[Array, ""]]:
     point = OperatingPoint(network, optimum)
     if condition in RULES:
         step = condition(point)
@@ -68,7 +72,7 @@ def _sufficient(network: Network, optimum: Optimum, condition, direction):
     return jnp.where(holds, step, 0), holds
 
 
-def _holds(point: OperatingPoint, condition) -> Bool[Array, ""]:
+def _holds(point: OperatingPoint, condition: Callable) -> Bool[Array, ""]:
     tau, on = point.latency, point.support
     largest = tau.max(1, where=on, initial=0)[:, None]
     level = jnp.where(on, largest - tau <= SAME * largest, True).all()
@@ -80,7 +84,7 @@ def _holds(point: OperatingPoint, condition) -> Bool[Array, ""]:
     }[NEEDS[condition]]
 
 
-def _refusal(condition, network: Network, which: int) -> str:
+def _refusal(condition: Callable, network: Network, which: int) -> str:
     place = "this network" if network.batch is None else f"network {which} of the batch"
     reason = {
         "feedback": "forward = feedback latency on the arcs in use; critical_step_size(network) has the exact limit",

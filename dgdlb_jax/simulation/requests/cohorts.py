@@ -23,6 +23,9 @@ from dgdlb_jax.simulation.requests.blocks import add_row
 COHORTS = 20
 PHASES = 12
 """Ages of a cohort between two births at which it is looked at: there are `COHORTS * PHASES` ages in all."""
+Followed = Float[Array, "cohorts backend_lanes"]
+Ages = Float[Array, "phases cohorts backend_lanes"]
+
 _LEAST = 1e-6  # of a cohort that is left where nothing is: its logarithm is finite
 
 
@@ -42,11 +45,11 @@ class Following(eqx.Module):
 class Cohorts(eqx.Module):
     """What is known of them: the newest first. Marks are relative to `since`, which begins anew with every birth."""
 
-    size: Float[Array, "cohorts backend_lanes"]
-    mark: Float[Array, "cohorts backend_lanes"]
+    size: Followed
+    mark: Followed
     since: Backends
-    alive: Float[Array, "phases cohorts backend_lanes"]  # seen at each age
-    born: Float[Array, "phases cohorts backend_lanes"]  # how many these have been at birth
+    alive: Ages  # seen at each age
+    born: Ages  # how many these have been at birth
 
     @classmethod
     def none(cls, like: Backends) -> "Cohorts":
@@ -79,7 +82,7 @@ def follow(
         since = cohorts.since + jnp.log(left)
         remain = arrived - new
 
-    def bear(followed: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def bear(followed: tuple[Followed, Followed, Backends]) -> tuple[Followed, Followed, Backends]:
         """A new one; the marks of the others begin anew, so that no difference of large numbers is taken."""
         size, mark, since = followed
         shifted = lambda first, rest: jnp.concatenate([first[None], rest[:-1]])
@@ -92,7 +95,7 @@ def follow(
         in_line, shared = jnp.where(arrived > 0, remain + since, youngest), youngest + remain * jnp.exp(-since)
         return size + arrived, in_line if plan.in_order else shared
 
-    def look(seen: tuple[Array, Array]) -> tuple[Array, Array]:
+    def look(seen: tuple[Ages, Ages]) -> tuple[Ages, Ages]:
         phase = age // plan.spacing
         shared, in_line = mark * jnp.exp(since)[None], jnp.clip(mark - since[None], 0, size)
         left = in_line if plan.in_order else shared

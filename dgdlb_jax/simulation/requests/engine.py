@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, UInt32
+from jaxtyping import Array, Float, Int, PyTree, Shaped, UInt32
 
 from dgdlb_jax.model.batch import as_batch, each_frontend, only_one, require_single
 from dgdlb_jax.model.network import Network
@@ -201,7 +201,7 @@ class _Inputs(eqx.Module):
 
     network: Network
     policy: AbstractPolicy
-    initial: tuple[Array, Array]
+    initial: tuple[Float[Array, "batch frontends backends"], Float[Array, "batch backends"]]
     words: UInt32[Array, "batch 2"]
     dt: Float[Array, " batch"]
     steps: Int[Array, ""]
@@ -222,7 +222,7 @@ class _Kept(eqx.Module):
     native: bool = eqx.field(static=True, default=True)
 
 
-def _words(keys: Any) -> UInt32[Array, "batch 2"]:
+def _words(keys: Array) -> UInt32[Array, "batch 2"]:
     keys = jnp.asarray(keys)
     data = jax.random.key_data(keys) if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
     if data.ndim != 2 or not jnp.issubdtype(data.dtype, jnp.unsignedinteger):
@@ -259,7 +259,7 @@ def _checked(save: SaveAt) -> SaveAt:
     return save
 
 
-def _common(what: str, numbers: np.ndarray) -> int:
+def _common(what: str, numbers: Shaped[np.ndarray, " batch"]) -> int:
     """The number that all networks have in common."""
     if np.unique(numbers).size > 1:
         raise InputError(
@@ -269,7 +269,12 @@ def _common(what: str, numbers: np.ndarray) -> int:
     return int(numbers.flat[0])
 
 
-def _spacing(networks: Network, workload: Array, dt: Float[np.ndarray, " batch"], longest_stay: float | None) -> int:
+def _spacing(
+    networks: Network,
+    workload: Float[Array, "batch backends"],
+    dt: Float[np.ndarray, " batch"],
+    longest_stay: float | None,
+) -> int:
     """Steps between two looks at the requests that are followed: such that the oldest are `longest_stay` seconds old."""
     if longest_stay is None:
         stay = jax.vmap(lambda network, n: network.service_at(0.0).average_latency(n))(networks, workload)

@@ -13,18 +13,22 @@ The answers that a step sees are those until its middle, which is right on avera
 half a step count as if they took that.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt32
 
 from dgdlb_jax.numerics.sampling import binomial, poisson
 from dgdlb_jax.policies.base import Observation, State
 from dgdlb_jax.simulation.dynamics import Arcs, Field, Frontends
 from dgdlb_jax.simulation.requests.hazard import Chances
 from dgdlb_jax.simulation.requests.streams import LARGEST, PORTIONS, Purpose, Streams
+
+Draw = Callable[[UInt32[Array, ""], Arcs], Arcs]
+"""From a row of a line and means to whole numbers."""
 
 
 class OwnCounts(eqx.Module):
@@ -130,7 +134,7 @@ def leaving(
 
 
 def begin(
-    in_service: Arcs, on_wires: Arcs, drawn: Any, rows: int, mean: Arcs, part: Arcs, lag: Arcs
+    in_service: Arcs, on_wires: Arcs, drawn: Draw, rows: int, mean: Arcs, part: Arcs, lag: Arcs
 ) -> tuple[OwnCounts, Float[Array, "rows backends frontend_lanes"]]:
     """The first counts, and the rows of the line of answers; `drawn(row, mean)` draws, `mean`: answers in a step."""
     line = jax.lax.map(lambda row: drawn(row, mean), jnp.arange(rows, dtype=jnp.uint32))

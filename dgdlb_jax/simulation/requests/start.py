@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from dgdlb_jax.numerics.delay import Carry, ChannelState, DelayedSystem, line
 from dgdlb_jax.numerics.delay.line import DelayLine
@@ -17,7 +17,12 @@ from dgdlb_jax.simulation.requests.step import RequestState, RequestSystem
 from dgdlb_jax.simulation.requests.streams import Purpose
 
 
-def begin(system: DelayedSystem, routing: Array, workload: Array, count_wires: bool) -> Carry:
+def begin(
+    system: DelayedSystem,
+    routing: Float[Array, "lanes frontends backends"],
+    workload: Float[Array, "lanes backends"],
+    count_wires: bool,
+) -> Carry:
     """The first carry: wires as full as they are at these rates, whole numbers drawn; requests on them are counted if `count_wires`."""
     parameters: RequestSystem = system.parameters
     field, streams = parameters.field, parameters.streams

@@ -17,6 +17,7 @@ the step in which it was sent: two numbers per arc. Recorded arrivals are not dr
 adds up to, and it is drawn where each of them goes (see `sharing`).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -98,7 +99,7 @@ def request_system(
     streams: Streams,
     following: Following | None,
     counting: Counting,
-    observe,
+    observe: Callable,
 ) -> DelayedSystem:
     """A tile of networks as a system with delays."""
     step, ends = clock.frontends[0], field.shape.ends
@@ -118,7 +119,7 @@ def request_system(
     return DelayedSystem(system, (news, answers, flow), (report, answer, dispatch_by_own, serve), observe)
 
 
-def _age_of_news(field: Field, step) -> Arcs:
+def _age_of_news(field: Field, step: Frontends) -> Arcs:
     """In steps before the end of a step: seen from its start by a rule that moves, from its middle by one that jumps."""
     age = field.feedback_latency / step[None] + (1 if field.flows else 0.5)
     return jnp.maximum(age, 1)  # the workload of t_k is the latest that there is

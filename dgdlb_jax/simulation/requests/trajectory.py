@@ -111,7 +111,9 @@ class RequestTrajectory(Trajectory):
         each = np.asarray(self.parts.arrivals, float).sum(-2)[..., None] * np.asarray(self.statistics.mean_routing)
         return each.reshape(-1, *each.shape[-2:]).sum(0)
 
-    def _quantiles(self, sent: Float[np.ndarray, "frontends backends"], q: np.ndarray) -> np.ndarray:
+    def _quantiles(
+        self, sent: Float[np.ndarray, "frontends backends"], q: Float[np.ndarray, "*q"]
+    ) -> Float[np.ndarray, "*q"]:
         """Of the mixture of arcs with these weights: network time, and a time at the backend whose survival is known at ages."""
         age, left = self._survival()
         network = np.asarray(self.cost_latency, float).reshape(-1, *sent.shape)[0]
