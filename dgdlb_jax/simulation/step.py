@@ -212,7 +212,9 @@ def _through_events(
     if move.wired is None:
         return left, left.lost, sent, None
     carried = 2 * total(move.wired)
-    lost = left.lost + step / 2 * field.shape.arrivals(sent - carried)
+    lost, broken = left.lost, events.broken(time(k, system.clock.frontends), length(k, system.clock.frontends))
+    if broken is not None:  # elsewhere the two differ by rounding
+        lost = lost + step / 2 * field.shape.arrivals(jnp.where(broken, sent - carried, 0))
     detour = jnp.sum(2 * events.detour(move.wired) * field.cost_latency, axis=0)
     return left._replace(lost=lost), left.lost, carried, field.shape.per_lane(detour)
 

@@ -167,6 +167,12 @@ class Timeline(eqx.Module):
         ends = [*until, sent(own[-1])]
         return [ends[0], *(end - begin for end, begin in zip(ends[1:], before, strict=True))]
 
+    def broken(self, start: Frontends, step: Frontends) -> Bool[Array, "backends frontend_lanes"] | None:
+        """Which links are broken in some part of a step; None where none ever is."""
+        if self.intact is None:
+            return None
+        return jnp.minimum(self.intact.at(start), self.intact.at(start + step)) < 1
+
     def what_arrives(self, sent: Sent, start: Frontends, step: Frontends) -> Sent:
         """The part of what is sent that is not lost with a broken link."""
         intact = self.intact
