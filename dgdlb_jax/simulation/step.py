@@ -116,10 +116,11 @@ def route(
     if system.late is None or now.tail is None:
         return move, (now.flow, flow)
     dispatched = partial(_dispatched, system, k, now, routing, extra)
-    sent, begin = dispatched(jnp.ones_like(t)[None]), time(k, clock.frontends)
     if field.events is None or not field.events.links:
-        first = dispatched(1 - system.late)
+        sent, first = dispatched(jnp.ones_like(t)[None]), dispatched(1 - system.late)
         return move._replace(sent=sent, tail=sent - first), now.tail + first
+    # In the shape of wires, arc by arc: rounded in the same way as on them, so that a link that is intact loses nothing.
+    sent, begin = dispatched(jnp.ones_like(routing)), time(k, clock.frontends)
     by_wire = partial(field.events.sent_by_wire, field.events.what_arrives(dispatched, begin, step), begin, step)
     wired, first = by_wire(jnp.ones_like(system.late)), jnp.concatenate(by_wire(1 - system.late), axis=-1)
     return move._replace(sent=sent, wired=wired, tail=jnp.concatenate(wired, axis=-1) - first), now.tail + first
