@@ -120,9 +120,10 @@ def main(old: Path, new: Path, pairs: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("folders", nargs=2, type=Path, metavar=("OLD", "NEW"))
+    parser.add_argument("old", type=Path, metavar="OLD")
+    parser.add_argument("new", type=Path, metavar="NEW")
     if "--worker" in sys.argv[1:]:
         work()
     else:
         options = parser.parse_args()
-        main(*options.folders, options.pairs)
+        main(options.old, options.new, options.pairs)
