@@ -416,14 +416,14 @@ def test_a_step_size_is_refused_by_the_name_of_its_option(capsys):
     )
 
 
-def test_a_latency_that_no_memory_can_hold_is_named_with_file_and_field(capsys, monkeypatch):
+def test_a_latency_that_no_memory_can_hold_is_named_with_file_and_field(capsys):
     """4e7 steps of 0.5 s: numbers of two backends and as many arcs, with both time steps, kept one and a half times."""
     from dgdlb_jax.numerics import device
 
-    monkeypatch.setattr(device, "host_memory", lambda: 1e9)
     _far_fleet("2e7")
     for command, needed in ((["run"], "3.84"), (["run", "--fail", "each"], "3.84"), (["stability"], r"\d+\.\d")):
-        assert main([command[0], "far.toml", *command[1:], "--no-files", "--quiet"]) == 2
+        with device.assumed(memory=1e9):
+            assert main([command[0], "far.toml", *command[1:], "--no-files", "--quiet"]) == 2
         said = capsys.readouterr()
         assert re.match(
             rf"dgdlb: error: far.toml: \[latency\] from west to east is 2e\+07 s, and what is on the way .* {needed} GB of memory.*"

@@ -31,14 +31,14 @@ def toml(tmp_path):
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(toml, tmp_path, capsys, monkeypatch):
     """And names the device. However slow the machine, it runs one batch, and no other once its time is over."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dry_run, "_PATIENCE", 1000.0)
+    monkeypatch.setenv("DGDLB_PATIENCE", "100")
     assert main(["sweep", str(toml), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "24 cases (seed 12 x step_size_over_default 2) in 3 chunks" in printed
     assert "2 x 2 with" in printed
     assert re.search(r"memory: .* on (\d+ x )?cpu, of ", printed)
     assert re.search(r"time: .* \(from running 24 cases\)", printed)
-    monkeypatch.setattr(dry_run, "_PATIENCE", 0.0)
+    monkeypatch.setenv("DGDLB_PATIENCE", "1e-9")
     found = dry_run.estimate(read_spec(small()))
     assert found.probed == 8
     assert found.computing > 0

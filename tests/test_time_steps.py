@@ -121,7 +121,7 @@ def test_what_sets_a_step_size_is_said():
     assert what_sets_step_size(still, np.zeros(2), solve_optimum(still)) == ""
 
 
-def test_steps_that_nobody_can_wait_for_are_refused_by_what_makes_them_short(monkeypatch):
+def test_steps_that_nobody_can_wait_for_are_refused_by_what_makes_them_short():
     """Before anything is compiled. The loop crosses at sqrt(c sum(lambda eta)), up to a factor of some tens between start and optimum."""
     with pytest.raises(InputError) as caught:
         compare(pair(), ["least-latency", "dgd-lb"], step_size=1e30)
@@ -149,11 +149,10 @@ def test_steps_that_nobody_can_wait_for_are_refused_by_what_makes_them_short(mon
         ComparisonInProgress(pair(), ["dgd-lb"], news=Scraped(1e-12))
     lines, dt = usual._runs[DGD].bytes, usual._runs[DGD].dt
     assert 1 < lines / (2 * 1.5 * (0.15 / dt) * 2 * (2 + 1) * usual.network.latency.dtype.itemsize) < 2
-    monkeypatch.setattr(device, "host_memory", lambda: 1.5 * lines / 0.8)
-    assert ComparisonInProgress(pair(), ["dgd-lb", "uniform"], duration=1.0, workers=2)._workers == 1
-    monkeypatch.setattr(device, "host_memory", lambda: 0.5 * lines)
+    with device.assumed(memory=1.5 * lines / 0.8):
+        assert ComparisonInProgress(pair(), ["dgd-lb", "uniform"], duration=1.0, workers=2)._workers == 1
     sentence = r"DGD-LB takes time steps of .*, set by the fastest service, .* from frontend 0 to backend 1 is 0\.15 s"
-    with pytest.raises(InputError, match=sentence):
+    with device.assumed(memory=0.5 * lines), pytest.raises(InputError, match=sentence):
         ComparisonInProgress(pair(), ["dgd-lb"], duration=1.0)
 
 

@@ -70,7 +70,7 @@ def check_span(network: Network, dt: float | None, lasting: Mapping[str, float],
 
 def room() -> float:
     """Bytes of memory that runs may take: not all, as something else runs, too."""
-    return _MEMORY_SHARE * device.host_memory()
+    return _MEMORY_SHARE * device.memory()
 
 
 def line_bytes(network: Network, rows: float, runs: int) -> float:

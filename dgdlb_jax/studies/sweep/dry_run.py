@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from dgdlb_jax.fleets.document import counted
+from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.studies.sweep.batches import device_memory, memory, run_batch
 from dgdlb_jax.studies.sweep.chunks import check_possible, check_precision
 from dgdlb_jax.studies.sweep.executors import Crew, Executor, Setup, connected, workers_of
@@ -62,7 +63,7 @@ def _estimate(spec: Spec) -> Estimate:
     tried = check_possible(spec)
     preparing, running, ran = _seconds(lambda: check_possible(spec)), 0.0, 0
     for batch in sorted(tried.batches, key=lambda batch: -batch.rows.size):  # those that most cases are like come first
-        if ran and time.perf_counter() - began > _PATIENCE:
+        if ran and time.perf_counter() - began > patience(_PATIENCE):
             break
         running += batch.rows.size / batch.width * _seconds(lambda batch=batch: run_batch(batch, spec.measures))
         ran += batch.rows.size
