@@ -141,7 +141,7 @@ def assert_batch_is_single_runs(network, policy, size, gradient):
     [
         (7, 8, (44, 12), False),  # more than 4096 numbers over components, arcs and lanes
         pytest.param(7, 8, (44, 12), True, marks=pytest.mark.full),
-        (12, 2, (20, 20), False),  # the same, summed at once
+        pytest.param(12, 2, (20, 20), False, marks=pytest.mark.full),  # the same, summed at once
     ],
 )
 def test_measured_curves_run_at_large_sizes(rng, components, size, arcs, gradient):
