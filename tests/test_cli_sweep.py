@@ -88,6 +88,11 @@ def test_the_list_has_everything(capsys):
         (["no-such-sweep"], "neither a file nor a ready sweep"),
         (["{toml}", "--process", "0"], "belong together"),
         (["{toml}", "--coordinator", "localhost:1", "--processes", "2", "--process", "2"], "count from 0"),
+        (["{toml}", "--coordinator", "localhost", "--processes", "2", "--process", "0"], "give HOST:PORT"),
+        (
+            ["{toml}", "--coordinator", "no.host.invalid:1", "--processes", "2", "--process", "0"],
+            "there is no host 'no.host.invalid'",
+        ),
         (["{toml}", "--output", "{toml}"], "is no store of a sweep"),
     ],
 )

@@ -9,6 +9,8 @@ from dgdlb_jax.model.service import Hyperbolic, Tabulated
 from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
+from dgdlb_jax.simulation.plan import Execution
+from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, small_network
 
 
@@ -18,6 +20,25 @@ def test_a_latency_longer_than_the_buffer(rng):
     with pytest.raises(InputError, match="max_latency"):
         simulate(network, DGDLB(0.1), **settings)
     assert int(simulate(network, DGDLB(0.1), throw=False, **settings).result) == Result.latency_overflow
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            {"execution": Execution(devices=3)},
+            r"devices is 3: give a whole number from 1 on up to the \d that this process has",
+        ),
+        ({"execution": Execution(lanes=0)}, "lanes is 0: give a whole number from 1 on, or leave it out"),
+        (
+            {"save": SaveAt.statistics(after=1e9)},
+            r"wanted after 1e\+09 s, but the run ends at .* s: begin earlier, or run longer",
+        ),
+    ],
+)
+def test_what_would_lose_networks_or_the_whole_window_is_refused(rng, more, said):
+    with pytest.raises(InputError, match=said):
+        simulate_batch(stack([small_network(rng)] * 4), DGDLB(0.1), **SETTINGS, **more)
 
 
 def test_a_step_too_large_for_a_measured_curve():

@@ -326,6 +326,11 @@ def test_what_the_command_line_does_not_take(news, expected):
     assert expected in str(refused.value)
 
 
+def test_news_that_is_read_all_the_time_is_none():
+    assert parse_news("interval=0") is None
+    assert parse_news("interval=0.1") is not None
+
+
 def test_a_policy_with_a_period_of_its_own_is_refused(command):
     code, _, error = command("two-by-two", "--policy", "envoy-load-aware", "--news", "interval=5")
     assert code == 2

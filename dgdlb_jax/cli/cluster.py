@@ -6,6 +6,7 @@ why the connection is closed at once; an open one would end all processes when o
 
 import argparse
 import os
+import socket
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,12 @@ def join(options: argparse.Namespace) -> tuple[int, int]:
         raise InputError("--coordinator, --processes and --process belong together: give all three or none.")
     if named[0] is None and not _on_a_cluster():
         return 0, 1
+    if named[0] is not None and options.processes < 1:
+        raise InputError(f"--processes is {options.processes}: give how many there are, 1 or more.")
     if named[0] is not None and not 0 <= options.process < options.processes:
         raise InputError(f"--process {options.process} of {options.processes}: count from 0 to --processes - 1.")
+    if named[0] is not None:
+        _check_address(options.coordinator)
     import jax
 
     try:
@@ -42,6 +47,21 @@ def join(options: argparse.Namespace) -> tuple[int, int]:
             f"The processes do not find each other ({str(error).splitlines()[0]}): check --coordinator."
         ) from error
     return found
+
+
+def _check_address(address: str) -> None:
+    """Raise `InputError` for what is no address: what JAX calls ends the process then."""
+    from dgdlb_jax.numerics.results import InputError
+
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
+        raise InputError(f"--coordinator is {address!r}: give HOST:PORT, such as node1:1234.")
+    try:
+        socket.getaddrinfo(host.strip("[]"), int(port))
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"--coordinator {address}: there is no host {host!r} in sight ({error}): correct it."
+        ) from error
 
 
 def _on_a_cluster() -> bool:

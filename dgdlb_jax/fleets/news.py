@@ -27,7 +27,7 @@ def read_news(document: Section, network: Network) -> Scraped | None:
     section.only(*keys)
     section.numbers("interval_s", network.frontends, minimum=None)  # complains if it is missing
     given = {name: _value(section, key, network) for key, name in keys.items() if key in section}
-    return section.build_by({name: key for key, name in keys.items()}, Scraped, **given)
+    return _unless_at_once(section.build_by({name: key for key, name in keys.items()}, Scraped, **given))
 
 
 def parse_news(text: str) -> Scraped | None:
@@ -51,10 +51,15 @@ def parse_news(text: str) -> Scraped | None:
     if "interval" not in given:
         raise InputError(f"--news {text}: give the interval as well, in seconds, such as interval=15.")
     try:
-        return Scraped(**given)
+        return _unless_at_once(Scraped(**given))
     except InputError as error:
         own_words = re.sub(r"\bScraped(\.|: )", "", str(error))
         raise InputError(f"--news {text}: {own_words}") from error
+
+
+def _unless_at_once(news: Scraped) -> Scraped | None:
+    """None for reports that are read all the time: then they are not late either."""
+    return None if news.idle else news
 
 
 def _value(section: Section, key: str, network: Network) -> Any:

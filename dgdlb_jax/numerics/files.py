@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: written under another name in the same folder, then renamed."""
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -9,6 +10,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from dgdlb_jax.numerics.results import InputError
+
+_HEADER = 1 << 18  # bytes that a netCDF file of a run takes beside its numbers, at most
 
 
 @contextlib.contextmanager
@@ -93,6 +96,12 @@ def disk_errors(what: str, remedy: str = "choose another place") -> Iterator[Non
         yield
     except OSError as error:
         raise InputError(f"{what} cannot be written ({error.strerror or error}): {remedy}.") from error
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Raise `OSError` where a disk has no room for a file of so many bytes, which not every library survives to find out."""
+    if shutil.disk_usage(folder).free < size + _HEADER:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def flush(path: Path) -> None:

@@ -29,6 +29,7 @@ from dgdlb_jax.numerics.delay.line import DelayLine, rows_for
 from dgdlb_jax.numerics.precision import with_float_type
 from dgdlb_jax.numerics.results import InputError, is_concrete
 from dgdlb_jax.policies.autoscalers.base import (
+    MOST_DECISIONS,
     AbstractAutoscaler,
     AbstractContinuousAutoscaler,
     AbstractSampledAutoscaler,
@@ -289,7 +290,13 @@ def rows_of(autoscaler: AbstractAutoscaler, dt: np.ndarray, max_latency: float |
         raise InputError(
             f"dt = {dt.max():.4g} s is longer than the interval of the autoscaler, {autoscaler.interval:.4g} s: use a dt that divides it."
         )
-    return max(math.ceil(float(longest) / autoscaler.interval - _NEARLY), autoscaler.past) + 1
+    rows = max(float(longest) / autoscaler.interval - _NEARLY, autoscaler.past)
+    if rows > MOST_DECISIONS:
+        raise InputError(
+            f"The start-up delay of {float(longest):.4g} s and the windows of the autoscaler are {rows:.2g} intervals of "
+            f"{autoscaler.interval:.4g} s, more than the {MOST_DECISIONS} decisions that can be kept: shorten them, or raise it."
+        )
+    return math.ceil(rows) + 1
 
 
 def _where(due: Bool[Array, " backend_lanes"], new: PyTree, old: PyTree) -> PyTree:

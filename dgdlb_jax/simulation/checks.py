@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
@@ -51,6 +51,19 @@ def grid(networks: Network, duration: Numbers, dt: Numbers, max_latency: float |
             f"{LARGEST_LINE} numbers that can be counted: raise dt, or lower that latency."
         )
     return Grid(step, np.maximum(steps, 1).astype(np.int64), rows)
+
+
+def check_window(after: ArrayLike, grid: Grid) -> None:
+    """Raise `InputError` for statistics that begin when the run is over, if it is known."""
+    if not is_concrete(after):
+        return
+    begin, end = np.broadcast_arrays(np.asarray(after, float), grid.dt * grid.steps)
+    late = np.flatnonzero(begin >= end)
+    if late.size:
+        raise InputError(
+            f"Statistics are wanted after {begin.flat[late[0]]:.6g} s, but the run ends at {end.flat[late[0]]:.6g} s: begin earlier, "
+            "or run longer."
+        )
 
 
 def _positive(name: str, value: Numbers, size: int) -> Float[np.ndarray, " batch"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dgdlb_jax.numerics import labelled
-from dgdlb_jax.numerics.files import disk_errors, whole_file
+from dgdlb_jax.numerics.files import disk_errors, require_room, whole_file
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
 
@@ -85,5 +85,6 @@ def write(run: "Trajectory", path: str | Path) -> Path:
         raise InputError('h5netcdf is not installed: type  pip install "dgdlb_jax[xarray]".')
     dataset = to_dataset(run)
     with disk_errors(str(path)), whole_file(path) as draft:
+        require_room(draft.parent, dataset.nbytes)
         dataset.to_netcdf(draft, engine="h5netcdf")
     return path

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
@@ -138,8 +139,10 @@ def plan(
     **Raises:** `InputError` for what cannot be counted or has no room: steps, delay rows, `frames`.
     """
     save, how = SaveAt() if save is None else save, Execution() if execution is None else execution
+    _check_execution(how)
     networks = networks.in_one_type() if networks.batch is not None else as_batch(networks.in_one_type())
     grid = checks.grid(networks, duration, dt, max_latency)
+    checks.check_window(save.after, grid)
     plugins = collect(save.fn, save.own_statistics, extensions, networks.latency.dtype)
     size, frontends, backends = networks.latency.shape
     steps, told = int(grid.steps.max()), frames is not None  # or compiled in
@@ -181,6 +184,18 @@ def plan(
         counts_own,
     )
     return Plan(grid, instants, devices, threads, lanes, program, memory, plugins, bool(how.fused))
+
+
+def _check_execution(how: Execution) -> None:
+    """Raise `InputError` for numbers of devices, threads and lanes that there are not."""
+    there = jax.local_device_count()
+    for name, most in (("devices", there), ("threads", None), ("lanes", None)):
+        value = getattr(how, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1 or value > (most or value):
+            upto = "" if most is None else f" up to the {most} that this process has"
+            raise InputError(f"Execution: {name} is {value!r}: give a whole number from 1 on{upto}, or leave it out.")
 
 
 def _check_frames(frames: int, steps: int, every: int | None) -> None:

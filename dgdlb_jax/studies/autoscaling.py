@@ -17,6 +17,7 @@ from dgdlb_jax.model.events import Event
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.model.signals import signals
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.files import require_room
 from dgdlb_jax.numerics.parallel import in_order, workers_for
 from dgdlb_jax.numerics.patience import patience
 from dgdlb_jax.numerics.rounding import round_up
@@ -227,6 +228,7 @@ def write_runs(path: Path, study: AutoscalingStudy) -> None:
     """Write the runs into a netCDF file that there is, each as a group `autoscaling/BALANCER`."""
     for row in study.rows:
         found = row.run.to_xarray()
+        require_room(path.parent, found.nbytes)
         found.to_netcdf(path, mode="a", group=f"autoscaling/{row.balancer}", engine="h5netcdf")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import files, labelled
-from dgdlb_jax.numerics.files import disk_errors
+from dgdlb_jax.numerics.files import disk_errors, require_room
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.versions import versions
 from dgdlb_jax.simulation.statistics import Statistics
@@ -142,6 +142,7 @@ def write_dataset(path: Path, comparison: "Comparison", trace: "Comparison | Non
             big = {
                 name: {"zlib": True, "complevel": 2} for name, values in dataset.data_vars.items() if values.size > 1000
             }
+            require_room(path.parent, dataset.nbytes)
             dataset.to_netcdf(path, mode="w" if group is None else "a", group=group, engine="h5netcdf", encoding=big)
 
 

@@ -32,6 +32,9 @@ from dgdlb_jax.policies.held import one_of
 Backends = Float[Array, "*backends"]
 Parameter = Float[Array, "..."]
 """A scalar, or over backends."""
+MOST_DECISIONS = 100_000
+"""Decisions that a run keeps: start-up delays and windows, in intervals."""
+
 Metric = Literal["utilization", "concurrency", "queue"]
 Form = Literal["coded", "documented"]
 Removal = Literal["at once", "delayed"]

@@ -12,6 +12,7 @@ from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError
 from dgdlb_jax.numerics.types import Numbers
 from dgdlb_jax.policies.autoscalers.base import (
+    MOST_DECISIONS,
     AbstractSampledAutoscaler,
     Backends,
     Form,
@@ -206,6 +207,11 @@ class HPA(AbstractSampledAutoscaler):
 
     def _earlier(self, seconds: float) -> int:
         """How many decisions lie less than so many seconds back, the present one apart."""
+        if seconds > MOST_DECISIONS * self.interval:
+            raise InputError(
+                f"HPA looks back on {seconds:.4g} s, {seconds / self.interval:.2g} intervals of {self.interval:.4g} s, more than "
+                f"the {MOST_DECISIONS} decisions that can be kept: shorten that window or period, or lengthen the interval."
+            )
         return max(0, math.ceil(seconds / self.interval - 1e-9) - 1)
 
     def _up(self, replicas: Backends) -> Backends:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dgdlb_jax.numerics.files import disk_errors, whole_file
+from dgdlb_jax.numerics.files import disk_errors, require_room, whole_file
 from dgdlb_jax.studies.sweep import manifest
 from dgdlb_jax.studies.sweep.measures import RESULTS, SENTENCES
 from dgdlb_jax.studies.sweep.spec import Spec
@@ -99,6 +99,7 @@ def write_netcdf(store: Path, file: Path) -> Path:
             {name: array.astype(object) for name, array in dataset.coords.items() if array.dtype.kind in "OT"}
         )
     with disk_errors(str(file)), whole_file(file) as draft:
+        require_room(draft.parent, plain.nbytes)
         plain.to_netcdf(draft, engine="h5netcdf")
     return file
 
