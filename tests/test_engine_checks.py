@@ -10,6 +10,7 @@ from dgdlb_jax.numerics.results import InputError, Result
 from dgdlb_jax.policies.gradient import DGDLB
 from dgdlb_jax.simulation.engine import simulate, simulate_batch
 from dgdlb_jax.simulation.plan import Execution
+from dgdlb_jax.simulation.requests.engine import simulate_requests
 from dgdlb_jax.simulation.trajectory import SaveAt
 from helpers import DT, SETTINGS, small_network
 
@@ -27,7 +28,7 @@ def test_a_latency_longer_than_the_buffer(rng):
     [
         (
             {"execution": Execution(devices=3)},
-            r"devices is 3: give a whole number from 1 on up to the \d that this process has",
+            r"devices is 3: give a whole number from 1 to the \d that this process has",
         ),
         ({"execution": Execution(lanes=0)}, "lanes is 0: give a whole number from 1 on, or leave it out"),
         (
@@ -39,6 +40,11 @@ def test_a_latency_longer_than_the_buffer(rng):
 def test_what_would_lose_networks_or_the_whole_window_is_refused(rng, more, said):
     with pytest.raises(InputError, match=said):
         simulate_batch(stack([small_network(rng)] * 4), DGDLB(0.1), **SETTINGS, **more)
+
+
+def test_a_window_after_the_end_is_refused_with_whole_requests_as_well(rng):
+    with pytest.raises(InputError, match=r"wanted after 1e\+09 s, but the run ends at"):
+        simulate_requests(small_network(rng), DGDLB(0.1), jax.random.key(0), **SETTINGS, after=1e9)
 
 
 def test_a_step_too_large_for_a_measured_curve():

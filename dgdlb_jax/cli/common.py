@@ -19,7 +19,8 @@ OLDER_EMITTERS = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codege
 """Flags of XLA for its older code generator, in versions of JAX below `OLDER_UNTIL`; a flag that XLA does not know ends the process."""
 OLDER_UNTIL = (0, 11)
 _EXTRA = ("matplotlib", "xarray", "h5netcdf", "h5py", "rich")
-
+START = "proportional"
+"""From which routing runs begin if --start does not say."""
 
 NEWS_HELP = (
     "how frontends get their reports, instead of what the fleet's [news] says: interval (seconds between two), offset (of the first, or "

@@ -5,7 +5,7 @@ import json
 import textwrap
 from pathlib import Path
 
-from dgdlb_jax.cli.common import notes, quick_compilation
+from dgdlb_jax.cli.common import START, notes, quick_compilation
 from dgdlb_jax.numerics.text import did_you_mean
 
 _ALL = ["each"]
@@ -73,7 +73,7 @@ def _refuse_others(options: argparse.Namespace) -> None:
     from dgdlb_jax.numerics.results import InputError
 
     for option in ("report", "export", "requests", "current", "step_size", "start", "scale", "seeds", "discipline"):
-        if getattr(options, option) not in (None, False, "proportional"):  # the last is the default of --start
+        if getattr(options, option) not in (None, False, START):
             raise InputError(
                 f"--fail lets backends fail, and --{option.replace('_', '-')} has no part in that: leave one of them out."
             )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgdlb_jax.cli.common import (
     NEWS_HELP,
+    START,
     interrupt_heard,
     names,
     notes,
@@ -118,7 +119,7 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     add(
         "--start",
         choices=("proportional", "nearest", "uniform"),
-        default="proportional",
+        default=START,
         help="routing that all balancers start from (default: proportional to capacity)",
     )
     add("--dt", metavar="S", type=positive, help="time step, seconds (default: suggested from the fleet, and printed)")

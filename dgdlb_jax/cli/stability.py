@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dgdlb_jax.cli.common import NEWS_HELP, notes, require_extra, set_up_jax
+from dgdlb_jax.cli.common import NEWS_HELP, START, notes, require_extra, set_up_jax
 
 DGD = "dgd-lb"
 
@@ -50,7 +50,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--start",
         choices=("proportional", "nearest", "uniform"),
-        default="proportional",
+        default=START,
         help="routing from which larger and larger step sizes are tried (default: proportional to capacity)",
     )
     parser.add_argument(

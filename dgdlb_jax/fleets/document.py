@@ -32,15 +32,21 @@ class FleetWarning(UserWarning):
     """What was made of a file that does not say all by itself, or that is not quite a service curve."""
 
 
-def nearest(word: object, known: Collection[str]) -> str:
+def nearest(word: object, known: Collection[str], near: str = "did you mean", there: str = "known here:") -> str:
     """`did you mean "known"?`, if anything is near; and what there is, all of it or where nothing is near some."""
     if not known:
         return "nothing is known here."
     close = closest(clipped(str(word)), map(clipped, known), cutoff=0.5)
-    there = f"nown here: {listed(sorted(known))}."
+    names = f"{there} {listed(sorted(known))}."
     if close is None:
-        return f"k{there}"
-    return f'did you mean "{close}"?' + f" K{there}" * (len(known) <= _MOST_NAMES)
+        return names
+    hint = f'{near} "{close}"?'
+    return hint if len(known) > _MOST_NAMES else f"{hint} {names[0].upper()}{names[1:]}"
+
+
+def nearest_column(wanted: str, columns: Collection[str]) -> str:
+    """The same of a column that a table lacks, within a sentence."""
+    return nearest(wanted, columns, "is it", "it has the columns").rstrip(".")
 
 
 def listed(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from dgdlb_jax.fleets.document import Folder, clipped, counted, nearest, read_text, rule_for, shown
+from dgdlb_jax.fleets.document import Folder, clipped, counted, nearest_column, read_text, rule_for, shown
 from dgdlb_jax.fleets.numerals import Numerals, is_unclear, mixes_notations, numerals_of
 from dgdlb_jax.numerics.checks import in_range
 from dgdlb_jax.numerics.results import InputError
@@ -160,13 +160,8 @@ class Table:
         for name in known:
             if name in self.columns:
                 return name
-        hint = (
-            nearest(known[0], self.columns)
-            .replace("did you mean", "is it")
-            .replace("known here:", "it has the columns")
-            .replace("Known here:", "It has the columns")
-        )
-        raise InputError(f'{self.name}: column "{known[0]}" is missing ({hint.rstrip(".")}): add or rename it.')
+        hint = nearest_column(known[0], self.columns)
+        raise InputError(f'{self.name}: column "{known[0]}" is missing ({hint}): add or rename it.')
 
     def number(
         self, row: Row, column: str, *, minimum: float = 0.0, above: bool = False, counts: bool = False

@@ -59,6 +59,11 @@ def check_positive(name: str, value: Matrices, remedy: str = "give a positive fi
     check_entries(value, positive, lambda _, found: f"{name} is {found:g}: {remedy}.")
 
 
+def is_count(value: object) -> bool:
+    """Whether it is a whole number from 1 on."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and int(value) >= 1
+
+
 def in_range(number: float, minimum: float, above: bool = False) -> bool:
     """Whether a number is finite and at least `minimum`, or `above` it."""
     return math.isfinite(number) and (number > minimum if above else number >= minimum)

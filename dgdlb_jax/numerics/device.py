@@ -15,6 +15,8 @@ import numpy as np
 
 from dgdlb_jax.numerics.results import InputError, is_concrete
 
+PLANNED = 0.8
+"""Of memory, how much may be planned for: something else runs, too."""
 _COPIES: ContextVar[int] = ContextVar("copies", default=1)
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 

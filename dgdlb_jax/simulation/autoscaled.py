@@ -290,13 +290,13 @@ def rows_of(autoscaler: AbstractAutoscaler, dt: np.ndarray, max_latency: float |
         raise InputError(
             f"dt = {dt.max():.4g} s is longer than the interval of the autoscaler, {autoscaler.interval:.4g} s: use a dt that divides it."
         )
-    rows = max(float(longest) / autoscaler.interval - _NEARLY, autoscaler.past)
-    if rows > MOST_DECISIONS:
+    decisions = float(longest) / autoscaler.interval - _NEARLY
+    if decisions > MOST_DECISIONS:
         raise InputError(
-            f"The start-up delay of {float(longest):.4g} s and the windows of the autoscaler are {rows:.2g} intervals of "
-            f"{autoscaler.interval:.4g} s, more than the {MOST_DECISIONS} decisions that can be kept: shorten them, or raise it."
+            f"The start-up delay of the autoscaler is {float(longest):.4g} s, {decisions:.2g} intervals of {autoscaler.interval:.4g} s, "
+            f"more than the {MOST_DECISIONS} decisions that can be kept: shorten it, or lengthen the interval."
         )
-    return math.ceil(rows) + 1
+    return max(math.ceil(decisions), autoscaler.past) + 1
 
 
 def _where(due: Bool[Array, " backend_lanes"], new: PyTree, old: PyTree) -> PyTree:

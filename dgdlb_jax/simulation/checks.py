@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dgdlb_jax.model.batch import over_networks
 from dgdlb_jax.model.network import Network
@@ -53,7 +53,7 @@ def grid(networks: Network, duration: Numbers, dt: Numbers, max_latency: float |
     return Grid(step, np.maximum(steps, 1).astype(np.int64), rows)
 
 
-def check_window(after: ArrayLike, grid: Grid) -> None:
+def check_window(after: Numbers, grid: Grid) -> None:
     """Raise `InputError` for statistics that begin when the run is over, if it is known."""
     if not is_concrete(after):
         return

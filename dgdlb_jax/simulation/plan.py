@@ -6,11 +6,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 
 from dgdlb_jax.model.batch import as_batch
 from dgdlb_jax.model.network import Network
 from dgdlb_jax.numerics import device
+from dgdlb_jax.numerics.checks import is_count
 from dgdlb_jax.numerics.delay import ReverseMode
 from dgdlb_jax.numerics.delay.checkpoint import count_frames
 from dgdlb_jax.numerics.native import TOO_LARGE
@@ -40,15 +40,16 @@ NARROW = 128  # bytes of frontends x lanes at least: vector units are full, whic
 class Execution:
     """Where a batch runs and how much of it at a time. Answers depend on it by rounding at most.
 
-        - `devices`: over how many the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`. A mesh of the user's
-          (`jax.set_mesh`, or explicit axes) is left in charge: then the batch is spread as it lies.
-        - `threads`: parts of the batch that run at the same time, at most, on the one device of a CPU; by default what the environment
-          variable DGDLB_THREADS says, or one for each core that the process may use. One inside `jit`, `grad`, `vmap` and threads of the
-          user's.
-        - `lanes`: how many networks run side by side in each; chosen from the sizes by default.
-        - `fused`: on a CUDA device, all steps between two saved instants in one kernel: 2 to 10 times as fast (benchmarks/README.md). By
-          itself where a kernel can do it, which is outside `jit` and `grad`, without `extra_flow`, events and autoscalers; networks up to
-    X with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
+    - `devices`: over how many the batch is spread; by default all, and one inside `jit`, `grad` or `vmap`. A mesh of the user's
+      (`jax.set_mesh`, or explicit axes) is left in charge: then the batch is spread as it lies.
+    - `threads`: parts of the batch that run at the same time, at most, on the one device of a CPU; by default what the environment
+      variable DGDLB_THREADS says, or one for each core that the process may use. One inside `jit`, `grad`, `vmap` and threads of the
+      user's.
+    - `lanes`: how many networks run side by side in each; chosen from the sizes by default.
+    - `fused`: on a CUDA device, all steps between two saved instants in one kernel: 2 to 10 times as fast (benchmarks/README.md). By
+      itself where a kernel can do it, which is outside `jit` and `grad`, without `extra_flow`, events and autoscalers; networks up to
+      about 32 x 32, constant or cyclic demand, curves of the package, no plug-ins of the user's but policies. Everything else runs in a
+      loop, with the same results to rounding. `False`: always in a loop; `True`: an error where no kernel can do it.
     """
 
     devices: int | None = None
@@ -187,15 +188,14 @@ def plan(
 
 
 def _check_execution(how: Execution) -> None:
-    """Raise `InputError` for numbers of devices, threads and lanes that there are not."""
+    """Raise `InputError` for devices that there are not, and for no networks side by side; `parts_for` looks at threads."""
     there = jax.local_device_count()
-    for name, most in (("devices", there), ("threads", None), ("lanes", None)):
-        value = getattr(how, name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1 or value > (most or value):
-            upto = "" if most is None else f" up to the {most} that this process has"
-            raise InputError(f"Execution: {name} is {value!r}: give a whole number from 1 on{upto}, or leave it out.")
+    if how.devices is not None and not (is_count(how.devices) and how.devices <= there):
+        raise InputError(
+            f"Execution: devices is {how.devices!r}: give a whole number from 1 to the {there} that this process has, or leave it out."
+        )
+    if how.lanes is not None and not is_count(how.lanes):
+        raise InputError(f"Execution: lanes is {how.lanes!r}: give a whole number from 1 on, or leave it out.")
 
 
 def _check_frames(frames: int, steps: int, every: int | None) -> None:

@@ -19,9 +19,6 @@ MOST_STEPS = 1e9
 """Time steps that a run may have: some hours on one core."""
 
 
-_MEMORY_SHARE = 0.8
-
-
 def check_times(network: Network, dt: float | None, duration: float | None) -> None:
     """Raise `InputError` for a time step or a duration that cannot be run in a network, as far as they are given."""
     for name, value in (("dt", dt), ("duration", duration)):
@@ -69,8 +66,8 @@ def check_span(network: Network, dt: float | None, lasting: Mapping[str, float],
 
 
 def room() -> float:
-    """Bytes of memory that runs may take: not all, as something else runs, too."""
-    return _MEMORY_SHARE * device.memory()
+    """Bytes of memory that runs may take."""
+    return device.PLANNED * device.memory()
 
 
 def line_bytes(network: Network, rows: float, runs: int) -> float:

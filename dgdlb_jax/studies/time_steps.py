@@ -156,10 +156,7 @@ class ResolvedRun:
         self._longest = float(np.maximum(slowest.latency, slowest.feedback_latency).max())
         self._finest = min(finest, dt)
         self.dt, self.accuracy, self.halved = dt, math.nan, False
-        self.seconds_per_step, self._seconds_before = (
-            math.nan,
-            math.nan,
-        )  # what a step takes, and what any run takes besides
+        self.seconds_per_step = self._seconds_before = math.nan  # what a step takes, and what any run takes besides
 
     def compile(self, frames: int) -> None:
         """Compile with room for so many saved instants, and measure what a step of both runs takes."""

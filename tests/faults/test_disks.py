@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,6 +131,28 @@ def test_a_full_cache_is_not_worth_a_word(capsys):
         warnings.warn("Error writing persistent compilation cache entry for 'jit_f': OSError", stacklevel=1)
         warnings.warn("worth a word", stacklevel=1)
     assert capsys.readouterr().err == "dgdlb: note: worth a word\n"
+
+
+@pytest.mark.parametrize("free", [0, 10**9])
+def test_there_is_room_before_a_netcdf_file_is_written(here, monkeypatch, capsys, free):
+    """A full disk ends the process within HDF5."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    assert main(COMMANDS["run"]) == (0 if free else 2)
+    said = capsys.readouterr().err
+    assert ("No space left on device" in said) == (not free), said
+    assert not list(here.rglob(".*part*"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kilobytes", [40, 200, 260, 400])
+def test_a_run_on_a_disk_that_fills_up(small_disk, kilobytes):
+    """A real one: a sentence, and nothing left behind, or all of it."""
+    done = on_a_small_disk(
+        kilobytes,
+        f"{sys.executable} -m dgdlb_jax run two-by-two --duration 20 --policies dgd-lb --quiet; echo code $?; ls -A",
+    )
+    assert done.stdout.split("code")[-1].split() in (["2"], ["0", "dgdlb-two-by-two"]), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.full

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from dgdlb_jax.fleets.document import clipped, counted, nearest
+from dgdlb_jax.fleets.document import clipped, counted, nearest_column
 from dgdlb_jax.fleets.importers.base import Importer, Latencies, Options, Pair, arrows, selected
 from dgdlb_jax.fleets.importers.halves import completed
 from dgdlb_jax.fleets.importers.plausible import check_latencies
@@ -139,8 +139,8 @@ def _ends(table: Table) -> tuple[str, str]:
     if (found := ends_of(table)) is not None:
         return found
     missing = "from" if first_of(table.columns, [names[0] for names in ENDS]) is None else "to"
-    hint = nearest(missing, table.columns).replace("did you mean", "is it").replace("known here", "it has the columns")
-    raise InputError(f'{table.name}: column "{missing}" is missing ({hint.rstrip(".")}): {LAYOUTS}.')
+    hint = nearest_column(missing, table.columns)
+    raise InputError(f'{table.name}: column "{missing}" is missing ({hint}): {LAYOUTS}.')
 
 
 def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figure]:
@@ -148,8 +148,7 @@ def _figures(table: Table, ends: tuple[str, str], unit: str | None) -> list[Figu
     candidates = [column for column in table.columns if column not in ends and is_latency(column)]
     candidates = candidates or _statistics(table)
     if not candidates:
-        hint = nearest("one_way_ms", [column for column in table.columns if column not in ends])
-        hint = hint.replace("did you mean", "is it").replace("known here", "it has the columns").rstrip(".")
+        hint = nearest_column("one_way_ms", [column for column in table.columns if column not in ends])
         raise InputError(f'{table.name}: column "one_way_ms" is missing ({hint}): {LAYOUTS}.')
     rank = min(map(statistic_rank, candidates))
     candidates = [column for column in candidates if statistic_rank(column) == rank]

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from dgdlb_jax.fleets.document import clipped, counted, listed, nearest
+from dgdlb_jax.fleets.document import clipped, counted, listed, nearest, nearest_column
 from dgdlb_jax.fleets.importers.base import Demand, Importer, Options, check_names, selected
 from dgdlb_jax.fleets.importers.bins import UNEVEN, only_figures
 from dgdlb_jax.fleets.importers.failures import failed_requests
@@ -47,13 +47,9 @@ def read_requests(table: Table, options: Options) -> Demand:
     table = table.only(selected(table.name, table.rows, lambda row: row.cells, options))
     table, told = _without_other_metrics(_without_failures(table))
     if column is None:
-        hint = (
-            nearest("time_s", table.columns)
-            .replace("did you mean", "is it")
-            .replace("known here", "it has the columns")
-        )
+        hint = nearest_column("time_s", table.columns)
         raise InputError(
-            f'{table.name}: column "time_s" is missing ({hint.rstrip(".")}): a trace has the column time_s and requests or one column '
+            f'{table.name}: column "time_s" is missing ({hint}): a trace has the column time_s and requests or one column '
             "per frontend, or a line per request with a column of times such as timestamp_ms."
         )
     _check_no_rate(table)

@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from dgdlb_jax.fleets.document import clipped, listed, nearest
+from dgdlb_jax.fleets.document import clipped, listed, nearest_column
 from dgdlb_jax.fleets.importers.base import Curve, Importer, Options, Point, selected
 from dgdlb_jax.fleets.importers.failures import failures_beside
 from dgdlb_jax.fleets.importers.fields import telling
@@ -267,8 +267,8 @@ def _per_gpu(table: Table) -> list[str]:
 
 
 def _missing(table: Table, wanted: str) -> InputError:
-    hint = nearest(wanted, table.columns).replace("did you mean", "is it").replace("known here", "it has the columns")
-    return InputError(f'{table.name}: column "{wanted}" is missing ({hint.rstrip(".")}): {LAYOUT}.')
+    hint = nearest_column(wanted, table.columns)
+    return InputError(f'{table.name}: column "{wanted}" is missing ({hint}): {LAYOUT}.')
 
 
 def _recognises(source: Source, options: Options) -> bool:

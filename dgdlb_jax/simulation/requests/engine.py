@@ -158,6 +158,7 @@ def simulate_requests_batch(
     networks = networks.in_one_type().with_scale(scale)
     save = SaveAt.statistics() if save is None else _checked(save)
     grid = checks.grid(networks, duration, dt, max_latency)
+    checks.check_window(after, grid)
     steps = _common("duration / dt", grid.steps)
     if throw:
         checks.explain(networks, grid, max_latency)

@@ -44,7 +44,6 @@ _INSTANTS = 1024  # of a latency's history, up to twice as many: enough for the 
 _LOOKS = 2 ** math.ceil(math.log2(INSTANTS))  # of workloads for a verdict, up to twice as many
 _FINE = 16  # steps between two saved workloads, at most: suggest_dt gives a loop at least 125 steps per period
 PREPARING = 60  # numbers per arc that the optimum and the step sizes take
-_MEMORY_SHARE = 0.8  # of the device's memory that may be planned for
 _LATENCIES = "lower latencies (latency_scale)"
 _MOST_MEMORY = 1e15  # bytes, where nothing tells
 
@@ -172,7 +171,7 @@ def prepared(
     """The cases of one kind, prepared together; in halves where that is refused, until it is known for which case."""
     numbers = 1 if "fleet" in columns else padded_arcs(taken(columns, rows[:1]))
     each = PREPARING * numbers * jnp.zeros(()).dtype.itemsize
-    room = int(_MEMORY_SHARE * device_memory() / each)
+    room = int(device.PLANNED * device_memory() / each)
     if room < 1:
         gigabytes = f"{each / 1e9:.3g} GB, the device has {device_memory() / 1e9:.3g} GB"
         yield rows, Refusal(DOES_NOT_FIT, f"Its optimum needs about {gigabytes}: use smaller networks.")
@@ -291,7 +290,7 @@ def memory(shape: Shape, measures: tuple[str, ...]) -> int:
 
 def fitting(shape: Shape, measures: tuple[str, ...]) -> int:
     """How many cases fit into the memory of the devices of this process, a power of two; 0 when not even one does."""
-    room = int(_MEMORY_SHARE * device_memory()) // memory(shape, measures)
+    room = int(device.PLANNED * device_memory()) // memory(shape, measures)
     if room < 1 or shape.rows * shape.frontends * shape.backends > LARGEST_LINE:
         return 0
     return 2 ** int(math.log2(room))
