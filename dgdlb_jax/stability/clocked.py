@@ -139,9 +139,8 @@ def _last_instant(
     turns = np.floor(time / period + _SAME)
     within = np.clip(time - turns * period, 0, None)
     passed = np.searchsorted(clock, within + _SAME * period, side="right")  # of that period
-    number = np.minimum(
-        (turns * count + passed).astype(int), done
-    )  # instants from the start of this period on, negative before
+    # Instants from the start of this period on, negative before.
+    number = np.minimum((turns * count + passed).astype(int), done)
     turn, place = np.divmod(number - 1, count)
     return done - number, np.maximum(time - (turn * period + clock[place]), 0)
 

@@ -93,9 +93,8 @@ class LoopTransfer(eqx.Module):
         what = f"The loop of {self.size} arcs whose policy depends on its own routing"
         device.check_fits(self.memory, what, "use smaller networks")
         forward = jnp.where(lin.support, self._sent(s), 0)
-        through = (
-            self.moves(s) / (s + as_complex(lin.slope))[None, None]
-        )  # (i, j, k): routing of arc ij per arrival at backend k
+        # (i, j, k): routing of arc ij per arrival at backend k
+        through = self.moves(s) / (s + as_complex(lin.slope))[None, None]
         arrivals = through[:, :, None, :] * forward[None, None]  # (i, j, i', k), the arc i'k sends to backend k
         own = lin.self_response_at(s)
         own = jnp.eye(frontends, dtype=own.dtype)[:, None, :, None] * own[:, :, None, :] / s

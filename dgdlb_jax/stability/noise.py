@@ -37,11 +37,8 @@ from dgdlb_jax.stability.defaults import default_step_size
 from dgdlb_jax.stability.linearise import Linearisation, check_smooth, linearise_one
 from dgdlb_jax.stability.loop_transfer import Frequency, Laplace, LoopTransfer
 
-_POINTS = (
-    512,
-    4096,
-    65_536,
-)  # frequencies, evenly in the logarithm; the more where the fewer do not resolve a resonance
+# Frequencies, evenly in the logarithm; the more where the fewer do not resolve a resonance.
+_POINTS = (512, 4096, 65_536)
 _TRACED = 4096  # inside a transformation, where nobody can look whether they did
 _PER_ENTRY = 2e-9  # seconds: of products of matrices, measured at 1 x 200, 32 x 32 and 64 x 64 on one core
 _BLOCK = 64  # of them side by side

@@ -239,9 +239,8 @@ def _polish(linear: Linearisation, starts: Complex[Array, "batch roots"]) -> Spe
         return s * whole
 
     def one(loop: LoopTransfer, start: Laplace) -> tuple[Laplace, Float[Array, ""]]:
-        trivial = jnp.min(jnp.abs(start + as_complex(loop.linear.slope))) <= 1e-9 * jnp.abs(
-            start
-        )  # backends outside all loops
+        # Backends outside all loops.
+        trivial = jnp.min(jnp.abs(start + as_complex(loop.linear.slope))) <= 1e-9 * jnp.abs(start)
         if loop.linear.filter is not None:  # memory that no loop goes through: differences that a projection takes off
             trivial |= loop.linear.filter.distance(start) <= _OWN * jnp.abs(start)
 

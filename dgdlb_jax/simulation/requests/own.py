@@ -92,9 +92,8 @@ def one_by_one(
 
         def portions(counts):
             u, v = streams.for_portions(k, m)
-            after = jnp.clip(
-                m.astype(part.dtype) + 1 - PORTIONS * part, 0, 1
-            )  # which part of this portion lies behind `part`
+            # Which part of this portion lies behind `part`.
+            after = jnp.clip(m.astype(part.dtype) + 1 - PORTIONS * part, 0, 1)
             # Both in one call, as twice the code takes twice as long to compile.
             means = (portion[None] * shares)[None] * jnp.stack([1 - after, after])
             soon, more = poisson(jnp.stack([u, v]), means).astype(one.dtype)
