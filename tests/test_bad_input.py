@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dgdlb_jax.fleets import describe_fleet, load_fleet
+from dgdlb_jax.fleets.document import nearest_column
 from dgdlb_jax.numerics.results import InputError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -329,6 +330,15 @@ def test_what_a_sentence_asks_for_is_what_is_accepted(section, key, folder):
         assert without[0] == without[1]
     else:
         assert any(word in negative for word in from_zero), negative
+
+
+def test_a_column_that_is_missing_is_looked_for():
+    """What it may be called, and all there are; of many columns what it may be called only."""
+    assert nearest_column("one_way_ms", ["from", "to", "oneway_ms"]) == (
+        'is it "oneway_ms"? It has the columns from, oneway_ms, to'
+    )
+    assert nearest_column("one_way_ms", ["a", "b"]) == "it has the columns a, b"
+    assert nearest_column("one_way_ms", ["oneway_ms", *map(str, range(12))]) == 'is it "oneway_ms"?'
 
 
 def test_small_sets_of_words_are_listed(folder):
